@@ -1,0 +1,111 @@
+//! Futures that must not leave the ambient thread.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use super::task::spawn;
+use crate::unfuture::Unfuture;
+
+/// Starts a future that need not be `Send`: the closure makes it on the ambient thread, where it
+/// stays until it is dropped.
+///
+/// # Errors
+///
+/// As [`spawn`]; a panic of the closure is a panic of the task.
+///
+/// # Examples
+///
+/// ```
+/// use std::rc::Rc;
+///
+/// let task = unsync::spawn_local(|| async {
+///     let shared = Rc::new(20);
+///     unsync::yield_now().await;
+///     *shared + 1
+/// });
+/// assert_eq!(task.result().unwrap(), 21);
+/// ```
+#[track_caller]
+pub fn spawn_local<M, F>(make: M) -> Unfuture<F::Output>
+where
+    M: FnOnce() -> F + Send + 'static,
+    F: Future + 'static,
+    F::Output: Send + 'static,
+{
+    spawn(Proxy {
+        state: State::Unmade(make),
+        future: PhantomData,
+    })
+}
+
+/// Stands in the slab for a future that may not travel: it can be sent, because it holds nothing but
+/// the closure, or the number under which the future lies in a local of the ambient thread.
+struct Proxy<M, F> {
+    state: State<M>,
+    future: PhantomData<fn() -> F>,
+}
+
+enum State<M> {
+    Unmade(M),
+    Made(u64),
+    Ended,
+}
+
+thread_local! {
+    /// Each a `Pin<Box<F>>`. A future is out of it while it is polled.
+    static FUTURES: RefCell<HashMap<u64, Box<dyn Any>>> = RefCell::default();
+}
+
+// Nothing is ever pinned in a proxy: the future is in a box of its own.
+impl<M, F> Unpin for Proxy<M, F> {}
+
+impl<M, F> Future for Proxy<M, F>
+where
+    M: FnOnce() -> F,
+    F: Future + 'static,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (number, mut future) = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Unmade(make) => {
+                let future: Box<dyn Any> = Box::new(Box::pin(make()));
+                (NEXT.fetch_add(1, Ordering::Relaxed), future)
+            }
+            State::Made(number) => {
+                let future = FUTURES.with_borrow_mut(|futures| futures.remove(&number));
+                (
+                    number,
+                    future.expect("a local future stays where it was put"),
+                )
+            }
+            State::Ended => panic!("local future polled after completion"),
+        };
+        let pinned = future
+            .downcast_mut::<Pin<Box<F>>>()
+            .expect("the number is this future's");
+        let polled = pinned.as_mut().poll(cx);
+        if polled.is_pending() {
+            FUTURES.with_borrow_mut(|futures| futures.insert(number, future));
+            self.state = State::Made(number);
+        }
+        polled
+    }
+}
+
+impl<M, F> Drop for Proxy<M, F> {
+    fn drop(&mut self) {
+        if let State::Made(number) = self.state {
+            // Out of the map first: the destructor is foreign code.
+            let future = FUTURES.try_with(|futures| futures.borrow_mut().remove(&number));
+            drop(future);
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Async tasks: the future, its ticket, and the slab that the ambient thread keeps them in.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use super::{Message, post};
+use crate::error::{Error, Origin, discard, wall};
+use crate::unfuture::{Slot, Stop, Unfuture, Work};
+
+/// Starts a future on the ambient thread.
+///
+/// It runs without being awaited, and its destructor runs there too. A future that blocks holds up
+/// every other one: blocking work belongs on [`thread`](crate::thread), CPU-bound work in
+/// [`cpu`](crate::cpu). At the end of the process unfinished tasks end unheard, like those of a
+/// daemon thread.
+///
+/// Costs two allocations and less than a microsecond.
+///
+/// # Errors
+///
+/// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind) if the future or its
+/// destructor panics, and as [`ErrorKind::Os`](crate::ErrorKind) if this is the first use and the
+/// operating system refuses the ambient thread.
+///
+/// # Examples
+///
+/// ```
+/// let task = unsync::spawn(async { 6 * 7 });
+/// assert_eq!(task.result().unwrap(), 42);
+/// ```
+#[track_caller]
+pub fn spawn<F>(future: F) -> Unfuture<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let task = Arc::new(Task::<F::Output>::new(Location::caller()));
+    let ticket: Arc<dyn Ticket> = task.clone();
+    if let Err((message, error)) = post(Message::Start(Box::pin(Some(future)), ticket)) {
+        discard(message);
+        let error = Error::os("the ambient thread could not be started", error);
+        task.slot.finish(Err(error.started_at(task.slot.origin)));
+    }
+    Unfuture::of(task)
+}
+
+/// A future in its box, full until it was polled to its end.
+pub(super) type Body = Pin<Box<dyn Step>>;
+
+/// The name of a task in the slab: its place, and above that how often the place was given away. So
+/// a late wake finds nothing.
+pub(super) type Key = u64;
+const PLACE_BITS: u32 = 32;
+
+/// What is shared of a task: its slot, and whether it is queued. It is the waker as well.
+///
+/// The future is not in here: the ambient thread owns it, so polling takes no lock.
+struct Task<T> {
+    /// Set once, by the ambient thread, before the first poll; no waker exists before that.
+    key: AtomicU64,
+    /// Set from the wake that queues the task until just before the poll that follows, and for ever
+    /// once the task has ended. So any number of wakes in between are one poll.
+    queued: AtomicBool,
+    slot: Slot<T>,
+}
+
+/// A key that no task ever has.
+const UNPLACED: Key = Key::MAX;
+
+impl<T> Task<T> {
+    fn new(origin: Origin) -> Task<T> {
+        Task {
+            key: AtomicU64::new(UNPLACED),
+            queued: AtomicBool::new(true),
+            slot: Slot::new(origin),
+        }
+    }
+}
+
+/// A task without the type of its value.
+pub(super) trait Ticket: Any + Send + Sync {
+    fn key(&self) -> &AtomicU64;
+    fn queued(&self) -> &AtomicBool;
+    fn waker(self: Arc<Self>) -> Waker;
+    fn as_any(&self) -> &dyn Any;
+    fn is_done(&self) -> bool;
+    fn fail(&self, error: Error);
+}
+
+impl<T: Send + 'static> Ticket for Task<T> {
+    fn key(&self) -> &AtomicU64 {
+        &self.key
+    }
+    fn queued(&self) -> &AtomicBool {
+        &self.queued
+    }
+    fn waker(self: Arc<Self>) -> Waker {
+        Waker::from(self)
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn is_done(&self) -> bool {
+        self.slot.is_done()
+    }
+    fn fail(&self, error: Error) {
+        self.slot.finish(Err(error.started_at(self.slot.origin)));
+    }
+}
+
+impl<T: Send + 'static> Wake for Task<T> {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            // The thread that gave out this waker is there, so the message cannot be refused.
+            discard(post(Message::Wake(self.key.load(Ordering::Relaxed))));
+        }
+    }
+}
+
+impl<T: Send + 'static> Stop for Task<T> {
+    fn stop(self: Arc<Self>, reason: Error) -> bool {
+        let in_time = !self.slot.is_done();
+        if in_time {
+            // The future is dropped where it lives, never on the thread of the one who stops it.
+            discard(post(Message::Stop(self, reason)));
+        }
+        in_time
+    }
+}
+
+impl<T: Send + 'static> Work<T> for Task<T> {
+    fn slot(&self) -> &Slot<T> {
+        &self.slot
+    }
+    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+        self
+    }
+}
+
+/// A future that may be polled, or dropped in place.
+///
+/// It is kept as `Pin<Box<Option<F>>>`: so it can be dropped where it lies, without unsafe code, while
+/// the allocation goes back with the value to the thread that made it.
+pub(super) trait Step: Send {
+    /// Polls once. A future that is not ready comes back; of one that is, the value goes to the
+    /// task's slot.
+    fn step(self: Pin<Box<Self>>, ticket: &dyn Ticket, cx: &mut Context<'_>) -> Option<Body>;
+    /// Drops the future in place and resolves its task as `reason`, or as the panic of a destructor.
+    fn stop(self: Pin<Box<Self>>, ticket: &dyn Ticket, reason: Error);
+}
+
+const CULPRIT: &str = "async task";
+
+impl<F> Step for Option<F>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn step(mut self: Pin<Box<Self>>, ticket: &dyn Ticket, cx: &mut Context<'_>) -> Option<Body> {
+        let polled = wall(|| match self.as_mut().as_pin_mut() {
+            Some(future) => future.poll(cx),
+            None => Poll::Pending,
+        });
+        let outcome = match polled {
+            Ok(Poll::Pending) => return Some(self),
+            Ok(Poll::Ready(value)) => Ok(value),
+            Err(payload) => Err(Error::panicked(CULPRIT, payload)),
+        };
+        // The future is gone before anybody sees its value.
+        let outcome = match wall(|| self.set(None)) {
+            Ok(()) => outcome,
+            Err(payload) => {
+                discard(outcome);
+                Err(Error::panicked(CULPRIT, payload))
+            }
+        };
+        if let Some(task) = ticket.as_any().downcast_ref::<Task<F::Output>>() {
+            let origin = task.slot.origin;
+            let outcome = outcome.map_err(|error| error.started_at(origin));
+            task.slot.finish_with(outcome, Some(self));
+        }
+        None
+    }
+
+    fn stop(mut self: Pin<Box<Self>>, ticket: &dyn Ticket, reason: Error) {
+        ticket.fail(match wall(|| self.set(None)) {
+            Ok(()) => reason,
+            Err(payload) => Error::panicked(CULPRIT, payload),
+        });
+    }
+}
+
+/// The tasks that have not ended, in a slab. Owned by the loop of the ambient thread.
+pub(super) struct Tasks {
+    places: Vec<Place>,
+    free: Vec<u32>,
+}
+
+struct Place {
+    /// How often this place was given away.
+    generation: u32,
+    task: Option<Live>,
+}
+
+struct Live {
+    /// `None` while it is being polled.
+    body: Option<Body>,
+    ticket: Arc<dyn Ticket>,
+    /// Made once, so that it stays `will_wake`-equal across polls and polling counts no references.
+    waker: Waker,
+}
+
+impl Tasks {
+    pub(super) const fn new() -> Tasks {
+        Tasks {
+            places: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+
+    /// Gives a future its place and polls it for the first time.
+    pub(super) fn start(&mut self, body: Body, ticket: Arc<dyn Ticket>) {
+        let index = self
+            .free
+            .pop()
+            .map_or(self.places.len(), |index| index as usize);
+        if index == self.places.len() {
+            self.places.push(Place {
+                generation: 0,
+                task: None,
+            });
+        }
+        let place = &mut self.places[index];
+        let key = Key::from(place.generation) << PLACE_BITS | index as Key;
+        ticket.key().store(key, Ordering::Relaxed);
+        let waker = Arc::clone(&ticket).waker();
+        place.task = Some(Live {
+            body: Some(body),
+            ticket,
+            waker,
+        });
+        self.poll(key);
+    }
+
+    /// Polls a task once; nothing happens if it has ended.
+    pub(super) fn poll(&mut self, key: Key) {
+        let Some(live) = self.find(key) else { return };
+        let Some(body) = live.body.take() else { return };
+        // Before the poll, so that a wake during it is one more poll. A swap and not a store: it
+        // must see what was written before a wake that found the flag set.
+        live.ticket.queued().swap(false, Ordering::AcqRel);
+        live.body = body.step(&*live.ticket, &mut Context::from_waker(&live.waker));
+        if live.body.is_none() {
+            self.remove(key);
+        }
+    }
+
+    /// Drops the future of a task. Gives a ticket back that has no place yet: its start is still
+    /// queued.
+    pub(super) fn stop(&mut self, ticket: &dyn Ticket, reason: Error) -> Result<(), Error> {
+        if ticket.is_done() {
+            return Ok(());
+        }
+        let key = ticket.key().load(Ordering::Relaxed);
+        if key == UNPLACED {
+            return Err(reason);
+        }
+        if let Some(body) = self.find(key).and_then(|live| live.body.take()) {
+            body.stop(ticket, reason);
+            self.remove(key);
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, key: Key) -> Option<&mut Live> {
+        let place = self.places.get_mut(key as u32 as usize)?;
+        // Generations wrap around after 2^32 tasks in one place. A stale wake that meets its number
+        // again costs a spurious poll, which every future allows.
+        let same = Key::from(place.generation) == key >> PLACE_BITS;
+        if same { place.task.as_mut() } else { None }
+    }
+
+    fn remove(&mut self, key: Key) {
+        let index = key as u32;
+        let Some(place) = self.places.get_mut(index as usize) else {
+            return;
+        };
+        let ended = place.task.take();
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(index);
+        if self.free.len() == self.places.len() && self.places.len() > PLACES_KEPT {
+            *self = Tasks::new();
+        }
+        if let Some(ended) = &ended {
+            ended.ticket.queued().store(true, Ordering::Release);
+        }
+        discard(ended);
+    }
+}
+
+/// Empty places that are kept for the next tasks; the memory of a larger burst is given back when its
+/// last task has ended.
+const PLACES_KEPT: usize = 4096;

@@ -1,0 +1,77 @@
+//! Running a future on the calling thread.
+//!
+//! Floor 1: imports only the unfuture (how a thread waits) and the spin.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+
+use crate::spin::Spin;
+use crate::unfuture::{blocking, role};
+
+/// Runs a future to its end on the calling thread.
+///
+/// The future may borrow and need not be `Send`. Calls may be nested. Inside another runtime it
+/// blocks that runtime's thread, as any blocking call does.
+///
+/// # Panics
+///
+/// On the ambient thread, where it would stop every async task; and when the future panics.
+///
+/// # Examples
+///
+/// ```
+/// let name = String::from("world");
+/// let greeting = unsync::block_on(async { format!("hello {name}") });
+/// assert_eq!(greeting, "hello world");
+/// ```
+#[track_caller]
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    assert!(
+        !role().is_ambient(),
+        "block_on would block the ambient thread; `.await` there"
+    );
+    static SPIN: Spin = Spin::new();
+    let mut future = pin!(future);
+    let bell = Arc::new(Bell {
+        rung: AtomicBool::new(false),
+        thread: thread::current(),
+    });
+    let waker = Waker::from(Arc::clone(&bell));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return output;
+        }
+        let rung = || bell.rung.swap(false, Ordering::Acquire).then_some(());
+        if SPIN.attempt(rung).is_none() {
+            blocking(|| {
+                while rung().is_none() {
+                    thread::park();
+                }
+            });
+        }
+    }
+}
+
+/// The waker. The flag is what counts and the park token only a hint: code inside `poll` may block
+/// through std and eat the token (a plain `mpsc::Receiver::recv` is enough), and then a wake-up that
+/// was nothing but the token would be lost.
+struct Bell {
+    rung: AtomicBool,
+    thread: Thread,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.rung.swap(true, Ordering::Release) {
+            self.thread.unpark();
+        }
+    }
+}

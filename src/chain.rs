@@ -1,0 +1,166 @@
+//! Continuations: what is to be done with the outcome, and where.
+//!
+//! They cross from one engine to another, so they stand above them. Each is an async task that waits
+//! for its source and owns it; so cancelling a continuation drops the source's `Unfuture` and leaves
+//! the source alone.
+//!
+//! Floor 4: imports the engines and the future.
+
+use std::future::{Future, poll_fn};
+
+use crate::ambient::spawn;
+use crate::processes::{self, Entrypoint, Wire, is_worker};
+use crate::threads::thread;
+use crate::unfuture::Unfuture;
+
+/// Calls a function in a worker process: for work that computes for long, may crash or hang.
+///
+/// `args` is the tuple of the function's arguments, checked at compile time. They and the result
+/// travel encoded, see [`Wire`]; so calls are worth their way from some microseconds of work on. The
+/// function must be named in a [`register!`](crate::register), and `main` must begin with
+/// [`init`](crate::init).
+///
+/// In a worker process a call runs on a thread of that process: nested pools do not multiply.
+///
+/// # Errors
+///
+/// The `Unfuture` resolves as
+/// - [`ErrorKind::Panicked`](crate::ErrorKind) with message and place if the function panics,
+/// - [`ErrorKind::WorkerLost`](crate::ErrorKind) with the exit status if the worker dies while it runs
+///   the function; a call that had not started is given to another worker instead,
+/// - [`ErrorKind::NotRegistered`](crate::ErrorKind) or
+///   [`ErrorKind::NotInitialised`](crate::ErrorKind) at once, with the line to add,
+/// - [`ErrorKind::Codec`](crate::ErrorKind) or [`ErrorKind::TooLarge`](crate::ErrorKind) if arguments
+///   or result cannot travel,
+/// - [`ErrorKind::Os`](crate::ErrorKind) if no worker process can be started.
+///
+/// # Examples
+///
+/// ```
+/// fn add(a: u64, b: u64) -> u64 {
+///     a + b
+/// }
+/// unsync::register!(add);
+///
+/// # fn main() -> Result<(), unsync::Error> {
+/// unsync::init();
+/// assert_eq!(unsync::cpu(add, (1, 2)).result()?, 3);
+/// # Ok(())
+/// # }
+/// ```
+#[track_caller]
+pub fn cpu<F, A>(entrypoint: F, args: A) -> Unfuture<F::Output>
+where
+    F: Entrypoint<A>,
+    A: Wire,
+    F::Output: Send + 'static,
+{
+    if !is_worker() {
+        return processes::call(entrypoint, args);
+    }
+    match processes::nested(entrypoint, args) {
+        Ok(call) => thread(call).flatten(),
+        Err(error) => Unfuture::failed(error),
+    }
+}
+
+impl<T: Send + 'static> Unfuture<T> {
+    /// Turns the value into another on the ambient thread; an error passes through.
+    ///
+    /// For quick steps. A step that blocks or computes belongs in
+    /// [`map_thread`](Unfuture::map_thread) or [`map_cpu`](Unfuture::map_cpu).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let length = unsync::thread(|| "four").map(str::len);
+    /// assert_eq!(length.result().unwrap(), 4);
+    /// ```
+    #[track_caller]
+    pub fn map<U, F>(self, f: F) -> Unfuture<U>
+    where
+        U: Send + 'static,
+        F: FnOnce(T) -> U + Send + 'static,
+    {
+        spawn(async move { self.await.map(f) }).flatten()
+    }
+
+    /// Goes on with a future made from the value, on the ambient thread; an error passes through.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let sum = unsync::spawn(async { 1 }).and_then(|one| async move {
+    ///     unsync::yield_now().await;
+    ///     one + 1
+    /// });
+    /// assert_eq!(sum.result().unwrap(), 2);
+    /// ```
+    #[track_caller]
+    pub fn and_then<F, U>(self, f: F) -> Unfuture<U::Output>
+    where
+        F: FnOnce(T) -> U + Send + 'static,
+        U: Future + Send + 'static,
+        U::Output: Send + 'static,
+    {
+        spawn(async move { Ok(f(self.await?).await) }).flatten()
+    }
+
+    /// Goes on with a future made from the finished `Unfuture`, on the ambient thread: it sees errors
+    /// too, and [`result`](Unfuture::result) inside it never blocks.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let rescued = unsync::thread(|| -> u8 { panic!("no") })
+    ///     .then(|task| async move { task.result().unwrap_or(7) });
+    /// assert_eq!(rescued.result().unwrap(), 7);
+    /// ```
+    #[track_caller]
+    pub fn then<F, U>(self, f: F) -> Unfuture<U::Output>
+    where
+        F: FnOnce(Unfuture<T>) -> U + Send + 'static,
+        U: Future + Send + 'static,
+        U::Output: Send + 'static,
+    {
+        spawn(async move {
+            poll_fn(|cx| self.poll_done(cx)).await;
+            f(self).await
+        })
+    }
+
+    /// Turns the value into another on a pool thread; an error passes through.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let text = unsync::spawn(async { "Cargo.toml" }).map_thread(std::fs::read_to_string);
+    /// assert!(text.result().unwrap().is_ok());
+    /// ```
+    #[track_caller]
+    pub fn map_thread<U, F>(self, f: F) -> Unfuture<U>
+    where
+        U: Send + 'static,
+        F: FnOnce(T) -> U + Send + 'static,
+    {
+        spawn(async move {
+            let value = self.await?;
+            thread(move || f(value)).await
+        })
+        .flatten()
+    }
+
+    /// Turns the value into another in a worker process; an error passes through.
+    ///
+    /// The function takes the value as its one argument, and must be named in a
+    /// [`register!`](crate::register).
+    #[track_caller]
+    pub fn map_cpu<F>(self, entrypoint: F) -> Unfuture<F::Output>
+    where
+        T: Wire,
+        F: Entrypoint<(T,)>,
+        F::Output: Send + 'static,
+    {
+        spawn(async move { cpu(entrypoint, (self.await?,)).await }).flatten()
+    }
+}

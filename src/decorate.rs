@@ -1,0 +1,169 @@
+//! The macros that say where a function runs.
+//!
+//! Floor 4: name the engines.
+
+/// Makes functions that run elsewhere: the decorator.
+///
+/// Inside it an `async fn` runs on the ambient thread, a plain `fn` on the thread pool, and a
+/// `#[cpu] fn` in a worker process (registered where it stands). Each returns an
+/// [`Unfuture`](crate::Unfuture) of what it says it returns, and keeps its visibility, attributes,
+/// docs and arguments.
+///
+/// Arguments move to another thread, so they are owned: no references but `&'static`, no `self`.
+/// Inside a body the function's own name means the decorated function, which starts further work;
+/// inside a `#[cpu]` body it means the plain one, since that runs in a worker already.
+///
+/// # Examples
+///
+/// ```
+/// unsync::unsync! {
+///     /// Twice the number, a little later.
+///     pub async fn double(n: u64) -> u64 { unsync::yield_now().await; n * 2 }
+///     fn read(path: &'static str) -> std::io::Result<String> { std::fs::read_to_string(path) }
+///     #[cpu] fn triple(n: u64) -> u64 { n * 3 }
+/// }
+///
+/// # fn main() -> Result<(), unsync::Error> {
+/// unsync::init();
+/// assert_eq!(double(2).result()?, 4);
+/// assert!(read("Cargo.toml").result()?.is_ok());
+/// assert_eq!(triple(2).result()?, 6);
+/// # Ok(())
+/// # }
+/// ```
+#[macro_export]
+macro_rules! unsync {
+    () => {};
+    // Attributes are taken one by one, so that `#[cpu]` is found among them.
+    (@fn [$($kept:tt)*] #[cpu] $($rest:tt)*) => {
+        $crate::unsync! { @cpu [$($kept)*] $($rest)* }
+    };
+    (@fn [$($kept:tt)*] #[$($attribute:tt)*] $($rest:tt)*) => {
+        $crate::unsync! { @fn [$($kept)* #[$($attribute)*]] $($rest)* }
+    };
+    (@cpu [$($kept:tt)*] #[$($attribute:tt)*] $($rest:tt)*) => {
+        $crate::unsync! { @cpu [$($kept)* #[$($attribute)*]] $($rest)* }
+    };
+    (@fn [$($kept:tt)*] $visibility:vis async fn $name:ident
+        ($($first:ident $($second:ident)? : $type:ty),* $(,)?) $(-> $output:ty)? $body:block
+        $($rest:tt)*
+    ) => {
+        $($kept)*
+        #[track_caller]
+        $visibility fn $name($($crate::__argument!($first $($second)?): $type),*)
+            -> $crate::Unfuture<$crate::__output!($($output)?)>
+        {
+            async fn __unsync_body($($first $($second)? : $type),*) $(-> $output)? $body
+            $crate::spawn(__unsync_body($($crate::__argument!($first $($second)?)),*))
+        }
+        $crate::unsync! { $($rest)* }
+    };
+    (@fn [$($kept:tt)*] $visibility:vis fn $name:ident
+        ($($first:ident $($second:ident)? : $type:ty),* $(,)?) $(-> $output:ty)? $body:block
+        $($rest:tt)*
+    ) => {
+        $($kept)*
+        #[track_caller]
+        $visibility fn $name($($crate::__argument!($first $($second)?): $type),*)
+            -> $crate::Unfuture<$crate::__output!($($output)?)>
+        {
+            fn __unsync_body($($first $($second)? : $type),*) $(-> $output)? $body
+            $crate::thread(move || __unsync_body($($crate::__argument!($first $($second)?)),*))
+        }
+        $crate::unsync! { $($rest)* }
+    };
+    (@cpu [$($kept:tt)*] $visibility:vis fn $name:ident
+        ($($first:ident $($second:ident)? : $type:ty),* $(,)?) $(-> $output:ty)? $body:block
+        $($rest:tt)*
+    ) => {
+        $($kept)*
+        #[track_caller]
+        $visibility fn $name($($crate::__argument!($first $($second)?): $type),*)
+            -> $crate::Unfuture<$crate::__output!($($output)?)>
+        {
+            fn $name($($first $($second)? : $type),*) $(-> $output)? $body
+            $crate::register!($name);
+            $crate::cpu($name, ($($crate::__argument!($first $($second)?),)*))
+        }
+        $crate::unsync! { $($rest)* }
+    };
+    ($($item:tt)+) => {
+        $crate::unsync! { @fn [] $($item)+ }
+    };
+}
+
+/// Calls a function in a worker process and registers it where it stands: `cpu!(function, args…)`, or
+/// a closure with written types that captures nothing.
+///
+/// See [`cpu`](crate::cpu()) for what it returns.
+///
+/// # Examples
+///
+/// ```
+/// fn add(a: u64, b: u64) -> u64 {
+///     a + b
+/// }
+///
+/// # fn main() -> Result<(), unsync::Error> {
+/// unsync::init();
+/// assert_eq!(unsync::cpu!(add, 20, 22).result()?, 42);
+/// assert_eq!(unsync::cpu!(|n: u64| -> u64 { n * 2 }, 21).result()?, 42);
+/// # Ok(())
+/// # }
+/// ```
+#[macro_export]
+macro_rules! cpu {
+    (|| $(-> $output:ty)? $body:block $(,)?) => {
+        $crate::__cpu! { [] [$(-> $output)?] $body [] }
+    };
+    (|$($first:ident $($second:ident)? : $type:ty),* $(,)?| $(-> $output:ty)? $body:block
+        $(, $value:expr)* $(,)?
+    ) => {
+        $crate::__cpu! {
+            [$($first $($second)? : $type),*] [$(-> $output)?] $body [$($value,)*]
+        }
+    };
+    ($function:path $(, $value:expr)* $(,)?) => {{
+        $crate::register!($function);
+        $crate::cpu($function, ($($value,)*))
+    }};
+}
+
+/// A closure of `cpu!` as the function that it is: only a function can be named twice, once to be
+/// registered and once to be called.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __cpu {
+    ([$($arguments:tt)*] [$($output:tt)*] $body:block [$($value:expr,)*]) => {{
+        fn __unsync_closure($($arguments)*) $($output)* $body
+        $crate::__register! {
+            __unsync_closure,
+            ::core::concat!("closure at ", ::core::file!(), ":", ::core::line!())
+        }
+        $crate::cpu(__unsync_closure, ($($value,)*))
+    }};
+}
+
+/// The name of an argument: `mut name` or `name`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __argument {
+    ($mut:ident $name:ident) => {
+        $name
+    };
+    ($name:ident) => {
+        $name
+    };
+}
+
+/// What a function returns that may not say so.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __output {
+    () => {
+        ()
+    };
+    ($output:ty) => {
+        $output
+    };
+}

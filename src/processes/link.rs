@@ -1,0 +1,506 @@
+//! The byte link between the parent and a worker, and everything else that differs by platform.
+//!
+//! Connect-back: the parent listens, on Unix at a socket in a directory that only its user may enter,
+//! elsewhere and as a fallback on loopback TCP. The child learns the address and a secret from its
+//! standard input, which then ends, so that the program's own code finds nothing there to read. Both
+//! sides prove that they know the secret. Standard output and standard error stay the user's own.
+//!
+//! Why not hand a socket pair to the child as its standard input and be done: a process started by
+//! the program's own code inherits that, holds it open, and hides the death of the worker. A socket
+//! that the child opens itself is closed on exec.
+
+use std::borrow::Cow;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[cfg(unix)]
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use super::wire::Wire;
+use crate::spin::Spin;
+
+/// What proves to the other side who one is: 128 random bits, one for each direction.
+type Secret = u128;
+
+/// Random bits from the only source that std has: the keys of its hash maps.
+fn secret() -> Secret {
+    let half = || u128::from(RandomState::new().build_hasher().finish());
+    half() << 64 | half()
+}
+
+// ------------------------------------------------------------------------------------- the stream
+
+/// A connected link. Read by one thread, written by any, one at a time.
+pub(crate) enum Stream {
+    #[cfg(unix)]
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+/// Calls the same method whatever the stream is.
+macro_rules! on {
+    ($stream:expr, $inner:ident => $call:expr) => {
+        match $stream {
+            #[cfg(unix)]
+            Stream::Unix($inner) => $call,
+            Stream::Tcp($inner) => $call,
+        }
+    };
+}
+
+impl Stream {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        on!(self, stream => { let mut stream = stream; stream.read(buffer) })
+    }
+
+    /// Writes everything.
+    ///
+    /// The reader may have made the stream non-blocking for the moment that it spins; so a full
+    /// socket is tried again until the reader has ended its spin and the write can block.
+    pub(crate) fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match on!(self, stream => { let mut stream = stream; stream.write(bytes) }) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        on!(self, stream => stream.set_nonblocking(nonblocking))
+    }
+
+    /// How long a read may block; `None` for ever.
+    pub(crate) fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        on!(self, stream => stream.set_read_timeout(limit))
+    }
+
+    /// Ends the link towards the other side: it finds the end when it has read what is under way.
+    pub(crate) fn shut_down_writing(&self) {
+        let _ = on!(self, stream => stream.shutdown(std::net::Shutdown::Write));
+    }
+
+    /// Ends the link in both directions. The thread that reads it finds its end.
+    pub(crate) fn shut_down(&self) {
+        // It fails only if the other side has ended it before.
+        let _ = on!(self, stream => stream.shutdown(std::net::Shutdown::Both));
+    }
+}
+
+/// The reading end. Looks a few times before it blocks.
+pub(crate) struct Reader<'a> {
+    stream: &'a Stream,
+    spin: Spin,
+    nonblocking: bool,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(stream: &'a Stream) -> Reader<'a> {
+        Reader {
+            stream,
+            spin: Spin::new(),
+            nonblocking: false,
+        }
+    }
+
+    /// For a write that this thread is about to make and that may take long.
+    pub(crate) fn make_blocking(&mut self) -> io::Result<()> {
+        self.switch(false)
+    }
+
+    fn switch(&mut self, nonblocking: bool) -> io::Result<()> {
+        if self.nonblocking != nonblocking {
+            self.stream.set_nonblocking(nonblocking)?;
+            self.nonblocking = nonblocking;
+        }
+        Ok(())
+    }
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.switch(true)?;
+        let found = self.spin.attempt(|| match self.stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            read => Some(read),
+        });
+        if let Some(read) = found {
+            return read;
+        }
+        self.switch(false)?;
+        self.stream.read(buffer)
+    }
+}
+
+// --------------------------------------------------------------------------------- the parent side
+
+/// What the child is told on its standard input: how to connect, the two secrets, and settings.
+struct Invitation {
+    address: Address,
+    child: Secret,
+    parent: Secret,
+    terms: Terms,
+}
+
+/// What a worker has to go by.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms {
+    /// The largest result that it may send.
+    pub(crate) frame_bytes_max: u64,
+}
+
+enum Address {
+    Path(PathBuf),
+    Port(u16),
+}
+
+crate::wire!(
+    enum Address {
+        Path(path),
+        Port(port),
+    }
+);
+crate::wire!(struct Invitation { address, child, parent, terms });
+crate::wire!(struct Terms { frame_bytes_max });
+
+enum Listener {
+    #[cfg(unix)]
+    Unix(UnixListener, PathBuf),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    fn open() -> io::Result<(Listener, Address)> {
+        #[cfg(unix)]
+        if env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp") {
+            if let Ok(listener) = Listener::open_unix() {
+                return Ok(listener);
+            }
+        }
+        let listener = TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        Ok((Listener::Tcp(listener), Address::Port(port)))
+    }
+
+    #[cfg(unix)]
+    fn open_unix() -> io::Result<(Listener, Address)> {
+        use std::os::unix::fs::DirBuilderExt;
+        let directory = env::temp_dir().join(format!("unsync-{:032x}", secret()));
+        fs::DirBuilder::new().mode(0o700).create(&directory)?;
+        let path = directory.join("link");
+        let bound = UnixListener::bind(&path).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        match bound {
+            Ok(listener) => Ok((Listener::Unix(listener, path.clone()), Address::Path(path))),
+            Err(error) => {
+                remove(&path);
+                Err(error)
+            }
+        }
+    }
+
+    fn accept(&self) -> io::Result<Stream> {
+        match self {
+            #[cfg(unix)]
+            Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept()?.0)),
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        if let Listener::Unix(_, path) = self {
+            remove(path);
+        }
+    }
+}
+
+/// Removes a socket and the directory made for it. What is not there need not be removed.
+#[cfg(unix)]
+fn remove(path: &Path) {
+    let _ = fs::remove_file(path);
+    if let Some(directory) = path.parent() {
+        let _ = fs::remove_dir(directory);
+    }
+}
+
+/// The parent's end of the child's standard input.
+struct Lead {
+    #[cfg(unix)]
+    stream: UnixStream,
+    /// The child has closed its end.
+    ended: bool,
+}
+
+#[cfg(unix)]
+impl Lead {
+    /// On Unix a socket pair: the child can answer on it, and its end is the child's death. So there
+    /// is an event to wait for, and no polling.
+    fn attach(command: &mut Command) -> io::Result<Lead> {
+        let (stream, theirs) = UnixStream::pair()?;
+        command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+        Ok(Lead {
+            stream,
+            ended: false,
+        })
+    }
+
+    fn tell(&mut self, _child: &mut Child, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)?;
+        self.stream.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Waits until the child says that it has connected, or for a moment.
+    fn wait(&mut self, moment: Duration) {
+        if self.ended || self.stream.set_read_timeout(Some(moment)).is_err() {
+            return thread::sleep(moment);
+        }
+        self.ended = matches!(self.stream.read(&mut [0]), Ok(0));
+    }
+}
+
+#[cfg(not(unix))]
+impl Lead {
+    fn attach(command: &mut Command) -> io::Result<Lead> {
+        command.stdin(Stdio::piped());
+        Ok(Lead { ended: false })
+    }
+
+    fn tell(&mut self, child: &mut Child, bytes: &[u8]) -> io::Result<()> {
+        self.ended = true;
+        match child.stdin.take() {
+            Some(mut stdin) => stdin.write_all(bytes),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// std has no event for "connected or dead" here; a process is started rarely.
+    fn wait(&mut self, _moment: Duration) {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// How the start of a worker can fail.
+pub(crate) enum Refusal {
+    /// The operating system refused something.
+    Os(io::Error),
+    /// The child ended before it connected.
+    Died(std::process::ExitStatus),
+    /// The child did not connect in time.
+    Silent,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Refusal {
+        Refusal::Os(error)
+    }
+}
+
+/// Starts a child and waits until it has connected.
+pub(crate) fn launch(
+    mut command: Command,
+    terms: Terms,
+    limit: Duration,
+) -> Result<(Child, Stream), Refusal> {
+    let deadline = Instant::now() + limit;
+    let (listener, address) = Listener::open()?;
+    let invitation = Invitation {
+        address,
+        child: secret(),
+        parent: secret(),
+        terms,
+    };
+    let mut bytes = Vec::new();
+    invitation.encode(&mut bytes);
+    let mut lead = Lead::attach(&mut command)?;
+    own_group(&mut command);
+    let mut child = command.spawn()?;
+    // The command still holds the child's end of the lead.
+    drop(command);
+    let met = lead
+        .tell(&mut child, &bytes)
+        .map_err(Refusal::Os)
+        .and_then(|()| meet(&listener, &mut lead, &mut child, &invitation, deadline));
+    match met {
+        Ok(stream) => Ok((child, stream)),
+        Err(refusal) => {
+            let _ = child.kill();
+            match (child.wait(), refusal) {
+                // A child that is gone explains more than the broken pipe to it.
+                (Ok(status), Refusal::Os(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    Err(Refusal::Died(status))
+                }
+                (_, refusal) => Err(refusal),
+            }
+        }
+    }
+}
+
+fn meet(
+    listener: &Listener,
+    lead: &mut Lead,
+    child: &mut Child,
+    invitation: &Invitation,
+    deadline: Instant,
+) -> Result<Stream, Refusal> {
+    loop {
+        lead.wait(Duration::from_millis(10));
+        match listener.accept() {
+            Ok(stream) => match shake_hands(&stream, invitation) {
+                Ok(()) => return Ok(stream),
+                // A stranger, or the child died: which of them is seen below.
+                Err(_) => drop(stream),
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(status) = child.try_wait()? {
+            return Err(Refusal::Died(status));
+        }
+        if Instant::now() >= deadline {
+            return Err(Refusal::Silent);
+        }
+    }
+}
+
+/// The first bytes of a link: the child's secret, answered by the parent's.
+fn shake_hands(stream: &Stream, invitation: &Invitation) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    expect_secret(stream, invitation.child)?;
+    stream.write_all(&invitation.parent.to_le_bytes())?;
+    stream.set_read_timeout(None)
+}
+
+fn expect_secret(stream: &Stream, expected: Secret) -> io::Result<()> {
+    let mut found = [0; size_of::<Secret>()];
+    let mut filled = 0;
+    while filled < found.len() {
+        match stream.read(&mut found[filled..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => filled += read,
+        }
+    }
+    match found == expected.to_le_bytes() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    }
+}
+
+/// A command that starts the executable of this process. On Linux by a name that stays valid when the
+/// file is replaced or deleted, and then still means the very same program.
+pub(crate) fn command() -> io::Result<Command> {
+    #[cfg(target_os = "linux")]
+    let mut command = Command::new("/proc/self/exe");
+    #[cfg(not(target_os = "linux"))]
+    let mut command = Command::new(env::current_exe()?);
+    #[cfg(unix)]
+    if let Some(name) = env::args_os().next() {
+        std::os::unix::process::CommandExt::arg0(&mut command, name);
+    }
+    Ok(command)
+}
+
+/// A group of its own: Ctrl-C reaches the parent only, and what that does then decides.
+fn own_group(command: &mut Command) {
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    #[cfg(windows)]
+    {
+        const CREATE_NEW_PROCESS_GROUP: u32 = 0x0000_0200;
+        std::os::windows::process::CommandExt::creation_flags(command, CREATE_NEW_PROCESS_GROUP);
+    }
+}
+
+// ---------------------------------------------------------------------------------- the child side
+
+/// Accepts the invitation that stands on the standard input of this process.
+pub(crate) fn connect() -> io::Result<(Stream, Terms)> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    let invitation = Invitation::decode(&mut bytes.as_slice())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let stream = match &invitation.address {
+        #[cfg(unix)]
+        Address::Path(path) => Stream::Unix(UnixStream::connect(path)?),
+        #[cfg(not(unix))]
+        Address::Path(_) => return Err(io::ErrorKind::Unsupported.into()),
+        Address::Port(port) => {
+            let stream = TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, *port))?;
+            stream.set_nodelay(true)?;
+            Stream::Tcp(stream)
+        }
+    };
+    announce();
+    stream.write_all(&invitation.child.to_le_bytes())?;
+    expect_secret(&stream, invitation.parent)?;
+    Ok((stream, invitation.terms))
+}
+
+/// Tells the parent that it need not wait any longer. A wrapper around the worker may have put
+/// something else in the place of standard input; then the parent finds out by itself, a little later.
+fn announce() {
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsFd;
+        if let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() {
+            let _ = fs::File::from(stdin).write(&[1]);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------- for the codec
+
+/// The bytes of a platform string.
+#[cfg(unix)]
+pub(crate) fn os_bytes(string: &OsStr) -> Cow<'_, [u8]> {
+    use std::os::unix::ffi::OsStrExt;
+    Cow::Borrowed(string.as_bytes())
+}
+
+/// The platform string of these bytes.
+#[cfg(unix)]
+pub(crate) fn os_string(bytes: Vec<u8>) -> Option<OsString> {
+    use std::os::unix::ffi::OsStringExt;
+    Some(OsString::from_vec(bytes))
+}
+
+/// The 16-bit units of a platform string, little endian.
+#[cfg(windows)]
+pub(crate) fn os_bytes(string: &OsStr) -> Cow<'_, [u8]> {
+    use std::os::windows::ffi::OsStrExt;
+    Cow::Owned(string.encode_wide().flat_map(u16::to_le_bytes).collect())
+}
+
+/// The platform string of these units.
+#[cfg(windows)]
+pub(crate) fn os_string(bytes: Vec<u8>) -> Option<OsString> {
+    use std::os::windows::ffi::OsStringExt;
+    let (pairs, rest) = (bytes.chunks_exact(2), bytes.len() % 2);
+    let units: Vec<u16> = pairs
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+        .collect();
+    (rest == 0).then(|| OsString::from_wide(&units))
+}

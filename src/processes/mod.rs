@@ -1,0 +1,209 @@
+//! The process pool: CPU-bound work in processes that can crash, hang and be killed.
+//!
+//! ```text
+//!   cpu(f, args) ──▶ queue ──deal──▶ in flight of a worker ──link──▶ worker process
+//!                      ▲                    │                            │
+//!                      └── death before ────┘◀── Start, Done, Returned ──┘
+//!                          Start, recall      read by the worker's attendant
+//! ```
+//!
+//! - **A call** is its slot and its encoded arguments. It is in the queue, or in flight at one worker.
+//! - **Whoever changes something deals**: the caller of `cpu`, an attendant. Dealing moves calls from
+//!   the queue to workers with room, under the lock, and writes them to the links after it.
+//! - **The attendant** is the one thread that each worker costs: it starts the process, reads its
+//!   link, and buries it. It needs its own thread because std cannot wait for many children or links.
+//! - **Start** decides what a death means: before it the call goes back to the front of the queue,
+//!   after it that call fails and is never run again.
+//! - **Batches**: calls that are quick travel many to a write. Behind one that turns out slow they are
+//!   recalled as soon as another worker could have them.
+//!
+//! A write to a worker never blocks for long: small frames are limited to what the socket holds, and
+//! a large one is written by the attendant, to a worker that is idle and does nothing but read.
+//!
+//! Floor 3: imports the future, the error, the settings and the spin, no other engine.
+
+mod frame;
+mod link;
+mod pool;
+pub(crate) mod registry;
+pub(crate) mod wire;
+pub(crate) mod worker;
+
+use std::any::type_name;
+use std::panic::Location;
+use std::sync::Arc;
+
+use crate::config::settings;
+use crate::error::{Error, ErrorKind, Origin, wall};
+use crate::unfuture::{Slot, Stop, Unfuture, Work};
+
+use frame::Kind;
+use pool::{Item, POOL, Remote};
+use worker::Ending;
+
+pub use registry::Entrypoint;
+pub use wire::Wire;
+pub use worker::{init, is_worker};
+
+/// What an `Unfuture` of a call holds.
+struct Call<T> {
+    slot: Slot<T>,
+    id: u64,
+    name: &'static str,
+}
+
+/// Queues a call to a worker process.
+#[track_caller]
+pub(crate) fn call<F, A>(_: F, arguments: A) -> Unfuture<F::Output>
+where
+    F: Entrypoint<A>,
+    A: Wire,
+    F::Output: Send + 'static,
+{
+    let origin = Location::caller();
+    match encode::<F, A>(&arguments, origin) {
+        Ok((id, name, frame)) => {
+            let call = Arc::new(Call {
+                slot: Slot::new(origin),
+                id,
+                name,
+            });
+            POOL.submit(Item::new(id, call.clone(), frame));
+            Unfuture::of(call)
+        }
+        Err(error) => Unfuture::failed(error.started_at(origin)),
+    }
+}
+
+/// A call in the very process, for one made in a worker: the work to be done on some thread.
+pub(crate) fn nested<F, A>(_: F, arguments: A) -> Result<Nested<F::Output>, Error>
+where
+    F: Entrypoint<A>,
+    A: Wire,
+{
+    let (_, _, frame) = encode::<F, A>(&arguments, Location::caller())?;
+    Ok(Box::new(move || {
+        let mut output = Vec::new();
+        worker::perform(&frame[frame::HEADER..], &mut output)?;
+        F::Output::decode(&mut output.as_slice())
+    }))
+}
+
+type Nested<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
+
+/// Checks that a call can be made, and writes its frame.
+fn encode<F, A>(arguments: &A, _: Origin) -> Result<(u64, &'static str, Vec<u8>), Error>
+where
+    F: Entrypoint<A>,
+    A: Wire,
+{
+    const { registry::assert_captures_nothing::<F>() }
+    let settings = settings()?;
+    let path = type_name::<F>();
+    if worker::setup().is_none() && !is_worker() {
+        return Err(Error::new(
+            ErrorKind::NotInitialised,
+            format!(
+                "`{path}` has no worker process to run in: add `unsync::init();` as the first line \
+                 of `main`, or `unsync::test_worker!();` to the test binary"
+            ),
+        ));
+    }
+    let entrypoint = registry::id_of::<F>();
+    let Some(entry) = registry::find(entrypoint) else {
+        return Err(Error::new(
+            ErrorKind::NotRegistered,
+            format!("`{path}` is not registered: add `unsync::register!({path});` beside it"),
+        ));
+    };
+    let id = pool::next_id();
+    let mut frame = Vec::with_capacity(64);
+    let start = frame::begin(&mut frame, Kind::Call, id);
+    entrypoint.encode(&mut frame);
+    if let Err(payload) = wall(|| arguments.encode(&mut frame)) {
+        return Err(Error::panicked(
+            &format!("encoding the arguments of `{}`", entry.name),
+            payload,
+        ));
+    }
+    frame::end(&mut frame, start);
+    if frame.len() - frame::HEADER > settings.frame_bytes_max {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!(
+                "the arguments of `{}` are {} bytes, more than the {} of a frame",
+                entry.name,
+                frame.len() - frame::HEADER,
+                settings.frame_bytes_max
+            ),
+        ));
+    }
+    Ok((id, entry.name, frame))
+}
+
+impl<T: Wire + Send + 'static> Remote for Call<T> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn done(&self, mut payload: &[u8], panic: Option<String>) {
+        let outcome = match u8::decode(&mut payload) {
+            Ok(ending) if ending == Ending::Value as u8 => wall(|| T::decode(&mut payload))
+                .unwrap_or_else(|payload| {
+                    Err(Error::panicked(
+                        &format!("decoding the result of `{}`", self.name),
+                        payload,
+                    ))
+                }),
+            Ok(ending) => {
+                let message = String::decode(&mut payload).unwrap_or_default();
+                Err(self.failure(ending, message, panic))
+            }
+            Err(error) => Err(error),
+        };
+        self.slot
+            .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
+    }
+
+    fn fail(&self, error: Error) -> bool {
+        self.slot.finish(Err(error.started_at(self.slot.origin)))
+    }
+}
+
+impl<T> Call<T> {
+    fn failure(&self, ending: u8, message: String, panic: Option<String>) -> Error {
+        let name = self.name;
+        match ending {
+            ending if ending == Ending::Panicked as u8 => match panic {
+                Some(report) => Error::new(ErrorKind::Panicked, format!("`{name}` {report}")),
+                None => Error::new(ErrorKind::Panicked, format!("`{name}` panicked: {message}")),
+            },
+            ending if ending == Ending::Unknown as u8 => {
+                Error::new(ErrorKind::NotRegistered, format!("`{name}`: {message}"))
+            }
+            ending if ending == Ending::TooLarge as u8 => Error::new(
+                ErrorKind::TooLarge,
+                format!("the result of `{name}` is {message}"),
+            ),
+            _ => Error::new(
+                ErrorKind::Codec,
+                format!("the arguments of `{name}`: {message}"),
+            ),
+        }
+    }
+}
+
+impl<T: Wire + Send + 'static> Stop for Call<T> {
+    fn stop(self: Arc<Self>, reason: Error) -> bool {
+        !self.slot.is_done() && POOL.stop(self.id, reason)
+    }
+}
+
+impl<T: Wire + Send + 'static> Work<T> for Call<T> {
+    fn slot(&self) -> &Slot<T> {
+        &self.slot
+    }
+    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+        self
+    }
+}

@@ -1,0 +1,248 @@
+//! The entrypoints: which functions a worker process can be asked to run.
+//!
+//! [`register!`](crate::register) puts an [`Entry`] beside the function and a constructor into the
+//! platform's init section, which links the entry into one list before `main` starts. The
+//! constructor does nothing else. So there is no list to keep by hand, and a function counts as
+//! registered wherever in the program's crates it stands.
+
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::marker::PhantomData;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::wire::Wire;
+use crate::error::Error;
+
+/// A function that a worker process can run: a function item, or a closure that captures nothing.
+///
+/// `A` is the tuple of its arguments; they and the result are [`Wire`]. Implemented for every
+/// function of up to twelve arguments; nothing else implements it.
+pub trait Entrypoint<A>: Copy + Send + Sync + 'static {
+    /// What the function returns.
+    type Output: Wire;
+    /// Calls the function.
+    #[doc(hidden)]
+    fn call(&self, arguments: A) -> Self::Output;
+}
+
+macro_rules! entrypoints {
+    ($($argument:ident)*) => {
+        impl<F, R, $($argument),*> Entrypoint<($($argument,)*)> for F
+        where
+            F: Fn($($argument),*) -> R + Copy + Send + Sync + 'static,
+            R: Wire,
+        {
+            type Output = R;
+            #[allow(non_snake_case)]
+            fn call(&self, ($($argument,)*): ($($argument,)*)) -> R {
+                self($($argument),*)
+            }
+        }
+    };
+}
+entrypoints!();
+entrypoints!(A);
+entrypoints!(A B);
+entrypoints!(A B C);
+entrypoints!(A B C D);
+entrypoints!(A B C D E);
+entrypoints!(A B C D E G);
+entrypoints!(A B C D E G H);
+entrypoints!(A B C D E G H I);
+entrypoints!(A B C D E G H I J);
+entrypoints!(A B C D E G H I J K);
+entrypoints!(A B C D E G H I J K L);
+entrypoints!(A B C D E G H I J K L M);
+
+/// The name of an entrypoint on the wire.
+///
+/// A hash of the function's `TypeId`: the same in every process of one executable, and distinct for
+/// closures and for functions whose `type_name` is the same.
+pub(crate) fn id_of<F: 'static>() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    TypeId::of::<F>().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What makes an entrypoint one: there is nothing in it but its type, so its type is all that has to
+/// travel.
+pub(crate) const fn assert_captures_nothing<F>() {
+    assert!(
+        size_of::<F>() == 0,
+        "a function for a worker process is a function item or a closure that captures nothing"
+    );
+}
+
+/// An entrypoint with its types.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Registration<F, A> {
+    function: F,
+    arguments: PhantomData<fn(A)>,
+}
+
+impl<F: Entrypoint<A>, A> Registration<F, A> {
+    /// Takes the function itself, so that its type need not be written down.
+    pub const fn new(function: F) -> Self {
+        const { assert_captures_nothing::<F>() }
+        Registration {
+            function,
+            arguments: PhantomData,
+        }
+    }
+}
+
+/// An entrypoint without its types.
+#[doc(hidden)]
+pub trait Registered: Sync {
+    /// See [`id_of`].
+    fn id(&self) -> u64;
+    /// Decodes the arguments, calls the function and encodes what it returns.
+    fn run(&self, arguments: &[u8], output: &mut Vec<u8>) -> Result<(), Error>;
+}
+
+impl<F: Entrypoint<A>, A: Wire> Registered for Registration<F, A> {
+    fn id(&self) -> u64 {
+        id_of::<F>()
+    }
+    fn run(&self, mut arguments: &[u8], output: &mut Vec<u8>) -> Result<(), Error> {
+        let decoded = A::decode(&mut arguments)?;
+        self.function.call(decoded).encode(output);
+        Ok(())
+    }
+}
+
+/// One function named in a `register!`.
+#[doc(hidden)]
+pub struct Entry {
+    pub(crate) name: &'static str,
+    pub(crate) function: &'static dyn Registered,
+    next: OnceLock<&'static Entry>,
+}
+
+impl Entry {
+    /// For `register!`.
+    pub const fn new(name: &'static str, function: &'static dyn Registered) -> Entry {
+        Entry {
+            name,
+            function,
+            next: OnceLock::new(),
+        }
+    }
+
+    /// For the constructor that `register!` makes: runs once, before `main`.
+    pub fn link(&'static self) {
+        let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = *first {
+            let _ = self.next.set(first);
+        }
+        *first = Some(self);
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({})", self.name)
+    }
+}
+
+static FIRST: Mutex<Option<&'static Entry>> = Mutex::new(None);
+
+/// The registered function with this name on the wire. One that was registered twice counts once.
+pub(crate) fn find(id: u64) -> Option<&'static Entry> {
+    static TABLE: OnceLock<HashMap<u64, &'static Entry>> = OnceLock::new();
+    let table = TABLE.get_or_init(|| {
+        let first = *FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = std::iter::successors(first, |entry| entry.next.get().copied());
+        entries.map(|entry| (entry.function.id(), entry)).collect()
+    });
+    table.get(&id).copied()
+}
+
+/// Makes functions callable in a worker process.
+///
+/// It stands anywhere, normally beside the function, in any crate of the program: functions by path,
+/// generic ones with their types, closures that capture nothing. Arguments and result are
+/// [`Wire`](crate::Wire).
+///
+/// A constructor in the executable's init section links each into a list before `main`. For that the
+/// macro writes an `#[unsafe(link_section)]` attribute into your crate. It is the one thing of this
+/// library outside safe Rust, and it compiles in a crate that forbids unsafe code.
+///
+/// A function of a library crate counts only if the linker keeps that part of the library, which it
+/// does if the program uses anything beside it.
+///
+/// # Examples
+///
+/// ```
+/// fn primes(below: u64) -> u64 {
+///     (2..below).filter(|n| (2..*n).all(|d| n % d != 0)).count() as u64
+/// }
+/// fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {
+///     items.sort();
+///     items
+/// }
+/// unsync::register!(primes, sorted::<u64>);
+///
+/// # fn main() -> Result<(), unsync::Error> {
+/// unsync::init();
+/// assert_eq!(unsync::cpu(primes, (100,)).result()?, 25);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Closures that capture are refused when the program is built:
+///
+/// ```compile_fail
+/// let factor = 2;
+/// unsync::init();
+/// unsync::cpu(move |n: u64| -> u64 { n * factor }, (1,));
+/// ```
+#[macro_export]
+macro_rules! register {
+    ($($function:expr),* $(,)?) => {
+        $($crate::__register! { $function, ::core::stringify!($function) })*
+    };
+}
+
+/// One function and the name it is reported by. The items' names are in the scope of the user's
+/// expression, so they are names that no user has.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __register {
+    ($function:expr, $name:expr) => {
+        const _: () = {
+            static __UNSYNC_ENTRY: $crate::__private::Entry = $crate::__private::Entry::new(
+                $name,
+                &$crate::__private::Registration::new($function),
+            );
+            $crate::__before_main! { __UNSYNC_ENTRY.link() }
+        };
+    };
+}
+
+/// Runs an expression before `main`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __before_main {
+    ($action:expr) => {
+        #[used]
+        #[cfg_attr(windows, unsafe(link_section = ".CRT$XCU"))]
+        #[cfg_attr(
+            target_vendor = "apple",
+            unsafe(link_section = "__DATA,__mod_init_func,mod_init_funcs")
+        )]
+        #[cfg_attr(
+            not(any(windows, target_vendor = "apple")),
+            unsafe(link_section = ".init_array")
+        )]
+        static __UNSYNC_BEFORE_MAIN: extern "C" fn() = {
+            extern "C" fn __unsync_before_main() {
+                $action
+            }
+            __unsync_before_main
+        };
+    };
+}

@@ -1,0 +1,736 @@
+//! The codec: values to bytes and back.
+//!
+//! Pure: it knows neither process nor frame nor file. Bytes are believed only as far as they go: a
+//! length is checked before it is used, nesting has a limit, and whatever is no value is an error.
+
+use std::any::type_name;
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, LinkedList, VecDeque};
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::hash::{BuildHasher, Hash};
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::num::{NonZero, Wrapping};
+use std::ops::{
+    Bound, Range, RangeBounds, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive,
+};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::link;
+use crate::error::{Error, ErrorKind};
+
+/// A value that can cross to a worker process and back.
+///
+/// The plain data of the standard library has it; [`wire!`](crate::wire) gives it to your own
+/// structs and enums.
+///
+/// # Format
+///
+/// Numbers are little endian and as wide as their type; `usize` and `isize` take 64 bits, and are
+/// refused where they do not fit.
+/// - A struct, a tuple or an array is its fields, one after the other.
+/// - An enum is the index of its variant as a `u32`, then the fields of that variant. An `Option` is
+///   a `bool`, then the value if there is one.
+/// - A collection is its length as a `u64`, then its elements; where these take less than a byte
+///   each (as `()` does), zeros follow until there are as many bytes as elements.
+/// - Text is a collection of bytes: UTF-8, or what the platform keeps in an `OsString`.
+///
+/// The format is an agreement among processes of one executable. It says nothing about itself and
+/// may change with any version, so it does not belong in files or between programs.
+///
+/// # What does not arrive
+///
+/// Clones of an `Arc` or `Rc` arrive as values of their own, a map or set gets a new hasher, and
+/// spare capacity stays behind. A [`RangeInclusive`] that was iterated to its end is refused by
+/// `decode`: the standard library offers no way to make one.
+///
+/// # Foreign bytes
+///
+/// Decoding bytes that `encode` did not write gives an error or a value, never a panic. It takes
+/// memory for what was really decoded, so no more than the input's size times a factor that the
+/// types decide: a length that lies allocates nothing. Pointers and collections that are nested
+/// deeper than 256 levels are refused, so that no input overflows the stack. That is a limit on
+/// honest values too: send a long chain as a `Vec`, not as a list of boxes.
+///
+/// # Examples
+///
+/// ```
+/// use unsync::Wire;
+///
+/// let mut bytes = Vec::new();
+/// (7_u16, Some('x')).encode(&mut bytes);
+/// assert_eq!(bytes, [7, 0, 1, b'x', 0, 0, 0]);
+///
+/// let mut input = bytes.as_slice();
+/// assert_eq!(<(u16, Option<char>)>::decode(&mut input)?, (7, Some('x')));
+/// assert!(input.is_empty());
+/// # Ok::<(), unsync::Error>(())
+/// ```
+///
+/// A type that `wire!` cannot describe travels as one that has it:
+///
+/// ```
+/// use unsync::{Error, Wire};
+/// use std::sync::Mutex;
+///
+/// struct Counter(Mutex<u64>);
+///
+/// impl Wire for Counter {
+///     fn encode(&self, out: &mut Vec<u8>) {
+///         self.0.lock().unwrap().encode(out);
+///     }
+///     fn decode(input: &mut &[u8]) -> Result<Counter, Error> {
+///         u64::decode(input).map(|count| Counter(Mutex::new(count)))
+///     }
+/// }
+/// ```
+pub trait Wire: Sized {
+    /// Appends this value's bytes to `out`.
+    fn encode(&self, out: &mut Vec<u8>);
+
+    /// Takes one value off the front of `input` and leaves there what follows it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Codec`] if the bytes are too few or are no value of this type. How much of
+    /// `input` is left then is not specified.
+    fn decode(input: &mut &[u8]) -> Result<Self, Error>;
+
+    /// Encodes every item, without the length. Numbers do it at the speed of memory.
+    #[doc(hidden)]
+    fn encode_all(items: &[Self], out: &mut Vec<u8>) {
+        for item in items {
+            item.encode(out);
+        }
+    }
+
+    /// Decodes `count` items. Beyond a little, memory follows what was decoded, not what was claimed.
+    #[doc(hidden)]
+    fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<Self>, Error> {
+        let mut items = Vec::with_capacity(count.min(RESERVE_BYTES_MAX / size_of::<Self>().max(1)));
+        for _ in 0..count {
+            items.push(Self::decode(input)?);
+        }
+        Ok(items)
+    }
+
+    /// Decodes an array. Numbers do it without the detour over the heap.
+    #[doc(hidden)]
+    fn decode_array<const N: usize>(input: &mut &[u8]) -> Result<[Self; N], Error> {
+        let items = Self::decode_all(N, input)?;
+        items
+            .try_into()
+            .map_err(|items: Vec<Self>| expected(N, items.len()))
+    }
+
+    /// For `wire!`: no variant of this enum has that index.
+    #[doc(hidden)]
+    #[cold]
+    fn unknown_variant(index: u32) -> Error {
+        expected(
+            format_args!("a variant of `{}`", type_name::<Self>()),
+            format_args!("index {index}"),
+        )
+    }
+}
+
+// ---- What the implementations share ----
+
+#[cold]
+fn expected(what: impl Display, found: impl Display) -> Error {
+    Error::new(ErrorKind::Codec, format!("expected {what}, found {found}"))
+}
+
+/// The next `count` bytes, which are `of` something.
+#[inline]
+fn take<'a>(count: usize, of: &str, input: &mut &'a [u8]) -> Result<&'a [u8], Error> {
+    let Some((taken, rest)) = input.split_at_checked(count) else {
+        return Err(expected(format_args!("{count} bytes of {of}"), input.len()));
+    };
+    *input = rest;
+    Ok(taken)
+}
+
+/// The next `count` groups of `SIZE` bytes.
+#[inline]
+fn groups<const SIZE: usize>(
+    count: usize,
+    of: &str,
+    input: &mut &[u8],
+) -> Result<impl Iterator<Item = [u8; SIZE]>, Error> {
+    let bytes = take(count.saturating_mul(SIZE), of, input)?;
+    Ok(bytes.chunks_exact(SIZE).map(|chunk| {
+        let mut group = [0; SIZE];
+        group.copy_from_slice(chunk);
+        group
+    }))
+}
+
+/// What a collection reserves at once. Its length may lie, and so may those of all collections around
+/// it: what each of them reserves has to be little.
+const RESERVE_BYTES_MAX: usize = 4096;
+
+/// The length of a collection, which has at least one byte for each of its elements: a length beyond
+/// the bytes that are there is a lie.
+fn decode_length(input: &mut &[u8]) -> Result<usize, Error> {
+    let length = u64::decode(input)?;
+    usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= input.len())
+        .ok_or_else(|| expected(format_args!("a length of at most {}", input.len()), length))
+}
+
+/// A collection: its length, its elements, and zeros up to one byte for each element.
+fn encode_collection(length: usize, out: &mut Vec<u8>, elements: impl FnOnce(&mut Vec<u8>)) {
+    length.encode(out);
+    let end_min = out.len() + length;
+    elements(out);
+    if out.len() < end_min {
+        out.resize(end_min, 0);
+    }
+}
+
+/// The elements that [`encode_collection`] wrote.
+fn decode_collection<T: Wire>(input: &mut &[u8]) -> Result<Vec<T>, Error> {
+    let _level = Level::enter()?;
+    let length = decode_length(input)?;
+    let rest_max = input.len() - length;
+    let elements = T::decode_all(length, input)?;
+    take(input.len().saturating_sub(rest_max), "padding", input)?;
+    Ok(elements)
+}
+
+fn encode_slice<T: Wire>(items: &[T], out: &mut Vec<u8>) {
+    encode_collection(items.len(), out, |out| T::encode_all(items, out));
+}
+
+/// Pointers and collections within each other that `decode` follows. Only through them can a type
+/// contain itself, so this bounds the stack. 256 levels leave each of them 8 KiB of a thread's
+/// usual 2 MiB, which is much even in a debug build.
+const NESTING_MAX: u32 = 256;
+
+thread_local! {
+    /// The levels this thread is in: `decode` has no argument that could carry the number.
+    static NESTING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// One level of nesting, left when dropped.
+struct Level;
+
+impl Level {
+    fn enter() -> Result<Level, Error> {
+        let nesting = NESTING.get();
+        if nesting == NESTING_MAX {
+            let message = format!("nested deeper than {NESTING_MAX}");
+            return Err(Error::new(ErrorKind::Codec, message));
+        }
+        NESTING.set(nesting + 1);
+        Ok(Level)
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        NESTING.set(NESTING.get() - 1);
+    }
+}
+
+// ---- Numbers ----
+
+/// Bytes are copied as they are, in debug builds too.
+impl Wire for u8 {
+    #[inline]
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(*self);
+    }
+
+    #[inline]
+    fn decode(input: &mut &[u8]) -> Result<u8, Error> {
+        let [byte] = u8::decode_array(input)?;
+        Ok(byte)
+    }
+
+    fn encode_all(items: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(items);
+    }
+
+    fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<u8>, Error> {
+        take(count, "`u8`", input).map(<[u8]>::to_vec)
+    }
+
+    #[inline]
+    fn decode_array<const N: usize>(input: &mut &[u8]) -> Result<[u8; N], Error> {
+        let mut items = [0; N];
+        items.copy_from_slice(take(N, "`u8`", input)?);
+        Ok(items)
+    }
+}
+
+macro_rules! numbers {
+    ($($number:ident)*) => {$(
+        impl Wire for $number {
+            #[inline]
+            fn encode(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.to_le_bytes());
+            }
+
+            #[inline]
+            fn decode(input: &mut &[u8]) -> Result<$number, Error> {
+                let [number] = $number::decode_array(input)?;
+                Ok(number)
+            }
+
+            fn encode_all(items: &[$number], out: &mut Vec<u8>) {
+                out.extend(items.iter().flat_map(|item| item.to_le_bytes()));
+            }
+
+            fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<$number>, Error> {
+                let groups = groups(count, concat!("`", stringify!($number), "`"), input)?;
+                Ok(groups.map($number::from_le_bytes).collect())
+            }
+
+            #[inline]
+            fn decode_array<const N: usize>(input: &mut &[u8]) -> Result<[$number; N], Error> {
+                let mut items = [$number::default(); N];
+                let groups = groups(N, concat!("`", stringify!($number), "`"), input)?;
+                for (item, group) in items.iter_mut().zip(groups) {
+                    *item = $number::from_le_bytes(group);
+                }
+                Ok(items)
+            }
+        }
+    )*};
+}
+
+numbers!(u16 u32 u64 u128 i8 i16 i32 i64 i128 f32 f64);
+
+// ---- Types that travel as another one ----
+
+/// `Type as Other: value => other, other => value`, where `None` refuses the other.
+macro_rules! travel {
+    ($($type:ty as $other:ty: $value:pat => $to:expr, $arrived:pat => $back:expr;)*) => {$(
+        impl Wire for $type {
+            #[inline]
+            fn encode(&self, out: &mut Vec<u8>) {
+                let $value = *self;
+                <$other>::encode(&$to, out);
+            }
+
+            #[inline]
+            fn decode(input: &mut &[u8]) -> Result<$type, Error> {
+                let other = <$other>::decode(input)?;
+                let $arrived = other;
+                let name = concat!("`", stringify!($type), "`");
+                $back.ok_or_else(|| expected(name, format_args!("{other:?}")))
+            }
+        }
+    )*};
+}
+
+travel! {
+    usize as u64: size => size as u64, number => usize::try_from(number).ok();
+    isize as i64: size => size as i64, number => isize::try_from(number).ok();
+    bool as u8: truth => u8::from(truth), byte => [false, true].get(usize::from(byte)).copied();
+    char as u32: letter => u32::from(letter), number => char::from_u32(number);
+    Duration as (u64, u32):
+        time => (time.as_secs(), time.subsec_nanos()),
+        (seconds, nanos) => (nanos < 1_000_000_000).then(|| Duration::new(seconds, nanos));
+    SystemTime as (bool, Duration):
+        time => match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => (false, after),
+            Err(error) => (true, error.duration()),
+        },
+        (is_before, distance) => match is_before {
+            false => UNIX_EPOCH.checked_add(distance),
+            true => UNIX_EPOCH.checked_sub(distance),
+        };
+    Ipv4Addr as [u8; 4]: address => address.octets(), octets => Some(Ipv4Addr::from(octets));
+    Ipv6Addr as [u8; 16]: address => address.octets(), octets => Some(Ipv6Addr::from(octets));
+    SocketAddrV4 as (Ipv4Addr, u16):
+        address => (*address.ip(), address.port()),
+        (ip, port) => Some(SocketAddrV4::new(ip, port));
+    SocketAddrV6 as (Ipv6Addr, u16, u32, u32):
+        address => (*address.ip(), address.port(), address.flowinfo(), address.scope_id()),
+        (ip, port, flow, scope) => Some(SocketAddrV6::new(ip, port, flow, scope));
+}
+
+macro_rules! non_zero {
+    ($($number:ident)*) => {
+        travel! {$(
+            NonZero<$number> as $number: value => value.get(), number => NonZero::new(number);
+        )*}
+    };
+}
+
+non_zero!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
+
+// ---- Text ----
+
+/// Checked before it is copied, and copied once.
+macro_rules! texts {
+    ($($text:ty)*) => {$(
+        impl Wire for $text {
+            fn encode(&self, out: &mut Vec<u8>) {
+                encode_slice(self.as_bytes(), out);
+            }
+
+            fn decode(input: &mut &[u8]) -> Result<$text, Error> {
+                let length = decode_length(input)?;
+                match std::str::from_utf8(take(length, "text", input)?) {
+                    Ok(text) => Ok(text.into()),
+                    Err(error) => Err(expected("UTF-8", error)),
+                }
+            }
+        }
+    )*};
+}
+
+texts!(String Box<str> Rc<str> Arc<str>);
+
+impl Wire for Cow<'static, str> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        encode_slice(self.as_bytes(), out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+        String::decode(input).map(Cow::Owned)
+    }
+}
+
+impl Wire for OsString {
+    fn encode(&self, out: &mut Vec<u8>) {
+        encode_slice(&link::os_bytes(self), out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<OsString, Error> {
+        let bytes = Vec::decode(input)?;
+        link::os_string(bytes).ok_or_else(|| expected("`OsString`", "bytes of another platform"))
+    }
+}
+
+impl Wire for PathBuf {
+    fn encode(&self, out: &mut Vec<u8>) {
+        encode_slice(&link::os_bytes(self.as_os_str()), out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<PathBuf, Error> {
+        OsString::decode(input).map(PathBuf::from)
+    }
+}
+
+// ---- Pointers and collections: each is a level of nesting ----
+
+macro_rules! pointers {
+    ($($pointer:ident)*) => {$(
+        impl<T: Wire> Wire for $pointer<T> {
+            fn encode(&self, out: &mut Vec<u8>) {
+                T::encode(self, out);
+            }
+
+            fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+                let _level = Level::enter()?;
+                T::decode(input).map($pointer::new)
+            }
+        }
+    )*};
+}
+
+pointers!(Box Rc Arc);
+
+macro_rules! slices {
+    ($($slice:ty)*) => {$(
+        impl<T: Wire> Wire for $slice {
+            fn encode(&self, out: &mut Vec<u8>) {
+                encode_slice(self, out);
+            }
+
+            fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+                decode_collection(input).map(Self::from)
+            }
+        }
+    )*};
+}
+
+slices!(Vec<T> Box<[T]> Rc<[T]> Arc<[T]>);
+
+impl<T: Wire + Clone> Wire for Cow<'static, [T]> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        encode_slice(self, out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+        decode_collection(input).map(Cow::Owned)
+    }
+}
+
+/// `Collection[bounds](parts of an element)`: all that are no slice inside.
+macro_rules! collections {
+    ($($collection:ty[$($bounds:tt)*]($($element:ident: $Element:ident),+);)*) => {$(
+        #[allow(unused_parens)] // around a single element
+        impl<$($bounds)*> Wire for $collection {
+            fn encode(&self, out: &mut Vec<u8>) {
+                encode_collection(self.len(), out, |out| {
+                    for ($($element),+) in self {
+                        $($element.encode(out);)+
+                    }
+                });
+            }
+
+            fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+                let elements: Vec<($($Element),+)> = decode_collection(input)?;
+                Ok(elements.into_iter().collect())
+            }
+        }
+    )*};
+}
+
+collections! {
+    VecDeque<T>[T: Wire](item: T);
+    LinkedList<T>[T: Wire](item: T);
+    BinaryHeap<T>[T: Wire + Ord](item: T);
+    BTreeSet<T>[T: Wire + Ord](item: T);
+    BTreeMap<K, V>[K: Wire + Ord, V: Wire](key: K, value: V);
+    HashSet<T, S>[T: Wire + Eq + Hash, S: BuildHasher + Default](item: T);
+    HashMap<K, V, S>[K: Wire + Eq + Hash, V: Wire, S: BuildHasher + Default](key: K, value: V);
+}
+
+// ---- Values side by side ----
+
+impl Wire for () {
+    fn encode(&self, _: &mut Vec<u8>) {}
+
+    fn decode(_: &mut &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl<T: ?Sized> Wire for PhantomData<T> {
+    fn encode(&self, _: &mut Vec<u8>) {}
+
+    fn decode(_: &mut &[u8]) -> Result<Self, Error> {
+        Ok(PhantomData)
+    }
+}
+
+impl<T: Wire, const N: usize> Wire for [T; N] {
+    fn encode(&self, out: &mut Vec<u8>) {
+        T::encode_all(self, out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+        T::decode_array(input)
+    }
+
+    fn encode_all(items: &[Self], out: &mut Vec<u8>) {
+        T::encode_all(items.as_flattened(), out);
+    }
+}
+
+macro_rules! tuples {
+    () => {};
+    ($First:ident $($Rest:ident)*) => {
+        #[allow(non_snake_case)]
+        impl<$First: Wire, $($Rest: Wire),*> Wire for ($First, $($Rest,)*) {
+            fn encode(&self, out: &mut Vec<u8>) {
+                let ($First, $($Rest,)*) = self;
+                $First.encode(out);
+                $($Rest.encode(out);)*
+            }
+
+            fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+                Ok(($First::decode(input)?, $($Rest::decode(input)?,)*))
+            }
+        }
+        tuples!($($Rest)*);
+    };
+}
+
+tuples!(A B C D E F G H I J K L);
+
+crate::wire!(struct Range<T> { start, end });
+crate::wire!(struct RangeFrom<T> { start });
+crate::wire!(struct RangeTo<T> { end });
+crate::wire!(struct RangeToInclusive<T> { end });
+crate::wire!(struct RangeFull);
+crate::wire!(struct Wrapping<T>(number));
+
+impl<T: Wire> Wire for RangeInclusive<T> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.start().encode(out);
+        self.end().encode(out);
+        // The only place where a range shows, whatever its type, that it was iterated to its end.
+        let end = RangeBounds::<T>::end_bound(self);
+        matches!(end, Bound::Excluded(_)).encode(out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+        let (start, end, is_exhausted) = <(T, T, bool)>::decode(input)?;
+        match is_exhausted {
+            false => Ok(start..=end),
+            true => Err(expected("a range", "one that was iterated to its end")),
+        }
+    }
+}
+
+// ---- One value out of several ----
+
+impl<T: Wire> Wire for Option<T> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.is_some().encode(out);
+        if let Some(value) = self {
+            value.encode(out);
+        }
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+        bool::decode(input)?.then(|| T::decode(input)).transpose()
+    }
+}
+
+crate::wire!(
+    enum Result<T, E> {
+        Ok(value),
+        Err(error),
+    }
+);
+crate::wire!(
+    enum Bound<T> {
+        Included(limit),
+        Excluded(limit),
+        Unbounded,
+    }
+);
+crate::wire!(
+    enum Ordering {
+        Less,
+        Equal,
+        Greater,
+    }
+);
+crate::wire!(
+    enum IpAddr {
+        V4(address),
+        V6(address),
+    }
+);
+crate::wire!(
+    enum SocketAddr {
+        V4(address),
+        V6(address),
+    }
+);
+
+/// Lets a struct or an enum of yours cross to a worker process: implements [`Wire`](crate::Wire).
+///
+/// Repeat the type without its field types, in the scope where its fields are visible. Fields of
+/// tuples get a name here, any name. A field or variant that is forgotten, misspelt or too much does
+/// not compile, and neither does a field whose type cannot cross. Fields and variants travel in
+/// the order they have here.
+///
+/// Type parameters are written without bounds, and each must be `Wire` itself.
+///
+/// # Examples
+///
+/// ```
+/// # use unsync::Wire;
+/// #[derive(Debug, PartialEq)]
+/// struct Tile { x: u32, name: String }
+/// unsync::wire!(struct Tile { x, name });
+///
+/// struct Metres(f64);
+/// unsync::wire!(struct Metres(value));
+///
+/// enum Shape { Empty, Circle(f64), Rectangle { w: f64, h: f64 } }
+/// unsync::wire!(enum Shape { Empty, Circle(radius), Rectangle { w, h } });
+///
+/// enum Tree<T> { Leaf, Node(T, Box<(Tree<T>, Tree<T>)>) }
+/// unsync::wire!(enum Tree<T> { Leaf, Node(value, children) });
+///
+/// let mut bytes = Vec::new();
+/// Tile { x: 7, name: "corner".into() }.encode(&mut bytes);
+/// assert_eq!(Tile::decode(&mut bytes.as_slice())?, Tile { x: 7, name: "corner".into() });
+/// # Ok::<(), unsync::Error>(())
+/// ```
+///
+/// A forgotten field:
+///
+/// ```compile_fail,E0027
+/// struct Tile { x: u32, name: String }
+/// unsync::wire!(struct Tile { x });
+/// ```
+#[macro_export]
+macro_rules! wire {
+    // The names of the user, fields included, and those in here do not meet: parameters are
+    // hygienic, types are `Self` or absolute paths, and the one item has a name nobody uses.
+    (
+        struct $Name:ident $(<$($T:ident),+ $(,)?>)?
+        $(($($place:ident),* $(,)?))? $({$($field:ident),* $(,)?})?
+    ) => {
+        impl $(<$($T: $crate::Wire),+>)? $crate::Wire for $Name $(<$($T),+>)? {
+            #[allow(unused_variables)]
+            fn encode(&self, out: &mut ::std::vec::Vec<::core::primitive::u8>) {
+                let Self $(($($place),*))? $({$($field),*})? = self;
+                $($($crate::Wire::encode($place, out);)*)?
+                $($($crate::Wire::encode($field, out);)*)?
+            }
+
+            #[allow(unused_variables)]
+            fn decode(
+                input: &mut &[::core::primitive::u8],
+            ) -> ::core::result::Result<Self, $crate::Error> {
+                $($(let $place = $crate::Wire::decode(input)?;)*)?
+                ::core::result::Result::Ok(
+                    Self $(($($place),*))? $({$($field: $crate::Wire::decode(input)?),*})?
+                )
+            }
+        }
+    };
+    (
+        enum $Name:ident $(<$($T:ident),+ $(,)?>)? {$(
+            $Variant:ident $(($($place:ident),* $(,)?))? $({$($field:ident),* $(,)?})?
+        ),+ $(,)?}
+    ) => {
+        const _: () = {
+            // The compiler counts the variants.
+            #[allow(non_camel_case_types)]
+            enum __UnsyncIndex {$($Variant),+}
+
+            impl $(<$($T: $crate::Wire),+>)? $crate::Wire for $Name $(<$($T),+>)? {
+                fn encode(&self, out: &mut ::std::vec::Vec<::core::primitive::u8>) {
+                    match self {$(
+                        Self::$Variant $(($($place),*))? $({$($field),*})? => {
+                            let index = __UnsyncIndex::$Variant as ::core::primitive::u32;
+                            $crate::Wire::encode(&index, out);
+                            $($($crate::Wire::encode($place, out);)*)?
+                            $($($crate::Wire::encode($field, out);)*)?
+                        }
+                    )+}
+                }
+
+                #[allow(clippy::redundant_closure_call)]
+                fn decode(
+                    input: &mut &[::core::primitive::u8],
+                ) -> ::core::result::Result<Self, $crate::Error> {
+                    let index = <::core::primitive::u32 as $crate::Wire>::decode(input)?;
+                    // A closure for each, so that a level of nesting takes the stack of one variant.
+                    $(if index == __UnsyncIndex::$Variant as ::core::primitive::u32 {
+                        return (|| {
+                            $($(let $place = $crate::Wire::decode(input)?;)*)?
+                            ::core::result::Result::Ok(Self::$Variant
+                                $(($($place),*))?
+                                $({$($field: $crate::Wire::decode(input)?),*})?
+                            )
+                        })();
+                    })+
+                    ::core::result::Result::Err(<Self as $crate::Wire>::unknown_variant(index))
+                }
+            }
+        };
+    };
+}

@@ -1,0 +1,432 @@
+//! The child side: a process that does nothing but serve calls.
+//!
+//! ```text
+//!   link ──▶ reader (the main thread) ──▶ queue ──▶ lane: Start, run, Done ──▶ link
+//!              └ end of the link: the process ends, whatever the lane is doing
+//! ```
+//!
+//! - **The reader** never waits for the lane, so the parent can always write, and it sees the end of
+//!   the parent at once: no orphans.
+//! - **The lane** runs one call after the other on a stack of known size. It tells the start of each
+//!   before it runs it, in one write with the end of the one before.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::env;
+use std::io::{self, Write};
+use std::panic::{self, PanicHookInfo};
+use std::process;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::frame::{self, Frames, Kind};
+use super::link::{self, Reader, Stream, Terms};
+use super::registry;
+use super::wire::Wire;
+use crate::error::{Error, ErrorKind, discard, panic_message, wall};
+use crate::spin::Spin;
+
+/// The only argument of a worker process, by which it knows itself. Processes that it starts do not
+/// inherit arguments.
+pub(crate) const ARGUMENT: &str = "--unsync-worker";
+/// The same for a worker that is a test binary: the harness takes it for one more filter.
+pub(crate) const TEST_ARGUMENT: &str = "unsync::worker";
+/// Ends the harness's own words on standard output: what follows is the user's.
+pub(crate) const TEST_MARK: &str = "\u{1}unsync::worker\u{1}\n";
+
+/// How this program starts workers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Setup {
+    /// `main` calls `init`.
+    Main,
+    /// A test of this name stands in for `main`.
+    Test(&'static str),
+}
+
+static MAIN_CALLS_INIT: OnceLock<()> = OnceLock::new();
+static TEST: OnceLock<&'static str> = OnceLock::new();
+static WORKER: OnceLock<Worker> = OnceLock::new();
+
+/// Makes this program able to run its own functions in worker processes: the first line of `main`.
+///
+/// Workers are further processes of the same executable. In a worker this call serves until the
+/// program that started it ends, and never returns; so what stands before it in `main` runs in every
+/// worker too. Elsewhere it returns at once and costs nothing. A test binary has no `main` of its own:
+/// there [`test_worker!`](crate::test_worker) takes its place.
+///
+/// # Examples
+///
+/// ```
+/// fn main() {
+///     unsync::init();
+///     println!("only the program itself comes here");
+/// }
+/// ```
+pub fn init() {
+    if env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == ARGUMENT)
+    {
+        serve();
+    }
+    MAIN_CALLS_INIT.get_or_init(|| ());
+}
+
+/// Whether this process is a worker.
+pub fn is_worker() -> bool {
+    WORKER.get().is_some()
+}
+
+pub(crate) fn setup() -> Option<Setup> {
+    let main = MAIN_CALLS_INIT.get().map(|()| Setup::Main);
+    main.or_else(|| TEST.get().map(|name| Setup::Test(name)))
+}
+
+/// Makes a test binary able to run its functions in worker processes. Once per test binary, at the
+/// top of an integration test or beside the unit tests of a crate.
+///
+/// It shows up in the list of tests as one that is ignored. Works under any harness that runs a test
+/// by its name, cargo-nextest among them.
+///
+/// # Examples
+///
+/// ```
+/// # #![allow(unused)]
+/// # mod tests {
+/// unsync::test_worker!();
+///
+/// fn double(n: u32) -> u32 {
+///     n * 2
+/// }
+/// unsync::register!(double);
+///
+/// #[test]
+/// fn doubles_in_another_process() {
+///     assert_eq!(unsync::cpu(double, (2,)).result().unwrap(), 4);
+/// }
+/// # }
+/// ```
+#[macro_export]
+macro_rules! test_worker {
+    () => {
+        #[test]
+        #[ignore = "no test: worker processes start here"]
+        fn __unsync_test_worker() {
+            $crate::__private::test_worker();
+        }
+        const _: () = {
+            $crate::__before_main! {
+                $crate::__private::set_test_worker(::core::concat!(
+                    ::core::module_path!(),
+                    "::__unsync_test_worker"
+                ))
+            }
+        };
+    };
+}
+
+/// For `test_worker!`: tells which test is the worker. The harness leaves out the crate's name.
+pub fn set_test_worker(path: &'static str) {
+    TEST.get_or_init(|| path.split_once("::").map_or(path, |(_, name)| name));
+}
+
+/// For `test_worker!`: the body of that test. Elsewhere than in a worker there is nothing to do.
+pub fn test_worker() {
+    if env::args_os().any(|argument| argument == TEST_ARGUMENT) {
+        let mut stdout = io::stdout();
+        let marked = stdout
+            .write_all(TEST_MARK.as_bytes())
+            .and_then(|()| stdout.flush());
+        if marked.is_err() {
+            leave();
+        }
+        serve();
+    }
+}
+
+// ------------------------------------------------------------------------------------ the worker
+
+struct Worker {
+    link: Stream,
+    terms: Terms,
+    /// Held while a frame is written, so that frames stay whole.
+    writing: Mutex<()>,
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+    /// The length of the queue, for the lane while it looks without the lock.
+    queued: AtomicUsize,
+}
+
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Whether the lane is parked.
+    waiting: bool,
+}
+
+enum Job {
+    Call { call: u64, payload: Vec<u8> },
+    Pong,
+}
+
+/// The stack of the lane. That of a main thread, as a function expects to find it.
+const STACK: usize = 8 << 20;
+
+thread_local! {
+    /// The call that this thread runs, until its first panic was reported.
+    static RUNNING: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+fn serve() -> ! {
+    let (link, terms) = match link::connect() {
+        Ok(connected) => connected,
+        Err(error) => {
+            eprintln!("unsync: this is a worker process and nobody waits for it: {error}");
+            process::exit(1);
+        }
+    };
+    let worker = WORKER.get_or_init(|| Worker {
+        link,
+        terms,
+        writing: Mutex::new(()),
+        queue: Mutex::new(Queue {
+            jobs: VecDeque::new(),
+            waiting: false,
+        }),
+        arrived: Condvar::new(),
+        queued: AtomicUsize::new(0),
+    });
+    let default = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        worker.report(info);
+        default(info);
+    }));
+    let lane = thread::Builder::new()
+        .name("unsync-call".into())
+        .stack_size(STACK);
+    if let Err(error) = lane.spawn(|| worker.lane()) {
+        eprintln!("unsync: a worker process got no thread: {error}");
+        process::exit(1);
+    }
+    worker.read();
+    leave()
+}
+
+/// Ends the process. The handlers that run at the exit of a process may hang; the program that this
+/// worker belongs to is gone, so it does not wait for them.
+fn leave() -> ! {
+    let watchdog = thread::Builder::new().spawn(|| {
+        thread::sleep(Duration::from_secs(2));
+        process::abort();
+    });
+    match watchdog {
+        Ok(_) => process::exit(0),
+        Err(_) => process::abort(),
+    }
+}
+
+impl Worker {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes frames. A parent that does not take them is gone.
+    fn send(&self, frames: &[u8]) {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = self.link.write_all(frames);
+        drop(writing);
+        if sent.is_err() {
+            leave();
+        }
+    }
+
+    /// Reads until the link ends.
+    fn read(&self) {
+        let mut frames = Frames::new(usize::MAX);
+        let mut source = Reader::new(&self.link);
+        loop {
+            let job = match frames.next(&mut source) {
+                Ok(Some((Kind::Call, call, payload))) => {
+                    let small = payload.len() <= SMALL;
+                    let copied = if small { payload.to_vec() } else { Vec::new() };
+                    let payload = if small { copied } else { frames.take_large() };
+                    Job::Call { call, payload }
+                }
+                Ok(Some((Kind::Ping, ..))) => Job::Pong,
+                Ok(Some((Kind::Recall, ..))) => {
+                    self.recall();
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(Some(_) | None) | Err(_) => return,
+            };
+            let mut queue = self.queue();
+            queue.jobs.push_back(job);
+            self.queued.store(queue.jobs.len(), Ordering::Relaxed);
+            let waiting = queue.waiting;
+            drop(queue);
+            if waiting {
+                self.arrived.notify_one();
+            }
+        }
+    }
+
+    /// Gives back what has not started.
+    ///
+    /// The reader may wait here for the lane to finish a write. It can, because the parent reads: it
+    /// makes no write that blocks while anything of this worker is under way.
+    fn recall(&self) {
+        let mut queue = self.queue();
+        let jobs = std::mem::take(&mut queue.jobs);
+        self.queued.store(0, Ordering::Relaxed);
+        drop(queue);
+        let calls: Vec<u64> = jobs
+            .iter()
+            .filter_map(|job| match job {
+                Job::Call { call, .. } => Some(*call),
+                Job::Pong => None,
+            })
+            .collect();
+        let mut frame = Vec::new();
+        let start = frame::begin(&mut frame, Kind::Returned, 0);
+        calls.encode(&mut frame);
+        frame::end(&mut frame, start);
+        self.send(&frame);
+    }
+
+    /// The life of the thread that runs the calls.
+    fn lane(&self) -> ! {
+        let mut outbox = Vec::new();
+        loop {
+            let job = self.take().unwrap_or_else(|| {
+                // Nothing follows that this could travel with.
+                if !outbox.is_empty() {
+                    self.send(&outbox);
+                    outbox.clear();
+                    outbox.shrink_to(OUTBOX_KEPT);
+                }
+                self.wait()
+            });
+            match job {
+                Job::Pong => frame::plain(&mut outbox, Kind::Pong, 0),
+                Job::Call { call, payload } => {
+                    frame::plain(&mut outbox, Kind::Start, call);
+                    self.send(&outbox);
+                    outbox.clear();
+                    self.run(call, &payload, &mut outbox);
+                }
+            }
+        }
+    }
+
+    fn take(&self) -> Option<Job> {
+        let mut queue = self.queue();
+        let job = queue.jobs.pop_front();
+        self.queued.store(queue.jobs.len(), Ordering::Relaxed);
+        job
+    }
+
+    fn wait(&self) -> Job {
+        static SPIN: Spin = Spin::new();
+        loop {
+            SPIN.attempt(|| (self.queued.load(Ordering::Relaxed) > 0).then_some(()));
+            let mut queue = self.queue();
+            while queue.jobs.is_empty() {
+                queue.waiting = true;
+                queue = self
+                    .arrived
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
+                queue.waiting = false;
+            }
+            drop(queue);
+            if let Some(job) = self.take() {
+                return job;
+            }
+        }
+    }
+
+    /// Tells the parent of a panic from inside the panic hook: it arrives even if the process does not
+    /// live on. Only the first of a call is its cause; panics of other threads are not the call's.
+    fn report(&self, info: &PanicHookInfo<'_>) {
+        let Some(call) = RUNNING.take() else { return };
+        let payload = info.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&'static str>().copied());
+        let place = info.location().map(|place| format!("panicked at {place}"));
+        let mut message = place.unwrap_or_else(|| "panicked".into());
+        if let Some(text) = text {
+            message = format!("{message}: {text}");
+        }
+        let mut frame = Vec::new();
+        let start = frame::begin(&mut frame, Kind::Panic, call);
+        message.encode(&mut frame);
+        frame::end(&mut frame, start);
+        self.send(&frame);
+    }
+
+    /// Runs one call and appends its `Done`.
+    fn run(&self, call: u64, payload: &[u8], outbox: &mut Vec<u8>) {
+        let start = frame::begin(outbox, Kind::Done, call);
+        let body = outbox.len();
+        outbox.push(Ending::Value as u8);
+        RUNNING.set(Some(call));
+        let outcome = wall(|| perform(payload, outbox));
+        RUNNING.set(None);
+        let length = outbox.len() - body;
+        let (ending, message) = match outcome {
+            Ok(Ok(())) if length as u64 > self.terms.frame_bytes_max => {
+                let limit = self.terms.frame_bytes_max;
+                (
+                    Ending::TooLarge,
+                    format!("{length} bytes, more than the {limit} of a frame"),
+                )
+            }
+            Ok(Ok(())) => (Ending::Value, String::new()),
+            Ok(Err(error)) if error.kind() == ErrorKind::NotRegistered => {
+                (Ending::Unknown, error.to_string())
+            }
+            Ok(Err(error)) => (Ending::Undecodable, error.to_string()),
+            Err(payload) => {
+                let message = panic_message(&payload).unwrap_or_default().to_owned();
+                discard(payload);
+                (Ending::Panicked, message)
+            }
+        };
+        if !matches!(ending, Ending::Value) {
+            outbox.truncate(body);
+            outbox.push(ending as u8);
+            message.encode(outbox);
+        }
+        frame::end(outbox, start);
+    }
+}
+
+/// A payload that is copied out of the reader's buffer rather than given away with a buffer of its
+/// own.
+const SMALL: usize = 48 << 10;
+/// The memory for results that the lane keeps while it is idle.
+const OUTBOX_KEPT: usize = 1 << 20;
+
+/// How a call ended, as the first byte of its `Done`.
+#[derive(Clone, Copy)]
+pub(crate) enum Ending {
+    Value = 0,
+    Panicked = 1,
+    Undecodable = 2,
+    Unknown = 3,
+    TooLarge = 4,
+}
+
+/// Decodes a call, runs it, and appends what it returns.
+pub(crate) fn perform(mut payload: &[u8], output: &mut Vec<u8>) -> Result<(), Error> {
+    let id = u64::decode(&mut payload)?;
+    let entry = registry::find(id).ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotRegistered,
+            "the worker process does not know this function",
+        )
+    })?;
+    entry.function.run(payload, output)
+}

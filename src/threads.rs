@@ -1,0 +1,473 @@
+//! The thread pool: blocking work, on as many threads as it blocks.
+//!
+//! ```text
+//!   thread(f) ──▶ queue ──▶ worker thread: take a job, run it, take the next; look; park; retire
+//!                   ▲
+//!                   └ foreman: looks whether the queue moves; where it does not, the jobs block,
+//!                              and it adds workers, twice as many each time
+//! ```
+//!
+//! - **Worker threads** start at once while fewer are active than there are cores. Beyond that more
+//!   hands only help jobs that block, and trivial jobs are finished sooner than a thread is started.
+//! - **The foreman** is the one thread that tells the two apart. It is there only while jobs wait.
+//! - **Limit**: 512 threads, not counting those that block in `result()`: what they wait for may
+//!   stand in the queue. Idle threads retire.
+//! - **Queue**: no limit, as for `spawn`. A job that no thread can be had for fails; one that merely
+//!   waits for a thread stays.
+//!
+//! Floor 3: imports the future, the error, the settings and the spin, no other engine.
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::Location;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::config::{cores, settings};
+use crate::error::{Error, discard, wall};
+use crate::spin::Spin;
+use crate::unfuture::{Role, Slot, Stop, Unfuture, Work, set_role};
+
+/// Runs a closure that may block on a thread of the pool.
+///
+/// The pool grows on demand, far past the number of cores, and shrinks again. A closure that waits
+/// for other work of the pool gets it: threads that block in [`result`](Unfuture::result) do not
+/// count against the limit.
+///
+/// # Errors
+///
+/// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind) if the closure panics, as
+/// [`ErrorKind::Os`](crate::ErrorKind) if the operating system refuses a thread and none is left to
+/// run the closure, and as [`ErrorKind::NotInitialised`](crate::ErrorKind) if the settings make no
+/// sense.
+///
+/// # Examples
+///
+/// ```
+/// let text = unsync::thread(|| std::fs::read_to_string("Cargo.toml"));
+/// assert!(text.result().unwrap().unwrap().contains("unsync"));
+/// ```
+#[track_caller]
+pub fn thread<F, T>(closure: F) -> Unfuture<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let slot = Slot::new(Location::caller());
+    let job = Arc::new(Closure {
+        slot,
+        closure: Mutex::new(Some(closure)),
+    });
+    match settings() {
+        Ok(_) => POOL.submit(job.clone()),
+        Err(error) => {
+            job.refuse(error);
+        }
+    }
+    Unfuture::of(job)
+}
+
+// --------------------------------------------------------------------------------------- the job
+
+/// A closure and the slot of its value, in one allocation.
+struct Closure<F, T> {
+    slot: Slot<T>,
+    /// `None` once it runs or was stopped: whoever takes it out resolves the slot.
+    closure: Mutex<Option<F>>,
+}
+
+const CULPRIT: &str = "thread job";
+
+impl<F, T> Closure<F, T> {
+    fn take(&self) -> Option<F> {
+        self.closure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+trait Job: Send + Sync {
+    fn run(&self);
+    /// Resolves the job without running it.
+    fn refuse(&self, error: Error) -> bool;
+}
+
+impl<F, T> Job for Closure<F, T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    fn run(&self) {
+        if let Some(closure) = self.take() {
+            let outcome = wall(closure).map_err(|payload| Error::panicked(CULPRIT, payload));
+            self.slot
+                .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
+        }
+    }
+
+    fn refuse(&self, error: Error) -> bool {
+        let Some(closure) = self.take() else {
+            return false;
+        };
+        discard(closure);
+        self.slot.finish(Err(error.started_at(self.slot.origin)))
+    }
+}
+
+impl<F, T> Stop for Closure<F, T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    /// Only a queued job can be stopped: a running thread cannot be killed.
+    fn stop(self: Arc<Self>, reason: Error) -> bool {
+        self.refuse(reason)
+    }
+}
+
+impl<F, T> Work<T> for Closure<F, T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    fn slot(&self) -> &Slot<T> {
+        &self.slot
+    }
+    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+        self
+    }
+}
+
+// -------------------------------------------------------------------------------------- the pool
+
+static POOL: Pool = Pool::new();
+
+struct Pool {
+    state: Mutex<State>,
+    /// Rung for idle workers, once for each that was claimed.
+    work: Condvar,
+    /// Rung for a resting foreman.
+    watch: Condvar,
+    /// The length of the queue, for those who look without the lock.
+    queued: AtomicUsize,
+}
+
+struct State {
+    queue: VecDeque<Arc<dyn Job>>,
+    /// Threads that live or are being started, the foreman among them.
+    threads: usize,
+    /// Parked and not claimed. Who claims one takes it off this count, under the same lock: so two
+    /// jobs never count on the same thread.
+    idle: usize,
+    /// Claimed, and not awake yet.
+    claimed: usize,
+    /// Blocked in a wait of ours.
+    blocked: usize,
+    /// Whether a worker looks at the queue before it parks. One is enough.
+    looking: bool,
+    foreman: Foreman,
+    /// Whether jobs took long of late: set by the foreman, unset by the first short job. While it is
+    /// set an idle thread is woken for every job; else a flood of trivial jobs would wake them all,
+    /// for each job anew.
+    long: bool,
+    /// Jobs done, for the foreman to see the queue move.
+    finished: u64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Foreman {
+    Absent,
+    Starting,
+    Resting,
+    Watching,
+}
+
+/// What is to be done when the lock is free again.
+enum Order {
+    Nothing,
+    Wake,
+    WakeForeman,
+    Start(fn(&'static Pool)),
+}
+
+/// A job that takes longer than this is worth another thread: starting one costs about as much.
+const LONG: Duration = Duration::from_micros(100);
+/// The longest time between two looks of the foreman.
+const PACE_MAX: Duration = Duration::from_millis(2);
+
+impl State {
+    fn active(&self) -> usize {
+        let foreman = usize::from(self.foreman != Foreman::Absent);
+        let looking = usize::from(self.looking);
+        self.threads
+            .saturating_sub(self.blocked + self.idle + looking + foreman)
+    }
+
+    /// How many more may work at once: idle threads, and new ones up to the limit. The foreman runs no
+    /// jobs, so it does not count against the limit.
+    fn room(&self) -> usize {
+        let limit = settings().map_or(1, |settings| settings.threads);
+        let foreman = usize::from(self.foreman != Foreman::Absent);
+        self.idle + limit.saturating_sub(self.threads.saturating_sub(self.blocked + foreman))
+    }
+
+    /// Decides who takes care of the front of the queue, and books it.
+    fn staff(&mut self) -> Order {
+        if self.queue.len() <= usize::from(self.looking) {
+            Order::Nothing
+        } else if self.idle > 0 && (self.long || self.active() < cores()) {
+            self.idle -= 1;
+            self.claimed += 1;
+            Order::Wake
+        } else if self.active() < cores() && self.room() > 0 {
+            self.threads += 1;
+            Order::Start(Pool::work)
+        } else if self.foreman == Foreman::Resting && self.room() > 0 {
+            self.foreman = Foreman::Watching;
+            Order::WakeForeman
+        } else if self.foreman == Foreman::Absent && self.room() > 0 {
+            self.foreman = Foreman::Starting;
+            self.threads += 1;
+            Order::Start(Pool::watch)
+        } else {
+            Order::Nothing
+        }
+    }
+}
+
+impl Pool {
+    const fn new() -> Pool {
+        Pool {
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                threads: 0,
+                idle: 0,
+                claimed: 0,
+                blocked: 0,
+                looking: false,
+                foreman: Foreman::Absent,
+                long: false,
+                finished: 0,
+            }),
+            work: Condvar::new(),
+            watch: Condvar::new(),
+            queued: AtomicUsize::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn submit(&'static self, job: Arc<dyn Job>) {
+        let mut state = self.lock();
+        state.queue.push_back(job);
+        self.queued.store(state.queue.len(), Ordering::Relaxed);
+        let order = state.staff();
+        drop(state);
+        self.carry_out(order);
+    }
+
+    fn carry_out(&'static self, order: Order) {
+        match order {
+            Order::Nothing => {}
+            Order::Wake => self.work.notify_one(),
+            Order::WakeForeman => self.watch.notify_one(),
+            Order::Start(duty) => {
+                self.start(duty);
+            }
+        }
+    }
+
+    /// Starts a thread that is already counted; says whether there is one.
+    fn start(&'static self, duty: fn(&'static Pool)) -> bool {
+        static NUMBER: AtomicUsize = AtomicUsize::new(1);
+        let name = format!("unsync-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let body = move || {
+            set_role(Role::Pool {
+                blocks: || POOL.blocks(),
+                resumes: || POOL.resumes(),
+            });
+            duty(self);
+        };
+        match thread::Builder::new().name(name).spawn(body) {
+            Ok(_) => true,
+            Err(error) => {
+                self.refused(&error);
+                false
+            }
+        }
+    }
+
+    /// The operating system refused a thread. The jobs wait for those that live; if none of them can
+    /// ever take a job, they fail.
+    fn refused(&self, error: &io::Error) {
+        let mut state = self.lock();
+        state.threads -= 1;
+        if state.foreman == Foreman::Starting {
+            state.foreman = Foreman::Absent;
+        }
+        if state.foreman == Foreman::Resting {
+            // It will find that there are no others to be had, and step down.
+            state.foreman = Foreman::Watching;
+            self.watch.notify_one();
+        }
+        let somebody = state.threads > state.blocked;
+        let stranded = if somebody {
+            VecDeque::new()
+        } else {
+            std::mem::take(&mut state.queue)
+        };
+        self.queued.store(state.queue.len(), Ordering::Relaxed);
+        drop(state);
+        for job in stranded {
+            let source = io::Error::new(error.kind(), error.to_string());
+            job.refuse(Error::os(
+                "no thread could be started for a thread job",
+                source,
+            ));
+            discard(job);
+        }
+    }
+
+    fn blocks(&'static self) {
+        let mut state = self.lock();
+        state.blocked += 1;
+        let order = state.staff();
+        drop(state);
+        self.carry_out(order);
+    }
+
+    fn resumes(&self) {
+        self.lock().blocked -= 1;
+    }
+
+    /// The life of a worker thread.
+    fn work(&'static self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                self.queued.store(state.queue.len(), Ordering::Relaxed);
+                let order = state.staff();
+                let started = state.long.then(Instant::now);
+                drop(state);
+                self.carry_out(order);
+                job.run();
+                discard(job);
+                let short = started.is_some_and(|started| started.elapsed() < LONG);
+                state = self.lock();
+                state.finished += 1;
+                state.long &= !short;
+                continue;
+            }
+            if !state.looking {
+                state.looking = true;
+                drop(state);
+                static SPIN: Spin = Spin::new();
+                SPIN.attempt(|| (self.queued.load(Ordering::Relaxed) > 0).then_some(()));
+                state = self.lock();
+                state.looking = false;
+                if !state.queue.is_empty() {
+                    continue;
+                }
+            }
+            match self.idle(state) {
+                Some(claimed) => state = claimed,
+                None => return,
+            }
+        }
+    }
+
+    /// Parks until claimed; `None` when the thread is to retire.
+    fn idle<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Option<MutexGuard<'a, State>> {
+        let retires = Instant::now() + keep_alive();
+        state.idle += 1;
+        loop {
+            let left = retires.saturating_duration_since(Instant::now());
+            let woken = self.work.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            if state.claimed > 0 {
+                state.claimed -= 1;
+                return Some(state);
+            }
+            if Instant::now() >= retires {
+                state.idle -= 1;
+                state.threads -= 1;
+                return None;
+            }
+        }
+    }
+
+    /// The life of the foreman.
+    fn watch(&'static self) {
+        let mut state = self.lock();
+        loop {
+            state.foreman = Foreman::Watching;
+            let alone;
+            (state, alone) = self.oversee(state);
+            if alone {
+                // The operating system gives no other thread: this one lends a hand.
+                state.foreman = Foreman::Absent;
+                drop(state);
+                return self.work();
+            }
+            state.foreman = Foreman::Resting;
+            let rest = self.watch.wait_timeout_while(state, keep_alive(), |state| {
+                state.foreman == Foreman::Resting
+            });
+            state = rest.unwrap_or_else(PoisonError::into_inner).0;
+            if state.foreman == Foreman::Resting {
+                state.foreman = Foreman::Absent;
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+
+    /// Adds workers while jobs wait and take long. Ends when the queue is empty or the pool is full,
+    /// and, which it says, when the operating system refused a thread.
+    fn oversee(
+        &'static self,
+        mut state: MutexGuard<'static, State>,
+    ) -> (MutexGuard<'static, State>, bool) {
+        let (mut pace, mut crew) = (LONG, 1);
+        while !state.queue.is_empty() && state.room() > 0 {
+            let (finished, active, looked) = (state.finished, state.active(), Instant::now());
+            let woken = self.watch.wait_timeout(state, pace);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            let done = u32::try_from(state.finished - finished).unwrap_or(u32::MAX);
+            let spent = looked.elapsed() * u32::try_from(active).unwrap_or(u32::MAX);
+            state.long = spent >= LONG.saturating_mul(done);
+            if !state.long {
+                // More threads would only be in each other's way.
+                (pace, crew) = ((pace * 2).min(PACE_MAX), 1);
+                continue;
+            }
+            pace = LONG;
+            for _ in 0..crew.min(state.queue.len()).min(state.room()) {
+                if state.idle > 0 {
+                    state.idle -= 1;
+                    state.claimed += 1;
+                    self.work.notify_one();
+                    continue;
+                }
+                state.threads += 1;
+                drop(state);
+                let started = self.start(Pool::work);
+                state = self.lock();
+                if !started {
+                    return (state, true);
+                }
+            }
+            crew *= 2;
+        }
+        (state, false)
+    }
+}
+
+fn keep_alive() -> Duration {
+    settings().map_or(Duration::ZERO, |settings| settings.keep_alive)
+}
