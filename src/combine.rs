@@ -9,7 +9,7 @@ use std::panic::Location;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, discard};
-use crate::unfuture::{Promise, Stop, Unfuture, derived};
+use crate::unfuture::{OnBegin, Promise, Reason, Stop, Unfuture, derived};
 
 /// Waits for all: the values in the order of the input, or the first error.
 ///
@@ -95,11 +95,13 @@ impl<T> Join<T> {
 struct All(Vec<Arc<dyn Stop>>);
 
 impl Stop for All {
-    fn stop(self: Arc<Self>, reason: Error) -> bool {
-        let stopped = self
-            .0
-            .iter()
-            .map(|work| Arc::clone(work).stop(reason.clone()));
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+        let stopped = self.0.iter().map(|work| Arc::clone(work).stop(reason));
         stopped.fold(false, |any, one| any | one)
+    }
+
+    /// Begun is the whole of it from the start: nobody can mean the last of many.
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        call();
     }
 }

@@ -1,48 +1,301 @@
 //! Limits and switches: read once, at first use.
 //!
-//! Floor 2: imports only the error.
+//! Floor 2: imports only the error and the spin.
 
 use std::env;
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, on_unobserved};
+use crate::spin;
+
+/// The library's settings, to be installed before its first use.
+///
+/// Each has a default, so nobody needs a `Config`. What is set here goes before the environment
+/// variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those go before the defaults. Values that
+/// make no sense are refused by [`install`](Config::install).
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), unsync::Error> {
+/// unsync::init();
+/// unsync::Config::new().threads(64).keep_alive(Duration::from_secs(1)).install()?;
+/// assert_eq!(unsync::thread(|| 1).result()?, 1);
+/// assert!(unsync::Config::new().install().is_err(), "too late: in use");
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "settings do nothing unless they are installed"]
+pub struct Config {
+    threads: Option<usize>,
+    processes: Option<usize>,
+    settings: Settings,
+    on_unobserved: Option<Box<dyn Fn(&Error) + Send + Sync>>,
+}
 
 /// What the engines go by.
 pub(crate) struct Settings {
-    /// Threads of the pool that may run at once; those that block in `result()` do not count.
     pub(crate) threads: usize,
-    /// Worker processes that may live at once.
     pub(crate) processes: usize,
-    /// How long an idle pool thread or worker process waits for work before it ends.
     pub(crate) keep_alive: Duration,
-    /// The largest payload of a frame: encoded arguments, or an encoded result.
-    pub(crate) frame_bytes_max: usize,
-    /// How long a worker process may take to connect.
+    pub(crate) thread_name: String,
+    pub(crate) stack_size: Option<usize>,
+    pub(crate) spin: Duration,
+    pub(crate) stall: Option<Duration>,
+    pub(crate) calls_per_worker: Option<u64>,
+    pub(crate) memory_per_worker: Option<u64>,
     pub(crate) start_timeout: Duration,
+    pub(crate) cancel_grace: Duration,
+    pub(crate) frame_bytes_max: usize,
+    pub(crate) kill_children: bool,
+    pub(crate) worker_command: Option<WorkerCommand>,
+    pub(crate) on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
+    pub(crate) around_poll: Option<AroundPoll>,
 }
+
+type WorkerCommand = Box<dyn Fn(&Path) -> Command + Send + Sync>;
+type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 /// As many as tokio's blocking pool: enough for blocking work, and few enough for any machine.
 const THREADS: usize = 512;
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-const FRAME_BYTES_MAX: usize = 1 << 30;
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// More threads or processes than this are a slip of the pen.
+const MOST: usize = 1 << 20;
 
-/// The settings in force, or what is wrong with them.
-pub(crate) fn settings() -> Result<&'static Settings, Error> {
-    static SETTINGS: OnceLock<Result<Settings, Error>> = OnceLock::new();
-    SETTINGS.get_or_init(read).as_ref().map_err(Error::clone)
+impl Config {
+    /// The defaults.
+    pub fn new() -> Config {
+        Config {
+            threads: None,
+            processes: None,
+            settings: Settings {
+                threads: THREADS,
+                processes: 1,
+                keep_alive: Duration::from_secs(10),
+                thread_name: "unsync".into(),
+                stack_size: None,
+                spin: Duration::from_micros(50),
+                stall: None,
+                calls_per_worker: None,
+                memory_per_worker: None,
+                start_timeout: Duration::from_secs(30),
+                cancel_grace: Duration::ZERO,
+                frame_bytes_max: 1 << 30,
+                kill_children: false,
+                worker_command: None,
+                on_thread_start: None,
+                around_poll: None,
+            },
+            on_unobserved: None,
+        }
+    }
+
+    /// Threads of the pool that may run jobs at once; those that block in a wait of this library do
+    /// not count. Default: 512.
+    pub fn threads(mut self, most: usize) -> Config {
+        self.threads = Some(most);
+        self
+    }
+
+    /// Worker processes that may live at once. Default: the available parallelism, which respects
+    /// affinity and cgroups.
+    pub fn processes(mut self, most: usize) -> Config {
+        self.processes = Some(most);
+        self
+    }
+
+    /// How long an idle pool thread or worker process waits for work before it ends. Default: 10 s.
+    pub fn keep_alive(mut self, time: Duration) -> Config {
+        self.settings.keep_alive = time;
+        self
+    }
+
+    /// The first part of the names of threads. Default: `unsync`. Linux shows 15 bytes of a name.
+    pub fn thread_name(mut self, prefix: impl Into<String>) -> Config {
+        self.settings.thread_name = prefix.into();
+        self
+    }
+
+    /// The stack of every thread that runs code of the program, in bytes. Default: that of
+    /// `std::thread` for the ambient thread and the pool, and 8 MiB for calls in a worker process.
+    pub fn stack_size(mut self, bytes: usize) -> Config {
+        self.settings.stack_size = Some(bytes);
+        self
+    }
+
+    /// How long a wait looks again before it parks. Default: 50 µs; zero turns it off. It turns itself
+    /// off where it does not pay.
+    pub fn spin(mut self, time: Duration) -> Config {
+        self.settings.spin = time;
+        self
+    }
+
+    /// Reports on standard error when one poll holds up the ambient thread for longer than this.
+    /// Default: no reports, or 100 ms if the environment variable `UNSYNC_DEBUG` is set.
+    pub fn stall(mut self, longest: Duration) -> Config {
+        self.settings.stall = Some(longest);
+        self
+    }
+
+    /// Replaces a worker process after so many calls. Default: never.
+    pub fn calls_per_worker(mut self, calls: u64) -> Config {
+        self.settings.calls_per_worker = Some(calls);
+        self
+    }
+
+    /// Replaces a worker process whose resident memory is above this many bytes at the end of a call.
+    /// Default: never. On Linux only; elsewhere it has no effect.
+    pub fn memory_per_worker(mut self, bytes: u64) -> Config {
+        self.settings.memory_per_worker = Some(bytes);
+        self
+    }
+
+    /// How long a worker process may take until it is ready. Default: 30 s.
+    pub fn start_timeout(mut self, limit: Duration) -> Config {
+        self.settings.start_timeout = limit;
+        self
+    }
+
+    /// How long the function of a cancelled call may go on, to see [`is_cancelled`](crate::is_cancelled)
+    /// and end by itself, before its worker process is killed. Default: zero, killed at once.
+    pub fn cancel_grace(mut self, time: Duration) -> Config {
+        self.settings.cancel_grace = time;
+        self
+    }
+
+    /// The most bytes that the encoded arguments or the encoded result of a call may have. Default:
+    /// 1 GiB.
+    pub fn frame_bytes_max(mut self, bytes: usize) -> Config {
+        self.settings.frame_bytes_max = bytes;
+        self
+    }
+
+    /// Whether the processes that a worker started die with it, as far as they stayed in its process
+    /// group. Costs the start of a program for each worker that ends. Default: no.
+    pub fn kill_children(mut self, kill: bool) -> Config {
+        self.settings.kill_children = kill;
+        self
+    }
+
+    /// Makes the command that starts a worker process from the path of the executable: to run it under
+    /// `nice` or valgrind, with another environment or working directory.
+    ///
+    /// The library adds the one argument by which a worker knows itself, and sets standard input. A
+    /// wrapper has to pass both on.
+    pub fn worker_command<F>(mut self, make: F) -> Config
+    where
+        F: Fn(&Path) -> Command + Send + Sync + 'static,
+    {
+        self.settings.worker_command = Some(Box::new(make));
+        self
+    }
+
+    /// Runs on the ambient thread and on every thread of the pool, before anything else does.
+    pub fn on_thread_start(mut self, hook: impl Fn() + Send + Sync + 'static) -> Config {
+        self.settings.on_thread_start = Some(Box::new(hook));
+        self
+    }
+
+    /// Runs around every poll on the ambient thread; it must call what it is given, once. For a
+    /// reactor that wants to be entered, such as tokio's.
+    pub fn around_poll(
+        mut self,
+        hook: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static,
+    ) -> Config {
+        self.settings.around_poll = Some(Box::new(hook));
+        self
+    }
+
+    /// Called with every failure that nobody looked at, on the thread where it became clear: the
+    /// `Unfuture` was dropped. Cancelled work is no failure. Default: nothing, or a line on standard
+    /// error if the environment variable `UNSYNC_DEBUG` is set.
+    pub fn on_unobserved(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Config {
+        self.on_unobserved = Some(Box::new(hook));
+        self
+    }
+
+    /// Puts these settings in force.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotInitialised`] if a value makes no sense, or if the library is in use already:
+    /// then the settings in force stay.
+    pub fn install(self) -> Result<(), Error> {
+        let settings = self.resolve()?;
+        let spin = settings.spin;
+        match SETTINGS.set(Ok(settings)) {
+            Ok(()) => {
+                spin::set_budget(spin);
+                Ok(())
+            }
+            Err(_) => Err(refused(
+                "the library is in use already, install the settings before",
+            )),
+        }
+    }
+
+    fn resolve(self) -> Result<Settings, Error> {
+        let mut settings = self.settings;
+        settings.threads = chosen("threads", self.threads, "UNSYNC_THREADS", THREADS)?;
+        settings.processes = chosen("processes", self.processes, "UNSYNC_PROCESSES", cores())?;
+        let zeros = [
+            ("calls_per_worker", settings.calls_per_worker == Some(0)),
+            ("memory_per_worker", settings.memory_per_worker == Some(0)),
+            ("frame_bytes_max", settings.frame_bytes_max == 0),
+            ("stack_size", settings.stack_size == Some(0)),
+            ("start_timeout", settings.start_timeout.is_zero()),
+            (
+                "stall",
+                settings.stall.is_some_and(|longest| longest.is_zero()),
+            ),
+        ];
+        if let Some((name, _)) = zeros.into_iter().find(|(_, zero)| *zero) {
+            return Err(refused(&format!("{name} is 0")));
+        }
+        if settings.thread_name.contains('\0') {
+            return Err(refused("thread_name holds a nul character"));
+        }
+        let debug = env::var_os("UNSYNC_DEBUG").is_some_and(|value| !value.is_empty());
+        if debug {
+            settings.stall.get_or_insert(Duration::from_millis(100));
+        }
+        if let Some(hook) = self.on_unobserved {
+            on_unobserved(hook);
+        } else if debug {
+            on_unobserved(Box::new(|error| {
+                eprintln!("unsync: nobody looked at this: {error}")
+            }));
+        }
+        Ok(settings)
+    }
 }
 
-fn read() -> Result<Settings, Error> {
-    Ok(Settings {
-        threads: from_env("UNSYNC_THREADS")?.unwrap_or(THREADS),
-        processes: from_env("UNSYNC_PROCESSES")?.unwrap_or_else(cores),
-        keep_alive: KEEP_ALIVE,
-        frame_bytes_max: FRAME_BYTES_MAX,
-        start_timeout: START_TIMEOUT,
-    })
+impl Default for Config {
+    fn default() -> Config {
+        Config::new()
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Config")
+    }
+}
+
+static SETTINGS: OnceLock<Result<Settings, Error>> = OnceLock::new();
+
+/// The settings in force, or what is wrong with them. After this they cannot be changed.
+pub(crate) fn settings() -> Result<&'static Settings, Error> {
+    SETTINGS
+        .get_or_init(|| Config::new().resolve())
+        .as_ref()
+        .map_err(Error::clone)
 }
 
 /// The processors that this process may use; respects affinity and cgroups.
@@ -51,17 +304,30 @@ pub(crate) fn cores() -> usize {
     *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
-fn from_env(name: &str) -> Result<Option<usize>, Error> {
-    /// More than this is a slip of the pen.
-    const MOST: usize = 1 << 20;
-    let Some(value) = env::var_os(name) else {
-        return Ok(None);
+fn refused(what: &str) -> Error {
+    Error::new(
+        ErrorKind::NotInitialised,
+        format!("settings refused: {what}"),
+    )
+}
+
+fn chosen(name: &str, set: Option<usize>, variable: &str, default: usize) -> Result<usize, Error> {
+    match set {
+        Some(number @ 1..=MOST) => return Ok(number),
+        Some(number) => {
+            return Err(refused(&format!(
+                "{name} is {number}, not from 1 to {MOST}"
+            )));
+        }
+        None => {}
+    }
+    let Some(value) = env::var_os(variable) else {
+        return Ok(default);
     };
     match value.to_str().and_then(|text| text.trim().parse().ok()) {
-        Some(number @ 1..=MOST) => Ok(Some(number)),
-        _ => Err(Error::new(
-            ErrorKind::NotInitialised,
-            format!("{name} is {value:?}, expected a whole number from 1 to {MOST}"),
-        )),
+        Some(number @ 1..=MOST) => Ok(number),
+        _ => Err(refused(&format!(
+            "{variable} is {value:?}, not a whole number from 1 to {MOST}"
+        ))),
     }
 }

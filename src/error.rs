@@ -8,7 +8,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A panic's payload, as [`std::panic::catch_unwind`] hands it over.
 pub(crate) type Payload = Box<dyn Any + Send>;
@@ -101,6 +101,14 @@ impl Error {
         Error::new(ErrorKind::Os, attempt).with(|inner| inner.source = Some(Box::new(source)))
     }
 
+    /// A panic in another process: its message is the payload, its backtrace the source.
+    pub(crate) fn with_remote_panic(self, message: String, backtrace: Option<String>) -> Error {
+        self.with(|inner| {
+            inner.payload = Mutex::new(Some(Box::new(message)));
+            inner.source = backtrace.map(|text| Box::new(RemoteBacktrace(text)) as _);
+        })
+    }
+
     pub(crate) fn started_at(self, origin: Origin) -> Error {
         self.with(|inner| inner.origin = Some(origin))
     }
@@ -159,7 +167,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;
-        if let Some(source) = &self.0.source {
+        if let (ErrorKind::Os, Some(source)) = (self.0.kind, &self.0.source) {
             write!(f, ": {source}")?;
         }
         match self.0.origin {
@@ -184,6 +192,18 @@ impl StdError for Error {
     }
 }
 
+/// The backtrace of a panic in a worker process, as the source of the error.
+#[derive(Debug)]
+struct RemoteBacktrace(String);
+
+impl fmt::Display for RemoteBacktrace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "backtrace in the worker process:\n{}", self.0)
+    }
+}
+
+impl StdError for RemoteBacktrace {}
+
 const _: () = {
     const fn sound<
         T: Send + Sync + Unpin + std::panic::UnwindSafe + std::panic::RefUnwindSafe + 'static,
@@ -194,6 +214,25 @@ const _: () = {
 
 impl std::panic::UnwindSafe for Inner {}
 impl std::panic::RefUnwindSafe for Inner {}
+
+type Hook = Box<dyn Fn(&Error) + Send + Sync>;
+
+static UNOBSERVED: OnceLock<Hook> = OnceLock::new();
+
+/// Sets who is told of failures that nobody looked at. The first one stays.
+pub(crate) fn on_unobserved(hook: Hook) {
+    discard(UNOBSERVED.set(hook));
+}
+
+/// Drops an outcome that nobody will look at.
+pub(crate) fn unobserved<T>(outcome: Result<T, Error>) {
+    if let (Err(error), Some(hook)) = (&outcome, UNOBSERVED.get()) {
+        if !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::ShutDown) {
+            discard(wall(|| hook(error)));
+        }
+    }
+    discard(outcome);
+}
 
 /// The text of a panic, if it has one.
 pub(crate) fn panic_message(payload: &Payload) -> Option<&str> {

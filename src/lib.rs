@@ -4,6 +4,7 @@ mod block_on;
 mod chain;
 mod combine;
 mod config;
+mod deadline;
 mod decorate;
 mod error;
 mod processes;
@@ -14,9 +15,11 @@ pub use ambient::{Sleep, YieldNow, sleep, sleep_until, spawn, spawn_local, yield
 pub use block_on::block_on;
 pub use chain::cpu;
 pub use combine::join_all;
+pub use config::Config;
 pub use error::{Error, ErrorKind};
-pub use processes::{Entrypoint, Wire, init, is_worker};
+pub use processes::{Entrypoint, Wire, init, is_worker, progress, warm};
 pub use threads::thread;
+pub use unfuture::{Canceller, is_cancelled};
 pub use unfuture::{Promise, Unfuture, promise};
 
 /// For the macros.

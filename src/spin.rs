@@ -14,6 +14,13 @@ use std::time::{Duration, Instant};
 /// How long a wait looks before it parks, in nanoseconds.
 static BUDGET_NS: AtomicU64 = AtomicU64::new(50_000);
 
+pub(crate) fn set_budget(budget: Duration) {
+    BUDGET_NS.store(
+        u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX),
+        Relaxed,
+    );
+}
+
 /// A place that waits, with what it learned about its waits.
 pub(crate) struct Spin {
     /// Above zero: so many misses are left before this place gives up spinning. Below: so many

@@ -17,18 +17,19 @@
 //!
 //! Floor 3: imports the future, the error, the settings and the spin, no other engine.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::Location;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::{cores, settings};
-use crate::error::{Error, discard, wall};
+use crate::error::{Error, Origin, discard, wall};
 use crate::spin::Spin;
-use crate::unfuture::{Role, Slot, Stop, Unfuture, Work, set_role};
+use crate::unfuture::{OnBegin, Reason, Role, Slot, Stop, Unfuture, Work, set_role};
 
 /// Runs a closure that may block on a thread of the pool.
 ///
@@ -55,11 +56,7 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let slot = Slot::new(Location::caller());
-    let job = Arc::new(Closure {
-        slot,
-        closure: Mutex::new(Some(closure)),
-    });
+    let job = Arc::new(Closure::new(closure, Location::caller()));
     match settings() {
         Ok(_) => POOL.submit(job.clone()),
         Err(error) => {
@@ -76,11 +73,21 @@ struct Closure<F, T> {
     slot: Slot<T>,
     /// `None` once it runs or was stopped: whoever takes it out resolves the slot.
     closure: Mutex<Option<F>>,
+    /// Set when it was to be stopped and ran already.
+    cancelled: AtomicBool,
 }
 
 const CULPRIT: &str = "thread job";
 
 impl<F, T> Closure<F, T> {
+    fn new(closure: F, origin: Origin) -> Closure<F, T> {
+        Closure {
+            slot: Slot::new(origin),
+            closure: Mutex::new(Some(closure)),
+            cancelled: AtomicBool::new(false),
+        }
+    }
+
     fn take(&self) -> Option<F> {
         self.closure
             .lock()
@@ -91,8 +98,9 @@ impl<F, T> Closure<F, T> {
 
 trait Job: Send + Sync {
     fn run(&self);
-    /// Resolves the job without running it.
+    /// Resolves the job without running it; `false` if it runs or has run.
     fn refuse(&self, error: Error) -> bool;
+    fn is_cancelled(&self) -> bool;
 }
 
 impl<F, T> Job for Closure<F, T>
@@ -102,6 +110,7 @@ where
 {
     fn run(&self) {
         if let Some(closure) = self.take() {
+            self.slot.begin();
             let outcome = wall(closure).map_err(|payload| Error::panicked(CULPRIT, payload));
             self.slot
                 .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
@@ -115,6 +124,10 @@ where
         discard(closure);
         self.slot.finish(Err(error.started_at(self.slot.origin)))
     }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
 }
 
 impl<F, T> Stop for Closure<F, T>
@@ -123,8 +136,13 @@ where
     T: Send + 'static,
 {
     /// Only a queued job can be stopped: a running thread cannot be killed.
-    fn stop(self: Arc<Self>, reason: Error) -> bool {
-        self.refuse(reason)
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.refuse(reason.error(CULPRIT))
+    }
+
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        self.slot.when_begun(call);
     }
 }
 
@@ -290,6 +308,7 @@ impl Pool {
             set_role(Role::Pool {
                 blocks: || POOL.blocks(),
                 resumes: || POOL.resumes(),
+                is_cancelled,
             });
             duty(self);
         };
@@ -355,8 +374,9 @@ impl Pool {
                 let started = state.long.then(Instant::now);
                 drop(state);
                 self.carry_out(order);
-                job.run();
-                discard(job);
+                JOB.set(Some(job));
+                JOB.with_borrow(|job| job.iter().for_each(|job| job.run()));
+                discard(JOB.take());
                 let short = started.is_some_and(|started| started.elapsed() < LONG);
                 state = self.lock();
                 state.finished += 1;
@@ -466,6 +486,15 @@ impl Pool {
         }
         (state, false)
     }
+}
+
+thread_local! {
+    /// What this thread runs.
+    static JOB: RefCell<Option<Arc<dyn Job>>> = const { RefCell::new(None) };
+}
+
+fn is_cancelled() -> bool {
+    JOB.with_borrow(|job| job.as_ref().is_some_and(|job| job.is_cancelled()))
 }
 
 fn keep_alive() -> Duration {

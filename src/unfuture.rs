@@ -12,12 +12,12 @@ use std::future::Future;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, Origin, discard, wall};
+use crate::error::{Error, ErrorKind, Origin, discard, unobserved, wall};
 use crate::spin::Spin;
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
@@ -121,6 +121,53 @@ impl<T> Unfuture<T> {
         slot.wait_until(deadline)
     }
 
+    /// Stops the work, if it has not ended; says whether it will end as
+    /// [`ErrorKind::Cancelled`].
+    ///
+    /// - An async task: its future is dropped on the ambient thread.
+    /// - A thread job: it is taken out of the queue. One that runs cannot be stopped; it sees
+    ///   [`is_cancelled`] and gives its value.
+    /// - A call in a worker process: it is taken out of the queue, or its worker is killed.
+    /// - A continuation: that continuation, not its source.
+    ///
+    /// May be called from any thread and any number of times.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let sleeper = unsync::spawn(unsync::sleep(Duration::MAX));
+    /// assert!(sleeper.cancel());
+    /// assert_eq!(sleeper.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
+    /// ```
+    pub fn cancel(&self) -> bool {
+        self.canceller().cancel()
+    }
+
+    /// A handle that can do nothing but cancel this work.
+    pub fn canceller(&self) -> Canceller {
+        Canceller(self.stopper().as_ref().map(Arc::downgrade))
+    }
+
+    /// Cancels the work when this `Unfuture` is dropped: ties it to a scope.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let sleeper = unsync::spawn(unsync::sleep(Duration::MAX)).cancel_on_drop();
+    /// drop(sleeper); // the sleep is over
+    /// ```
+    #[must_use = "dropping it cancels the work at once"]
+    pub fn cancel_on_drop(self) -> Unfuture<T> {
+        if let Some(work) = &self.work {
+            work.slot().tied.store(true, Ordering::Relaxed);
+        }
+        self
+    }
+
     /// Whether the work has ended, so that [`result`](Unfuture::result) gives its outcome at once.
     pub fn is_done(&self) -> bool {
         self.work.as_ref().is_none_or(|work| work.slot().is_done())
@@ -157,6 +204,26 @@ impl<T> Unfuture<T> {
     }
 }
 
+/// Cancels one piece of work, from anywhere. Made by [`Unfuture::canceller`].
+///
+/// It does not keep the work or its value alive.
+#[derive(Clone)]
+pub struct Canceller(Option<Weak<dyn Stop>>);
+
+impl Canceller {
+    /// See [`Unfuture::cancel`].
+    pub fn cancel(&self) -> bool {
+        let work = self.0.as_ref().and_then(Weak::upgrade);
+        work.is_some_and(|work| work.stop(Reason::Cancelled))
+    }
+}
+
+impl fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Canceller")
+    }
+}
+
 /// Makes a [`Promise`] and the [`Unfuture`] that it resolves.
 ///
 /// # Examples
@@ -180,6 +247,11 @@ impl<T> Promise<T> {
     /// Breaks the promise with an error of the caller's choice, normally one that came from elsewhere.
     pub fn fail(self, error: Error) {
         self.finish(Err(error));
+    }
+
+    /// Whether nobody waits for the value any more: the `Unfuture` was cancelled, or its time is up.
+    pub fn is_cancelled(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.slot.is_done())
     }
 
     pub(crate) fn finish(mut self, outcome: Result<T, Error>) {
@@ -211,7 +283,7 @@ impl<T: Send + 'static> Unfuture<Result<T, Error>> {
     /// assert_eq!(outer.flatten().result().unwrap(), 1);
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
-        let (promise, flat) = derived(self.origin(), self.stopper());
+        let (promise, flat) = self.derive(self.stopper());
         self.when_done(move |outcome| promise.finish(outcome.and_then(|inner| inner)));
         flat
     }
@@ -231,7 +303,7 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
         let stages = Arc::new(Stages(Mutex::new((self.stopper(), None))));
-        let (promise, flat) = derived(self.origin(), Some(stages.clone()));
+        let (promise, flat) = self.derive(Some(stages.clone()));
         self.when_done(move |outcome| match outcome {
             Ok(inner) => {
                 stages.advance(inner.stopper());
@@ -246,13 +318,17 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
 /// What a flattened `Unfuture` stops: the work that is under way, and the reason to stop, if there
 /// was one. It is kept, because a stop may come when the outer work has just ended and the inner is
 /// not known yet.
-struct Stages(Mutex<(Option<Arc<dyn Stop>>, Option<Error>)>);
+struct Stages(Mutex<(Option<Arc<dyn Stop>>, Option<Reason>)>);
 
 impl Stages {
+    fn lock(&self) -> MutexGuard<'_, (Option<Arc<dyn Stop>>, Option<Reason>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn advance(&self, inner: Option<Arc<dyn Stop>>) {
-        let mut stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stages = self.lock();
         let outer = mem::replace(&mut stages.0, inner.clone());
-        let reason = stages.1.clone();
+        let reason = stages.1;
         drop(stages);
         drop(outer);
         if let (Some(inner), Some(reason)) = (inner, reason) {
@@ -262,12 +338,27 @@ impl Stages {
 }
 
 impl Stop for Stages {
-    fn stop(self: Arc<Self>, reason: Error) -> bool {
-        let mut stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stages.1.get_or_insert_with(|| reason.clone());
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+        let mut stages = self.lock();
+        stages.1.get_or_insert(reason);
         let current = stages.0.clone();
         drop(stages);
         current.is_some_and(|stage| stage.stop(reason))
+    }
+
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        let current = self.lock().0.clone();
+        match current {
+            Some(stage) => stage.when_begun(call),
+            None => call(),
+        }
+    }
+
+    fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
+        let current = self.lock().0.clone();
+        if let Some(stage) = current {
+            stage.when_progress(watcher);
+        }
     }
 }
 
@@ -295,9 +386,11 @@ impl<T> Future for Unfuture<T> {
 
 impl<T> Drop for Unfuture<T> {
     fn drop(&mut self) {
-        if let Some(work) = self.work.take() {
-            work.slot().detach();
+        let Some(work) = self.work.take() else { return };
+        if work.slot().is_tied() && !work.slot().is_done() {
+            Arc::clone(&work).stopper().stop(Reason::Cancelled);
         }
+        work.slot().detach();
     }
 }
 
@@ -327,12 +420,52 @@ impl<T> RefUnwindSafe for Promise<T> {}
 
 // ------------------------------------------------------------------------------ the engines' face
 
-/// Something that can be asked to end early.
-pub(crate) trait Stop: Send + Sync {
-    /// Stops the work and resolves it as `reason`, if it has not ended yet; says whether it was in
-    /// time. Callable from any thread, any number of times.
-    fn stop(self: Arc<Self>, reason: Error) -> bool;
+/// Why work is ended early.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reason {
+    Cancelled,
+    /// It took longer than this.
+    TimedOut(Duration),
+    ShutDown,
 }
+
+impl Reason {
+    pub(crate) fn error(self, culprit: &str) -> Error {
+        match self {
+            Reason::Cancelled => {
+                Error::new(ErrorKind::Cancelled, format!("{culprit} was cancelled"))
+            }
+            Reason::TimedOut(limit) => Error::new(
+                ErrorKind::TimedOut,
+                format!("{culprit} took longer than its limit of {limit:?}"),
+            ),
+            Reason::ShutDown => Error::new(
+                ErrorKind::ShutDown,
+                format!("{culprit} was not run: unsync was shut down"),
+            ),
+        }
+    }
+}
+
+/// Work without the type of its value, to be ended early or watched.
+pub(crate) trait Stop: Send + Sync {
+    /// Stops the work and resolves it for this reason, if it has not ended yet; says whether it will
+    /// end so. Callable from any thread, any number of times.
+    fn stop(self: Arc<Self>, reason: Reason) -> bool;
+
+    /// Calls once the work has begun to run: at once if it has.
+    fn when_begun(self: Arc<Self>, call: OnBegin);
+
+    /// Calls with what the work says of its progress, until it ends. Most works say nothing.
+    fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
+        drop(watcher);
+    }
+}
+
+/// A step of the crate's own: short, and no foreign code.
+pub(crate) type OnBegin = Box<dyn FnOnce() + Send>;
+/// The same for the encoded values of a progress.
+pub(crate) type OnProgress = dyn Fn(&[u8]) + Send + Sync;
 
 /// Something that fills a slot: what an engine hands out behind an [`Unfuture`].
 pub(crate) trait Work<T>: Stop {
@@ -356,6 +489,18 @@ impl<T> Unfuture<T> {
 
     pub(crate) fn stopper(&self) -> Option<Arc<dyn Stop>> {
         self.work.as_ref().map(|work| Arc::clone(work).stopper())
+    }
+
+    /// An `Unfuture` that takes the place of this one: tied to its scope if this one is.
+    pub(crate) fn derive<U>(&self, upstream: Option<Arc<dyn Stop>>) -> (Promise<U>, Unfuture<U>)
+    where
+        U: Send + 'static,
+    {
+        let (promise, unfuture) = derived(self.origin(), upstream);
+        match self.work.as_ref().is_some_and(|work| work.slot().is_tied()) {
+            true => (promise, unfuture.cancel_on_drop()),
+            false => (promise, unfuture),
+        }
     }
 
     /// Runs `next` with the outcome on the thread that finishes the work, or at once if it has ended.
@@ -399,10 +544,25 @@ struct Promised<T> {
 }
 
 impl<T: Send + 'static> Stop for Promised<T> {
-    fn stop(self: Arc<Self>, reason: Error) -> bool {
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
         match &self.upstream {
             Some(upstream) => Arc::clone(upstream).stop(reason),
-            None => self.slot.finish(Err(reason)),
+            None => self
+                .slot
+                .finish(Err(reason.error("a promise").started_at(self.slot.origin))),
+        }
+    }
+
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        match &self.upstream {
+            Some(upstream) => Arc::clone(upstream).when_begun(call),
+            None => call(),
+        }
+    }
+
+    fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
+        if let Some(upstream) = &self.upstream {
+            Arc::clone(upstream).when_progress(watcher);
         }
     }
 }
@@ -425,6 +585,10 @@ impl<T: Send + 'static> Work<T> for Promised<T> {
 pub(crate) struct Slot<T> {
     /// Set under the lock, read without it by those who spin. Never unset.
     done: AtomicBool,
+    /// Whether the work is to be stopped when the `Unfuture` is dropped.
+    tied: AtomicBool,
+    /// One of `QUEUED`, `WATCHED`, `BEGUN`, in this order.
+    phase: AtomicU8,
     pub(crate) origin: Origin,
     state: Mutex<State<T>>,
     finished: Condvar,
@@ -437,6 +601,8 @@ enum State<T> {
         /// Threads in `finished.wait`. Counted because notifying a `Condvar` of std is a system call
         /// even when nobody waits.
         waiting: u32,
+        /// Set in the phase `WATCHED`.
+        on_begin: Vec<OnBegin>,
     },
     /// Set by `finish` while somebody may still want the outcome. Left by `take` and `detach`.
     Done(Result<T, Error>, Option<Shell>),
@@ -453,6 +619,10 @@ enum Next<T> {
     Drop,
 }
 
+const QUEUED: u8 = 0;
+const WATCHED: u8 = 1;
+const BEGUN: u8 = 2;
+
 type Callback<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
 
 /// An emptied allocation that travels back with the outcome to the thread that made it: freeing
@@ -468,6 +638,7 @@ impl<T> Slot<T> {
             State::Pending {
                 next: Next::Nobody,
                 waiting: 0,
+                on_begin: Vec::new(),
             },
         )
     }
@@ -479,6 +650,8 @@ impl<T> Slot<T> {
     fn with(origin: Origin, state: State<T>) -> Slot<T> {
         Slot {
             done: AtomicBool::new(!matches!(state, State::Pending { .. })),
+            tied: AtomicBool::new(false),
+            phase: AtomicU8::new(QUEUED),
             origin,
             state: Mutex::new(state),
             finished: Condvar::new(),
@@ -493,6 +666,42 @@ impl<T> Slot<T> {
         self.done.load(Ordering::Acquire)
     }
 
+    pub(crate) fn is_tied(&self) -> bool {
+        self.tied.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == BEGUN
+    }
+
+    /// The work begins to run.
+    pub(crate) fn begin(&self) {
+        if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
+            let calls = match &mut *self.lock() {
+                State::Pending { on_begin, .. } => mem::take(on_begin),
+                State::Done(..) | State::Taken => return,
+            };
+            calls.into_iter().for_each(|call| call());
+        }
+    }
+
+    /// Calls when the work begins to run, or at once if it has begun or ended.
+    pub(crate) fn when_begun(&self, call: OnBegin) {
+        let mut state = self.lock();
+        if let State::Pending { on_begin, .. } = &mut *state {
+            let queued =
+                self.phase
+                    .compare_exchange(QUEUED, WATCHED, Ordering::AcqRel, Ordering::Acquire);
+            if queued.unwrap_or_else(|phase| phase) != BEGUN {
+                // `begin` takes it from here, and waits for this lock.
+                on_begin.push(call);
+                return;
+            }
+        }
+        drop(state);
+        call();
+    }
+
     /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
     pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
         self.finish_with(outcome, None)
@@ -500,7 +709,7 @@ impl<T> Slot<T> {
 
     pub(crate) fn finish_with(&self, outcome: Result<T, Error>, shell: Option<Shell>) -> bool {
         let mut state = self.lock();
-        let State::Pending { next, waiting } = &mut *state else {
+        let State::Pending { next, waiting, .. } = &mut *state else {
             drop(state);
             discard((outcome, shell));
             return false;
@@ -524,7 +733,11 @@ impl<T> Slot<T> {
         match (next, handed) {
             (Next::Wake(waker), _) => discard(wall(|| waker.wake())),
             (Next::Call(next), Some((outcome, _))) => discard(wall(|| next(outcome))),
-            (_, handed) => discard(handed),
+            (_, Some((outcome, shell))) => {
+                unobserved(outcome);
+                drop(shell);
+            }
+            (_, None) => {}
         }
         true
     }
@@ -556,10 +769,11 @@ impl<T> Slot<T> {
                 discard(waker);
             }
             State::Done(..) => {
-                let outcome = mem::replace(&mut *state, State::Taken);
+                let ended = mem::replace(&mut *state, State::Taken);
                 drop(state);
-                // Here a panic is the caller's own: it drops its own value on its own thread.
-                drop(outcome);
+                if let State::Done(outcome, _) = ended {
+                    unobserved(outcome);
+                }
             }
             State::Taken => {}
         }
@@ -648,10 +862,16 @@ pub(crate) enum Role {
     Ordinary,
     /// Must never block.
     Ambient,
-    /// Tells its pool before it blocks and after, so that it does not count against the limit.
+    /// Tells its pool before it blocks and after, so that it does not count against the limit; knows
+    /// whether its job was cancelled.
     Pool {
         blocks: fn(),
         resumes: fn(),
+        is_cancelled: fn() -> bool,
+    },
+    /// Runs a call in a worker process, and knows whether that was cancelled.
+    Call {
+        is_cancelled: fn() -> bool,
     },
 }
 
@@ -673,6 +893,34 @@ pub(crate) fn set_role(role: Role) {
     ROLE.set(role);
 }
 
+/// Whether the work that runs on this thread was cancelled, so that it can end by itself.
+///
+/// For the closure of a [`thread`](crate::thread()) job and the function of a
+/// [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it is `false`: an async task
+/// that is cancelled is not polled again.
+///
+/// # Examples
+///
+/// ```
+/// let (started, running) = std::sync::mpsc::channel();
+/// let job = unsync::thread(move || {
+///     started.send(()).unwrap();
+///     while !unsync::is_cancelled() {
+///         std::thread::yield_now();
+///     }
+///     "tidied up"
+/// });
+/// running.recv().unwrap();
+/// job.cancel();
+/// assert_eq!(job.result().unwrap(), "tidied up");
+/// ```
+pub fn is_cancelled() -> bool {
+    match role() {
+        Role::Pool { is_cancelled, .. } | Role::Call { is_cancelled } => is_cancelled(),
+        Role::Ordinary | Role::Ambient => false,
+    }
+}
+
 /// Runs something that parks the thread.
 pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
     struct Resume(fn());
@@ -681,7 +929,10 @@ pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
             (self.0)();
         }
     }
-    let Role::Pool { blocks, resumes } = role() else {
+    let Role::Pool {
+        blocks, resumes, ..
+    } = role()
+    else {
         return park();
     };
     blocks();

@@ -31,9 +31,9 @@ use std::task::Waker;
 use std::thread;
 use std::time::Instant;
 
-use crate::error::{Error, discard, wall};
+use crate::error::{discard, wall};
 use crate::spin::Spin;
-use crate::unfuture::{Role, set_role};
+use crate::unfuture::{Reason, Role, set_role};
 
 use task::{Body, Key, Tasks, Ticket};
 use timer::{TimerKey, Timers};
@@ -48,8 +48,8 @@ enum Message {
     Start(Body, Arc<dyn Ticket>),
     /// Poll the task with this key, if it still lives.
     Wake(Key),
-    /// Drop the future of this task and resolve it as this error.
-    Stop(Arc<dyn Ticket>, Error),
+    /// Drop the future of this task and resolve it for this reason.
+    Stop(Arc<dyn Ticket>, Reason),
     /// Wake this waker at this time; a waker that stood there is replaced.
     Arm(TimerKey, Waker),
     /// Forget this timer.

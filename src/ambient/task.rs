@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use super::{Message, post};
 use crate::error::{Error, Origin, discard, wall};
-use crate::unfuture::{Slot, Stop, Unfuture, Work};
+use crate::unfuture::{OnBegin, Reason, Slot, Stop, Unfuture, Work};
 
 /// Starts a future on the ambient thread.
 ///
@@ -89,6 +89,7 @@ pub(super) trait Ticket: Any + Send + Sync {
     fn waker(self: Arc<Self>) -> Waker;
     fn as_any(&self) -> &dyn Any;
     fn is_done(&self) -> bool;
+    fn begin(&self);
     fn fail(&self, error: Error);
 }
 
@@ -108,6 +109,9 @@ impl<T: Send + 'static> Ticket for Task<T> {
     fn is_done(&self) -> bool {
         self.slot.is_done()
     }
+    fn begin(&self) {
+        self.slot.begin();
+    }
     fn fail(&self, error: Error) {
         self.slot.finish(Err(error.started_at(self.slot.origin)));
     }
@@ -126,13 +130,17 @@ impl<T: Send + 'static> Wake for Task<T> {
 }
 
 impl<T: Send + 'static> Stop for Task<T> {
-    fn stop(self: Arc<Self>, reason: Error) -> bool {
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
         let in_time = !self.slot.is_done();
         if in_time {
             // The future is dropped where it lives, never on the thread of the one who stops it.
             discard(post(Message::Stop(self, reason)));
         }
         in_time
+    }
+
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        self.slot.when_begun(call);
     }
 }
 
@@ -154,7 +162,7 @@ pub(super) trait Step: Send {
     /// task's slot.
     fn step(self: Pin<Box<Self>>, ticket: &dyn Ticket, cx: &mut Context<'_>) -> Option<Body>;
     /// Drops the future in place and resolves its task as `reason`, or as the panic of a destructor.
-    fn stop(self: Pin<Box<Self>>, ticket: &dyn Ticket, reason: Error);
+    fn stop(self: Pin<Box<Self>>, ticket: &dyn Ticket, reason: Reason);
 }
 
 const CULPRIT: &str = "async task";
@@ -190,9 +198,9 @@ where
         None
     }
 
-    fn stop(mut self: Pin<Box<Self>>, ticket: &dyn Ticket, reason: Error) {
+    fn stop(mut self: Pin<Box<Self>>, ticket: &dyn Ticket, reason: Reason) {
         ticket.fail(match wall(|| self.set(None)) {
-            Ok(()) => reason,
+            Ok(()) => reason.error(CULPRIT),
             Err(payload) => Error::panicked(CULPRIT, payload),
         });
     }
@@ -242,6 +250,7 @@ impl Tasks {
         let key = Key::from(place.generation) << PLACE_BITS | index as Key;
         ticket.key().store(key, Ordering::Relaxed);
         let waker = Arc::clone(&ticket).waker();
+        ticket.begin();
         place.task = Some(Live {
             body: Some(body),
             ticket,
@@ -265,7 +274,7 @@ impl Tasks {
 
     /// Drops the future of a task. Gives a ticket back that has no place yet: its start is still
     /// queued.
-    pub(super) fn stop(&mut self, ticket: &dyn Ticket, reason: Error) -> Result<(), Error> {
+    pub(super) fn stop(&mut self, ticket: &dyn Ticket, reason: Reason) -> Result<(), Reason> {
         if ticket.is_done() {
             return Ok(());
         }

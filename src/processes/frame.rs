@@ -19,27 +19,36 @@ pub(crate) enum Kind {
     Ping = 2,
     /// Parent: give back what has not started. Empty.
     Recall = 3,
+    /// Parent: this call should end by itself. Empty.
+    Cancel = 4,
     /// Worker: the call runs from now on. Empty.
-    Start = 4,
+    Start = 5,
+    /// Worker: how far the call is. A value of the function's choice.
+    Progress = 6,
+    /// Worker: the call panicked. A report; the end of the call follows, or that of the worker.
+    Panic = 7,
     /// Worker: the call is over. A byte that says how, and the value or a message.
-    Done = 5,
-    /// Worker: the call panicked. A message; the end of the call follows, or that of the worker.
-    Panic = 6,
+    Done = 8,
     /// Worker: the answer to a recall. The calls that will not run.
-    Returned = 7,
+    Returned = 9,
+    /// Worker: the answer to a cancel. Empty.
+    Cancelling = 10,
     /// Worker: the answer to a ping. Empty.
-    Pong = 8,
+    Pong = 11,
 }
 
 impl Kind {
-    const ALL: [Kind; 8] = [
+    const ALL: [Kind; 11] = [
         Kind::Call,
         Kind::Ping,
         Kind::Recall,
+        Kind::Cancel,
         Kind::Start,
-        Kind::Done,
+        Kind::Progress,
         Kind::Panic,
+        Kind::Done,
         Kind::Returned,
+        Kind::Cancelling,
         Kind::Pong,
     ];
 }
@@ -136,17 +145,6 @@ impl Frames {
             large: Vec::new(),
             filling: None,
         }
-    }
-
-    /// Whether the next frame is here already.
-    pub(crate) fn is_ready(&self) -> bool {
-        let waiting = &self.chunk[self.start..self.end];
-        self.filling.is_none()
-            && match header(waiting, self.limit) {
-                Ok(Some(header)) => waiting.len() >= HEADER + header.length,
-                Ok(None) => false,
-                Err(_) => true,
-            }
     }
 
     /// The next frame. `None` is the end of the stream between two frames.

@@ -159,6 +159,8 @@ struct Invitation {
 pub(crate) struct Terms {
     /// The largest result that it may send.
     pub(crate) frame_bytes_max: u64,
+    /// The stack of the thread that runs the calls.
+    pub(crate) stack_size: u64,
 }
 
 enum Address {
@@ -173,7 +175,7 @@ crate::wire!(
     }
 );
 crate::wire!(struct Invitation { address, child, parent, terms });
-crate::wire!(struct Terms { frame_bytes_max });
+crate::wire!(struct Terms { frame_bytes_max, stack_size });
 
 enum Listener {
     #[cfg(unix)]
@@ -317,11 +319,12 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Starts a child and waits until it has connected.
+/// Starts a child, and waits until it has connected. `born` sees it before that.
 pub(crate) fn launch(
     mut command: Command,
     terms: Terms,
     limit: Duration,
+    born: impl FnOnce(&mut Child),
 ) -> Result<(Child, Stream), Refusal> {
     let deadline = Instant::now() + limit;
     let (listener, address) = Listener::open()?;
@@ -338,6 +341,7 @@ pub(crate) fn launch(
     let mut child = command.spawn()?;
     // The command still holds the child's end of the lead.
     drop(command);
+    born(&mut child);
     let met = lead
         .tell(&mut child, &bytes)
         .map_err(Refusal::Os)
@@ -421,6 +425,43 @@ pub(crate) fn command() -> io::Result<Command> {
         std::os::unix::process::CommandExt::arg0(&mut command, name);
     }
     Ok(command)
+}
+
+/// The same executable by a name that means it in other processes too, for a command that wraps it.
+pub(crate) fn executable() -> io::Result<PathBuf> {
+    match cfg!(target_os = "linux") {
+        true => Ok(format!("/proc/{}/exe", std::process::id()).into()),
+        false => env::current_exe(),
+    }
+}
+
+/// Kills the processes that a worker started, as far as they stayed in its group. std can signal one
+/// process only, so this costs the start of a program.
+pub(crate) fn kill_children(worker: u32) {
+    let mut command = match cfg!(windows) {
+        true => Command::new("taskkill"),
+        false => Command::new("kill"),
+    };
+    match cfg!(windows) {
+        true => command.args(["/T", "/F", "/PID"]).arg(worker.to_string()),
+        false => command.args(["-KILL", "--"]).arg(format!("-{worker}")),
+    };
+    // It fails if the group is empty, which is what is wanted.
+    let _ = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+}
+
+/// The resident memory of a process. Known on Linux.
+pub(crate) fn resident_bytes(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes << 10)
 }
 
 /// A group of its own: Ctrl-C reaches the parent only, and what that does then decides.

@@ -22,6 +22,7 @@
 //!
 //! Floor 3: imports the future, the error, the settings and the spin, no other engine.
 
+mod attendant;
 mod frame;
 mod link;
 mod pool;
@@ -30,26 +31,36 @@ pub(crate) mod wire;
 pub(crate) mod worker;
 
 use std::any::type_name;
+use std::mem;
 use std::panic::Location;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::settings;
 use crate::error::{Error, ErrorKind, Origin, wall};
-use crate::unfuture::{Slot, Stop, Unfuture, Work};
+use crate::unfuture::{OnBegin, OnProgress, Reason, Slot, Stop, Unfuture, Work};
 
 use frame::Kind;
 use pool::{Item, POOL, Remote};
-use worker::Ending;
+use worker::{Ending, PanicReport};
 
 pub use registry::Entrypoint;
 pub use wire::Wire;
-pub use worker::{init, is_worker};
+pub use worker::{init, is_worker, progress};
 
 /// What an `Unfuture` of a call holds.
 struct Call<T> {
     slot: Slot<T>,
     id: u64,
     name: &'static str,
+    /// Who wants to know how far the call is, or what it said before anybody wanted to know.
+    progress: Mutex<Progress>,
+}
+
+enum Progress {
+    Unwatched(Option<Vec<u8>>),
+    Watched(Arc<OnProgress>),
+    /// The call is over.
+    Over,
 }
 
 /// Queues a call to a worker process.
@@ -63,15 +74,26 @@ where
     let origin = Location::caller();
     match encode::<F, A>(&arguments, origin) {
         Ok((id, name, frame)) => {
+            let progress = Mutex::new(Progress::Unwatched(None));
             let call = Arc::new(Call {
                 slot: Slot::new(origin),
                 id,
                 name,
+                progress,
             });
             POOL.submit(Item::new(id, call.clone(), frame));
             Unfuture::of(call)
         }
         Err(error) => Unfuture::failed(error.started_at(origin)),
+    }
+}
+
+/// Starts worker processes up to the limit, so that the first calls need not wait for them.
+///
+/// Returns at once. Nothing happens in a worker, or in a program that cannot have any.
+pub fn warm() {
+    if worker::setup().is_some() && !is_worker() && settings().is_ok() {
+        POOL.warm();
     }
 }
 
@@ -146,56 +168,123 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
         self.name
     }
 
-    fn done(&self, mut payload: &[u8], panic: Option<String>) {
+    fn begin(&self) {
+        self.slot.begin();
+    }
+
+    fn progress(&self, payload: &[u8]) {
+        let watcher = match &mut *self.progress() {
+            Progress::Watched(watcher) => Arc::clone(watcher),
+            Progress::Unwatched(latest) => return *latest = Some(payload.to_vec()),
+            Progress::Over => return,
+        };
+        watcher(payload);
+    }
+
+    fn done(&self, mut payload: &[u8], panic: Option<PanicReport>) {
+        let culprit = || format!("decoding the result of `{}`", self.name);
         let outcome = match u8::decode(&mut payload) {
             Ok(ending) if ending == Ending::Value as u8 => wall(|| T::decode(&mut payload))
-                .unwrap_or_else(|payload| {
-                    Err(Error::panicked(
-                        &format!("decoding the result of `{}`", self.name),
-                        payload,
-                    ))
-                }),
+                .unwrap_or_else(|payload| Err(Error::panicked(&culprit(), payload))),
             Ok(ending) => {
                 let message = String::decode(&mut payload).unwrap_or_default();
                 Err(self.failure(ending, message, panic))
             }
             Err(error) => Err(error),
         };
-        self.slot
-            .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
+        self.settle(outcome);
     }
 
     fn fail(&self, error: Error) -> bool {
-        self.slot.finish(Err(error.started_at(self.slot.origin)))
+        self.settle(Err(error))
     }
 }
 
 impl<T> Call<T> {
-    fn failure(&self, ending: u8, message: String, panic: Option<String>) -> Error {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settle(&self, outcome: Result<T, Error>) -> bool {
+        // The watcher goes first: it has seen the last of it.
+        let watcher = mem::replace(&mut *self.progress(), Progress::Over);
+        drop(watcher);
+        self.slot
+            .finish(outcome.map_err(|error| error.started_at(self.slot.origin)))
+    }
+
+    fn failure(&self, ending: u8, message: String, panic: Option<PanicReport>) -> Error {
         let name = self.name;
-        match ending {
-            ending if ending == Ending::Panicked as u8 => match panic {
-                Some(report) => Error::new(ErrorKind::Panicked, format!("`{name}` {report}")),
-                None => Error::new(ErrorKind::Panicked, format!("`{name}` panicked: {message}")),
-            },
-            ending if ending == Ending::Unknown as u8 => {
-                Error::new(ErrorKind::NotRegistered, format!("`{name}`: {message}"))
-            }
-            ending if ending == Ending::TooLarge as u8 => Error::new(
+        let is = |other: Ending| ending == other as u8;
+        if is(Ending::Panicked) {
+            let report = panic.unwrap_or(PanicReport {
+                text: None,
+                place: None,
+                backtrace: None,
+            });
+            return report.error(name, Some(message), "");
+        }
+        let (kind, text) = if is(Ending::Unknown) {
+            (ErrorKind::NotRegistered, format!("`{name}`: {message}"))
+        } else if is(Ending::TooLarge) {
+            (
                 ErrorKind::TooLarge,
                 format!("the result of `{name}` is {message}"),
-            ),
-            _ => Error::new(
+            )
+        } else {
+            (
                 ErrorKind::Codec,
                 format!("the arguments of `{name}`: {message}"),
-            ),
-        }
+            )
+        };
+        Error::new(kind, text)
+    }
+}
+
+impl PanicReport {
+    /// The error of a call that panicked; `message` is what was caught, if anything was.
+    fn error(&self, name: &str, message: Option<String>, suffix: &str) -> Error {
+        let text = message
+            .filter(|text| !text.is_empty())
+            .or_else(|| self.text.clone());
+        let place = self
+            .place
+            .as_ref()
+            .map_or_else(String::new, |place| format!(" at {place}"));
+        let said = text
+            .as_ref()
+            .map_or_else(String::new, |text| format!(": {text}"));
+        let error = Error::new(
+            ErrorKind::Panicked,
+            format!("`{name}` panicked{place}{said}{suffix}"),
+        );
+        error.with_remote_panic(text.unwrap_or_default(), self.backtrace.clone())
     }
 }
 
 impl<T: Wire + Send + 'static> Stop for Call<T> {
-    fn stop(self: Arc<Self>, reason: Error) -> bool {
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
         !self.slot.is_done() && POOL.stop(self.id, reason)
+    }
+
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        self.slot.when_begun(call);
+    }
+
+    fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
+        let watcher: Arc<OnProgress> = Arc::from(watcher);
+        let mut progress = self.progress();
+        let before = match &mut *progress {
+            Progress::Unwatched(latest) => latest.take(),
+            Progress::Watched(_) => None,
+            Progress::Over => return,
+        };
+        let replaced = mem::replace(&mut *progress, Progress::Watched(Arc::clone(&watcher)));
+        drop(progress);
+        drop(replaced);
+        if let Some(payload) = before {
+            watcher(&payload);
+        }
     }
 }
 

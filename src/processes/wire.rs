@@ -32,12 +32,12 @@ use crate::error::{Error, ErrorKind};
 ///
 /// # Format
 ///
-/// Numbers are little endian and as wide as their type; `usize` and `isize` take 64 bits, and are
-/// refused where they do not fit.
+/// - Numbers are little endian and as wide as their type; `usize` and `isize` take 64 bits, and are
+///   refused where they do not fit.
 /// - A struct, a tuple or an array is its fields, one after the other.
-/// - An enum is the index of its variant as a `u32`, then the fields of that variant. An `Option` is
-///   a `bool`, then the value if there is one.
-/// - A collection is its length as a `u64`, then its elements; where these take less than a byte
+/// - An enum is the index of its variant as a `u32`, then the fields of that variant; but an
+///   `Option` is a `bool`, then the value if there is one.
+/// - A collection is its length as a `u64`, then its elements. Where these take less than a byte
 ///   each (as `()` does), zeros follow until there are as many bytes as elements.
 /// - Text is a collection of bytes: UTF-8, or what the platform keeps in an `OsString`.
 ///
@@ -52,11 +52,12 @@ use crate::error::{Error, ErrorKind};
 ///
 /// # Foreign bytes
 ///
-/// Decoding bytes that `encode` did not write gives an error or a value, never a panic. It takes
-/// memory for what was really decoded, so no more than the input's size times a factor that the
-/// types decide: a length that lies allocates nothing. Pointers and collections that are nested
+/// Decoding bytes that `encode` did not write gives an error or a value, never a panic. A length is
+/// not believed: beyond a few KiB, memory is taken only for what was decoded, in proportion to the
+/// size of the input (the types decide the proportion). Pointers and collections that are nested
 /// deeper than 256 levels are refused, so that no input overflows the stack. That is a limit on
-/// honest values too: send a long chain as a `Vec`, not as a list of boxes.
+/// honest values too: send a long chain as a `Vec`, not as a list of boxes. An array lies on the
+/// stack while it is decoded, even if it is on its way into a box: a large one is better a `Vec`.
 ///
 /// # Examples
 ///
@@ -73,7 +74,7 @@ use crate::error::{Error, ErrorKind};
 /// # Ok::<(), unsync::Error>(())
 /// ```
 ///
-/// A type that `wire!` cannot describe travels as one that has it:
+/// A type that `wire!` cannot describe travels as another one:
 ///
 /// ```
 /// use unsync::{Error, Wire};
@@ -90,6 +91,10 @@ use crate::error::{Error, ErrorKind};
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot cross to a worker process",
+    note = "`unsync::wire!` implements `Wire` for your own structs and enums"
+)]
 pub trait Wire: Sized {
     /// Appends this value's bytes to `out`.
     fn encode(&self, out: &mut Vec<u8>);
@@ -102,7 +107,7 @@ pub trait Wire: Sized {
     /// `input` is left then is not specified.
     fn decode(input: &mut &[u8]) -> Result<Self, Error>;
 
-    /// Encodes every item, without the length. Numbers do it at the speed of memory.
+    /// Encodes the items without their number. Numbers do it at the speed of memory.
     #[doc(hidden)]
     fn encode_all(items: &[Self], out: &mut Vec<u8>) {
         for item in items {
@@ -110,7 +115,7 @@ pub trait Wire: Sized {
         }
     }
 
-    /// Decodes `count` items. Beyond a little, memory follows what was decoded, not what was claimed.
+    /// Decodes `count` items. Numbers do it at the speed of memory.
     #[doc(hidden)]
     fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<Self>, Error> {
         let mut items = Vec::with_capacity(count.min(RESERVE_BYTES_MAX / size_of::<Self>().max(1)));
@@ -140,7 +145,7 @@ pub trait Wire: Sized {
     }
 }
 
-// ---- What the implementations share ----
+// ------------------------------------------------------------------ what the implementations share
 
 #[cold]
 fn expected(what: impl Display, found: impl Display) -> Error {
@@ -172,12 +177,12 @@ fn groups<const SIZE: usize>(
     }))
 }
 
-/// What a collection reserves at once. Its length may lie, and so may those of all collections around
-/// it: what each of them reserves has to be little.
+/// What a collection reserves before it is decoded; from there it grows. Its length may lie, and so
+/// may those of all the collections around it: each reserves little.
 const RESERVE_BYTES_MAX: usize = 4096;
 
-/// The length of a collection, which has at least one byte for each of its elements: a length beyond
-/// the bytes that are there is a lie.
+/// The length of a collection. Every element has a byte at least, so a length beyond the bytes that
+/// are there is a lie.
 fn decode_length(input: &mut &[u8]) -> Result<usize, Error> {
     let length = u64::decode(input)?;
     usize::try_from(length)
@@ -210,9 +215,9 @@ fn encode_slice<T: Wire>(items: &[T], out: &mut Vec<u8>) {
     encode_collection(items.len(), out, |out| T::encode_all(items, out));
 }
 
-/// Pointers and collections within each other that `decode` follows. Only through them can a type
-/// contain itself, so this bounds the stack. 256 levels leave each of them 8 KiB of a thread's
-/// usual 2 MiB, which is much even in a debug build.
+/// How many pointers and collections inside each other `decode` follows. A type contains itself
+/// only through these, so this bounds the stack. It leaves each level 8 KiB of a thread's usual
+/// 2 MiB, which is much even in a debug build.
 const NESTING_MAX: u32 = 256;
 
 thread_local! {
@@ -241,9 +246,9 @@ impl Drop for Level {
     }
 }
 
-// ---- Numbers ----
+// ----------------------------------------------------------------------------------------- numbers
 
-/// Bytes are copied as they are, in debug builds too.
+/// Bytes are copied as they are: at the speed of memory in debug builds too.
 impl Wire for u8 {
     #[inline]
     fn encode(&self, out: &mut Vec<u8>) {
@@ -272,6 +277,8 @@ impl Wire for u8 {
     }
 }
 
+/// One number is `#[inline]`, because generic code in the caller's crate asks for one after the
+/// other. Many at once are written so that the compiler makes a plain copy of them.
 macro_rules! numbers {
     ($($number:ident)*) => {$(
         impl Wire for $number {
@@ -310,7 +317,7 @@ macro_rules! numbers {
 
 numbers!(u16 u32 u64 u128 i8 i16 i32 i64 i128 f32 f64);
 
-// ---- Types that travel as another one ----
+// ---------------------------------------------------------------- types that travel as another one
 
 /// `Type as Other: value => other, other => value`, where `None` refuses the other.
 macro_rules! travel {
@@ -370,9 +377,9 @@ macro_rules! non_zero {
 
 non_zero!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 
-// ---- Text ----
+// -------------------------------------------------------------------------------------------- text
 
-/// Checked before it is copied, and copied once.
+/// Text is checked before it is copied, and copied once.
 macro_rules! texts {
     ($($text:ty)*) => {$(
         impl Wire for $text {
@@ -424,7 +431,7 @@ impl Wire for PathBuf {
     }
 }
 
-// ---- Pointers and collections: each is a level of nesting ----
+// ------------------------------------------------------------------------ pointers and collections
 
 macro_rules! pointers {
     ($($pointer:ident)*) => {$(
@@ -469,7 +476,7 @@ impl<T: Wire + Clone> Wire for Cow<'static, [T]> {
     }
 }
 
-/// `Collection[bounds](parts of an element)`: all that are no slice inside.
+/// `Collection[bounds](parts of an element)`
 macro_rules! collections {
     ($($collection:ty[$($bounds:tt)*]($($element:ident: $Element:ident),+);)*) => {$(
         #[allow(unused_parens)] // around a single element
@@ -500,7 +507,7 @@ collections! {
     HashMap<K, V, S>[K: Wire + Eq + Hash, V: Wire, S: BuildHasher + Default](key: K, value: V);
 }
 
-// ---- Values side by side ----
+// ----------------------------------------------------------------------------- values side by side
 
 impl Wire for () {
     fn encode(&self, _: &mut Vec<u8>) {}
@@ -553,18 +560,18 @@ macro_rules! tuples {
 
 tuples!(A B C D E F G H I J K L);
 
-crate::wire!(struct Range<T> { start, end });
-crate::wire!(struct RangeFrom<T> { start });
-crate::wire!(struct RangeTo<T> { end });
-crate::wire!(struct RangeToInclusive<T> { end });
-crate::wire!(struct RangeFull);
-crate::wire!(struct Wrapping<T>(number));
+crate::wire! { struct Range<T> { start, end } }
+crate::wire! { struct RangeFrom<T> { start } }
+crate::wire! { struct RangeTo<T> { end } }
+crate::wire! { struct RangeToInclusive<T> { end } }
+crate::wire! { struct RangeFull }
+crate::wire! { struct Wrapping<T>(number) }
 
 impl<T: Wire> Wire for RangeInclusive<T> {
     fn encode(&self, out: &mut Vec<u8>) {
         self.start().encode(out);
         self.end().encode(out);
-        // The only place where a range shows, whatever its type, that it was iterated to its end.
+        // Only here does a range of any type show that it was iterated to its end.
         let end = RangeBounds::<T>::end_bound(self);
         matches!(end, Bound::Excluded(_)).encode(out);
     }
@@ -578,7 +585,7 @@ impl<T: Wire> Wire for RangeInclusive<T> {
     }
 }
 
-// ---- One value out of several ----
+// ------------------------------------------------------------------------ one value out of several
 
 impl<T: Wire> Wire for Option<T> {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -593,47 +600,21 @@ impl<T: Wire> Wire for Option<T> {
     }
 }
 
-crate::wire!(
-    enum Result<T, E> {
-        Ok(value),
-        Err(error),
-    }
-);
-crate::wire!(
-    enum Bound<T> {
-        Included(limit),
-        Excluded(limit),
-        Unbounded,
-    }
-);
-crate::wire!(
-    enum Ordering {
-        Less,
-        Equal,
-        Greater,
-    }
-);
-crate::wire!(
-    enum IpAddr {
-        V4(address),
-        V6(address),
-    }
-);
-crate::wire!(
-    enum SocketAddr {
-        V4(address),
-        V6(address),
-    }
-);
+crate::wire! { enum Result<T, E> { Ok(value), Err(error) } }
+crate::wire! { enum Bound<T> { Included(limit), Excluded(limit), Unbounded } }
+crate::wire! { enum Ordering { Less, Equal, Greater } }
+crate::wire! { enum IpAddr { V4(address), V6(address) } }
+crate::wire! { enum SocketAddr { V4(address), V6(address) } }
 
 /// Lets a struct or an enum of yours cross to a worker process: implements [`Wire`](crate::Wire).
 ///
-/// Repeat the type without its field types, in the scope where its fields are visible. Fields of
-/// tuples get a name here, any name. A field or variant that is forgotten, misspelt or too much does
-/// not compile, and neither does a field whose type cannot cross. Fields and variants travel in
-/// the order they have here.
+/// Write the type down once more, without the types of its fields, where its fields are visible.
+/// The fields of a tuple get a name here, any name. A field or variant that is forgotten, misspelt
+/// or too much does not compile, and neither does a field whose type cannot cross. The order in the
+/// macro is the order on the wire.
 ///
-/// Type parameters are written without bounds, and each must be `Wire` itself.
+/// Type parameters stand without bounds, and each has to be `Wire`. A type with other bounds,
+/// lifetimes or constants gets its [`Wire`](crate::Wire) by hand.
 ///
 /// # Examples
 ///
@@ -660,14 +641,14 @@ crate::wire!(
 ///
 /// A forgotten field:
 ///
-/// ```compile_fail,E0027
+/// ```compile_fail,E0063
 /// struct Tile { x: u32, name: String }
 /// unsync::wire!(struct Tile { x });
 /// ```
 #[macro_export]
 macro_rules! wire {
-    // The names of the user, fields included, and those in here do not meet: parameters are
-    // hygienic, types are `Self` or absolute paths, and the one item has a name nobody uses.
+    // No name of the user meets one of the macro: locals are hygienic, types are `Self` or absolute
+    // paths, and the one item has a name that nobody uses.
     (
         struct $Name:ident $(<$($T:ident),+ $(,)?>)?
         $(($($place:ident),* $(,)?))? $({$($field:ident),* $(,)?})?
@@ -718,7 +699,8 @@ macro_rules! wire {
                     input: &mut &[::core::primitive::u8],
                 ) -> ::core::result::Result<Self, $crate::Error> {
                     let index = <::core::primitive::u32 as $crate::Wire>::decode(input)?;
-                    // A closure for each, so that a level of nesting takes the stack of one variant.
+                    // Closures, so that in a debug build a level of nesting takes the stack of
+                    // one variant and not of all.
                     $(if index == __UnsyncIndex::$Variant as ::core::primitive::u32 {
                         return (|| {
                             $($(let $place = $crate::Wire::decode(input)?;)*)?

@@ -10,13 +10,14 @@
 //! - **The lane** runs one call after the other on a stack of known size. It tells the start of each
 //!   before it runs it, in one write with the end of the one before.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::env;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use super::registry;
 use super::wire::Wire;
 use crate::error::{Error, ErrorKind, discard, panic_message, wall};
 use crate::spin::Spin;
+use crate::unfuture::{Role, role, set_role};
 
 /// The only argument of a worker process, by which it knows itself. Processes that it starts do not
 /// inherit arguments.
@@ -157,6 +159,10 @@ struct Worker {
     arrived: Condvar,
     /// The length of the queue, for the lane while it looks without the lock.
     queued: AtomicUsize,
+    /// The call that runs, and 0 between two.
+    running: AtomicU64,
+    /// The last call that the parent wants to end by itself.
+    cancelled: AtomicU64,
 }
 
 struct Queue {
@@ -169,9 +175,6 @@ enum Job {
     Call { call: u64, payload: Vec<u8> },
     Pong,
 }
-
-/// The stack of the lane. That of a main thread, as a function expects to find it.
-const STACK: usize = 8 << 20;
 
 thread_local! {
     /// The call that this thread runs, until its first panic was reported.
@@ -196,7 +199,11 @@ fn serve() -> ! {
         }),
         arrived: Condvar::new(),
         queued: AtomicUsize::new(0),
+        running: AtomicU64::new(0),
+        cancelled: AtomicU64::new(0),
     });
+    // If memory runs out, a worker is the better one to lose. Only Linux has this.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "500");
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         worker.report(info);
@@ -204,13 +211,17 @@ fn serve() -> ! {
     }));
     let lane = thread::Builder::new()
         .name("unsync-call".into())
-        .stack_size(STACK);
+        .stack_size(stack_size(terms));
     if let Err(error) = lane.spawn(|| worker.lane()) {
         eprintln!("unsync: a worker process got no thread: {error}");
         process::exit(1);
     }
     worker.read();
     leave()
+}
+
+fn stack_size(terms: Terms) -> usize {
+    usize::try_from(terms.stack_size).unwrap_or(usize::MAX)
 }
 
 /// Ends the process. The handlers that run at the exit of a process may hang; the program that this
@@ -258,6 +269,13 @@ impl Worker {
                     self.recall();
                     continue;
                 }
+                Ok(Some((Kind::Cancel, call, _))) => {
+                    self.cancelled.store(call, Ordering::Relaxed);
+                    let mut frame = Vec::new();
+                    frame::plain(&mut frame, Kind::Cancelling, call);
+                    self.send(&frame);
+                    continue;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Ok(Some(_) | None) | Err(_) => return,
             };
@@ -297,6 +315,7 @@ impl Worker {
 
     /// The life of the thread that runs the calls.
     fn lane(&self) -> ! {
+        set_role(Role::Call { is_cancelled });
         let mut outbox = Vec::new();
         loop {
             let job = self.take().unwrap_or_else(|| {
@@ -354,14 +373,16 @@ impl Worker {
         let payload = info.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref::<&'static str>().copied());
-        let place = info.location().map(|place| format!("panicked at {place}"));
-        let mut message = place.unwrap_or_else(|| "panicked".into());
-        if let Some(text) = text {
-            message = format!("{message}: {text}");
-        }
+        let backtrace = Backtrace::capture();
+        let captured = backtrace.status() == BacktraceStatus::Captured;
+        let report = PanicReport {
+            text: text.map(str::to_owned),
+            place: info.location().map(ToString::to_string),
+            backtrace: captured.then(|| backtrace.to_string()),
+        };
         let mut frame = Vec::new();
         let start = frame::begin(&mut frame, Kind::Panic, call);
-        message.encode(&mut frame);
+        report.encode(&mut frame);
         frame::end(&mut frame, start);
         self.send(&frame);
     }
@@ -372,7 +393,9 @@ impl Worker {
         let body = outbox.len();
         outbox.push(Ending::Value as u8);
         RUNNING.set(Some(call));
+        self.running.store(call, Ordering::Relaxed);
         let outcome = wall(|| perform(payload, outbox));
+        self.running.store(0, Ordering::Relaxed);
         RUNNING.set(None);
         let length = outbox.len() - body;
         let (ending, message) = match outcome {
@@ -401,6 +424,42 @@ impl Worker {
         }
         frame::end(outbox, start);
     }
+}
+
+fn is_cancelled() -> bool {
+    WORKER.get().is_some_and(|worker| {
+        let running = worker.running.load(Ordering::Relaxed);
+        running != 0 && running == worker.cancelled.load(Ordering::Relaxed)
+    })
+}
+
+/// What a panic hook knows.
+pub(crate) struct PanicReport {
+    pub(crate) text: Option<String>,
+    pub(crate) place: Option<String>,
+    /// When `RUST_BACKTRACE` is set.
+    pub(crate) backtrace: Option<String>,
+}
+
+crate::wire!(struct PanicReport { text, place, backtrace });
+
+/// Tells the program how far the running call is: its
+/// [`on_progress`](crate::Unfuture::on_progress) gets the value.
+///
+/// For the function of a [`cpu`](crate::cpu()) call, on the thread that runs it; elsewhere it does
+/// nothing. Costs one write of a small message. The program looks at the newest value only, so saying
+/// too much does no harm.
+pub fn progress(value: impl Wire) {
+    let Some(worker) = WORKER.get() else { return };
+    if !matches!(role(), Role::Call { .. }) {
+        return;
+    }
+    let mut frame = Vec::new();
+    let call = worker.running.load(Ordering::Relaxed);
+    let start = frame::begin(&mut frame, Kind::Progress, call);
+    value.encode(&mut frame);
+    frame::end(&mut frame, start);
+    worker.send(&frame);
 }
 
 /// A payload that is copied out of the reader's buffer rather than given away with a buffer of its

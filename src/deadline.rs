@@ -1,0 +1,242 @@
+//! Deadlines for work, and what it says of its progress: both cross from an engine to the ambient
+//! thread.
+//!
+//! Floor 4: imports the ambient engine, the codec and the future.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::ambient::{sleep_until, spawn};
+use crate::error::{Error, Origin, discard};
+use crate::processes::Wire;
+use crate::unfuture::{Promise, Reason, Stop, Unfuture};
+
+impl<T: Send + 'static> Unfuture<T> {
+    /// Gives the work until so long from now; queueing counts.
+    ///
+    /// When the time is up the work is cancelled, as [`cancel`](Unfuture::cancel) does it: a call in a
+    /// worker process is killed. A thread job that runs cannot be stopped; its `Unfuture` resolves all
+    /// the same.
+    ///
+    /// # Errors
+    ///
+    /// Resolves as [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let late = unsync::spawn(unsync::sleep(Duration::MAX)).timeout(Duration::from_millis(10));
+    /// assert_eq!(late.result().unwrap_err().kind(), unsync::ErrorKind::TimedOut);
+    /// ```
+    #[track_caller]
+    pub fn timeout(self, limit: Duration) -> Unfuture<T> {
+        let (deadline, limited) = Deadline::new(self, limit);
+        deadline.set();
+        limited
+    }
+
+    /// Gives the work so long to run, counted from the moment that it begins to: a full queue does not
+    /// eat the time.
+    ///
+    /// # Errors
+    ///
+    /// As [`timeout`](Unfuture::timeout).
+    #[track_caller]
+    pub fn run_timeout(self, limit: Duration) -> Unfuture<T> {
+        let work = self.stopper();
+        let (deadline, limited) = Deadline::new(self, limit);
+        match work {
+            Some(work) => work.when_begun(Box::new(move || deadline.set())),
+            None => deadline.set(),
+        }
+        limited
+    }
+
+    /// Calls `f` on the ambient thread with what a call in a worker process says of its
+    /// [`progress`](crate::progress()).
+    ///
+    /// `f` gets the newest value whenever it is free, so values may be skipped, but not the last one.
+    /// A value that is not a `P` is ignored. After the end of the call `f` is dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// fn count(to: u32) -> u32 {
+    ///     (0..to).for_each(|n| unsync::progress(n));
+    ///     to
+    /// }
+    /// unsync::register!(count);
+    ///
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// unsync::init();
+    /// let (seen, last) = std::sync::mpsc::channel();
+    /// let call = unsync::cpu(count, (100,)).on_progress(move |n: u32| drop(seen.send(n)));
+    /// assert_eq!(call.result()?, 100);
+    /// assert_eq!(last.iter().last(), Some(99));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn on_progress<P>(self, mut f: impl FnMut(P) + Send + 'static) -> Unfuture<T>
+    where
+        P: Wire,
+    {
+        if let Some(work) = self.stopper() {
+            let latest = Arc::new(Latest::default());
+            let sender = Sender(Arc::clone(&latest));
+            work.when_progress(Box::new(move |bytes| sender.0.put(bytes)));
+            let _detached = spawn(async move {
+                while let Some(bytes) = poll_fn(|cx| latest.poll(cx)).await {
+                    if let Ok(value) = P::decode(&mut bytes.as_slice()) {
+                        f(value);
+                    }
+                }
+            });
+        }
+        self
+    }
+}
+
+/// A deadline that is not set yet.
+struct Deadline<T> {
+    open: Arc<Mutex<Option<Open<T>>>>,
+    work: Option<Arc<dyn Stop>>,
+    limit: Duration,
+    origin: Origin,
+}
+
+/// What is there until the work or its time has ended.
+struct Open<T> {
+    promise: Promise<T>,
+    /// Tied: dropping it takes the timer back.
+    timer: Option<Unfuture<()>>,
+}
+
+impl<T: Send + 'static> Deadline<T> {
+    fn new(source: Unfuture<T>, limit: Duration) -> (Deadline<T>, Unfuture<T>) {
+        let (work, origin) = (source.stopper(), source.origin());
+        let (promise, limited) = source.derive(work.clone());
+        let open = Arc::new(Mutex::new(Some(Open {
+            promise,
+            timer: None,
+        })));
+        let pending = Arc::clone(&open);
+        source.when_done(move |outcome| close(&pending, outcome));
+        (
+            Deadline {
+                open,
+                work,
+                limit,
+                origin,
+            },
+            limited,
+        )
+    }
+
+    /// The time counts from now.
+    fn set(self) {
+        let Deadline {
+            open,
+            work,
+            limit,
+            origin,
+        } = self;
+        let Some(end) = Instant::now().checked_add(limit) else {
+            return;
+        };
+        let pending = Arc::clone(&open);
+        let timer = spawn(async move {
+            sleep_until(end).await;
+            let reason = Reason::TimedOut(limit);
+            if !work.is_some_and(|work| work.stop(reason)) {
+                // It cannot be stopped, or it has ended just now.
+                close(
+                    &pending,
+                    Err(reason.error("work that goes on").started_at(origin)),
+                );
+            }
+        });
+        let timer = timer.cancel_on_drop();
+        let unneeded = match open.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(open) => open.timer.replace(timer),
+            None => Some(timer),
+        };
+        drop(unneeded);
+    }
+}
+
+/// Resolves what is not resolved yet.
+fn close<T>(open: &Mutex<Option<Open<T>>>, outcome: Result<T, Error>) {
+    let open = open.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match open {
+        Some(Open { promise, timer }) => {
+            promise.finish(outcome);
+            drop(timer);
+        }
+        None => discard(outcome),
+    }
+}
+
+/// A place for the newest value: what comes too fast replaces what was not looked at.
+#[derive(Default)]
+struct Latest(Mutex<Place>);
+
+#[derive(Default)]
+struct Place {
+    value: Option<Vec<u8>>,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+/// The one end that puts. Dropping it closes the place.
+struct Sender(Arc<Latest>);
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        let mut place = self.0.lock();
+        place.closed = true;
+        let waker = place.waker.take();
+        drop(place);
+        wake(waker);
+    }
+}
+
+impl Latest {
+    fn lock(&self) -> MutexGuard<'_, Place> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, bytes: &[u8]) {
+        let mut place = self.lock();
+        place.value = Some(bytes.to_vec());
+        let waker = place.waker.take();
+        drop(place);
+        wake(waker);
+    }
+
+    /// The newest value; `None` at the end.
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Vec<u8>>> {
+        let waker = cx.waker().clone();
+        let mut place = self.lock();
+        match place.value.take() {
+            None if place.closed => Poll::Ready(None),
+            None => {
+                let replaced = place.waker.replace(waker);
+                drop(place);
+                drop(replaced);
+                Poll::Pending
+            }
+            value => Poll::Ready(value),
+        }
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}

@@ -1,0 +1,764 @@
+//! Attendants: the one thread that each worker costs. It starts the process, reads its link, and buries
+//! it.
+//!
+//! A thread for each, because std can wait neither for many children nor for many links at once; and
+//! the end of the link is the event that tells of a death, because `Child` can be waited for and killed
+//! by one thread only at a time.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::frame::{self, Frames, Kind};
+use super::link::{self, Reader, Refusal, Stream, Terms};
+use super::pool::{Hand, InFlight, Item, POOL, State, has_grace};
+use super::wire::Wire;
+use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
+use crate::config::{Settings, settings};
+use crate::error::{Error, ErrorKind, discard, wall};
+use crate::unfuture::Reason;
+
+/// A worker process, and what is needed to write to it and to end it.
+pub(super) struct Worker {
+    number: u64,
+    link: Stream,
+    /// Held while frames are written, so that they stay whole.
+    writing: Mutex<()>,
+    child: Mutex<Child>,
+    pid: u32,
+    /// What it said on standard error, if that passes through here.
+    words: Option<Arc<LastWords>>,
+}
+
+/// Workers that may die with a call before they start it, and workers in a row that may die before
+/// they start any.
+const DEATHS: u32 = 3;
+/// Times in a row that the operating system may refuse to start a worker.
+const TRIES: u32 = 5;
+/// The first pause after a failure; each further one is four times as long.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Calls between two looks at the memory of a worker that is never idle.
+const LOOK: u64 = 32;
+/// A worker that has not started the call that is next for it after this long is frozen.
+const FROZEN: Duration = Duration::from_secs(1);
+/// How long an idle worker may take to leave.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// The stack of the thread that runs the calls: that of a main thread, as functions expect it.
+const STACK: usize = 8 << 20;
+
+impl Worker {
+    /// Writes frames. An error needs no care here: the attendant finds the end of the link.
+    pub(super) fn send(&self, frames: &[u8]) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.link.write_all(frames);
+    }
+
+    pub(super) fn kill(&self) {
+        // It fails only if the process was reaped before.
+        let _ = self
+            .child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .kill();
+    }
+
+    /// Has an idle worker leave by itself, so that it can flush what it printed.
+    pub(super) fn dismiss(&self) {
+        self.link.shut_down_writing();
+    }
+
+    /// Makes sure that the process has ended, and reaps it. A process whose link has ended is past
+    /// the point where a kill could change how it ended; one that lives on without its link is of no
+    /// use.
+    fn reap(&self) -> Option<ExitStatus> {
+        if settings().is_ok_and(|settings| settings.kill_children) {
+            // While the process is not reaped, its number and that of its group are its own.
+            link::kill_children(self.pid);
+        }
+        self.kill();
+        self.child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wait()
+            .ok()
+    }
+}
+
+/// Starts the attendant of a worker that is booked.
+pub(super) fn start(number: u64) {
+    let thread = thread::Builder::new().name(format!("unsync-cpu-{number}"));
+    if let Err(error) = thread.spawn(move || attend(number)) {
+        give_up(&Error::os(
+            "no thread could be started for a worker process",
+            error,
+        ));
+    }
+}
+
+/// The life of an attendant.
+fn attend(number: u64) {
+    let launched = settings().and_then(launch);
+    let worker = match launched {
+        Ok(Some(launched)) => launched,
+        Ok(None) => {
+            let mut state = POOL.lock();
+            state.starting -= 1;
+            return POOL.proceed(state);
+        }
+        Err(error) => return give_up(&error),
+    };
+    let (child, link, words) = worker;
+    let pid = child.id();
+    let (writing, child) = (Mutex::new(()), Mutex::new(child));
+    let worker = Arc::new(Worker {
+        number,
+        link,
+        writing,
+        child,
+        pid,
+        words,
+    });
+    let mut state = POOL.lock();
+    state.starting -= 1;
+    if state.closed {
+        worker.dismiss();
+    }
+    state.workers.insert(number, Hand::new(Arc::clone(&worker)));
+    POOL.proceed(state);
+    // Whatever happens in there, the worker is buried.
+    let end = wall(|| read(&worker)).unwrap_or_else(|payload| {
+        discard(payload);
+        Ok(())
+    });
+    bury(&worker, end.err());
+}
+
+// -------------------------------------------------------------------------------------- the start
+
+type Launched = (Child, Stream, Option<Arc<LastWords>>);
+
+/// Starts a process. `None` if it is not needed any more.
+fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
+    let terms = Terms {
+        frame_bytes_max: settings.frame_bytes_max as u64,
+        stack_size: settings.stack_size.unwrap_or(STACK) as u64,
+    };
+    let barren = POOL.lock().barren;
+    if barren > 0 {
+        // The workers before this one died for no reason that a call would explain.
+        thread::sleep(PAUSE * 4u32.pow(barren.min(DEATHS) - 1));
+    }
+    let mut tries = 0;
+    loop {
+        let mut words = None;
+        let launched = command(settings).map_err(Refusal::Os).and_then(|command| {
+            link::launch(command, terms, settings.start_timeout, |child| {
+                forward_stdout(child);
+                words = LastWords::listen(child);
+            })
+        });
+        let refusal = match launched {
+            Ok((child, link)) => return Ok(Some((child, link, words))),
+            Err(refusal) => refusal,
+        };
+        tries += 1;
+        let transient = match &refusal {
+            Refusal::Os(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            ),
+            Refusal::Died(_) => tries < DEATHS,
+            Refusal::Silent => false,
+        };
+        if !transient || tries == TRIES {
+            return Err(refused(refusal, settings, words.as_deref()));
+        }
+        // There is no event for "the system can take one more process again".
+        thread::sleep(PAUSE * 4u32.pow(tries - 1));
+        let state = POOL.lock();
+        if state.queue.is_empty() || state.closed {
+            return Ok(None);
+        }
+    }
+}
+
+/// How a worker is started.
+fn command(settings: &Settings) -> io::Result<Command> {
+    let mut command = match &settings.worker_command {
+        Some(make) => make(&link::executable()?),
+        None => link::command()?,
+    };
+    match setup() {
+        Some(Setup::Test(name)) => {
+            let quiet = [
+                "--exact",
+                "--include-ignored",
+                "--nocapture",
+                "--test-threads=1",
+                "-q",
+            ];
+            command
+                .arg(name)
+                .args(quiet)
+                .arg(TEST_ARGUMENT)
+                .stdout(Stdio::piped());
+        }
+        Some(Setup::Main) | None => {
+            command.arg(ARGUMENT);
+        }
+    }
+    if !io::IsTerminal::is_terminal(&io::stderr()) {
+        command.stderr(Stdio::piped());
+    }
+    Ok(command)
+}
+
+/// A worker could not be started. The calls wait for those that live; if there are none, they fail.
+fn give_up(error: &Error) {
+    let mut state = POOL.lock();
+    state.starting -= 1;
+    let deserted = state.workers.is_empty() && state.starting == 0;
+    let stranded = if deserted {
+        std::mem::take(&mut state.queue)
+    } else {
+        VecDeque::new()
+    };
+    POOL.proceed(state);
+    for item in stranded {
+        item.call.fail(error.clone());
+    }
+}
+
+fn refused(refusal: Refusal, settings: &Settings, words: Option<&LastWords>) -> Error {
+    const HINT: &str = "does `main` call `unsync::init()` first?";
+    let limit = settings.start_timeout;
+    let (text, status) = match refusal {
+        Refusal::Os(error) => return Error::os("no worker process could be started", error),
+        Refusal::Died(status) => {
+            let words = words.map_or_else(String::new, LastWords::quote);
+            (
+                format!("a worker process ended before it was ready ({status}){words}: {HINT}"),
+                Some(status),
+            )
+        }
+        Refusal::Silent => (
+            format!("a worker process was not ready within {limit:?}: {HINT}"),
+            None,
+        ),
+    };
+    Error::new(ErrorKind::WorkerLost, text).exited(status)
+}
+
+// ------------------------------------------------------------------------------------- the reading
+
+/// Reads the link of a worker until it ends, or until the worker is to leave.
+fn read(worker: &Arc<Worker>) -> io::Result<()> {
+    let settings = settings().map_err(io::Error::other)?;
+    let mut frames = Frames::new(settings.frame_bytes_max.saturating_add(frame::HEADER));
+    let mut source = Reader::new(&worker.link);
+    // When a call that was asked to end by itself has had its time.
+    let mut grace: Option<(Instant, u64)> = None;
+    worker
+        .link
+        .set_read_timeout(Some(settings.keep_alive.max(Duration::from_millis(1))))?;
+    loop {
+        match frames.next(&mut source) {
+            Ok(None) => return Ok(()),
+            Ok(Some((Kind::Start, id, _))) => started(worker, id),
+            Ok(Some((Kind::Progress, id, payload))) => {
+                let call = POOL
+                    .lock()
+                    .workers
+                    .get_mut(&worker.number)
+                    .and_then(|hand| Some(Arc::clone(&hand.find(id)?.item.call)));
+                if let Some(call) = call {
+                    call.progress(payload);
+                }
+            }
+            Ok(Some((Kind::Panic, id, payload))) => panicked(worker, id, payload),
+            Ok(Some((Kind::Done, id, payload))) => {
+                if done(worker, id, payload) {
+                    return farewell(worker, &mut source);
+                }
+            }
+            Ok(Some((Kind::Returned, _, mut payload))) => {
+                let ids = Vec::<u64>::decode(&mut payload).map_err(io::Error::other)?;
+                if returned(worker, &ids) {
+                    return farewell(worker, &mut source);
+                }
+            }
+            Ok(Some((Kind::Cancelling, id, _))) => {
+                grace = Instant::now()
+                    .checked_add(settings.cancel_grace)
+                    .map(|end| (end, id));
+            }
+            Ok(Some((Kind::Pong, ..))) => {
+                source.make_blocking()?;
+                load(worker);
+            }
+            Ok(Some(_)) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    frames.relax();
+                    if grace.is_none() && rest(worker) {
+                        return farewell(worker, &mut source);
+                    }
+                }
+                _ => return Err(error),
+            },
+        }
+        if let Some((end, id)) = grace {
+            let left = end.saturating_duration_since(Instant::now());
+            let over = !is_in_flight(worker, id);
+            if !over && left.is_zero() {
+                worker.kill();
+            }
+            let limit = if over || left.is_zero() {
+                settings.keep_alive
+            } else {
+                left
+            };
+            worker
+                .link
+                .set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
+            grace = grace.filter(|_| !over && !left.is_zero());
+        }
+    }
+}
+
+fn is_in_flight(worker: &Worker, id: u64) -> bool {
+    let mut state = POOL.lock();
+    state
+        .workers
+        .get_mut(&worker.number)
+        .is_some_and(|hand| hand.find(id).is_some())
+}
+
+fn started(worker: &Worker, id: u64) {
+    let mut state = POOL.lock();
+    state.barren = 0;
+    let hand = state.workers.get_mut(&worker.number);
+    let Some(entry) = hand.and_then(|hand| hand.find(id)) else {
+        return;
+    };
+    entry.started = Some(Instant::now());
+    let frame = std::mem::take(&mut entry.item.frame);
+    let call = Arc::clone(&entry.item.call);
+    let stopped = entry.stop;
+    drop(state);
+    drop(frame);
+    call.begin();
+    match stopped {
+        None => {}
+        Some(reason) if has_grace(reason) => {
+            let mut cancel = Vec::new();
+            frame::plain(&mut cancel, Kind::Cancel, id);
+            worker.send(&cancel);
+        }
+        Some(_) => worker.kill(),
+    }
+}
+
+fn panicked(worker: &Worker, id: u64, mut payload: &[u8]) {
+    let Ok(report) = PanicReport::decode(&mut payload) else {
+        return;
+    };
+    let mut state = POOL.lock();
+    let hand = state.workers.get_mut(&worker.number);
+    if let Some(entry) = hand.and_then(|hand| hand.find(id)) {
+        entry.panic = Some(report);
+    }
+}
+
+/// Settles a call that is over; says whether the worker is to leave.
+fn done(worker: &Worker, id: u64, payload: &[u8]) -> bool {
+    let mut state = POOL.lock();
+    let Some(hand) = state.workers.get_mut(&worker.number) else {
+        return false;
+    };
+    let Some(place) = hand.flight.iter().position(|entry| entry.item.id == id) else {
+        return false;
+    };
+    let Some(entry) = hand.flight.remove(place) else {
+        return false;
+    };
+    let took = entry
+        .started
+        .map_or(Duration::ZERO, |started| started.elapsed());
+    hand.learn(took);
+    hand.spent |= is_bloated(hand, worker);
+    let leaves = hand.spent && hand.flight.is_empty() && !hand.recalling;
+    if leaves {
+        leave(&mut state, worker);
+    }
+    let refill = state.workers.get(&worker.number).is_none_or(|hand| {
+        // Half a window is still under way, so that a refill carries many calls at once.
+        hand.flight.len() <= hand.window / 2
+    });
+    if refill {
+        POOL.proceed(state);
+    } else {
+        drop(state);
+    }
+    match entry.stop {
+        None => entry.item.call.done(payload, entry.panic),
+        // It ended by itself when it was asked to.
+        Some(reason) => {
+            entry
+                .item
+                .call
+                .fail(stopped_after(&entry.item, reason, took));
+        }
+    }
+    leaves
+}
+
+/// Whether the worker holds more memory than it may. Looked at when it is idle, and now and then.
+fn is_bloated(hand: &Hand, worker: &Worker) -> bool {
+    let Some(limit) = settings()
+        .ok()
+        .and_then(|settings| settings.memory_per_worker)
+    else {
+        return false;
+    };
+    let looks = hand.flight.is_empty() || hand.dealt % LOOK == 0;
+    looks && link::resident_bytes(worker.pid).is_some_and(|bytes| bytes > limit)
+}
+
+/// Takes back what a worker has not started; says whether the worker is to leave.
+fn returned(worker: &Worker, ids: &[u64]) -> bool {
+    let mut state = POOL.lock();
+    let Some(hand) = state.workers.get_mut(&worker.number) else {
+        return false;
+    };
+    hand.recalling = false;
+    let flight = std::mem::take(&mut hand.flight);
+    let (back, stay): (Vec<_>, Vec<_>) = flight
+        .into_iter()
+        .partition(|entry| ids.contains(&entry.item.id));
+    hand.flight = VecDeque::from(stay);
+    hand.dealt -= back.len() as u64;
+    let leaves = hand.spent && hand.flight.is_empty();
+    if leaves {
+        leave(&mut state, worker);
+    }
+    let stopped = requeue(&mut state, back);
+    POOL.proceed(state);
+    stop_all(stopped);
+    leaves
+}
+
+/// Writes the large call that waits for this worker. The worker does nothing but read meanwhile.
+fn load(worker: &Worker) {
+    let mut state = POOL.lock();
+    let Some(hand) = state.workers.get_mut(&worker.number) else {
+        return;
+    };
+    let Some(entry) = hand.flight.front_mut() else {
+        return;
+    };
+    let frame = std::mem::take(&mut entry.item.frame);
+    drop(state);
+    worker.send(&frame);
+    let mut state = POOL.lock();
+    if let Some(hand) = state.workers.get_mut(&worker.number) {
+        hand.loading = false;
+        if let Some(entry) = hand.flight.front_mut() {
+            entry.item.frame = frame;
+        }
+    }
+}
+
+/// Nothing was heard of the worker for long: says whether it is to leave. One that was given a call and
+/// has not even started it is frozen; since the call has not started, another worker can have it.
+fn rest(worker: &Worker) -> bool {
+    let mut state = POOL.lock();
+    let Some(hand) = state.workers.get(&worker.number) else {
+        return true;
+    };
+    let next = hand.flight.front();
+    if next.is_some_and(|next| next.started.is_none() && next.sent.elapsed() > FROZEN) {
+        drop(state);
+        worker.kill();
+        return false;
+    }
+    let idle = hand.flight.is_empty() && !hand.recalling && !hand.loading;
+    if idle {
+        leave(&mut state, worker);
+    }
+    idle
+}
+
+/// Takes a worker with nothing to do out of the pool: nobody writes to it any more.
+fn leave(state: &mut State, worker: &Worker) {
+    if state.workers.remove(&worker.number).is_some() {
+        state.burying += 1;
+    }
+}
+
+/// Waits until a worker that was taken out has left.
+fn farewell(worker: &Worker, source: &mut Reader<'_>) -> io::Result<()> {
+    worker.dismiss();
+    worker.link.set_read_timeout(Some(FAREWELL))?;
+    let mut remains = [0; 64];
+    while source.read(&mut remains)? > 0 {}
+    Ok(())
+}
+
+// -------------------------------------------------------------------------------------- the burial
+
+/// The worker is dead, or as good as dead: settles what it had.
+fn bury(worker: &Worker, cause: Option<io::Error>) {
+    let mut state = POOL.lock();
+    let hand = state.workers.remove(&worker.number);
+    state.burying += usize::from(hand.is_some());
+    drop(state);
+    worker.link.shut_down();
+    let status = worker.reap();
+    let end = End {
+        pid: worker.pid,
+        status,
+        cause,
+        words: worker.words.clone(),
+    };
+    let flight = hand.map_or_else(VecDeque::new, |hand| hand.flight);
+    let (mut lost, mut back): (Vec<_>, Vec<_>) = flight
+        .into_iter()
+        .partition(|entry| entry.started.is_some());
+    back.iter_mut().for_each(|entry| entry.item.deaths += 1);
+    let mut state = POOL.lock();
+    if lost.is_empty() && !back.is_empty() {
+        state.barren += 1;
+    }
+    let (doomed, back): (Vec<_>, Vec<_>) = back
+        .into_iter()
+        .partition(|entry| entry.item.deaths >= DEATHS);
+    lost.extend(doomed);
+    let stopped = requeue(&mut state, back);
+    // Workers die one after the other before they start anything: so would the next ones.
+    let hopeless = state.barren >= DEATHS && state.workers.is_empty();
+    let queue = if hopeless {
+        std::mem::take(&mut state.queue)
+    } else {
+        VecDeque::new()
+    };
+    state.barren = if hopeless { 0 } else { state.barren };
+    state.burying -= 1;
+    POOL.proceed(state);
+    for entry in lost {
+        let error = end.explain(&entry);
+        entry.item.call.fail(error);
+    }
+    for item in queue {
+        let error = end.unstarted(item.call.name());
+        item.call.fail(error);
+    }
+    stop_all(stopped);
+}
+
+/// How a worker ended.
+struct End {
+    pid: u32,
+    status: Option<ExitStatus>,
+    cause: Option<io::Error>,
+    words: Option<Arc<LastWords>>,
+}
+
+impl End {
+    /// What is said of a call that was in flight.
+    fn explain(&self, entry: &InFlight) -> Error {
+        let name = entry.item.call.name();
+        let Some(started) = entry.started else {
+            return self.unstarted(name);
+        };
+        if let Some(reason) = entry.stop {
+            return stopped_after(&entry.item, reason, started.elapsed()).exited(self.status);
+        }
+        let (pid, how) = (self.pid, self.how());
+        let error = match &entry.panic {
+            Some(report) => {
+                let suffix = format!("; its worker process {pid} ended with it ({how})");
+                report.error(name, None, &suffix)
+            }
+            None => Error::new(
+                ErrorKind::WorkerLost,
+                format!(
+                    "`{name}` lost its worker process {pid} after {:?}: {how}",
+                    started.elapsed()
+                ),
+            ),
+        };
+        error.exited(self.status)
+    }
+
+    fn unstarted(&self, name: &str) -> Error {
+        let (pid, how) = (self.pid, self.how());
+        let text = format!(
+            "`{name}` was not started by any of {DEATHS} worker processes, the last was {pid}: {how}"
+        );
+        Error::new(ErrorKind::WorkerLost, text).exited(self.status)
+    }
+
+    fn how(&self) -> String {
+        /// What std's handler writes before it aborts.
+        const OVERFLOW: &str = "has overflowed its stack";
+        let mut how = match self.status {
+            Some(status) if status.success() => format!("{status}, without a result"),
+            Some(status) => status.to_string(),
+            None => "unknown exit status".into(),
+        };
+        let broken = |cause: &&io::Error| cause.kind() == io::ErrorKind::InvalidData;
+        if let Some(cause) = self.cause.as_ref().filter(broken) {
+            how = format!("{how}; {cause}");
+        }
+        let words = self
+            .words
+            .as_ref()
+            .map_or_else(String::new, |words| words.quote());
+        match words.contains(OVERFLOW) {
+            true => format!("stack overflow, {how}{words}"),
+            false => format!("{how}{words}"),
+        }
+    }
+}
+
+fn stopped_after(item: &Item, reason: Reason, took: Duration) -> Error {
+    reason.error(&format!("`{}`, which ran for {took:?},", item.call.name()))
+}
+
+/// Puts calls back at their place in the queue; gives those that were stopped meanwhile.
+fn requeue(state: &mut State, entries: Vec<InFlight>) -> Vec<(Item, Reason)> {
+    let mut stopped = Vec::new();
+    for entry in entries {
+        match entry.stop {
+            Some(reason) => stopped.push((entry.item, reason)),
+            None => state.enqueue(entry.item),
+        }
+    }
+    stopped
+}
+
+fn stop_all(stopped: Vec<(Item, Reason)>) {
+    for (item, reason) in stopped {
+        item.stop(reason);
+    }
+}
+
+// ------------------------------------------------------------------------------ standard streams
+
+/// The end of what a worker wrote to standard error.
+///
+/// Where standard error is a terminal, it is the worker's own. Elsewhere it passes through here on its
+/// way, so that an error can quote it: nothing is taken away from the user.
+struct LastWords {
+    tail: Mutex<Tail>,
+    ended: Condvar,
+}
+
+struct Tail {
+    bytes: VecDeque<u8>,
+    ended: bool,
+}
+
+/// How much of it is quoted.
+const WORDS: usize = 1024;
+/// How long the rest of it may take to arrive after the end of the worker. A process that the worker
+/// started may hold it open for ever.
+const WORDS_WAIT: Duration = Duration::from_millis(100);
+
+impl LastWords {
+    fn listen(child: &mut Child) -> Option<Arc<LastWords>> {
+        let mut stderr = child.stderr.take()?;
+        let tail = Mutex::new(Tail {
+            bytes: VecDeque::new(),
+            ended: false,
+        });
+        let words = Arc::new(LastWords {
+            tail,
+            ended: Condvar::new(),
+        });
+        let listener = Arc::clone(&words);
+        let listen = move || {
+            copy(&mut stderr, |bytes| {
+                // A closed standard error is no reason to stop listening.
+                let _ = io::stderr().write_all(bytes);
+                let mut tail = listener.tail.lock().unwrap_or_else(PoisonError::into_inner);
+                tail.bytes.extend(bytes);
+                let surplus = tail.bytes.len().saturating_sub(WORDS);
+                tail.bytes.drain(..surplus);
+            });
+            listener
+                .tail
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .ended = true;
+            listener.ended.notify_all();
+        };
+        // Without the thread the pipe is closed; then the worker's words are lost, and it lives on.
+        thread::Builder::new()
+            .name("unsync-stderr".into())
+            .spawn(listen)
+            .ok()?;
+        Some(words)
+    }
+
+    /// What there is when the worker has ended.
+    fn get(&self) -> String {
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .ended
+            .wait_timeout_while(tail, WORDS_WAIT, |tail| !tail.ended);
+        let mut tail = waited.unwrap_or_else(PoisonError::into_inner).0;
+        String::from_utf8_lossy(tail.bytes.make_contiguous())
+            .trim()
+            .to_owned()
+    }
+
+    fn quote(&self) -> String {
+        match self.get() {
+            words if words.is_empty() => words,
+            words => format!("; its last words: {words}"),
+        }
+    }
+}
+
+/// Passes on what a test's worker prints, without what the harness prints before it. Elsewhere the
+/// standard output of a worker is that of the program.
+fn forward_stdout(child: &mut Child) {
+    let Some(mut stdout) = child.stdout.take() else {
+        return;
+    };
+    let forward = move || {
+        let (mut seen, mut byte) = (Vec::new(), [0]);
+        while !seen.ends_with(TEST_MARK.as_bytes()) {
+            if stdout.read_exact(&mut byte).is_err() {
+                return;
+            }
+            seen.extend_from_slice(&byte);
+        }
+        copy(&mut stdout, |bytes| {
+            let _ = io::stdout().write_all(bytes);
+        });
+    };
+    // Without the thread the pipe is closed, and printing fails in the worker.
+    let _ = thread::Builder::new()
+        .name("unsync-stdout".into())
+        .spawn(forward);
+}
+
+/// Reads to the end.
+fn copy(source: &mut impl Read, mut sink: impl FnMut(&[u8])) {
+    let mut buffer = [0; 4096];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(read) => sink(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
