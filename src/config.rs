@@ -61,7 +61,7 @@ pub(crate) struct Settings {
 }
 
 type WorkerCommand = Box<dyn Fn(&Path) -> Command + Send + Sync>;
-type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
+pub(crate) type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 /// As many as tokio's blocking pool: enough for blocking work, and few enough for any machine.
 const THREADS: usize = 512;

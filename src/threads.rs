@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use crate::config::{cores, settings};
 use crate::error::{Error, Origin, discard, wall};
 use crate::spin::Spin;
-use crate::unfuture::{OnBegin, Reason, Role, Slot, Stop, Unfuture, Work, set_role};
+use crate::unfuture::{OnBegin, OnQuiet, Reason, Role, Slot, Stop, Unfuture, Work, set_role};
 
 /// Runs a closure that may block on a thread of the pool.
 ///
@@ -193,6 +193,14 @@ struct State {
     long: bool,
     /// Jobs done, for the foreman to see the queue move.
     finished: u64,
+    /// Jobs that run.
+    running: usize,
+    /// Set by the shutdown, for good.
+    closed: bool,
+    /// To be called when no job is queued or runs.
+    when_quiet: Vec<OnQuiet>,
+    /// To be called when no thread is left.
+    when_empty: Vec<OnQuiet>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -269,6 +277,10 @@ impl Pool {
                 foreman: Foreman::Absent,
                 long: false,
                 finished: 0,
+                running: 0,
+                closed: false,
+                when_quiet: Vec::new(),
+                when_empty: Vec::new(),
             }),
             work: Condvar::new(),
             watch: Condvar::new(),
@@ -282,6 +294,11 @@ impl Pool {
 
     fn submit(&'static self, job: Arc<dyn Job>) {
         let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            job.refuse(Reason::ShutDown.error(CULPRIT));
+            return;
+        }
         state.queue.push_back(job);
         self.queued.store(state.queue.len(), Ordering::Relaxed);
         let order = state.staff();
@@ -303,8 +320,16 @@ impl Pool {
     /// Starts a thread that is already counted; says whether there is one.
     fn start(&'static self, duty: fn(&'static Pool)) -> bool {
         static NUMBER: AtomicUsize = AtomicUsize::new(1);
-        let name = format!("unsync-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let settings = settings().ok();
+        let prefix = settings.map_or("unsync", |settings| &settings.thread_name);
+        let name = format!("{prefix}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut thread = thread::Builder::new().name(name);
+        if let Some(bytes) = settings.and_then(|settings| settings.stack_size) {
+            thread = thread.stack_size(bytes);
+        }
         let body = move || {
+            let hook = settings.and_then(|settings| settings.on_thread_start.as_ref());
+            discard(wall(|| hook.iter().for_each(|hook| hook())));
             set_role(Role::Pool {
                 blocks: || POOL.blocks(),
                 resumes: || POOL.resumes(),
@@ -312,7 +337,7 @@ impl Pool {
             });
             duty(self);
         };
-        match thread::Builder::new().name(name).spawn(body) {
+        match thread.spawn(body) {
             Ok(_) => true,
             Err(error) => {
                 self.refused(&error);
@@ -371,6 +396,7 @@ impl Pool {
             if let Some(job) = state.queue.pop_front() {
                 self.queued.store(state.queue.len(), Ordering::Relaxed);
                 let order = state.staff();
+                state.running += 1;
                 let started = state.long.then(Instant::now);
                 drop(state);
                 self.carry_out(order);
@@ -380,8 +406,15 @@ impl Pool {
                 let short = started.is_some_and(|started| started.elapsed() < LONG);
                 state = self.lock();
                 state.finished += 1;
+                state.running -= 1;
                 state.long &= !short;
+                if !state.when_quiet.is_empty() {
+                    state = self.tell(state);
+                }
                 continue;
+            }
+            if state.closed {
+                return self.leave(state);
             }
             if !state.looking {
                 state.looking = true;
@@ -395,14 +428,17 @@ impl Pool {
                 }
             }
             match self.idle(state) {
-                Some(claimed) => state = claimed,
-                None => return,
+                Ok(claimed) => state = claimed,
+                Err(retiring) => return self.leave(retiring),
             }
         }
     }
 
-    /// Parks until claimed; `None` when the thread is to retire.
-    fn idle<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Option<MutexGuard<'a, State>> {
+    /// Parks until claimed; an error when the thread is to retire.
+    fn idle<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+    ) -> Result<MutexGuard<'a, State>, MutexGuard<'a, State>> {
         let retires = Instant::now() + keep_alive();
         state.idle += 1;
         loop {
@@ -411,14 +447,37 @@ impl Pool {
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
             if state.claimed > 0 {
                 state.claimed -= 1;
-                return Some(state);
+                return Ok(state);
             }
-            if Instant::now() >= retires {
+            if state.closed || Instant::now() >= retires {
                 state.idle -= 1;
-                state.threads -= 1;
-                return None;
+                return Err(state);
             }
         }
+    }
+
+    /// A thread ends.
+    fn leave(&self, mut state: MutexGuard<'_, State>) {
+        state.threads -= 1;
+        drop(self.tell(state));
+    }
+
+    /// Tells those who wait for a state that is reached.
+    fn tell<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let mut told = Vec::new();
+        if state.queue.is_empty() && state.running == 0 {
+            told.append(&mut state.when_quiet);
+        }
+        if state.threads == 0 {
+            told.append(&mut state.when_empty);
+        }
+        if told.is_empty() {
+            return state;
+        }
+        let works = state.finished;
+        drop(state);
+        told.into_iter().for_each(|call| call(works));
+        self.lock()
     }
 
     /// The life of the foreman.
@@ -436,13 +495,12 @@ impl Pool {
             }
             state.foreman = Foreman::Resting;
             let rest = self.watch.wait_timeout_while(state, keep_alive(), |state| {
-                state.foreman == Foreman::Resting
+                state.foreman == Foreman::Resting && !state.closed
             });
             state = rest.unwrap_or_else(PoisonError::into_inner).0;
             if state.foreman == Foreman::Resting {
                 state.foreman = Foreman::Absent;
-                state.threads -= 1;
-                return;
+                return self.leave(state);
             }
         }
     }
@@ -485,6 +543,29 @@ impl Pool {
             crew *= 2;
         }
         (state, false)
+    }
+}
+
+/// Calls once no job is queued or runs.
+pub(crate) fn when_quiet(call: OnQuiet) {
+    let mut state = POOL.lock();
+    state.when_quiet.push(call);
+    drop(POOL.tell(state));
+}
+
+/// Refuses what is queued and what comes; calls once the last thread has ended.
+pub(crate) fn close(call: OnQuiet) {
+    let mut state = POOL.lock();
+    state.closed = true;
+    state.when_empty.push(call);
+    let queue = std::mem::take(&mut state.queue);
+    POOL.queued.store(0, Ordering::Relaxed);
+    drop(POOL.tell(state));
+    POOL.work.notify_all();
+    POOL.watch.notify_all();
+    for job in queue {
+        job.refuse(Reason::ShutDown.error(CULPRIT));
+        discard(job);
     }
 }
 

@@ -464,6 +464,8 @@ pub(crate) trait Stop: Send + Sync {
 
 /// A step of the crate's own: short, and no foreign code.
 pub(crate) type OnBegin = Box<dyn FnOnce() + Send>;
+/// The same for an engine with nothing to do: it says how many works it ever began.
+pub(crate) type OnQuiet = Box<dyn FnOnce(u64) + Send>;
 /// The same for the encoded values of a progress.
 pub(crate) type OnProgress = dyn Fn(&[u8]) + Send + Sync;
 

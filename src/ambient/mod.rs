@@ -15,7 +15,7 @@
 //! - **Tick**: nothing in it can starve the rest, because what is queued meanwhile waits for the next.
 //! - **Wall**: one around every step. The thread outlives every panic.
 //!
-//! Floor 3: imports the future, the error and the spin, no other engine. The injector has no limit,
+//! Floor 3: imports the future, the error, the settings, the watch and the spin, no other engine. The injector has no limit,
 //! like every `spawn`: who spawns faster than the thread works fills the memory.
 
 mod local;
@@ -31,21 +31,24 @@ use std::task::Waker;
 use std::thread;
 use std::time::Instant;
 
+use crate::config::{Settings, settings};
 use crate::error::{discard, wall};
 use crate::spin::Spin;
-use crate::unfuture::{Reason, Role, set_role};
+use crate::unfuture::{OnQuiet, Reason, Role, set_role};
+use crate::watch::Stalls;
 
-use task::{Body, Key, Tasks, Ticket};
+use task::{Key, Newborn, Tasks, Ticket};
 use timer::{TimerKey, Timers};
 
 pub use local::spawn_local;
-pub use task::spawn;
+pub(crate) use task::spawn_at;
+pub use task::{spawn, spawn_now};
 pub use timer::{Sleep, YieldNow, sleep, sleep_until, yield_now};
 
 /// What one can ask of the ambient thread.
 enum Message {
     /// Poll this future for the first time.
-    Start(Body, Arc<dyn Ticket>),
+    Start(Newborn),
     /// Poll the task with this key, if it still lives.
     Wake(Key),
     /// Drop the future of this task and resolve it for this reason.
@@ -54,6 +57,19 @@ enum Message {
     Arm(TimerKey, Waker),
     /// Forget this timer.
     Disarm(TimerKey),
+    /// Call this when no task is left.
+    WhenQuiet(OnQuiet),
+    /// Drop every future, end the thread, and call this.
+    Close(OnQuiet),
+}
+
+/// Why the ambient thread takes no message.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The operating system refused the thread.
+    Os(io::Error),
+    /// It was shut down.
+    Closed,
 }
 
 /// Messages of the injector that one tick takes at most, so that timers are looked at in between.
@@ -80,8 +96,8 @@ struct Local {
 
 /// Sends a message to the ambient thread and starts that thread if it is the first.
 ///
-/// Gives the message back with the operating system's error if it refuses the thread.
-fn post(message: Message) -> Result<(), (Message, io::Error)> {
+/// Gives the message back if there is no such thread and none can be had.
+fn post(message: Message) -> Result<(), (Message, Refused)> {
     let mut message = Some(message);
     // A thread whose locals are gone is on its way out, so it is not the ambient one.
     let _ = LOCAL.try_with(|local| {
@@ -96,62 +112,144 @@ fn post(message: Message) -> Result<(), (Message, io::Error)> {
 }
 
 /// Sends a message through the injector, even from the ambient thread itself.
-fn inject(message: Message) -> Result<(), (Message, io::Error)> {
+fn inject(message: Message) -> Result<(), (Message, Refused)> {
     match injector() {
-        Ok(injector) => {
-            // The receiver lives as long as the process.
-            discard(injector.send(message));
-            Ok(())
-        }
-        Err(error) => Err((message, error)),
+        Ok(injector) => injector
+            .send(message)
+            .map_err(|error| (error.0, Refused::Closed)),
+        Err(refused) => Err((message, refused)),
     }
 }
 
-fn injector() -> io::Result<&'static Sender<Message>> {
-    static INJECTOR: OnceLock<Sender<Message>> = OnceLock::new();
-    static STARTING: Mutex<()> = Mutex::new(());
+static INJECTOR: OnceLock<Sender<Message>> = OnceLock::new();
+/// Held while the thread is started or closed; whether it was closed before it was ever started.
+static STARTING: Mutex<bool> = Mutex::new(false);
+
+fn injector() -> Result<&'static Sender<Message>, Refused> {
     if let Some(injector) = INJECTOR.get() {
         return Ok(injector);
     }
     // Racing first calls: one starts the thread, the others wait for it. A refusal is not kept: the
     // next call tries again.
-    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let closed = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if *closed {
+        return Err(Refused::Closed);
+    }
     if INJECTOR.get().is_none() {
+        let settings = settings().ok();
+        let prefix = settings.map_or("unsync", |settings| &settings.thread_name);
+        let mut thread = thread::Builder::new().name(format!("{prefix}-ambient"));
+        if let Some(bytes) = settings.and_then(|settings| settings.stack_size) {
+            thread = thread.stack_size(bytes);
+        }
         let (sender, receiver) = mpsc::channel();
-        thread::Builder::new()
-            .name("unsync-ambient".into())
-            .spawn(move || run(&receiver))?;
+        thread
+            .spawn(move || run(receiver, settings))
+            .map_err(Refused::Os)?;
         discard(INJECTOR.set(sender));
     }
-    INJECTOR.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+    INJECTOR.get().ok_or(Refused::Closed)
 }
 
-fn run(injector: &Receiver<Message>) {
-    set_role(Role::Ambient);
-    LOCAL.with(|local| {
-        local.is_ambient.set(true);
-        let mut tasks = Tasks::new();
-        loop {
-            tick(local, injector, &mut tasks);
-            if local.queue.borrow().is_empty() {
-                if let Some(message) = idle(local, injector) {
-                    step(local, &mut tasks, message);
-                }
+/// Calls once no async task is left; at once if there was never one.
+pub(crate) fn when_quiet(call: OnQuiet) {
+    match INJECTOR.get() {
+        Some(injector) => {
+            if let Err(closed) = injector.send(Message::WhenQuiet(call)) {
+                closed.0.call();
             }
         }
-    })
+        None => call(0),
+    }
 }
 
-fn tick(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) {
+/// Ends the ambient thread; calls when it has ended.
+pub(crate) fn close(call: OnQuiet) {
+    let mut closed = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    *closed = true;
+    drop(closed);
+    match INJECTOR.get() {
+        Some(injector) => {
+            if let Err(closed) = injector.send(Message::Close(call)) {
+                closed.0.call();
+            }
+        }
+        None => call(0),
+    }
+}
+
+impl Message {
+    /// The answer to one of the last two messages, from nobody.
+    fn call(self) {
+        if let Message::WhenQuiet(call) | Message::Close(call) = self {
+            call(0);
+        }
+    }
+}
+
+/// The life of the ambient thread.
+fn run(injector: Receiver<Message>, settings: Option<&'static Settings>) {
+    set_role(Role::Ambient);
+    let hooks = settings.and_then(|settings| settings.on_thread_start.as_ref());
+    discard(wall(|| hooks.iter().for_each(|hook| hook())));
+    let around_poll = settings.and_then(|settings| settings.around_poll.as_ref());
+    let stalls = settings
+        .and_then(|settings| settings.stall)
+        .and_then(Stalls::watch);
+    let mut tasks = Tasks::new(around_poll, stalls);
+    let closing = LOCAL.with(|local| {
+        local.is_ambient.set(true);
+        let closing = serve(local, &injector, &mut tasks);
+        end(local, &injector, &mut tasks);
+        local.is_ambient.set(false);
+        closing
+    });
+    // What comes from now on finds nobody: it is given back to its sender, or resolves itself.
+    drop(injector);
+    closing(0);
+}
+
+/// Runs ticks until it is told to close; gives whom to tell that it has.
+fn serve(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> OnQuiet {
+    loop {
+        let mut closing = tick(local, injector, tasks);
+        if closing.is_none() && local.queue.borrow().is_empty() {
+            closing = idle(local, injector, tasks).and_then(|message| step(local, tasks, message));
+        }
+        if let Some(closing) = closing {
+            return closing;
+        }
+    }
+}
+
+/// Drops everything that is left. Destructors may ask for more, which is refused.
+fn end(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) {
+    tasks.close();
+    let timers = local.timers.borrow_mut().drain();
+    for waker in timers {
+        discard(wall(|| waker.wake()));
+    }
+    let queued = || local.queue.borrow_mut().pop_front();
+    while let Some(message) = queued().or_else(|| injector.try_recv().ok()) {
+        discard(wall(|| message.call()));
+    }
+}
+
+/// Gives whom to tell when it met the message to close.
+fn tick(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> Option<OnQuiet> {
     let queued = local.queue.borrow().len();
     for _ in 0..queued {
-        let Some(message) = local.queue.borrow_mut().pop_front() else {
-            break;
-        };
-        step(local, tasks, message);
+        let message = local.queue.borrow_mut().pop_front();
+        let closing = message.and_then(|message| step(local, tasks, message));
+        if closing.is_some() {
+            return closing;
+        }
     }
     for message in injector.try_iter().take(BATCH) {
-        step(local, tasks, message);
+        let closing = step(local, tasks, message);
+        if closing.is_some() {
+            return closing;
+        }
     }
     if !local.timers.borrow().is_empty() {
         let now = Instant::now();
@@ -161,12 +259,13 @@ fn tick(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) {
             discard(wall(|| waker.wake()));
         }
     }
+    None
 }
 
-/// One message, behind the wall.
-fn step(local: &Local, tasks: &mut Tasks, message: Message) {
+/// One message. Gives whom to tell if it was the one to close.
+fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
     match message {
-        Message::Start(body, ticket) => tasks.start(body, ticket),
+        Message::Start(newborn) => tasks.start(newborn),
         Message::Wake(key) => tasks.poll(key),
         Message::Stop(ticket, reason) => {
             if let Err(reason) = tasks.stop(&*ticket, reason) {
@@ -185,12 +284,16 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) {
             let removed = local.timers.borrow_mut().disarm(key);
             discard(removed);
         }
+        Message::WhenQuiet(call) => tasks.when_quiet(call),
+        Message::Close(call) => return Some(call),
     }
+    None
 }
 
 /// Waits for a message or the next deadline.
-fn idle(local: &Local, injector: &Receiver<Message>) -> Option<Message> {
+fn idle(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> Option<Message> {
     static SPIN: Spin = Spin::new();
+    tasks.tell_if_quiet();
     let deadline = local.timers.borrow().next();
     let awaited = || {
         let message = injector.try_recv().ok();

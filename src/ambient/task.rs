@@ -2,15 +2,18 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::{Message, post};
+use super::{Message, Refused, post};
+use crate::config::AroundPoll;
 use crate::error::{Error, Origin, discard, wall};
-use crate::unfuture::{OnBegin, Reason, Slot, Stop, Unfuture, Work};
+use crate::unfuture::{OnBegin, OnQuiet, Reason, Slot, Stop, Unfuture, Work};
+use crate::watch::Stalls;
 
 /// Starts a future on the ambient thread.
 ///
@@ -39,14 +42,75 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    spawn_at(Location::caller(), future)
+}
+
+pub(crate) fn spawn_at<F>(origin: Origin, future: F) -> Unfuture<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let task = Arc::new(Task::<F::Output>::new(origin));
+    launch(Box::pin(Some(future)), task.clone());
+    Unfuture::of(task)
+}
+
+/// Starts a future on the calling thread and moves it to the ambient thread if it is not ready.
+///
+/// It is polled once before this call returns: a future that is ready at once never pays for a
+/// hand-over. What it does before its first `.await` that waits is done by the caller, so it must not
+/// depend on the thread that it runs on.
+///
+/// # Errors
+///
+/// As [`spawn`].
+///
+/// # Examples
+///
+/// ```
+/// let task = unsync::spawn_now(async { 6 });
+/// assert!(task.is_done());
+/// assert_eq!(task.result().unwrap(), 6);
+/// ```
+#[track_caller]
+pub fn spawn_now<F>(future: F) -> Unfuture<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
     let task = Arc::new(Task::<F::Output>::new(Location::caller()));
-    let ticket: Arc<dyn Ticket> = task.clone();
-    if let Err((message, error)) = post(Message::Start(Box::pin(Some(future)), ticket)) {
-        discard(message);
-        let error = Error::os("the ambient thread could not be started", error);
-        task.slot.finish(Err(error.started_at(task.slot.origin)));
+    let body: Body = Box::pin(Some(future));
+    task.slot.begin();
+    // It counts as queued, so wakes are not lost: the ambient thread polls it again in any case.
+    let waker = Waker::from(Arc::clone(&task));
+    if let Some(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
+        launch(body, task.clone());
     }
     Unfuture::of(task)
+}
+
+/// Sends a future to the ambient thread.
+fn launch(body: Body, ticket: Arc<dyn Ticket>) {
+    let newborn = Newborn(Some((body, Arc::clone(&ticket))));
+    if let Err((message, refused)) = post(Message::Start(newborn)) {
+        if let Refused::Os(error) = refused {
+            ticket.fail(Error::os("the ambient thread could not be started", error));
+        }
+        // Was it not that, it resolves as shut down.
+        discard(message);
+    }
+}
+
+/// A future on its way to the ambient thread. One that does not arrive resolves as shut down, so that
+/// nobody waits for it.
+pub(super) struct Newborn(Option<(Body, Arc<dyn Ticket>)>);
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        if let Some((body, ticket)) = self.0.take() {
+            body.stop(&*ticket, Reason::ShutDown);
+        }
+    }
 }
 
 /// A future in its box, full until it was polled to its end.
@@ -89,6 +153,7 @@ pub(super) trait Ticket: Any + Send + Sync {
     fn waker(self: Arc<Self>) -> Waker;
     fn as_any(&self) -> &dyn Any;
     fn is_done(&self) -> bool;
+    fn origin(&self) -> Origin;
     fn begin(&self);
     fn fail(&self, error: Error);
 }
@@ -108,6 +173,9 @@ impl<T: Send + 'static> Ticket for Task<T> {
     }
     fn is_done(&self) -> bool {
         self.slot.is_done()
+    }
+    fn origin(&self) -> Origin {
+        self.slot.origin
     }
     fn begin(&self) {
         self.slot.begin();
@@ -210,6 +278,12 @@ where
 pub(super) struct Tasks {
     places: Vec<Place>,
     free: Vec<u32>,
+    around_poll: Option<&'static AroundPoll>,
+    stalls: Option<Stalls>,
+    /// To be called when no task is left.
+    when_quiet: Vec<OnQuiet>,
+    /// Tasks that ever were.
+    started: u64,
 }
 
 struct Place {
@@ -227,15 +301,22 @@ struct Live {
 }
 
 impl Tasks {
-    pub(super) const fn new() -> Tasks {
+    pub(super) fn new(around_poll: Option<&'static AroundPoll>, stalls: Option<Stalls>) -> Tasks {
         Tasks {
             places: Vec::new(),
             free: Vec::new(),
+            around_poll,
+            stalls,
+            when_quiet: Vec::new(),
+            started: 0,
         }
     }
 
     /// Gives a future its place and polls it for the first time.
-    pub(super) fn start(&mut self, body: Body, ticket: Arc<dyn Ticket>) {
+    pub(super) fn start(&mut self, mut newborn: Newborn) {
+        let Some((body, ticket)) = newborn.0.take() else {
+            return;
+        };
         let index = self
             .free
             .pop()
@@ -246,6 +327,7 @@ impl Tasks {
                 task: None,
             });
         }
+        self.started += 1;
         let place = &mut self.places[index];
         let key = Key::from(place.generation) << PLACE_BITS | index as Key;
         ticket.key().store(key, Ordering::Relaxed);
@@ -261,19 +343,29 @@ impl Tasks {
 
     /// Polls a task once; nothing happens if it has ended.
     pub(super) fn poll(&mut self, key: Key) {
+        let around = self.around_poll;
+        // Only while stalls are watched for.
+        let watched = self.stalls.clone();
         let Some(live) = self.find(key) else { return };
         let Some(body) = live.body.take() else { return };
         // Before the poll, so that a wake during it is one more poll. A swap and not a store: it
         // must see what was written before a wake that found the flag set.
         live.ticket.queued().swap(false, Ordering::AcqRel);
-        live.body = body.step(&*live.ticket, &mut Context::from_waker(&live.waker));
+        let _polling = watched
+            .as_ref()
+            .map(|stalls| stalls.polling(live.ticket.origin()));
+        let cx = &mut Context::from_waker(&live.waker);
+        live.body = match around {
+            None => body.step(&*live.ticket, cx),
+            Some(around) => step_within(around, body, &*live.ticket, cx),
+        };
         if live.body.is_none() {
             self.remove(key);
         }
     }
 
-    /// Drops the future of a task. Gives a ticket back that has no place yet: its start is still
-    /// queued.
+    /// Drops the future of a task. Gives the reason back for a ticket that has no place yet: its
+    /// start is still queued.
     pub(super) fn stop(&mut self, ticket: &dyn Ticket, reason: Reason) -> Result<(), Reason> {
         if ticket.is_done() {
             return Ok(());
@@ -287,6 +379,32 @@ impl Tasks {
             self.remove(key);
         }
         Ok(())
+    }
+
+    /// Drops all futures, for ever.
+    pub(super) fn close(&mut self) {
+        for index in 0..self.places.len() {
+            if let Some(live) = self.places[index].task.take() {
+                if let Some(body) = live.body {
+                    body.stop(&*live.ticket, Reason::ShutDown);
+                }
+            }
+        }
+        (self.places, self.free) = (Vec::new(), Vec::new());
+        self.tell_if_quiet();
+    }
+
+    pub(super) fn when_quiet(&mut self, call: OnQuiet) {
+        self.when_quiet.push(call);
+    }
+
+    /// For the loop when it has nothing to do: there may be nothing left at all.
+    pub(super) fn tell_if_quiet(&mut self) {
+        if self.free.len() == self.places.len() {
+            for call in self.when_quiet.drain(..) {
+                call(self.started);
+            }
+        }
     }
 
     fn find(&mut self, key: Key) -> Option<&mut Live> {
@@ -306,13 +424,33 @@ impl Tasks {
         place.generation = place.generation.wrapping_add(1);
         self.free.push(index);
         if self.free.len() == self.places.len() && self.places.len() > PLACES_KEPT {
-            *self = Tasks::new();
+            (self.places, self.free) = (Vec::new(), Vec::new());
         }
         if let Some(ended) = &ended {
             ended.ticket.queued().store(true, Ordering::Release);
         }
         discard(ended);
     }
+}
+
+/// One poll inside a hook, which calls it once. A hook that does not has not polled the future; one
+/// that panics has polled it, or not.
+fn step_within(
+    around: &AroundPoll,
+    body: Body,
+    ticket: &dyn Ticket,
+    cx: &mut Context<'_>,
+) -> Option<Body> {
+    let (mut body, mut polled) = (Some(body), false);
+    let entered = wall(|| {
+        around(&mut || {
+            if !mem::replace(&mut polled, true) {
+                body = body.take().and_then(|body| body.step(ticket, cx));
+            }
+        });
+    });
+    discard(entered);
+    body
 }
 
 /// Empty places that are kept for the next tasks; the memory of a larger burst is given back when its

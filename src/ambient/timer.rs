@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{LOCAL, Message, inject, post};
+use super::{LOCAL, Message, Refused, inject, post};
 use crate::error::discard;
 
 /// When, and a number that tells timers of one instant apart.
@@ -32,6 +32,9 @@ impl Timers {
     }
     pub(super) fn disarm(&mut self, key: TimerKey) -> Option<Waker> {
         self.0.remove(&key)
+    }
+    pub(super) fn drain(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.0).into_values().collect()
     }
     /// Takes out one timer that is due.
     pub(super) fn due(&mut self, now: Instant) -> Option<Waker> {
@@ -112,7 +115,7 @@ impl Future for Sleep {
         let waker = cx.waker().clone();
         let from_elsewhere = match arm(key, waker.clone()) {
             Ok(from_elsewhere) => from_elsewhere,
-            Err(error) => panic!("the ambient thread could not be started: {error}"),
+            Err(refused) => panic!("no timer without the ambient thread: {refused:?}"),
         };
         let replaced = self.armed.replace(Armed {
             key,
@@ -150,7 +153,7 @@ impl Drop for Sleep {
 }
 
 /// Sets a timer; says whether it went through the injector.
-fn arm(key: TimerKey, waker: Waker) -> std::io::Result<bool> {
+fn arm(key: TimerKey, waker: Waker) -> Result<bool, Refused> {
     let mut waker = Some(waker);
     let replaced = LOCAL.try_with(|local| match local.is_ambient.get() {
         true => waker
@@ -163,7 +166,7 @@ fn arm(key: TimerKey, waker: Waker) -> std::io::Result<bool> {
         None => Ok(false),
         Some(waker) => match post(Message::Arm(key, waker)) {
             Ok(()) => Ok(true),
-            Err((_, error)) => Err(error),
+            Err((_, refused)) => Err(refused),
         },
     }
 }

@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::settings;
 use crate::error::{Error, ErrorKind, Origin, wall};
-use crate::unfuture::{OnBegin, OnProgress, Reason, Slot, Stop, Unfuture, Work};
+use crate::unfuture::{OnBegin, OnProgress, OnQuiet, Reason, Slot, Stop, Unfuture, Work};
 
 use frame::Kind;
 use pool::{Item, POOL, Remote};
@@ -95,6 +95,16 @@ pub fn warm() {
     if worker::setup().is_some() && !is_worker() && settings().is_ok() {
         POOL.warm();
     }
+}
+
+/// Calls once no call is queued or in flight.
+pub(crate) fn when_quiet(call: OnQuiet) {
+    POOL.when_quiet(call);
+}
+
+/// Stops all calls and takes no more; calls once the last worker process has ended.
+pub(crate) fn close(call: OnQuiet) {
+    POOL.close(call);
 }
 
 /// A call in the very process, for one made in a worker: the work to be done on some thread.

@@ -10,7 +10,7 @@ use super::frame::{self, Kind};
 use super::worker::PanicReport;
 use crate::config::settings;
 use crate::error::Error;
-use crate::unfuture::{OnBegin, Reason};
+use crate::unfuture::{OnQuiet, Reason};
 
 /// A call without its types.
 pub(super) trait Remote: Send + Sync {
@@ -75,12 +75,14 @@ pub(super) struct State {
     started: u64,
     /// Workers in a row that died without having started a call.
     pub(super) barren: u32,
+    /// Calls that were ever queued.
+    accepted: u64,
     /// Set by the shutdown, for good.
     pub(super) closed: bool,
     /// To be called when no call is queued or in flight.
-    when_quiet: Vec<OnBegin>,
+    when_quiet: Vec<OnQuiet>,
     /// To be called when no worker is left.
-    when_empty: Vec<OnBegin>,
+    when_empty: Vec<OnQuiet>,
 }
 
 /// A worker as the dealer sees it.
@@ -133,6 +135,7 @@ impl State {
             burying: 0,
             started: 0,
             barren: 0,
+            accepted: 0,
             closed: false,
             when_quiet: Vec::new(),
             when_empty: Vec::new(),
@@ -226,7 +229,7 @@ impl State {
     }
 
     /// Who waits for a state that is reached.
-    fn told(&mut self) -> Vec<OnBegin> {
+    fn told(&mut self) -> Vec<OnQuiet> {
         let mut told = Vec::new();
         if !self.when_quiet.is_empty() && self.is_quiet() {
             told.append(&mut self.when_quiet);
@@ -314,6 +317,7 @@ impl Pool {
             item.stop(Reason::ShutDown);
             return;
         }
+        state.accepted += 1;
         state.enqueue(item);
         self.proceed(state);
     }
@@ -323,7 +327,7 @@ impl Pool {
         let mail = state.deal();
         let waiting = state.queue.len() > state.starting;
         let number = if waiting { state.book() } else { None };
-        let told = state.told();
+        let (told, works) = (state.told(), state.accepted);
         drop(state);
         for (worker, frames) in mail {
             worker.send(&frames);
@@ -332,7 +336,7 @@ impl Pool {
             attendant::start(number);
         }
         for call in told {
-            call();
+            call(works);
         }
     }
 
@@ -393,14 +397,14 @@ impl Pool {
     }
 
     /// Calls once nothing is queued or in flight.
-    pub(super) fn when_quiet(&'static self, call: OnBegin) {
+    pub(super) fn when_quiet(&'static self, call: OnQuiet) {
         let mut state = self.lock();
         state.when_quiet.push(call);
         self.proceed(state);
     }
 
     /// Takes no more calls, and stops those that there are; calls once the last worker has ended.
-    pub(super) fn close(&'static self, call: OnBegin) {
+    pub(super) fn close(&'static self, call: OnQuiet) {
         let mut state = self.lock();
         state.closed = true;
         state.when_empty.push(call);

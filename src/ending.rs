@@ -1,0 +1,128 @@
+//! The end: waiting for all work, and shutting down.
+//!
+//! Floor 4: imports the engines.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind, discard};
+use crate::unfuture::{OnQuiet, blocking, role};
+use crate::{ambient, processes, threads};
+
+/// What can be asked of every engine. It answers with the number of works that it ever began.
+type Ask = [(&'static str, fn(OnQuiet)); 3];
+
+const QUIET: Ask = [
+    ("async tasks", ambient::when_quiet),
+    ("thread jobs", threads::when_quiet),
+    ("worker processes", processes::when_quiet),
+];
+
+const CLOSE: Ask = [
+    ("async tasks", ambient::close),
+    ("thread jobs", threads::close),
+    ("worker processes", processes::close),
+];
+
+/// Waits until all work that was started has ended, or the limit has passed; says whether it has ended.
+///
+/// Work that is started meanwhile counts too. Without this, the end of the process ends unfinished
+/// work unheard, like that of a daemon thread.
+///
+/// # Panics
+///
+/// On the ambient thread, which would wait for itself.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let task = unsync::spawn(async { println!("heard") });
+/// drop(task); // the work goes on
+/// assert!(unsync::drain(Duration::from_secs(5)));
+/// ```
+#[track_caller]
+pub fn drain(limit: Duration) -> bool {
+    assert!(!role().is_ambient(), "drain would block the ambient thread");
+    let deadline = Instant::now().checked_add(limit);
+    let mut before = None;
+    loop {
+        let Ok(works) = ask(&QUIET, deadline) else {
+            return false;
+        };
+        // One kind of work may have started another that was asked before. If nothing was started
+        // since the last time, then all were quiet at once.
+        if before == Some(works) {
+            return true;
+        }
+        before = Some(works);
+    }
+}
+
+/// Waits for all work, stops what is left at the limit, and ends all threads and worker processes.
+///
+/// What is left: futures are dropped, on the ambient thread; queued jobs and calls are not run; worker
+/// processes are killed. All of it resolves as [`ErrorKind::ShutDown`], and so does everything that is
+/// started later. A job that runs on a thread cannot be stopped. There is no way back; a second call
+/// does no harm.
+///
+/// # Errors
+///
+/// [`ErrorKind::TimedOut`] if something still runs at the limit, with what it is, and
+/// [`ErrorKind::WouldBlock`] on the ambient thread.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), unsync::Error> {
+/// unsync::thread(|| 1).result()?;
+/// unsync::shutdown(Duration::from_secs(5))?;
+/// assert_eq!(unsync::thread(|| 1).result().unwrap_err().kind(), unsync::ErrorKind::ShutDown);
+/// # Ok(())
+/// # }
+/// ```
+pub fn shutdown(limit: Duration) -> Result<(), Error> {
+    if role().is_ambient() {
+        return Err(Error::new(
+            ErrorKind::WouldBlock,
+            "shutdown would block the ambient thread",
+        ));
+    }
+    let deadline = Instant::now().checked_add(limit);
+    // A tenth of the time is for the end itself.
+    drain(limit / 10 * 9);
+    ask(&CLOSE, deadline).map(drop).map_err(|running| {
+        let text = format!("the shutdown took longer than {limit:?}: {running} still run");
+        Error::new(ErrorKind::TimedOut, text)
+    })
+}
+
+/// Asks every engine, and waits for the answers. Gives the name of one that has not answered by the
+/// deadline.
+fn ask(engines: &Ask, deadline: Option<Instant>) -> Result<[u64; 3], &'static str> {
+    let (answers, answered) = mpsc::channel();
+    for (index, (_, engine)) in engines.iter().enumerate() {
+        let answers = answers.clone();
+        // Who asked may have stopped waiting.
+        engine(Box::new(move |works| discard(answers.send((index, works)))));
+    }
+    let mut works = [None; 3];
+    blocking(|| {
+        while works.contains(&None) {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let answer = match left {
+                None => answered.recv().ok(),
+                Some(left) => answered.recv_timeout(left).ok(),
+            };
+            let Some((index, number)) = answer else { break };
+            works[index] = Some(number);
+        }
+    });
+    match works.iter().position(Option::is_none) {
+        Some(silent) => Err(engines[silent].0),
+        None => Ok(works.map(Option::unwrap_or_default)),
+    }
+}
