@@ -443,16 +443,16 @@ impl Pool {
         state.idle += 1;
         loop {
             let left = retires.saturating_duration_since(Instant::now());
-            let woken = self.work.wait_timeout(state, left);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
             if state.claimed > 0 {
                 state.claimed -= 1;
                 return Ok(state);
             }
-            if state.closed || Instant::now() >= retires {
+            if state.closed || left.is_zero() {
                 state.idle -= 1;
                 return Err(state);
             }
+            let woken = self.work.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

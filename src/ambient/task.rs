@@ -19,7 +19,7 @@ use crate::watch::Stalls;
 ///
 /// It runs without being awaited, and its destructor runs there too. A future that blocks holds up
 /// every other one: blocking work belongs on [`thread`](crate::thread), CPU-bound work in
-/// [`cpu`](crate::cpu). At the end of the process unfinished tasks end unheard, like those of a
+/// [`cpu`](crate::cpu()). At the end of the process unfinished tasks end unheard, like those of a
 /// daemon thread.
 ///
 /// Costs two allocations and less than a microsecond.

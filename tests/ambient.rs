@@ -1,0 +1,1751 @@
+//! The ambient thread: order and fairness, wake-ups and their traps, panics, local futures, time, and
+//! `block_on` beside it.
+//!
+//! The tests of one binary share one ambient thread, and so does everything here: none of them may
+//! depend on being alone. Where a defect would end the process, or a count is of the whole process,
+//! the test runs in a process of its own.
+
+mod support;
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, Token, fence, in_child,
+    limit, poll, quick, waker_with,
+};
+use unsync::{ErrorKind, Unfuture};
+
+/// Keeps the ambient thread busy until it is dropped.
+struct Load(Arc<AtomicBool>);
+
+impl Load {
+    /// So many tasks that are always ready: half of them yield, half wake themselves in their poll.
+    fn of(tasks: usize) -> Load {
+        let ended = Arc::new(AtomicBool::new(false));
+        for number in 0..tasks {
+            let ended = Arc::clone(&ended);
+            unsync::spawn(async move {
+                while !ended.load(Ordering::SeqCst) {
+                    match number % 2 {
+                        0 => unsync::yield_now().await,
+                        _ => wake_self().await,
+                    }
+                }
+            });
+        }
+        fence();
+        Load(ended)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Pending once, and woken from inside its own poll.
+async fn wake_self() {
+    let mut woken = false;
+    poll_fn(|cx| {
+        if woken {
+            return Poll::Ready(());
+        }
+        woken = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
+}
+
+/// A future that never wakes itself, counts its polls, and ends when it is told to.
+#[derive(Clone, Default)]
+struct Probe(Arc<ProbeState>);
+
+#[derive(Default)]
+struct ProbeState {
+    polls: Counter,
+    ended: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Probe {
+    /// Starts it as a task and waits for its first poll.
+    fn start() -> (Probe, Unfuture<()>) {
+        let probe = Probe::default();
+        let task = unsync::spawn(probe.clone());
+        probe.0.polls.wait_for(1);
+        (probe, task)
+    }
+
+    /// The waker of its last poll.
+    fn waker(&self) -> Waker {
+        self.0.waker.lock().unwrap().clone().expect("it was polled")
+    }
+
+    fn polls(&self) -> usize {
+        self.0.polls.count()
+    }
+
+    fn end(&self) {
+        self.0.ended.store(true, Ordering::SeqCst);
+        self.waker().wake();
+    }
+}
+
+impl Future for Probe {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // Counted last: who has seen this poll and ends it then causes another.
+        let ended = self.0.ended.load(Ordering::SeqCst);
+        *self.0.waker.lock().unwrap() = Some(cx.waker().clone());
+        self.0.polls.add();
+        match ended {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
+
+/// Holds the ambient thread inside a poll while `meanwhile` runs here.
+fn while_ambient_is_held<R>(meanwhile: impl FnOnce() -> R) -> R {
+    let (held, release) = (Gate::new(), Gate::new());
+    let holder = unsync::spawn({
+        let (held, release) = (held.clone(), release.clone());
+        async move {
+            held.open();
+            release.wait();
+        }
+    });
+    held.wait();
+    let value = meanwhile();
+    release.open();
+    holder.result().unwrap();
+    value
+}
+
+mod running {
+    use super::*;
+
+    #[test]
+    fn a_detached_task_runs() {
+        quick(|| {
+            let (ran, place) = (Gate::new(), Arc::new(Mutex::new(None)));
+            drop(unsync::spawn({
+                let (ran, place) = (ran.clone(), Arc::clone(&place));
+                async move {
+                    unsync::yield_now().await;
+                    *place.lock().unwrap() = Some(Place::here());
+                    ran.open();
+                }
+            }));
+            ran.wait();
+            assert!(place.lock().unwrap().as_ref().unwrap().is_ambient());
+        });
+    }
+
+    #[test]
+    fn a_task_starts_tasks_and_awaits_them() {
+        quick(|| {
+            let sum = unsync::spawn(async {
+                let one = unsync::spawn(async { 1 });
+                let two = unsync::spawn(async { unsync::spawn(async { 2 }).await.unwrap() });
+                one.await.unwrap() + two.await.unwrap()
+            });
+            assert_eq!(sum.result().unwrap(), 3);
+        });
+    }
+
+    /// Nothing of the caller's thread runs the task: not even its first step.
+    #[test]
+    fn a_task_never_runs_on_the_callers_thread() {
+        quick(|| {
+            let from_outside = unsync::spawn(async { Place::here() });
+            assert!(from_outside.result().unwrap().is_ambient());
+            // From inside it does not run within the call either.
+            let order = unsync::spawn(async {
+                let log = Log::new();
+                let inner = unsync::spawn({
+                    let log = log.clone();
+                    async move { log.push("inner") }
+                });
+                log.push("outer goes on");
+                inner.await.unwrap();
+                log.entries()
+            });
+            assert_eq!(order.result().unwrap(), ["outer goes on", "inner"]);
+        });
+    }
+
+    #[test]
+    fn tasks_start_in_the_order_of_spawning() {
+        quick(|| {
+            let log = Log::new();
+            let start = |number| {
+                let log = log.clone();
+                unsync::spawn(async move { log.push(number) })
+            };
+            let tasks = Vec::from_iter((0..50).map(start));
+            unsync::join_all(tasks).result().unwrap();
+            assert_eq!(log.entries(), Vec::from_iter(0..50));
+        });
+    }
+
+    #[test]
+    fn tasks_woken_from_other_threads_all_come_through() {
+        const TASKS: usize = 500;
+        quick(|| {
+            for from_a_task in [false, true] {
+                let (promises, awaited): (Vec<_>, Vec<_>) =
+                    (0..TASKS).map(|_| unsync::promise::<usize>()).unzip();
+                let start = move || {
+                    let tasks = awaited.into_iter().enumerate().map(|(number, awaited)| {
+                        unsync::spawn(async move { awaited.await.unwrap() * TASKS + number })
+                    });
+                    Vec::from_iter(tasks)
+                };
+                let tasks = match from_a_task {
+                    false => start(),
+                    true => unsync::spawn(async move { start() }).result().unwrap(),
+                };
+                let mut threads = [const { Vec::new() }; 4];
+                for (number, promise) in promises.into_iter().enumerate() {
+                    threads[number % 4].push((number, promise));
+                }
+                for promises in threads {
+                    thread::spawn(|| {
+                        for (number, promise) in promises.into_iter().rev() {
+                            promise.set(number);
+                        }
+                    });
+                }
+                let values = unsync::join_all(tasks).result().unwrap();
+                let expected = (0..TASKS).map(|number| number * TASKS + number);
+                assert_eq!(values, Vec::from_iter(expected));
+            }
+        });
+    }
+
+    #[test]
+    fn fifty_thousand_tasks_keep_their_values() {
+        const TASKS: usize = 50_000;
+        limit(HEAVY, || {
+            let tasks = (0..TASKS).map(|number| unsync::spawn(async move { number }));
+            for (number, task) in Vec::from_iter(tasks).into_iter().enumerate() {
+                assert_eq!(task.result().unwrap(), number);
+            }
+        });
+    }
+
+    #[test]
+    fn a_busy_ambient_thread_still_hears() {
+        quick(|| {
+            let load = Load::of(100);
+            // A task from elsewhere.
+            assert_eq!(unsync::spawn(async { 1 }).result().unwrap(), 1);
+            // A wake from elsewhere.
+            let (probe, task) = Probe::start();
+            probe.end();
+            task.result().unwrap();
+            // A root future that waits for a task.
+            let value = unsync::block_on(async {
+                unsync::yield_now().await;
+                unsync::spawn(async { 2 }).await
+            });
+            assert_eq!(value.unwrap(), 2);
+            // A timer.
+            let (started, brief) = (Instant::now(), Duration::from_millis(10));
+            unsync::spawn(unsync::sleep(brief)).result().unwrap();
+            assert!(started.elapsed() >= brief);
+            drop(load);
+        });
+    }
+
+    #[test]
+    fn a_task_that_starts_its_own_like_for_ever_starves_nobody() {
+        fn again(ended: Arc<AtomicBool>, rounds: Counter) {
+            rounds.add();
+            if !ended.load(Ordering::SeqCst) {
+                unsync::spawn(async move { again(ended, rounds) });
+            }
+        }
+        quick(|| {
+            let (ended, rounds) = (Arc::new(AtomicBool::new(false)), Counter::new());
+            again(Arc::clone(&ended), rounds.clone());
+            rounds.wait_for(100);
+            let five = unsync::spawn(async {
+                for _ in 0..5 {
+                    unsync::yield_now().await;
+                }
+            });
+            five.result().unwrap();
+            ended.store(true, Ordering::SeqCst);
+        });
+    }
+
+    /// Pairs that hand a value to and fro as fast as they can leave room for a task that yields.
+    #[test]
+    fn pairs_that_play_ping_pong_starve_nobody() {
+        type Ball = unsync::Promise<Option<Next>>;
+        struct Next(Ball);
+        /// Answers every ball with the means to send the next.
+        async fn play(first: Unfuture<Option<Next>>, ended: Arc<AtomicBool>) -> usize {
+            let (mut rounds, mut awaited) = (0, first);
+            while let Ok(Some(Next(answer))) = awaited.await {
+                rounds += 1;
+                let (promise, unfuture) = unsync::promise();
+                awaited = unfuture;
+                match ended.load(Ordering::SeqCst) {
+                    true => answer.set(None),
+                    false => answer.set(Some(Next(promise))),
+                }
+            }
+            rounds
+        }
+        quick(|| {
+            let ended = Arc::new(AtomicBool::new(false));
+            let players = Vec::from_iter((0..100).flat_map(|_| {
+                let ((serve, left), (answer, right)) = (unsync::promise(), unsync::promise());
+                serve.set(Some(Next(answer)));
+                [left, right].map(|side| unsync::spawn(play(side, Arc::clone(&ended))))
+            }));
+            let five = unsync::spawn(async {
+                for _ in 0..5 {
+                    unsync::yield_now().await;
+                }
+            });
+            five.result().unwrap();
+            ended.store(true, Ordering::SeqCst);
+            let rounds = unsync::join_all(players).result().unwrap();
+            assert!(rounds.iter().sum::<usize>() > 0);
+        });
+    }
+
+    #[test]
+    fn two_spinners_take_turns() {
+        const ROUNDS: usize = 50;
+        quick(|| {
+            for spins in [wake_self_boxed, yield_boxed] {
+                let log = unsync::spawn(async move {
+                    let log = Log::new();
+                    let spinners = [0, 1].map(|number| {
+                        let log = log.clone();
+                        unsync::spawn(async move {
+                            for _ in 0..ROUNDS {
+                                log.push(number);
+                                spins().await;
+                            }
+                        })
+                    });
+                    unsync::join_all(spinners).await.unwrap();
+                    log.entries()
+                });
+                assert_eq!(log.result().unwrap(), [0, 1].repeat(ROUNDS));
+            }
+        });
+        type Step = Pin<Box<dyn Future<Output = ()> + Send>>;
+        fn wake_self_boxed() -> Step {
+            Box::pin(wake_self())
+        }
+        fn yield_boxed() -> Step {
+            Box::pin(unsync::yield_now())
+        }
+    }
+
+    /// What happened outside while a task ran is seen after a few yields, not at some later time.
+    #[test]
+    fn a_yielding_task_sees_what_happened_meanwhile() {
+        /// Yields until it is so, and says how often.
+        async fn yields_until(so: &AtomicBool) -> usize {
+            let mut yields = 0;
+            while !so.load(Ordering::SeqCst) {
+                yields += 1;
+                unsync::yield_now().await;
+            }
+            yields
+        }
+        quick(|| {
+            let (promise, awaited) = unsync::promise();
+            let seen = Arc::new(AtomicBool::new(false));
+            let _watcher = unsync::spawn({
+                let seen = Arc::clone(&seen);
+                async move {
+                    awaited.await.unwrap();
+                    seen.store(true, Ordering::SeqCst);
+                }
+            });
+            let injected = unsync::spawn(async move {
+                unsync::yield_now().await;
+                // Both are there within this one step: a wake-up from elsewhere…
+                let setter = thread::spawn(|| promise.set(()));
+                setter.join().unwrap();
+                let injected = yields_until(&seen).await;
+                // …and a timer that has fallen due.
+                let due = Arc::new(AtomicBool::new(false));
+                let mut sleep = unsync::sleep(Duration::from_millis(1));
+                let waker = waker_with(
+                    {
+                        let due = Arc::clone(&due);
+                        move || due.store(true, Ordering::SeqCst)
+                    },
+                    || (),
+                );
+                let armed = Instant::now();
+                if poll(&mut sleep, &waker).is_ready() {
+                    return (injected, 0);
+                }
+                while armed.elapsed() < Duration::from_millis(2) {
+                    thread::yield_now();
+                }
+                (injected, yields_until(&due).await)
+            });
+            let (injected, timed) = injected.result().unwrap();
+            assert!(injected < 10 && timed < 10, "{injected} and {timed} yields");
+        });
+    }
+
+    #[test]
+    fn a_long_chain_of_continuations_ends() {
+        quick(|| {
+            let mut chain = Unfuture::ready(0);
+            for number in 0..1000 {
+                chain = match number % 4 {
+                    0 => chain.map(|sum| sum + 1),
+                    1 => chain.and_then(|sum| async move { sum + 1 }),
+                    2 => chain.then(|task| async move { task.result().unwrap() + 1 }),
+                    _ => unsync::spawn(async move { Ok(chain.await? + 1) }).flatten(),
+                };
+            }
+            assert_eq!(chain.result().unwrap(), 1000);
+        });
+    }
+
+    /// The end of one is the end of all: that must not be one call inside another, 100,000 deep.
+    #[test]
+    fn a_deep_recursion_of_tasks_does_not_overflow_the_stack() {
+        fn down(from: usize) -> Unfuture<usize> {
+            match from {
+                0 => Unfuture::ready(0),
+                _ => Unfuture::ready(from - 1).map(down).flatten(),
+            }
+        }
+        in_child(
+            "running::a_deep_recursion_of_tasks_does_not_overflow_the_stack",
+            HEAVY,
+            &[],
+            || assert_eq!(down(100_000).result().unwrap(), 0),
+        );
+    }
+
+    #[test]
+    fn racing_first_calls_start_one_ambient_thread() {
+        in_child(
+            "running::racing_first_calls_start_one_ambient_thread",
+            HEAVY,
+            &[],
+            || {
+                const CALLERS: usize = 32;
+                let start = Arc::new(std::sync::Barrier::new(CALLERS));
+                let callers = Vec::from_iter((0..CALLERS).map(|number| {
+                    let start = Arc::clone(&start);
+                    thread::spawn(move || {
+                        start.wait();
+                        let place = match number % 4 {
+                            0 => unsync::spawn(async { Place::here() }),
+                            1 => unsync::spawn_local(|| async { Place::here() }),
+                            2 => Unfuture::ready(()).map(|()| Place::here()),
+                            _ => {
+                                unsync::block_on(unsync::sleep(Duration::from_millis(1)));
+                                unsync::spawn(async { Place::here() })
+                            }
+                        };
+                        place.result().unwrap()
+                    })
+                }));
+                let callers = callers.into_iter().map(|caller| caller.join().unwrap());
+                let places = Vec::from_iter(callers);
+                assert!(places[0].is_ambient(), "{places:?}");
+                assert_eq!(places, vec![places[0].clone(); CALLERS]);
+                #[cfg(target_os = "linux")]
+                {
+                    let mut names = support::thread_names();
+                    names.retain(|name| name.starts_with("unsync"));
+                    assert_eq!(names, ["unsync-ambient"]);
+                }
+            },
+        );
+    }
+}
+
+mod waking {
+    use super::*;
+
+    #[test]
+    fn a_task_is_polled_when_it_is_woken_and_only_then() {
+        quick(|| {
+            let (probe, task) = Probe::start();
+            fence();
+            assert_eq!(probe.polls(), 1);
+            for polls in 2..10 {
+                probe.waker().wake();
+                probe.0.polls.wait_for(polls);
+                fence();
+                assert_eq!(probe.polls(), polls);
+            }
+            probe.end();
+            task.result().unwrap();
+            assert_eq!(probe.polls(), 10);
+        });
+    }
+
+    #[test]
+    fn any_number_of_wakes_while_queued_are_one_poll() {
+        quick(|| {
+            let (probe, task) = Probe::start();
+            while_ambient_is_held(|| {
+                thread::scope(|scope| {
+                    for _ in 0..4 {
+                        scope.spawn(|| (0..100).for_each(|_| probe.waker().wake_by_ref()));
+                    }
+                });
+            });
+            fence();
+            assert_eq!(probe.polls(), 2, "woken from elsewhere");
+            let waker = probe.waker();
+            unsync::spawn(async move { (0..100).for_each(|_| waker.wake_by_ref()) })
+                .result()
+                .unwrap();
+            fence();
+            assert_eq!(probe.polls(), 3, "woken on the ambient thread");
+            probe.end();
+            task.result().unwrap();
+        });
+    }
+
+    #[test]
+    fn wakes_during_a_poll_are_one_more_poll() {
+        quick(|| {
+            for from_elsewhere in [false, true] {
+                let polls = Counter::new();
+                let task = unsync::spawn({
+                    let polls = polls.clone();
+                    poll_fn(move |cx| {
+                        if polls.add() == 1 {
+                            let waker = cx.waker().clone();
+                            let wake = move || (0..5).for_each(|_| waker.wake_by_ref());
+                            match from_elsewhere {
+                                false => wake(),
+                                true => thread::spawn(wake).join().unwrap(),
+                            }
+                        }
+                        Poll::<()>::Pending
+                    })
+                });
+                polls.wait_for(2);
+                fence();
+                fence();
+                assert_eq!(polls.count(), 2, "from elsewhere: {from_elsewhere}");
+                drop(task);
+            }
+        });
+    }
+
+    #[test]
+    fn every_wake_of_many_during_polls_is_honoured() {
+        quick(|| {
+            // Three tasks share ten wakes; each poll uses one and wakes its own task.
+            let left = Arc::new(AtomicUsize::new(10));
+            let polls = Counter::new();
+            let tasks = [(); 3].map(|()| {
+                let (left, polls) = (Arc::clone(&left), polls.clone());
+                unsync::spawn(poll_fn(move |cx| {
+                    polls.add();
+                    if left.load(Ordering::SeqCst) == 0 {
+                        return Poll::Ready(());
+                    }
+                    left.fetch_sub(1, Ordering::SeqCst);
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }))
+            });
+            unsync::join_all(tasks).result().unwrap();
+            assert_eq!(polls.count(), 13);
+        });
+    }
+
+    #[test]
+    fn a_late_wake_does_nothing() {
+        quick(|| {
+            let ended = Vec::from_iter((0..100).map(|_| {
+                let (probe, task) = Probe::start();
+                probe.end();
+                task.result().unwrap();
+                probe
+            }));
+            // These live where the others have lived.
+            let living = Vec::from_iter((0..100).map(|_| Probe::start()));
+            for old in &ended {
+                let waker = old.waker();
+                waker.wake_by_ref();
+                thread::spawn(move || waker.wake()).join().unwrap();
+            }
+            fence();
+            assert!(ended.iter().all(|old| old.polls() == 2));
+            assert!(living.iter().all(|(probe, _)| probe.polls() == 1));
+            for (probe, task) in living {
+                probe.end();
+                task.result().unwrap();
+            }
+        });
+    }
+
+    /// A waker may outlive its task by far: it keeps neither the future nor the value.
+    #[test]
+    fn a_waker_that_is_kept_keeps_nothing_alive() {
+        quick(|| {
+            let (futures, values) = (Drops::new(), Drops::new());
+            let (sender, receiver) = mpsc::channel();
+            for how in ["taken", "detached"] {
+                let (future, value) = (futures.token(), values.token());
+                let sender = sender.clone();
+                let task = unsync::spawn(async move {
+                    let _future = &future;
+                    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+                    sender.send(waker).unwrap();
+                    value
+                });
+                match how {
+                    "taken" => drop(task.result().unwrap()),
+                    _ => drop(task),
+                }
+                let waker = receiver.recv().unwrap();
+                fence();
+                assert_eq!(futures.count(), values.count());
+                waker.wake();
+            }
+            assert_eq!((futures.count(), values.count()), (2, 2));
+        });
+    }
+
+    #[test]
+    fn the_waker_of_a_task_stays_the_same() {
+        quick(|| {
+            let (sender, receiver) = mpsc::channel::<Waker>();
+            thread::spawn(move || receiver.iter().for_each(Waker::wake));
+            let mut wakers = Vec::new();
+            let same = unsync::spawn(poll_fn(move |cx| {
+                wakers.push(cx.waker().clone());
+                match wakers.len() {
+                    20 => return Poll::Ready(wakers.iter().all(|old| old.will_wake(cx.waker()))),
+                    count if count % 2 == 0 => cx.waker().wake_by_ref(),
+                    _ => sender.send(cx.waker().clone()).unwrap(),
+                }
+                Poll::Pending
+            }));
+            assert!(same.result().unwrap());
+        });
+    }
+
+    /// A thread that ends runs its locals' destructors, when other locals may be gone already.
+    #[test]
+    fn a_thread_local_may_wake_and_spawn_in_its_destructor() {
+        type Last = OnDrop<Box<dyn FnMut()>>;
+        thread_local! {
+            static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+        }
+        quick(|| {
+            let (probe, task) = Probe::start();
+            let spawned = Gate::new();
+            let last = {
+                let (probe, spawned) = (probe.clone(), spawned.clone());
+                move || {
+                    probe.end();
+                    let spawned = spawned.clone();
+                    let inner = unsync::spawn(async move { spawned.open() });
+                    inner.result().unwrap();
+                    assert_eq!(unsync::block_on(unsync::spawn(async { 1 })).unwrap(), 1);
+                }
+            };
+            let thread = thread::spawn(|| LAST.set(Some(OnDrop(Box::new(last)))));
+            thread.join().unwrap();
+            task.result().unwrap();
+            assert!(spawned.is_open());
+        });
+    }
+
+    /// A future may wake its own task when it is dropped, at its end and after a panic.
+    #[test]
+    fn a_future_may_wake_its_task_while_it_is_dropped() {
+        quick(|| {
+            for panics in [false, true] {
+                let slot = Arc::new(Mutex::new(None::<Waker>));
+                let guard = OnDrop({
+                    let slot = Arc::clone(&slot);
+                    move || {
+                        slot.lock()
+                            .unwrap()
+                            .take()
+                            .into_iter()
+                            .for_each(Waker::wake)
+                    }
+                });
+                let task = unsync::spawn(poll_fn(move |cx| {
+                    let _guard = &guard;
+                    *slot.lock().unwrap() = Some(cx.waker().clone());
+                    assert!(!panics, "the first panic");
+                    Poll::Ready(1)
+                }));
+                match task.result() {
+                    Ok(value) => assert!(value == 1 && !panics),
+                    Err(error) => assert!(error.to_string().contains("the first panic")),
+                }
+                fence();
+            }
+        });
+    }
+
+    #[test]
+    fn values_go_to_and_fro_between_a_thread_and_a_task() {
+        const ROUNDS: usize = 5_000;
+        limit(HEAVY, || {
+            let (to_task, in_task) = mpsc::channel::<(unsync::Promise<usize>, Unfuture<usize>)>();
+            let task = unsync::spawn(async move {
+                for round in 0.. {
+                    // Never empty: the next pair is sent before this one's value.
+                    let Ok((answer, value)) = in_task.recv() else {
+                        return round;
+                    };
+                    answer.set(value.await.unwrap() + 1);
+                }
+                0
+            });
+            for round in 0..ROUNDS {
+                let ((value, for_task), (answer, for_us)) = (unsync::promise(), unsync::promise());
+                to_task.send((answer, for_task)).unwrap();
+                value.set(round);
+                let answered = match round % 2 {
+                    0 => for_us.result(),
+                    _ => unsync::block_on(for_us),
+                };
+                assert_eq!(answered.unwrap(), round + 1);
+            }
+            drop(to_task);
+            assert_eq!(task.result().unwrap(), ROUNDS);
+        });
+    }
+
+    /// The parking of threads is used by a task itself while the ambient thread parks by it, too.
+    #[test]
+    fn a_task_may_park_and_block_in_its_poll() {
+        quick(|| {
+            let polls = Counter::new();
+            let task = unsync::spawn({
+                let polls = polls.clone();
+                poll_fn(move |cx| {
+                    if polls.add() > 20 {
+                        return Poll::Ready(());
+                    }
+                    steal_the_park_token(cx.waker());
+                    Poll::Pending
+                })
+            });
+            task.result().unwrap();
+            assert_eq!(polls.count(), 21);
+        });
+    }
+}
+
+/// Has a waker woken while this thread blocks in std, and uses up the tokens that come of it.
+fn steal_the_park_token(waker: &Waker) {
+    let (sender, receiver) = mpsc::channel();
+    let waker = waker.clone();
+    let woken = thread::spawn(move || {
+        waker.wake();
+        sender.send(()).unwrap();
+    });
+    receiver.recv().unwrap();
+    thread::current().unpark();
+    thread::park();
+    woken.join().unwrap();
+}
+
+mod blocking {
+    use super::*;
+
+    #[test]
+    fn block_on_runs_what_borrows_and_is_not_send() {
+        quick(|| {
+            let (text, count) = (String::from("text"), std::rc::Rc::new(2));
+            let length = unsync::block_on(async {
+                unsync::yield_now().await;
+                text.len() * *count
+            });
+            assert_eq!(length, 8);
+        });
+    }
+
+    /// A wake-up that is nothing but the park token is lost when the poll itself parks.
+    #[test]
+    fn block_on_survives_a_poll_that_parks() {
+        quick(|| {
+            let mut polls = 0;
+            unsync::block_on(poll_fn(|cx| {
+                polls += 1;
+                if polls > 200 {
+                    return Poll::Ready(());
+                }
+                if polls % 2 == 0 {
+                    steal_the_park_token(cx.waker());
+                } else {
+                    cx.waker().wake_by_ref();
+                    thread::current().unpark();
+                    thread::park();
+                }
+                Poll::Pending
+            }));
+            assert_eq!(polls, 201);
+        });
+    }
+
+    #[test]
+    fn block_on_polls_when_it_is_woken_and_only_then() {
+        quick(|| {
+            let (gate, mut polls) = (Gate::new(), 0);
+            let opener = thread::spawn({
+                let gate = gate.clone();
+                move || {
+                    // Tokens without a wake-up are no reason to poll.
+                    gate.open();
+                }
+            });
+            let mut pass = std::pin::pin!(gate.pass());
+            let here = thread::current();
+            unsync::block_on(poll_fn(|cx| {
+                polls += 1;
+                here.unpark();
+                pass.as_mut().poll(cx)
+            }));
+            opener.join().unwrap();
+            assert!(polls <= 2, "{polls} polls for one wake-up");
+        });
+    }
+
+    #[test]
+    fn block_on_never_polls_after_ready() {
+        quick(|| {
+            let mut ready = false;
+            let value = unsync::block_on(poll_fn(|cx| {
+                assert!(!ready, "polled after it was ready");
+                ready = true;
+                cx.waker().wake_by_ref();
+                Poll::Ready(1)
+            }));
+            assert_eq!(value, 1);
+            // Nor does the wake-up that came too late reach the next.
+            let mut polls = 0;
+            unsync::block_on(poll_fn(|cx| {
+                polls += 1;
+                if polls == 1 {
+                    let waker = cx.waker().clone();
+                    thread::spawn(move || waker.wake());
+                }
+                if polls < 2 {
+                    Poll::Pending
+                } else {
+                    Poll::Ready(())
+                }
+            }));
+            assert_eq!(polls, 2);
+        });
+    }
+
+    #[test]
+    fn nested_calls_of_block_on_have_wakers_of_their_own() {
+        quick(|| {
+            let (mut outer_polls, mut inner_polls) = (0, 0);
+            unsync::block_on(poll_fn(|outer| {
+                outer_polls += 1;
+                if outer_polls == 2 {
+                    return Poll::Ready(());
+                }
+                unsync::block_on(poll_fn(|inner| {
+                    inner_polls += 1;
+                    assert!(!inner.waker().will_wake(outer.waker()));
+                    if inner_polls == 2 {
+                        return Poll::Ready(());
+                    }
+                    let (inner, outer) = (inner.waker().clone(), outer.waker().clone());
+                    thread::spawn(move || {
+                        (0..5).for_each(|_| outer.wake_by_ref());
+                        inner.wake();
+                    });
+                    Poll::Pending
+                }));
+                Poll::Pending
+            }));
+            assert_eq!((outer_polls, inner_polls), (2, 2));
+        });
+    }
+
+    #[test]
+    fn block_on_passes_a_panic_on() {
+        quick(|| {
+            let caught = std::panic::catch_unwind(|| {
+                unsync::block_on(async {
+                    unsync::yield_now().await;
+                    std::panic::panic_any(5);
+                })
+            });
+            assert_eq!(caught.unwrap_err().downcast_ref(), Some(&5));
+        });
+    }
+
+    /// Each refusal says what to do instead, and the thread goes on.
+    #[test]
+    fn the_ambient_thread_refuses_to_block() {
+        quick(|| {
+            let (promise, pending) = unsync::promise::<u8>();
+            let pending = Arc::new(Mutex::new(Some(pending)));
+            type Block = Box<dyn FnOnce() + Send>;
+            let block: [(&str, Block); 4] = [
+                ("block_on", Box::new(|| unsync::block_on(async {}))),
+                ("wait", {
+                    let pending = Arc::clone(&pending);
+                    Box::new(move || pending.lock().unwrap().as_ref().unwrap().wait())
+                }),
+                ("wait_timeout", {
+                    let pending = Arc::clone(&pending);
+                    Box::new(move || {
+                        let pending = pending.lock().unwrap_or_else(|error| error.into_inner());
+                        pending.as_ref().unwrap().wait_timeout(Duration::MAX);
+                    })
+                }),
+                ("result", {
+                    let pending = Arc::clone(&pending);
+                    Box::new(move || {
+                        let pending = pending.lock().unwrap_or_else(|e| e.into_inner()).take();
+                        let error = pending.unwrap().result().unwrap_err();
+                        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                        panic!("{error}");
+                    })
+                }),
+            ];
+            for (name, block) in block {
+                let refused = unsync::spawn(async move { block() }).result().unwrap_err();
+                let text = refused.to_string();
+                assert_eq!(refused.kind(), ErrorKind::Panicked, "{name}");
+                assert!(text.contains("ambient thread"), "{name}: {text}");
+                assert!(text.contains(".await"), "{name}: {text}");
+            }
+            drop(promise);
+            fence();
+        });
+    }
+}
+
+mod panics {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+
+    /// The ambient thread is the same as before the test, and works.
+    fn unharmed(before: &Place) {
+        let after = unsync::spawn(async { Place::here() }).result().unwrap();
+        assert_eq!(after, *before);
+    }
+
+    fn ambient() -> Place {
+        unsync::spawn(async { Place::here() }).result().unwrap()
+    }
+
+    #[test]
+    fn a_panic_reaches_who_waits_with_its_payload() {
+        #[derive(Debug, PartialEq)]
+        struct Payload(u8);
+        quick(|| {
+            let before = ambient();
+            let by_result = unsync::spawn(async { panic_any(Payload(1)) }).result();
+            let by_await = unsync::spawn(async {
+                let inner: Unfuture<()> = unsync::spawn(async {
+                    unsync::yield_now().await;
+                    panic_any(Payload(1))
+                });
+                inner.await
+            });
+            let by_local = unsync::spawn_local(|| async { panic_any(Payload(1)) }).result();
+            for outcome in [by_result, by_await.flatten().result(), by_local] {
+                let error = outcome.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Panicked);
+                let payload = error.into_panic().unwrap();
+                assert_eq!(payload.downcast_ref(), Some(&Payload(1)));
+            }
+            unharmed(&before);
+        });
+    }
+
+    /// Its captures are dropped, and may use the library while they are.
+    #[test]
+    fn a_future_that_panics_is_dropped_once_on_the_ambient_thread() {
+        quick(|| {
+            for local in [false, true] {
+                let drops = Drops::new();
+                let (sender, receiver) = mpsc::channel();
+                let guard = OnDrop(move || {
+                    let spawned = unsync::spawn(async { 5 });
+                    sender.send(spawned).unwrap();
+                });
+                let held = (drops.token(), guard);
+                let panics = poll_fn(move |_| -> Poll<()> {
+                    let _held = &held;
+                    panic_any("in a poll")
+                });
+                let task = match local {
+                    false => unsync::spawn(panics),
+                    true => unsync::spawn_local(move || panics),
+                };
+                assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Panicked);
+                assert_eq!(drops.count(), 1);
+                assert!(drops.places()[0].is_ambient());
+                assert_eq!(receiver.recv().unwrap().result().unwrap(), 5);
+            }
+        });
+    }
+
+    #[test]
+    fn a_hundred_panics_that_nobody_awaits_do_no_harm() {
+        quick(|| {
+            let before = ambient();
+            for number in 0..100 {
+                match number % 2 {
+                    0 => drop(unsync::spawn(async { panic_any("unheard") })),
+                    _ => drop(unsync::spawn_local(|| async { panic_any("unheard") })),
+                }
+            }
+            unharmed(&before);
+        });
+    }
+
+    #[test]
+    fn a_future_that_panics_in_its_drop_fails() {
+        quick(|| {
+            let before = ambient();
+            let dropped = Drops::new();
+            for local in [false, true] {
+                let (bomb, value) = (Bomb("in the drop of a future"), dropped.token());
+                let mut value = Some(value);
+                let future = poll_fn(move |_| {
+                    let _bomb = &bomb;
+                    Poll::Ready(value.take().unwrap())
+                });
+                let task = match local {
+                    false => unsync::spawn(future),
+                    true => unsync::spawn_local(move || future),
+                };
+                let error = task.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Panicked);
+                assert!(
+                    error.to_string().contains("in the drop of a future"),
+                    "{error}"
+                );
+            }
+            assert_eq!(dropped.count(), 2, "the values are dropped all the same");
+            unharmed(&before);
+        });
+    }
+
+    /// The second panic is a consequence of the first, which is what somebody has to know.
+    #[test]
+    fn the_first_of_two_panics_is_told() {
+        in_child(
+            "panics::the_first_of_two_panics_is_told",
+            HEAVY,
+            &[],
+            || {
+                let before = ambient();
+                for local in [false, true] {
+                    let bomb = Bomb("the consequence");
+                    let future = poll_fn(move |_| -> Poll<()> {
+                        let _bomb = &bomb;
+                        panic_any("the cause")
+                    });
+                    let task = match local {
+                        false => unsync::spawn(future),
+                        true => unsync::spawn_local(move || future),
+                    };
+                    let error = task.result().unwrap_err();
+                    assert!(
+                        error.to_string().contains("the cause"),
+                        "local: {local}: {error}"
+                    );
+                }
+                unharmed(&before);
+            },
+        );
+    }
+
+    #[test]
+    fn a_value_or_payload_that_panics_in_its_drop_does_no_harm() {
+        quick(|| {
+            let before = ambient();
+            let gate = Gate::new();
+            for number in 0..4 {
+                let gate = gate.clone();
+                drop(unsync::spawn(async move {
+                    gate.pass().await;
+                    match number {
+                        0 => return Some(Bomb("in the drop of a value")),
+                        1 => panic_any(Bomb("in the drop of a payload")),
+                        2 => panic_any(OnDrop(|| panic_any(Bomb("a payload in a payload")))),
+                        _ => {}
+                    }
+                    None
+                }));
+            }
+            gate.open();
+            unharmed(&before);
+        });
+    }
+
+    #[test]
+    fn a_foreign_waker_that_panics_does_no_harm() {
+        quick(|| {
+            let before = ambient();
+            // Woken by the end of a task, and by a timer.
+            let gate = Gate::new();
+            let mut task = unsync::spawn({
+                let gate = gate.clone();
+                async move { gate.pass().await }
+            });
+            let woken = Counter::new();
+            let waker = waker_with(
+                {
+                    let woken = woken.clone();
+                    move || {
+                        woken.add();
+                        panic_any("in a wake");
+                    }
+                },
+                || (),
+            );
+            assert!(poll(&mut task, &waker).is_pending());
+            let mut sleep = unsync::sleep(Duration::from_millis(1));
+            let armed = usize::from(poll(&mut sleep, &waker).is_pending());
+            gate.open();
+            woken.wait_for(1 + armed);
+            task.result().unwrap();
+            unharmed(&before);
+        });
+    }
+
+    #[test]
+    fn a_continuation_that_panics_fails_alone() {
+        quick(|| {
+            let before = ambient();
+            let tasks = [
+                Unfuture::ready(1).map(|_| panic_any("in a step")),
+                Unfuture::ready(1).and_then(|_| async { panic_any("in a step") }),
+                Unfuture::ready(1)
+                    .and_then(|_| -> std::future::Ready<()> { panic_any("in a step") }),
+                Unfuture::ready(1).then(|_| async { panic_any("in a step") }),
+                Unfuture::ready(1).then(|_| -> std::future::Ready<()> { panic_any("in a step") }),
+                Unfuture::ready(1).map_thread(|_| panic_any("in a step")),
+            ];
+            for task in tasks {
+                assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Panicked);
+            }
+            unharmed(&before);
+        });
+    }
+
+    /// Every combination of what can go wrong with what becomes of the `Unfuture`: each has its
+    /// outcome, and drops what it has exactly once.
+    #[test]
+    fn combinations() {
+        #[derive(Clone, Copy, Debug)]
+        struct Case {
+            local: bool,
+            poll_panics: bool,
+            drop_panics: bool,
+            value_panics: bool,
+            fate: Fate,
+        }
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        enum Fate {
+            DroppedAtOnce,
+            DroppedWhilePending,
+            DroppedUnread,
+            Polled,
+            Taken,
+        }
+        /// Counts its drop, and panics then if it is told to.
+        struct Part {
+            panics: bool,
+            _token: Token,
+        }
+        impl Drop for Part {
+            fn drop(&mut self) {
+                assert!(!self.panics, "in the drop of a part");
+            }
+        }
+        fn check(case: Case) {
+            let (futures, values) = (Drops::new(), Drops::new());
+            let (reached, gate) = (Gate::new(), Gate::new());
+            let make = {
+                let future = Part {
+                    panics: case.drop_panics,
+                    _token: futures.token(),
+                };
+                let mut value = Some(values.clone());
+                let (reached, gate) = (reached.clone(), gate.clone());
+                let mut pass = Box::pin(async move { gate.pass().await });
+                move || {
+                    poll_fn(move |cx| {
+                        let _future = &future;
+                        reached.open();
+                        if pass.as_mut().poll(cx).is_pending() {
+                            return Poll::Pending;
+                        }
+                        assert!(!case.poll_panics, "in a poll");
+                        let _token = value.take().unwrap().token();
+                        Poll::Ready(Part {
+                            panics: case.value_panics,
+                            _token,
+                        })
+                    })
+                }
+            };
+            let mut task = match case.local {
+                false => unsync::spawn(make()),
+                true => unsync::spawn_local(make),
+            };
+            let outcome = match case.fate {
+                Fate::DroppedAtOnce => {
+                    drop(task);
+                    gate.open();
+                    None
+                }
+                Fate::DroppedWhilePending => {
+                    reached.wait();
+                    drop(task);
+                    gate.open();
+                    None
+                }
+                Fate::DroppedUnread => {
+                    gate.open();
+                    task.wait();
+                    // Whether this may panic is a question of its own.
+                    let _ = catch_unwind(AssertUnwindSafe(|| drop(task)));
+                    None
+                }
+                Fate::Polled => {
+                    let waker = CountingWaker::new();
+                    reached.wait();
+                    assert!(waker.poll(&mut task).is_pending());
+                    gate.open();
+                    waker.wait_for(1);
+                    match waker.poll(&mut task) {
+                        Poll::Ready(outcome) => Some(outcome),
+                        Poll::Pending => panic!("{case:?}: woken too early"),
+                    }
+                }
+                Fate::Taken => {
+                    gate.open();
+                    Some(task.result())
+                }
+            };
+            futures.wait_for(1);
+            fence();
+            let ends_well = !case.poll_panics && !case.drop_panics;
+            if let Some(outcome) = outcome {
+                match outcome {
+                    Ok(value) => {
+                        assert!(ends_well, "{case:?}");
+                        let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
+                    }
+                    Err(error) => {
+                        assert!(!ends_well, "{case:?}: {error}");
+                        assert_eq!(error.kind(), ErrorKind::Panicked, "{case:?}");
+                    }
+                }
+            }
+            let made = usize::from(!case.poll_panics);
+            assert_eq!((futures.count(), values.count()), (1, made), "{case:?}");
+            assert!(futures.places()[0].is_ambient(), "{case:?}");
+        }
+        in_child("panics::combinations", HEAVY, &[], || {
+            let before = ambient();
+            let flags = [false, true];
+            for fate in [
+                Fate::DroppedAtOnce,
+                Fate::DroppedWhilePending,
+                Fate::DroppedUnread,
+                Fate::Polled,
+                Fate::Taken,
+            ] {
+                for bits in 0..16 {
+                    let [local, poll_panics, drop_panics, value_panics] =
+                        [0, 1, 2, 3].map(|bit| flags[bits >> bit & 1]);
+                    check(Case {
+                        local,
+                        poll_panics,
+                        drop_panics,
+                        value_panics,
+                        fate,
+                    });
+                }
+            }
+            unharmed(&before);
+        });
+    }
+}
+
+mod local {
+    use super::*;
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    #[test]
+    fn a_local_future_lives_and_dies_on_the_ambient_thread() {
+        quick(|| {
+            let (made, polled, drops) = (Log::new(), Log::new(), Drops::new());
+            let task = unsync::spawn_local({
+                let (made, polled) = (made.clone(), polled.clone());
+                let token = drops.token();
+                move || {
+                    made.push(Place::here());
+                    let shared = Rc::new((token, Cell::new(1)));
+                    async move {
+                        let other = Rc::clone(&shared);
+                        for _ in 0..3 {
+                            polled.push(Place::here());
+                            unsync::sleep(Duration::from_millis(1)).await;
+                        }
+                        other.1.set(2);
+                        shared.1.get()
+                    }
+                }
+            });
+            assert_eq!(task.result().unwrap(), 2);
+            let places = [made.entries(), polled.entries(), drops.places()].concat();
+            assert_eq!(places.len(), 5);
+            assert!(places.iter().all(Place::is_ambient), "{places:?}");
+        });
+    }
+
+    #[test]
+    fn local_futures_share_what_is_not_send() {
+        quick(|| {
+            let sum = unsync::spawn_local(|| async {
+                let sum = Rc::new(RefCell::new(0));
+                let (sender, receiver) = mpsc::channel();
+                thread_local! {
+                    static SHARED: RefCell<Option<Rc<RefCell<i32>>>> = const { RefCell::new(None) };
+                }
+                SHARED.set(Some(Rc::clone(&sum)));
+                for number in 1..=10 {
+                    let task = unsync::spawn_local(move || async move {
+                        let sum = SHARED.with_borrow(|shared| shared.clone().unwrap());
+                        unsync::yield_now().await;
+                        *sum.borrow_mut() += number;
+                    });
+                    sender.send(task).unwrap();
+                }
+                drop(sender);
+                for task in receiver {
+                    task.await.unwrap();
+                }
+                SHARED.take();
+                Rc::into_inner(sum).unwrap().into_inner()
+            });
+            assert_eq!(sum.result().unwrap(), 55);
+        });
+    }
+
+    /// The one does not hold what the other needs, when they make and drop each other.
+    #[test]
+    fn a_local_future_may_start_another_in_its_drop() {
+        quick(|| {
+            let (sender, receiver) = mpsc::channel();
+            let task = unsync::spawn_local(move || {
+                let last = OnDrop(move || {
+                    let task = unsync::spawn_local(|| async { *Rc::new(5) });
+                    sender.send(task).unwrap();
+                });
+                async move {
+                    unsync::yield_now().await;
+                    let _last = &last;
+                }
+            });
+            task.result().unwrap();
+            assert_eq!(receiver.recv().unwrap().result().unwrap(), 5);
+        });
+    }
+
+    #[test]
+    fn a_closure_that_panics_is_a_task_that_panics() {
+        quick(|| {
+            let drops = Drops::new();
+            let token = drops.token();
+            let task = unsync::spawn_local(move || {
+                let _token = token;
+                if Place::here().is_ambient() {
+                    std::panic::panic_any("in the closure");
+                }
+                async {}
+            });
+            let error = task.result().unwrap_err();
+            assert!(error.to_string().contains("in the closure"), "{error}");
+            assert_eq!(drops.count(), 1);
+            fence();
+        });
+    }
+
+    #[test]
+    fn many_local_futures_live_at_once() {
+        quick(|| {
+            let gate = Gate::new();
+            let tasks = Vec::from_iter((0..1000).map(|number| {
+                let gate = gate.clone();
+                unsync::spawn_local(move || async move {
+                    let number = Rc::new(number);
+                    gate.pass().await;
+                    *number
+                })
+            }));
+            fence();
+            gate.open();
+            let numbers = unsync::join_all(tasks).result().unwrap();
+            assert_eq!(numbers, Vec::from_iter(0..1000));
+        });
+    }
+}
+
+mod time {
+    use super::*;
+
+    const BRIEF: Duration = Duration::from_millis(5);
+
+    /// So far away that no test sees it.
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(24 * 3600)
+    }
+
+    #[test]
+    fn a_sleep_is_never_early_wherever_it_is_awaited() {
+        quick(|| {
+            for micros in [1, 200, 999, 1_000, 1_001, 10_000] {
+                let brief = Duration::from_micros(micros);
+                let nap = move || async move {
+                    let started = Instant::now();
+                    unsync::sleep(brief).await;
+                    started.elapsed()
+                };
+                let naps = [
+                    unsync::block_on(nap()),
+                    unsync::spawn(nap()).result().unwrap(),
+                    unsync::spawn_local(nap).result().unwrap(),
+                    unsync::thread(move || unsync::block_on(nap()))
+                        .result()
+                        .unwrap(),
+                ];
+                assert!(naps.iter().all(|nap| *nap >= brief), "{brief:?}: {naps:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn many_sleeps_at_once_are_never_early() {
+        quick(|| {
+            let sleeps = (0..1000u64).map(|number| {
+                let brief = Duration::from_micros(number * 7919 % 50_000);
+                unsync::spawn(async move {
+                    let deadline = Instant::now() + brief;
+                    unsync::sleep_until(deadline).await;
+                    Instant::now() >= deadline
+                })
+            });
+            let in_time = unsync::join_all(sleeps).result().unwrap();
+            assert_eq!(in_time, [true; 1000]);
+        });
+    }
+
+    #[test]
+    fn a_sleep_that_is_over_is_ready_at_once() {
+        quick(|| {
+            let waker = support::panicking_waker();
+            for _ in 0..1000 {
+                assert!(poll(&mut unsync::sleep(Duration::ZERO), &waker).is_ready());
+            }
+            let past = Instant::now();
+            let mut over = unsync::sleep_until(past);
+            // Once over it stays so.
+            assert!(poll(&mut over, &waker).is_ready());
+            assert!(poll(&mut over, &waker).is_ready());
+            assert!(poll(&mut unsync::sleep_until(past - BRIEF), &waker).is_ready());
+        });
+    }
+
+    #[test]
+    fn a_sleep_too_long_to_be_told_never_ends() {
+        quick(|| {
+            let century = Duration::from_secs(100 * 365 * 24 * 3600);
+            let waker = CountingWaker::new();
+            for mut sleep in [
+                unsync::sleep(Duration::MAX),
+                unsync::sleep(Duration::MAX - Duration::from_nanos(1)),
+                unsync::sleep(Duration::from_secs(u64::MAX / 2)),
+                unsync::sleep(century),
+                unsync::sleep_until(Instant::now() + century),
+            ] {
+                assert!(waker.poll(&mut sleep).is_pending());
+                // The ambient thread can wait that long, and for what is nearer.
+                unsync::spawn(unsync::sleep(Duration::from_millis(1)))
+                    .result()
+                    .unwrap();
+                assert!(waker.poll(&mut sleep).is_pending());
+            }
+            fence();
+            assert_eq!((waker.wakes(), waker.held()), (0, 0));
+        });
+    }
+
+    #[test]
+    fn the_shorter_of_two_wins() {
+        quick(|| {
+            let first = unsync::spawn(async {
+                let mut long = unsync::sleep_until(far());
+                let mut short = unsync::sleep(BRIEF);
+                poll_fn(|cx| match Pin::new(&mut long).poll(cx) {
+                    Poll::Ready(()) => Poll::Ready("long"),
+                    Poll::Pending => Pin::new(&mut short).poll(cx).map(|()| "short"),
+                })
+                .await
+            });
+            assert_eq!(first.result().unwrap(), "short");
+        });
+    }
+
+    /// By their deadlines, and those of one deadline in the order of setting.
+    #[test]
+    fn sleeps_end_in_the_order_of_their_deadlines() {
+        quick(|| {
+            let mut delay = Duration::from_millis(50);
+            loop {
+                let (log, base) = (Log::new(), Instant::now() + delay);
+                let places = (0..200u64).map(|number| (number * 79 % 50, number));
+                let mut expected = Vec::from_iter(places.clone());
+                expected.sort_unstable();
+                // All are set within one step, so that none fires before the last is set.
+                let set = unsync::spawn({
+                    let log = log.clone();
+                    let places = Vec::from_iter(places);
+                    poll_fn(move |_| {
+                        let sleeps = places.iter().map(|place| {
+                            let (log, place) = (log.clone(), *place);
+                            let waker = waker_with(move || log.push(place), || ());
+                            let deadline = base + Duration::from_micros(place.0 * 100);
+                            let mut sleep = unsync::sleep_until(deadline);
+                            poll(&mut sleep, &waker).is_pending().then_some(sleep)
+                        });
+                        Poll::Ready(Option::<Vec<_>>::from_iter(sleeps))
+                    })
+                });
+                let Some(sleeps) = set.result().unwrap() else {
+                    // This machine was too busy to set them in time.
+                    delay *= 2;
+                    continue;
+                };
+                unsync::block_on(unsync::sleep_until(base + Duration::from_micros(5_001)));
+                assert_eq!(log.entries(), expected);
+                return drop(sleeps);
+            }
+        });
+    }
+
+    #[test]
+    fn a_sleep_under_spurious_polls_ends_and_not_early() {
+        quick(|| {
+            let started = Instant::now();
+            let mut sleep = unsync::sleep(BRIEF);
+            let busy = unsync::spawn(poll_fn(move |cx| {
+                let polled = Pin::new(&mut sleep).poll(cx);
+                cx.waker().wake_by_ref();
+                polled
+            }));
+            busy.result().unwrap();
+            assert!(started.elapsed() >= BRIEF);
+        });
+    }
+
+    #[test]
+    fn a_dropped_sleep_forgets_its_waker() {
+        quick(|| {
+            let waker = CountingWaker::new();
+            let mut sleep = unsync::sleep_until(far());
+            assert!(waker.poll(&mut sleep).is_pending());
+            assert!(waker.held() > 0);
+            drop(sleep);
+            fence();
+            assert_eq!((waker.held(), waker.wakes()), (0, 0), "set from elsewhere");
+
+            let there = waker.waker().clone();
+            let set = unsync::spawn(async move {
+                let mut sleep = unsync::sleep_until(far());
+                assert!(poll(&mut sleep, &there).is_pending());
+                drop(sleep);
+            });
+            set.result().unwrap();
+            assert_eq!(
+                (waker.held(), waker.wakes()),
+                (0, 0),
+                "set on the ambient thread"
+            );
+        });
+    }
+
+    /// Else a task that sleeps in an executor that is gone would hold itself for ever.
+    #[test]
+    fn a_sleep_that_has_fired_holds_no_waker() {
+        quick(|| {
+            let waker = CountingWaker::new();
+            let mut sleep = unsync::sleep(BRIEF);
+            if waker.poll(&mut sleep).is_pending() {
+                waker.wait_for(1);
+                fence();
+                assert_eq!(waker.held(), 0);
+            }
+            assert!(waker.poll(&mut sleep).is_ready());
+        });
+    }
+
+    #[test]
+    fn the_last_waker_of_a_sleep_is_woken() {
+        quick(|| {
+            let (first, last) = (CountingWaker::new(), CountingWaker::new());
+            let mut sleep = unsync::sleep(Duration::from_millis(50));
+            if first.poll(&mut sleep).is_pending() && last.poll(&mut sleep).is_pending() {
+                last.wait_for(1);
+                assert_eq!((first.wakes(), first.held()), (0, 0));
+            }
+            assert!(last.poll(&mut sleep).is_ready());
+        });
+    }
+
+    /// Has a sleep polled on another thread, and waits for it here.
+    fn polled_elsewhere(mut sleep: unsync::Sleep, waker: Waker) -> unsync::Sleep {
+        let polled = thread::spawn(move || {
+            assert!(poll(&mut sleep, &waker).is_pending());
+            sleep
+        });
+        polled.join().unwrap()
+    }
+
+    /// Set elsewhere and moved to a task within one step of the ambient thread, so that the news of
+    /// the first waker is still under way when the second is set.
+    #[test]
+    fn a_sleep_moved_to_a_task_wakes_the_task() {
+        quick(|| {
+            let first = CountingWaker::new();
+            let waker = first.waker().clone();
+            let mut sleep = None;
+            let task = unsync::spawn(poll_fn(move |cx| {
+                let sleep = sleep.get_or_insert_with(|| {
+                    let sleep = unsync::sleep(Duration::from_millis(100));
+                    polled_elsewhere(sleep, waker.clone())
+                });
+                Pin::new(sleep).poll(cx)
+            }));
+            assert!(
+                task.wait_timeout(Duration::from_secs(10)),
+                "the sleep never woke its task"
+            );
+            assert_eq!(first.wakes(), 0);
+        });
+    }
+
+    #[test]
+    fn a_sleep_moved_from_a_task_wakes_the_new_owner() {
+        quick(|| {
+            let mut sleep = Some(unsync::sleep(Duration::from_millis(100)));
+            let task = unsync::spawn(poll_fn(move |cx| {
+                let mut sleep = sleep.take().unwrap();
+                let pending = Pin::new(&mut sleep).poll(cx).is_pending();
+                Poll::Ready((sleep, pending))
+            }));
+            let (mut sleep, pending) = task.result().unwrap();
+            let waker = CountingWaker::new();
+            if pending && waker.poll(&mut sleep).is_pending() {
+                waker.wait_for(1);
+            }
+            assert!(waker.poll(&mut sleep).is_ready());
+        });
+    }
+
+    /// Set on the ambient thread, then elsewhere, and dropped before the news of that has arrived.
+    #[test]
+    fn a_sleep_moved_to_and_fro_and_dropped_forgets_its_wakers() {
+        quick(|| {
+            let (first, last) = (CountingWaker::new(), CountingWaker::new());
+            let wakers = [first.waker().clone(), last.waker().clone()];
+            let task = unsync::spawn(poll_fn(move |_| {
+                let mut sleep = unsync::sleep_until(far());
+                assert!(poll(&mut sleep, &wakers[0]).is_pending());
+                drop(polled_elsewhere(sleep, wakers[1].clone()));
+                Poll::Ready(())
+            }));
+            task.result().unwrap();
+            fence();
+            assert_eq!((first.held(), last.held()), (0, 0));
+        });
+    }
+
+    /// The drop of a sleep takes its timer back, also from inside another timer's waker.
+    #[test]
+    fn a_waker_may_drop_sleeps_while_they_fire() {
+        quick(|| {
+            let sleeps = Arc::new(Mutex::new(Vec::new()));
+            let woken = Counter::new();
+            let waker = waker_with(
+                {
+                    let (sleeps, woken) = (Arc::clone(&sleeps), woken.clone());
+                    move || {
+                        let dropped = std::mem::take(&mut *sleeps.lock().unwrap());
+                        drop(dropped);
+                        woken.add();
+                    }
+                },
+                || (),
+            );
+            let deadline = Instant::now() + Duration::from_millis(50);
+            let mut armed = 0;
+            for _ in 0..100 {
+                let mut sleep = unsync::sleep_until(deadline);
+                armed += usize::from(poll(&mut sleep, &waker).is_pending());
+                sleeps.lock().unwrap().push(sleep);
+            }
+            if armed > 0 {
+                woken.wait_for(1);
+            }
+            assert!(sleeps.lock().unwrap().len() < 100);
+            fence();
+        });
+    }
+
+    #[test]
+    fn yield_now_is_pending_once() {
+        quick(|| {
+            let (waker, mut yields) = (CountingWaker::new(), unsync::yield_now());
+            assert!(waker.poll(&mut yields).is_pending());
+            assert_eq!(waker.wakes(), 1);
+            assert!(waker.poll(&mut yields).is_ready());
+            assert_eq!((waker.wakes(), waker.held()), (1, 0));
+        });
+    }
+}

@@ -1,0 +1,543 @@
+//! What the tests are made of: time limits, gates, counters, hand-made wakers, and processes of
+//! their own for tests that count what the whole process has.
+//!
+//! Each test binary includes this file and uses a part of it.
+#![allow(dead_code)]
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+use std::{env, iter};
+
+/// The limit of a test that takes no time worth mentioning.
+pub(crate) const QUICK: Duration = Duration::from_secs(20);
+/// The limit of a test that does a lot.
+pub(crate) const HEAVY: Duration = Duration::from_secs(60);
+
+/// Runs the body of a test on a thread of its own and panics if it does not end in time: so a hang is
+/// a failure with a name. Panics of the body come through.
+pub(crate) fn limit<R: Send + 'static>(
+    limit: Duration,
+    body: impl FnOnce() -> R + Send + 'static,
+) -> R {
+    let (sender, receiver) = mpsc::channel();
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    let body = move || sender.send(catch_unwind(AssertUnwindSafe(body)));
+    let thread = thread::Builder::new().name(name.clone()).spawn(body);
+    thread.expect("a thread for the test");
+    match receiver.recv_timeout(limit) {
+        Ok(Ok(value)) => value,
+        Ok(Err(payload)) => resume_unwind(payload),
+        Err(RecvTimeoutError::Timeout) => panic!("{name} did not end within {limit:?}"),
+        Err(RecvTimeoutError::Disconnected) => unreachable!("the body always reports"),
+    }
+}
+
+/// [`limit`] with the limit of most tests.
+pub(crate) fn quick<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static) -> R {
+    limit(QUICK, body)
+}
+
+/// Waits for something that has no event of its own: looks again until it is so.
+#[track_caller]
+pub(crate) fn eventually<S: Debug>(
+    limit: Duration,
+    what: &str,
+    mut look: impl FnMut() -> (bool, S),
+) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let (so, seen) = look();
+        if so {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "not within {limit:?}: {what}; seen last: {seen:?}"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends when the ambient thread has done everything that was asked of it before this call, from this
+/// thread, and has then looked at its own queue twice.
+pub(crate) fn fence() {
+    let fence = unsync::spawn(async {
+        unsync::yield_now().await;
+        unsync::yield_now().await;
+    });
+    fence.result().unwrap();
+}
+
+/// Whether the calling thread is the ambient one, by its name.
+pub(crate) fn on_ambient() -> bool {
+    thread::current().name() == Some("unsync-ambient")
+}
+
+// ------------------------------------------------------------------------------------------ gates
+
+/// Closed until it is opened, then open for ever. Threads wait for it, and tasks too.
+#[derive(Clone, Default)]
+pub(crate) struct Gate(Arc<GateState>);
+
+#[derive(Default)]
+struct GateState {
+    /// Whether it is open, and whom to wake when it is.
+    state: Mutex<(bool, Vec<Waker>)>,
+    opened: Condvar,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Gate {
+        Gate::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (bool, Vec<Waker>)> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn open(&self) {
+        let mut state = self.lock();
+        state.0 = true;
+        let wakers = std::mem::take(&mut state.1);
+        drop(state);
+        self.0.opened.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.lock().0
+    }
+
+    /// Blocks the thread.
+    pub(crate) fn wait(&self) {
+        let opened = self.0.opened.wait_while(self.lock(), |state| !state.0);
+        drop(opened.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) async fn pass(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.0 {
+                return Poll::Ready(());
+            }
+            if !state.1.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.1.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+// --------------------------------------------------------------------------------------- counters
+
+/// A number that threads can wait for.
+#[derive(Clone, Default)]
+pub(crate) struct Counter(Arc<(Mutex<usize>, Condvar)>);
+
+impl Counter {
+    pub(crate) fn new() -> Counter {
+        Counter::default()
+    }
+
+    /// Adds one and gives the sum.
+    pub(crate) fn add(&self) -> usize {
+        let mut count = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *count += 1;
+        self.0.1.notify_all();
+        *count
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blocks until the count is at least this.
+    pub(crate) fn wait_for(&self, least: usize) {
+        let count = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reached = self.0.1.wait_while(count, |count| *count < least);
+        drop(reached.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// How often values were dropped, and where.
+#[derive(Clone, Default)]
+pub(crate) struct Drops {
+    count: Counter,
+    places: Arc<Mutex<Vec<Place>>>,
+}
+
+/// A thread as a test names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) id: ThreadId,
+    pub(crate) name: Option<String>,
+}
+
+impl Place {
+    pub(crate) fn here() -> Place {
+        let thread = thread::current();
+        Place {
+            id: thread.id(),
+            name: thread.name().map(str::to_owned),
+        }
+    }
+
+    pub(crate) fn is_ambient(&self) -> bool {
+        self.name.as_deref() == Some("unsync-ambient")
+    }
+
+    /// `unsync-1`, `unsync-2` and so on.
+    pub(crate) fn is_pool(&self) -> bool {
+        let number = self.name.as_deref().and_then(|n| n.strip_prefix("unsync-"));
+        number.is_some_and(|number| number.parse::<usize>().is_ok())
+    }
+}
+
+/// A value whose drop is counted.
+pub(crate) struct Token(Drops);
+
+impl Drops {
+    pub(crate) fn new() -> Drops {
+        Drops::default()
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        Token(self.clone())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count.count()
+    }
+
+    /// Blocks until so many tokens were dropped.
+    pub(crate) fn wait_for(&self, least: usize) {
+        self.count.wait_for(least);
+    }
+
+    /// Where the tokens were dropped, in order.
+    pub(crate) fn places(&self) -> Vec<Place> {
+        self.places.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.places.lock().unwrap().push(Place::here());
+        self.0.count.add();
+    }
+}
+
+impl Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// A value whose drop runs a closure.
+pub(crate) struct OnDrop<F: FnMut()>(pub(crate) F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// A value whose drop panics.
+pub(crate) struct Bomb(pub(crate) &'static str);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("{}", self.0);
+    }
+}
+
+/// The order in which things happened.
+#[derive(Clone, Default)]
+pub(crate) struct Log<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T: Clone> Log<T> {
+    pub(crate) fn new() -> Log<T> {
+        Log(Arc::default())
+    }
+
+    pub(crate) fn push(&self, entry: T) {
+        self.0.lock().unwrap().push(entry);
+    }
+
+    pub(crate) fn entries(&self) -> Vec<T> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// Does `left` and `right` to the two halves of many pairs, each at about the same time on two threads.
+pub(crate) fn race<A: Send, B: Send>(
+    rounds: usize,
+    mut pair: impl FnMut(usize) -> (A, B),
+    left: impl Fn(usize, A) + Sync,
+    right: impl Fn(usize, B) + Sync,
+) {
+    const BATCH: usize = 500;
+    for first in (0..rounds).step_by(BATCH) {
+        let numbers = first..rounds.min(first + BATCH);
+        let (lefts, rights): (Vec<A>, Vec<B>) = numbers.map(&mut pair).unzip();
+        let at = [AtomicUsize::new(first), AtomicUsize::new(first)];
+        // Each waits for the other a little, and not for long: it may have no core just now.
+        let meet = |side: usize, number: usize| {
+            at[side].store(number, Ordering::SeqCst);
+            let met = || at[1 - side].load(Ordering::SeqCst) >= number;
+            (0..1000).any(|_| {
+                met() || {
+                    std::hint::spin_loop();
+                    false
+                }
+            });
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for (number, half) in (first..).zip(lefts) {
+                    meet(0, number);
+                    left(number, half);
+                }
+            });
+            for (number, half) in (first..).zip(rights) {
+                meet(1, number);
+                right(number, half);
+            }
+        });
+    }
+}
+
+// ----------------------------------------------------------------------------------------- wakers
+
+/// A waker that counts its wakes, and of which one can see how many references are about.
+pub(crate) struct CountingWaker {
+    count: Arc<Count>,
+    waker: Waker,
+}
+
+struct Count(Counter);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.add();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.add();
+    }
+}
+
+impl CountingWaker {
+    pub(crate) fn new() -> CountingWaker {
+        let count = Arc::new(Count(Counter::new()));
+        let waker = Waker::from(Arc::clone(&count));
+        CountingWaker { count, waker }
+    }
+
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    pub(crate) fn wakes(&self) -> usize {
+        self.count.0.count()
+    }
+
+    /// Blocks until it was woken so often.
+    pub(crate) fn wait_for(&self, least: usize) {
+        self.count.0.wait_for(least);
+    }
+
+    /// Clones of the waker that somebody else holds.
+    pub(crate) fn held(&self) -> usize {
+        // One in `count`, one in `waker`.
+        Arc::strong_count(&self.count) - 2
+    }
+
+    /// Polls once with this waker.
+    pub(crate) fn poll<F: Future + Unpin>(&self, future: &mut F) -> Poll<F::Output> {
+        poll(future, &self.waker)
+    }
+}
+
+/// Polls once by hand.
+pub(crate) fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(waker))
+}
+
+/// A waker that runs `on_wake` when it is woken and `on_drop` when its last clone goes.
+pub(crate) fn waker_with(
+    on_wake: impl Fn() + Send + Sync + 'static,
+    on_drop: impl Fn() + Send + Sync + 'static,
+) -> Waker {
+    struct Hooks<W, D: Fn()> {
+        wake: W,
+        drop: D,
+    }
+    impl<W: Fn() + Send + Sync, D: Fn() + Send + Sync> Wake for Hooks<W, D> {
+        fn wake(self: Arc<Self>) {
+            (self.wake)();
+        }
+        fn wake_by_ref(self: &Arc<Self>) {
+            (self.wake)();
+        }
+    }
+    impl<W, D: Fn()> Drop for Hooks<W, D> {
+        fn drop(&mut self) {
+            (self.drop)();
+        }
+    }
+    Waker::from(Arc::new(Hooks {
+        wake: on_wake,
+        drop: on_drop,
+    }))
+}
+
+/// A waker that must not be woken.
+pub(crate) fn panicking_waker() -> Waker {
+    waker_with(|| panic!("this waker must not be woken"), || ())
+}
+
+// ------------------------------------------------------------------------------ threads by counting
+
+/// The names of the threads of this process, where the system tells them.
+#[cfg(target_os = "linux")]
+pub(crate) fn thread_names() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    // A thread may end between the listing and the reading.
+    let names = tasks.filter_map(|task| {
+        std::fs::read_to_string(task.ok()?.path().join("comm")).ok() //
+    });
+    names.map(|name| name.trim().to_owned()).collect()
+}
+
+// ------------------------------------------------------------------------- processes of their own
+
+const CHILD: &str = "UNSYNC_TEST_CHILD";
+
+/// Runs the body of the test `name` in a process of its own, with these variables set: for what is
+/// counted by process, set before first use, or ends a process when it fails.
+///
+/// The process is this test binary, asked for that very test. `name` is the test's path as libtest
+/// prints it; a wrong one is noticed, because then the body does not run.
+pub(crate) fn in_child(
+    name: &str,
+    limit: Duration,
+    variables: &[(&str, &str)],
+    body: impl FnOnce() + Send + 'static,
+) {
+    if env::var_os(CHILD).is_some_and(|child| child == name) {
+        println!("{CHILD}: {name} begins");
+        self::limit(limit, body);
+        println!("{CHILD}: {name} ends");
+        return;
+    }
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args([name, "--exact", "--nocapture"]);
+    for variable in ["UNSYNC_THREADS", "UNSYNC_PROCESSES", "UNSYNC_DEBUG"] {
+        command.env_remove(variable);
+    }
+    command.envs(variables.iter().copied()).env(CHILD, name);
+    // The child ends a hang by itself; this is for one that cannot.
+    let ended = run(command, limit + QUICK);
+    print!("{}", ended.output);
+    assert!(
+        ended.success && ended.output.contains(&format!("{CHILD}: {name} ends")),
+        "{name} failed in a process of its own, with {variables:?} ({})",
+        ended.status
+    );
+}
+
+/// What became of a process.
+pub(crate) struct Ended {
+    pub(crate) success: bool,
+    pub(crate) status: String,
+    /// Standard output, and then standard error.
+    pub(crate) output: String,
+}
+
+/// Runs a command to its end, and kills it when it takes longer than it may.
+pub(crate) fn run(mut command: Command, limit: Duration) -> Ended {
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let read = |mut pipe: Box<dyn Read + Send>| {
+        let sender = sender.clone();
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let read = pipe.read_to_end(&mut bytes);
+            // Nobody listens any more if the limit has passed.
+            let _ = sender.send(());
+            read.unwrap();
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    };
+    let readers = [
+        read(Box::new(child.stdout.take().unwrap())),
+        read(Box::new(child.stderr.take().unwrap())),
+    ];
+    let deadline = Instant::now() + limit;
+    let in_time = iter::repeat_with(|| deadline.saturating_duration_since(Instant::now()))
+        .take(readers.len())
+        .all(|left| receiver.recv_timeout(left).is_ok());
+    if !in_time {
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    let output = readers.map(|reader| reader.join().unwrap()).concat();
+    let late = if in_time { "" } else { ", killed: too slow" };
+    Ended {
+        success: in_time && status.success(),
+        status: format!("{status}{late}"),
+        output,
+    }
+}
+
+// ------------------------------------------------------------------ programs that must not compile
+
+/// Compiles a program that uses this crate, and says whether it compiles and what the compiler says.
+/// `None` if there is no cargo to be run here.
+pub(crate) fn compile(name: &str, main: &str) -> Option<(bool, String)> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let root = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled");
+    let project = root.join(name);
+    std::fs::create_dir_all(project.join("src")).unwrap();
+    let manifest = format!(
+        "[package]\nname = \"{name}\"\nedition = \"2024\"\n\
+         [dependencies]\nunsync = {{ path = {:?} }}\n[workspace]\n",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    std::fs::write(project.join("Cargo.toml"), manifest).unwrap();
+    std::fs::write(project.join("src/main.rs"), main).unwrap();
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or(env!("CARGO").into()));
+    command
+        .args(["check", "--offline", "--quiet", "--color=never"])
+        .arg("--target-dir")
+        .arg(root.join("target"))
+        .current_dir(&project);
+    // What the tests themselves are built with does not matter here.
+    for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+        command.env_remove(variable);
+    }
+    if Command::new(command.get_program())
+        .arg("-V")
+        .output()
+        .is_err()
+    {
+        println!("skipped: {:?} cannot be run", command.get_program());
+        return None;
+    }
+    let ended = run(command, HEAVY);
+    Some((ended.success, ended.output))
+}

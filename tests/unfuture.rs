@@ -1,0 +1,1203 @@
+//! The future by its states: {pending, done, failed, taken, abandoned} × what one can do with it, and
+//! the contract with wakers, with threads that race, and with values that are dropped.
+
+mod support;
+
+use std::cell::Cell;
+use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind, panic_any};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, fence,
+    limit, panicking_waker, poll, quick, race, waker_with,
+};
+use unsync::{Error, ErrorKind, Promise, Sleep, Unfuture, YieldNow};
+
+// --------------------------------------------------------------------------------------- the table
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Pending,
+    Done,
+    Failed,
+    Taken,
+    Abandoned,
+}
+use State::{Abandoned, Done, Failed, Pending, Taken};
+
+const STATES: [State; 5] = [Pending, Done, Failed, Taken, Abandoned];
+
+/// An `Unfuture` in some state.
+struct Subject {
+    unfuture: Unfuture<Token>,
+    /// There while it is pending.
+    promise: Option<Promise<Token>>,
+    /// Of the value, if it has or gets one.
+    drops: Drops,
+}
+
+fn subject(state: State) -> Subject {
+    let drops = Drops::new();
+    let (promise, mut unfuture) = unsync::promise();
+    let mut kept = None;
+    match state {
+        Pending => kept = Some(promise),
+        Done => promise.set(drops.token()),
+        Failed => promise.fail(failure()),
+        Taken => {
+            promise.set(drops.token());
+            let taken = CountingWaker::new().poll(&mut unfuture);
+            assert!(matches!(taken, Poll::Ready(Ok(_))));
+        }
+        Abandoned => drop(promise),
+    }
+    Subject {
+        unfuture,
+        promise: kept,
+        drops,
+    }
+}
+
+/// An error as work makes it.
+fn failure() -> Error {
+    let failed = unsync::spawn(async { panic_any("on purpose") });
+    failed.map(|(): ()| ()).result().unwrap_err()
+}
+
+/// What a subject gives that was pending and got a value, or was not pending.
+#[track_caller]
+fn check(state: State, outcome: Result<Token, Error>, drops: &Drops) {
+    match (state, outcome) {
+        (Pending | Done, Ok(token)) => {
+            assert_eq!(drops.count(), 0, "{state:?}: the value is still there");
+            drop(token);
+        }
+        (Failed, Err(error)) => assert_eq!(error.kind(), ErrorKind::Panicked),
+        (Taken | Abandoned, Err(error)) => assert_eq!(error.kind(), ErrorKind::Abandoned),
+        (_, outcome) => panic!("{state:?} gave {outcome:?}"),
+    }
+    let dropped = usize::from(matches!(state, Pending | Done | Taken));
+    assert_eq!(drops.count(), dropped, "{state:?}: dropped exactly once");
+}
+
+/// The text of a panic.
+#[track_caller]
+fn panic_text<R>(step: impl FnOnce() -> R) -> String {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(step)) else {
+        panic!("it did not panic");
+    };
+    let text = payload.downcast_ref::<String>().cloned();
+    text.or_else(|| payload.downcast_ref::<&str>().map(|&text| text.into()))
+        .expect("a panic with a text")
+}
+
+#[test]
+fn by_state_await() {
+    quick(|| {
+        for state in STATES {
+            let mut subject = subject(state);
+            let waker = CountingWaker::new();
+            match state {
+                Pending => {
+                    assert!(waker.poll(&mut subject.unfuture).is_pending());
+                    assert_eq!((waker.held(), waker.wakes()), (1, 0));
+                    subject.promise.unwrap().set(subject.drops.token());
+                    assert_eq!((waker.held(), waker.wakes()), (0, 1));
+                }
+                Taken => {
+                    let text = panic_text(|| waker.poll(&mut subject.unfuture));
+                    assert!(text.contains("polled after completion"), "{text}");
+                    assert_eq!((waker.held(), waker.wakes()), (0, 0));
+                    assert_eq!(subject.drops.count(), 1);
+                    continue;
+                }
+                Done | Failed | Abandoned => {}
+            }
+            let before = waker.wakes();
+            let Poll::Ready(outcome) = waker.poll(&mut subject.unfuture) else {
+                panic!("{state:?} is not ready");
+            };
+            check(state, outcome, &subject.drops);
+            assert_eq!((waker.held(), waker.wakes()), (0, before));
+            let text = panic_text(|| waker.poll(&mut subject.unfuture));
+            assert!(text.contains("polled after completion"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn by_state_result() {
+    quick(|| {
+        for state in STATES {
+            let Subject {
+                unfuture,
+                promise,
+                drops,
+            } = subject(state);
+            let log = Log::new();
+            let waiter = thread::spawn({
+                let log = log.clone();
+                move || {
+                    let outcome = unfuture.result();
+                    log.push("given");
+                    outcome
+                }
+            });
+            if let Some(promise) = promise {
+                log.push("set");
+                promise.set(drops.token());
+            }
+            check(state, waiter.join().unwrap(), &drops);
+            let set = usize::from(state == Pending);
+            assert_eq!(log.entries(), ["set", "given"][1 - set..]);
+        }
+    });
+}
+
+#[test]
+fn by_state_wait() {
+    quick(|| {
+        for state in STATES {
+            let mut subject = subject(state);
+            let log = Log::new();
+            thread::scope(|scope| {
+                let waiters = [(); 3].map(|()| {
+                    scope.spawn(|| {
+                        subject.unfuture.wait();
+                        log.push("ended");
+                    })
+                });
+                if let Some(promise) = subject.promise.take() {
+                    log.push("set");
+                    promise.set(subject.drops.token());
+                }
+                waiters
+                    .into_iter()
+                    .for_each(|waiter| waiter.join().unwrap());
+                let set = usize::from(state == Pending);
+                assert_eq!(log.entries(), ["set", "ended", "ended", "ended"][1 - set..]);
+            });
+            // Waiting takes nothing away.
+            subject.unfuture.wait();
+            check(state, subject.unfuture.result(), &subject.drops);
+        }
+    });
+}
+
+#[test]
+fn by_state_wait_timeout() {
+    const SHORT: Duration = Duration::from_millis(20);
+    quick(|| {
+        for state in STATES {
+            let mut subject = subject(state);
+            if let Some(promise) = subject.promise.take() {
+                let started = Instant::now();
+                assert!(!subject.unfuture.wait_timeout(SHORT));
+                assert!(started.elapsed() >= SHORT, "{:?}", started.elapsed());
+                assert!(!subject.unfuture.wait_timeout(Duration::ZERO));
+                assert!(!subject.unfuture.is_done());
+                let token = subject.drops.token();
+                let setter = thread::spawn(move || promise.set(token));
+                assert!(subject.unfuture.wait_timeout(Duration::MAX));
+                setter.join().unwrap();
+            }
+            assert!(subject.unfuture.wait_timeout(Duration::ZERO));
+            assert!(subject.unfuture.wait_timeout(Duration::MAX));
+            check(state, subject.unfuture.result(), &subject.drops);
+        }
+    });
+}
+
+#[test]
+fn by_state_is_done() {
+    quick(|| {
+        for state in STATES {
+            let subject = subject(state);
+            assert_eq!(subject.unfuture.is_done(), state != Pending, "{state:?}");
+            if let Some(promise) = subject.promise {
+                promise.set(subject.drops.token());
+            }
+            assert!(subject.unfuture.is_done(), "{state:?}");
+            check(state, subject.unfuture.result(), &subject.drops);
+        }
+    });
+}
+
+#[test]
+fn by_state_then() {
+    quick(|| {
+        for state in STATES {
+            let subject = subject(state);
+            let log = Log::new();
+            let continued = subject.unfuture.then({
+                let log = log.clone();
+                move |task| async move {
+                    log.push("continued");
+                    (task.is_done(), task.result(), Place::here())
+                }
+            });
+            if let Some(promise) = subject.promise {
+                // The continuation is there by now, and waits.
+                fence();
+                assert!(!continued.is_done());
+                log.push("set");
+                promise.set(subject.drops.token());
+            }
+            let (was_done, outcome, place) = continued.result().unwrap();
+            assert!(was_done && place.is_ambient(), "{state:?}");
+            check(state, outcome, &subject.drops);
+            let set = usize::from(state == Pending);
+            assert_eq!(log.entries(), ["set", "continued"][1 - set..]);
+        }
+    });
+}
+
+#[test]
+fn by_state_drop() {
+    quick(|| {
+        for state in STATES {
+            let mut subject = subject(state);
+            let waker = panicking_waker();
+            if state == Pending {
+                assert!(poll(&mut subject.unfuture, &waker).is_pending());
+            }
+            drop(subject.unfuture);
+            let had_value = usize::from(matches!(state, Done | Taken));
+            assert_eq!(subject.drops.count(), had_value, "{state:?}");
+            if let Some(promise) = subject.promise {
+                // Nobody wants it any more: it goes on the thread that makes it.
+                promise.set(subject.drops.token());
+                assert_eq!(subject.drops.places(), [Place::here()]);
+            }
+        }
+    });
+}
+
+/// On the ambient thread nothing blocks: what ended gives its outcome, what did not is an error.
+#[test]
+fn by_state_on_the_ambient_thread() {
+    quick(|| {
+        for state in STATES {
+            let Subject {
+                unfuture,
+                promise,
+                drops,
+            } = subject(state);
+            let seen = unsync::spawn(async move {
+                let waits = [
+                    catch_unwind(AssertUnwindSafe(|| unfuture.wait())).is_ok(),
+                    catch_unwind(AssertUnwindSafe(|| unfuture.wait_timeout(QUICK))).is_ok(),
+                    unfuture.is_done(),
+                ];
+                (waits, unfuture.result())
+            });
+            let (waits, outcome) = seen.result().unwrap();
+            assert_eq!(waits, [state != Pending; 3], "{state:?}");
+            let Some(promise) = promise else {
+                check(state, outcome, &drops);
+                continue;
+            };
+            assert_eq!(outcome.unwrap_err().kind(), ErrorKind::WouldBlock);
+            promise.set(drops.token());
+            assert_eq!(drops.count(), 1, "the work went on, unheard");
+        }
+    });
+}
+
+// -------------------------------------------------------------------------------- made at once, by hand
+
+#[test]
+fn ready_and_failed_are_done_at_once() {
+    quick(|| {
+        let drops = Drops::new();
+        let mut ready = Unfuture::ready(drops.token());
+        assert!(ready.is_done());
+        assert!(poll(&mut ready, &panicking_waker()).is_ready());
+        assert_eq!(drops.count(), 1);
+        let failed = Unfuture::<u8>::failed(failure());
+        assert!(failed.is_done());
+        assert_eq!(failed.result().unwrap_err().kind(), ErrorKind::Panicked);
+    });
+}
+
+#[test]
+fn a_promise_may_be_kept_broken_or_dropped_on_any_thread() {
+    quick(|| {
+        for how in ["set", "fail", "drop"] {
+            let (promise, unfuture) = unsync::promise();
+            let error = failure();
+            let thread = thread::spawn(move || match how {
+                "set" => promise.set(how),
+                "fail" => promise.fail(error),
+                _ => drop(promise),
+            });
+            let outcome = unsync::block_on(unfuture).map_err(|error| error.kind());
+            thread.join().unwrap();
+            assert_eq!(
+                outcome,
+                match how {
+                    "set" => Ok("set"),
+                    "fail" => Err(ErrorKind::Panicked),
+                    _ => Err(ErrorKind::Abandoned),
+                }
+            );
+        }
+    });
+}
+
+/// Also when it is dropped by a panic, the usual way to lose one.
+#[test]
+fn a_promise_lost_in_a_panic_resolves_its_waiters() {
+    quick(|| {
+        let (promise, unfuture) = unsync::promise::<u8>();
+        let job = unsync::thread(move || {
+            let _promise = promise;
+            panic_any("with a promise in hand");
+        });
+        assert_eq!(unfuture.result().unwrap_err().kind(), ErrorKind::Abandoned);
+        assert_eq!(
+            job.map(|(): ()| ()).result().unwrap_err().kind(),
+            ErrorKind::Panicked
+        );
+    });
+}
+
+#[test]
+fn a_promise_whose_unfuture_is_gone_is_harmless() {
+    quick(|| {
+        let drops = Drops::new();
+        for how in ["set", "fail", "drop"] {
+            let (promise, unfuture) = unsync::promise();
+            drop(unfuture);
+            match how {
+                "set" => promise.set(drops.token()),
+                "fail" => promise.fail(failure()),
+                _ => drop(promise),
+            }
+        }
+        assert_eq!(drops.count(), 1);
+    });
+}
+
+// ------------------------------------------------------------------------------------------ wakers
+
+#[test]
+fn the_last_poll_wins() {
+    quick(|| {
+        let (promise, mut unfuture) = unsync::promise();
+        let (first, last) = (CountingWaker::new(), CountingWaker::new());
+        assert!(first.poll(&mut unfuture).is_pending());
+        assert!(last.poll(&mut unfuture).is_pending());
+        assert_eq!((first.held(), last.held()), (0, 1));
+        promise.set(1);
+        assert_eq!((first.wakes(), last.wakes()), (0, 1));
+        assert_eq!((first.held(), last.held()), (0, 0));
+    });
+}
+
+#[test]
+fn an_unfuture_moves_from_task_to_task() {
+    quick(|| {
+        let (promise, mut unfuture) = unsync::promise();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let first = unsync::spawn(async move {
+            std::future::poll_fn(|cx| {
+                assert!(poll(&mut unfuture, cx.waker()).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            sender.send(unfuture).unwrap();
+        });
+        first.result().unwrap();
+        let second = unsync::spawn(receiver.recv().unwrap()).flatten();
+        fence();
+        promise.set(2);
+        assert_eq!(second.result().unwrap(), 2);
+    });
+}
+
+#[test]
+fn the_same_waker_registers_once() {
+    quick(|| {
+        let (promise, mut unfuture) = unsync::promise();
+        let waker = CountingWaker::new();
+        for _ in 0..20 {
+            assert!(waker.poll(&mut unfuture).is_pending());
+            assert_eq!(waker.held(), 1);
+        }
+        promise.set(1);
+        assert_eq!((waker.wakes(), waker.held()), (1, 0));
+    });
+}
+
+#[test]
+fn a_waker_is_let_go_with_the_unfuture() {
+    quick(|| {
+        for how in ["set", "fail", "drop"] {
+            let (promise, mut unfuture) = unsync::promise();
+            let waker = CountingWaker::new();
+            assert!(waker.poll(&mut unfuture).is_pending());
+            drop(unfuture);
+            assert_eq!(waker.held(), 0);
+            match how {
+                "set" => promise.set(1),
+                "fail" => promise.fail(failure()),
+                _ => drop(promise),
+            }
+            assert_eq!(waker.wakes(), 0, "{how}");
+        }
+    });
+}
+
+/// Flattening hands the outcome on without a waker; an old one must not be woken for it.
+#[test]
+fn a_waker_is_let_go_when_the_unfuture_is_passed_on() {
+    quick(|| {
+        let (promise, mut unfuture) = unsync::promise::<Result<u8, Error>>();
+        let waker = CountingWaker::new();
+        assert!(waker.poll(&mut unfuture).is_pending());
+        let flat = unfuture.flatten();
+        assert_eq!(waker.held(), 0);
+        promise.set(Ok(1));
+        assert_eq!((flat.result().unwrap(), waker.wakes()), (1, 0));
+    });
+}
+
+/// A waker is foreign code in its wake and in its drop. Both call back here: under a lock of ours they
+/// would never return.
+#[test]
+fn a_waker_may_call_back() {
+    type Subject = Arc<Mutex<Option<Unfuture<Result<u8, Error>>>>>;
+    /// A waker that uses the very `Unfuture` that it is registered with, and the rest of the library.
+    fn nosy(subject: &Subject, calls: &Counter) -> std::task::Waker {
+        let call = {
+            let (subject, calls) = (Arc::clone(subject), calls.clone());
+            move || {
+                // Not ours, so it is tried: the test itself may hold it.
+                if let Ok(subject) = subject.try_lock() {
+                    subject.as_ref().map(Unfuture::is_done);
+                }
+                unsync::spawn(async {});
+                let (promise, mut other) = unsync::promise::<u8>();
+                assert!(poll(&mut other, std::task::Waker::noop()).is_pending());
+                drop(promise);
+                assert!(other.is_done());
+                calls.add();
+            }
+        };
+        waker_with(call.clone(), call)
+    }
+    quick(|| {
+        for how in ["set", "drop the promise", "replace", "drop", "flatten"] {
+            let calls = Counter::new();
+            let (promise, unfuture) = unsync::promise();
+            let subject = Arc::new(Mutex::new(Some(unfuture)));
+            let waker = nosy(&subject, &calls);
+            let again = |waker: &_| poll(subject.lock().unwrap().as_mut().unwrap(), waker);
+            assert!(again(&waker).is_pending());
+            drop(waker);
+            match how {
+                "set" => promise.set(Ok(1)),
+                "drop the promise" => drop(promise),
+                "replace" => assert!(again(std::task::Waker::noop()).is_pending()),
+                "drop" => drop(subject.lock().unwrap().take()),
+                _ => {
+                    let flat = subject.lock().unwrap().take().unwrap().flatten();
+                    promise.set(Ok(1));
+                    assert_eq!(flat.result().unwrap(), 1);
+                }
+            }
+            let woken = usize::from(matches!(how, "set" | "drop the promise"));
+            assert_eq!(calls.count(), woken + 1, "{how}: woken, and dropped");
+        }
+    });
+}
+
+#[test]
+fn a_waker_that_panics_harms_nobody() {
+    quick(|| {
+        for how in ["set", "fail", "drop"] {
+            let (promise, mut unfuture) = unsync::promise();
+            let held = Arc::new(());
+            let waker = {
+                let held = Arc::clone(&held);
+                waker_with(
+                    move || {
+                        let _held = &held;
+                        panic_any("a waker's panic")
+                    },
+                    || (),
+                )
+            };
+            assert!(poll(&mut unfuture, &waker).is_pending());
+            drop(waker);
+            match how {
+                "set" => promise.set(1),
+                "fail" => promise.fail(failure()),
+                _ => drop(promise),
+            }
+            assert_eq!(Arc::strong_count(&held), 1, "{how}: no leaked waker");
+            assert_eq!(unfuture.result().ok(), (how == "set").then_some(1));
+        }
+    });
+}
+
+// ------------------------------------------------------------------------------------------- races
+
+const RACES: usize = 20_000;
+
+#[test]
+fn races_of_set_and_drop() {
+    limit(HEAVY, || {
+        let drops = Drops::new();
+        race(
+            RACES,
+            |_| unsync::promise(),
+            |_, promise| promise.set(drops.token()),
+            |_, unfuture| drop(unfuture),
+        );
+        assert_eq!(drops.count(), RACES);
+    });
+}
+
+/// A waker is woken exactly if its poll was told to wait.
+#[test]
+fn races_of_set_and_poll() {
+    limit(HEAVY, || {
+        race(
+            RACES,
+            |_| unsync::promise(),
+            |number, promise| match number % 2 {
+                0 => promise.set(number),
+                _ => drop(promise),
+            },
+            |number, mut unfuture| {
+                let waker = CountingWaker::new();
+                let polled = match waker.poll(&mut unfuture) {
+                    Poll::Ready(outcome) => outcome,
+                    Poll::Pending => {
+                        waker.wait_for(1);
+                        unfuture.result()
+                    }
+                };
+                assert!(waker.wakes() <= 1);
+                assert_eq!(polled.ok(), (number % 2 == 0).then_some(number));
+            },
+        );
+    });
+}
+
+/// Whichever waker it is, one of them is woken, once; and the first only if the last was not told to
+/// wait.
+#[test]
+fn races_of_set_and_another_waker() {
+    limit(HEAVY, || {
+        race(
+            RACES,
+            |_| {
+                let (promise, mut unfuture) = unsync::promise();
+                let (woken, first_woken) = (Counter::new(), Counter::new());
+                let both = (woken.clone(), first_woken.clone());
+                let first = waker_with(
+                    move || {
+                        both.1.add();
+                        both.0.add();
+                    },
+                    || (),
+                );
+                assert!(poll(&mut unfuture, &first).is_pending());
+                (promise, (unfuture, woken, first_woken))
+            },
+            |_, promise| promise.set(1),
+            |_, (mut unfuture, woken, first_woken)| {
+                let last = waker_with(
+                    {
+                        let woken = woken.clone();
+                        move || {
+                            woken.add();
+                        }
+                    },
+                    || (),
+                );
+                let told_to_wait = poll(&mut unfuture, &last).is_pending();
+                woken.wait_for(1);
+                assert!(!told_to_wait || first_woken.count() == 0);
+                drop(unfuture);
+                assert_eq!(woken.count(), 1);
+            },
+        );
+    });
+}
+
+#[test]
+fn races_of_set_and_wait() {
+    limit(HEAVY, || {
+        race(
+            RACES / 4,
+            |_| unsync::promise(),
+            |number, promise| promise.set(number),
+            |number, unfuture| {
+                unfuture.wait();
+                assert!(unfuture.wait_timeout(Duration::ZERO));
+                assert_eq!(unfuture.result().unwrap(), number);
+            },
+        );
+    });
+}
+
+#[test]
+fn races_of_set_and_flatten() {
+    limit(HEAVY, || {
+        let drops = Drops::new();
+        race(
+            RACES / 4,
+            |_| {
+                let (inner_promise, inner) = unsync::promise();
+                let (outer_promise, outer) = unsync::promise::<Unfuture<Token>>();
+                ((inner_promise, outer_promise, inner), outer)
+            },
+            |number, (inner_promise, outer_promise, inner)| {
+                let token = drops.token();
+                if number % 2 == 0 {
+                    outer_promise.set(inner);
+                    inner_promise.set(token);
+                } else {
+                    inner_promise.set(token);
+                    outer_promise.set(inner);
+                }
+            },
+            |number, outer: Unfuture<Unfuture<Token>>| {
+                let flat = outer.flatten();
+                if number % 3 > 0 {
+                    assert!(flat.result().is_ok());
+                }
+            },
+        );
+        assert_eq!(drops.count(), RACES / 4);
+    });
+}
+
+#[test]
+fn many_threads_set_many_promises() {
+    const THREADS: usize = 8;
+    const EACH: usize = 500;
+    quick(|| {
+        let (promises, unfutures): (Vec<_>, Vec<_>) =
+            (0..THREADS * EACH).map(|_| unsync::promise()).unzip();
+        let promises = Arc::new(Mutex::new(Vec::from_iter(promises.into_iter().enumerate())));
+        let all = unsync::join_all(unfutures);
+        for _ in 0..THREADS {
+            let promises = Arc::clone(&promises);
+            thread::spawn(move || {
+                loop {
+                    let next = promises.lock().unwrap().pop();
+                    let Some((number, promise)) = next else { break };
+                    promise.set(number);
+                }
+            });
+        }
+        assert_eq!(all.result().unwrap(), Vec::from_iter(0..THREADS * EACH));
+    });
+}
+
+/// `wait` takes a shared reference, so any number of threads may stand in it.
+#[test]
+fn many_threads_wait_for_one() {
+    quick(|| {
+        let (promise, unfuture) = unsync::promise();
+        let arrived = Counter::new();
+        thread::scope(|scope| {
+            let waiters = Vec::from_iter((0..100).map(|number| {
+                let (unfuture, arrived) = (&unfuture, arrived.clone());
+                scope.spawn(move || {
+                    arrived.add();
+                    match number % 2 {
+                        0 => unfuture.wait(),
+                        _ => assert!(unfuture.wait_timeout(QUICK)),
+                    }
+                })
+            }));
+            arrived.wait_for(100);
+            promise.set(1);
+            waiters
+                .into_iter()
+                .for_each(|waiter| waiter.join().unwrap());
+        });
+        assert_eq!(unfuture.result().unwrap(), 1);
+    });
+}
+
+// ------------------------------------------------------------------------------------ what is dropped
+
+#[test]
+fn a_value_that_nobody_wants_is_dropped_where_it_is_made() {
+    quick(|| {
+        let (drops, gate) = (Drops::new(), Gate::new());
+        drop(unsync::spawn({
+            let (drops, gate) = (drops.clone(), gate.clone());
+            async move {
+                gate.pass().await;
+                drops.token()
+            }
+        }));
+        gate.open();
+        drops.wait_for(1);
+        assert!(drops.places()[0].is_ambient(), "{:?}", drops.places());
+
+        let (drops, gate) = (Drops::new(), Gate::new());
+        drop(unsync::thread({
+            let (drops, gate) = (drops.clone(), gate.clone());
+            move || {
+                gate.wait();
+                drops.token()
+            }
+        }));
+        gate.open();
+        drops.wait_for(1);
+        assert!(drops.places()[0].is_pool(), "{:?}", drops.places());
+    });
+}
+
+#[test]
+fn a_value_that_is_there_is_dropped_with_the_unfuture() {
+    quick(|| {
+        let drops = Drops::new();
+        let made = [
+            unsync::spawn({
+                let drops = drops.clone();
+                async move { drops.token() }
+            }),
+            unsync::thread({
+                let drops = drops.clone();
+                move || drops.token()
+            }),
+            Unfuture::ready(drops.token()),
+        ];
+        for unfuture in made {
+            unfuture.wait();
+            drop(unfuture);
+        }
+        assert_eq!(drops.places(), [(); 3].map(|()| Place::here()));
+    });
+}
+
+/// Dropping an `Unfuture` is silent, whoever of the two comes first; else it would depend on a race
+/// whether it panics.
+#[test]
+fn a_value_that_panics_in_its_drop_does_not_reach_who_drops_the_unfuture() {
+    quick(|| {
+        let gate = Gate::new();
+        let early = unsync::spawn({
+            let gate = gate.clone();
+            async move {
+                gate.pass().await;
+                Bomb("dropped where it was made")
+            }
+        });
+        drop(early);
+        gate.open();
+        fence();
+        let late = Unfuture::ready(Bomb("dropped with its unfuture"));
+        let silent = catch_unwind(AssertUnwindSafe(|| drop(late)));
+        assert!(silent.is_ok(), "dropping an `Unfuture` panicked");
+    });
+}
+
+/// The work is over when its value is seen: its future, its closure and what they hold are gone.
+#[test]
+fn work_is_gone_before_its_value_is_seen() {
+    quick(|| {
+        for round in 0..100 {
+            let drops = Drops::new();
+            let token = drops.token();
+            let task = unsync::spawn(async move {
+                unsync::yield_now().await;
+                let _token = &token;
+            });
+            task.result().unwrap();
+            assert_eq!(drops.count(), 1, "async, round {round}");
+            assert!(drops.places()[0].is_ambient());
+
+            let drops = Drops::new();
+            let token = drops.token();
+            let job = unsync::thread(move || {
+                let _token = &token;
+            });
+            unsync::block_on(job).unwrap();
+            assert_eq!(drops.count(), 1, "thread, round {round}");
+            assert!(drops.places()[0].is_pool());
+        }
+    });
+}
+
+/// So a continuation finds its source cleaned up.
+#[test]
+fn a_source_is_gone_before_its_continuation_runs() {
+    /// Work that holds a token, and that token's counter.
+    fn source() -> (Unfuture<()>, Drops) {
+        let drops = Drops::new();
+        let token = drops.token();
+        let task = unsync::spawn(async move {
+            unsync::yield_now().await;
+            drop(token);
+        });
+        (task, drops)
+    }
+    quick(|| {
+        let (task, drops) = source();
+        assert_eq!(task.map(move |()| drops.count()).result().unwrap(), 1);
+        let (task, drops) = source();
+        let seen = task.and_then(move |()| async move { drops.count() });
+        assert_eq!(seen.result().unwrap(), 1);
+        let (task, drops) = source();
+        let seen = task.then(move |_| async move { drops.count() });
+        assert_eq!(seen.result().unwrap(), 1);
+        let (task, drops) = source();
+        let seen = task.map_thread(move |()| drops.count());
+        assert_eq!(seen.result().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_closure_that_is_skipped_is_dropped() {
+    quick(|| {
+        let drops = Drops::new();
+        let [one, two, three] = [(); 3].map(|()| drops.token());
+        let skipped = Unfuture::<()>::failed(failure())
+            .map(move |()| drop(one))
+            .and_then(move |()| async move { drop(two) })
+            .map_thread(move |()| drop(three));
+        assert_eq!(skipped.result().unwrap_err().kind(), ErrorKind::Panicked);
+        assert_eq!(drops.count(), 3);
+    });
+}
+
+#[test]
+fn a_joined_failure_drops_the_values_that_were_there() {
+    quick(|| {
+        let drops = Drops::new();
+        let (late, pending) = unsync::promise();
+        let works = [
+            Unfuture::ready(drops.token()),
+            Unfuture::failed(failure()),
+            pending,
+        ];
+        let error = unsync::join_all(works).result().unwrap_err();
+        assert_eq!((error.kind(), drops.count()), (ErrorKind::Panicked, 1));
+        late.set(drops.token());
+        assert_eq!(drops.count(), 2, "what comes later goes too");
+    });
+}
+
+// ----------------------------------------------------------------------------------------- flatten
+
+#[test]
+fn flatten_takes_out_an_inner_result() {
+    quick(|| {
+        let cases = [
+            (Ok(Ok(1)), Ok(1)),
+            (Ok(Err(abandoned())), Err(ErrorKind::Abandoned)),
+            (Err(failure()), Err(ErrorKind::Panicked)),
+        ];
+        for (outer, expected) in cases {
+            for early in [true, false] {
+                let (promise, unfuture) = unsync::promise::<Result<i32, Error>>();
+                let flat = if early {
+                    Ok(unfuture.flatten())
+                } else {
+                    Err(unfuture)
+                };
+                match outer.clone() {
+                    Ok(value) => promise.set(value),
+                    Err(error) => promise.fail(error),
+                }
+                let flat = flat.unwrap_or_else(|unfuture| unfuture.flatten());
+                assert!(flat.is_done());
+                assert_eq!(flat.result().map_err(|error| error.kind()), expected);
+            }
+        }
+    });
+}
+
+#[test]
+fn flatten_waits_for_an_inner_unfuture() {
+    quick(|| {
+        // Whether the inner work ends before the outer, after it, or after somebody waits.
+        for order in ["inner first", "outer first"] {
+            for (inner_outcome, expected) in
+                [(Ok(1), Ok(1)), (Err(failure()), Err(ErrorKind::Panicked))]
+            {
+                let (outer_promise, outer) = unsync::promise::<Unfuture<i32>>();
+                let (inner_promise, inner) = unsync::promise();
+                let mut flat = outer.flatten();
+                let waker = CountingWaker::new();
+                assert!(waker.poll(&mut flat).is_pending());
+                let settle = |promise: Promise<i32>| match inner_outcome.clone() {
+                    Ok(value) => promise.set(value),
+                    Err(error) => promise.fail(error),
+                };
+                if order == "inner first" {
+                    settle(inner_promise);
+                    assert_eq!((flat.is_done(), waker.wakes()), (false, 0));
+                    outer_promise.set(inner);
+                } else {
+                    outer_promise.set(inner);
+                    assert_eq!((flat.is_done(), waker.wakes()), (false, 0));
+                    settle(inner_promise);
+                }
+                assert_eq!((flat.is_done(), waker.wakes()), (true, 1), "{order}");
+                assert_eq!(flat.result().map_err(|error| error.kind()), expected);
+            }
+        }
+        let failed = Unfuture::<Unfuture<u8>>::failed(failure()).flatten();
+        assert_eq!(failed.result().unwrap_err().kind(), ErrorKind::Panicked);
+    });
+}
+
+#[test]
+fn flatten_of_what_is_abandoned_or_taken() {
+    quick(|| {
+        let (promise, outer) = unsync::promise::<Unfuture<u8>>();
+        let flat = outer.flatten();
+        drop(promise);
+        assert_eq!(flat.result().unwrap_err().kind(), ErrorKind::Abandoned);
+
+        let (promise, inner) = unsync::promise::<u8>();
+        let flat = Unfuture::ready(inner).flatten();
+        drop(promise);
+        assert_eq!(flat.result().unwrap_err().kind(), ErrorKind::Abandoned);
+
+        let mut taken = Unfuture::ready(Ok(1));
+        assert!(poll(&mut taken, &panicking_waker()).is_ready());
+        assert_eq!(
+            taken.flatten().result().unwrap_err().kind(),
+            ErrorKind::Abandoned
+        );
+    });
+}
+
+/// An error as a dropped promise makes it.
+fn abandoned() -> Error {
+    let (_, unfuture) = unsync::promise::<()>();
+    unfuture.result().unwrap_err()
+}
+
+// ------------------------------------------------------------------------------------------ errors
+
+#[test]
+fn an_error_says_what_panicked_and_how() {
+    quick(|| {
+        let cases: [(&str, fn()); 3] = [
+            ("async task panicked: static text (started at", || {
+                panic_any("static text")
+            }),
+            ("async task panicked: text 5 (started at", || {
+                panic!("text {}", 5)
+            }),
+            ("async task panicked (started at", || panic_any(5)),
+        ];
+        for (expected, panics) in cases {
+            let error = unsync::spawn(async move { panics() }).result().unwrap_err();
+            let (display, debug) = (format!("{error}"), format!("{error:?}"));
+            assert!(display.starts_with(expected), "{display}");
+            assert!(display.contains(file!()), "{display}");
+            assert_eq!(debug, format!("Error(Panicked: {display})"));
+        }
+        let error = unsync::thread(|| panic_any("static text")).result();
+        let display = error.map(|(): ()| ()).unwrap_err().to_string();
+        assert!(
+            display.starts_with("thread job panicked: static text"),
+            "{display}"
+        );
+    });
+}
+
+#[test]
+fn an_error_keeps_the_payload_for_one() {
+    #[derive(Debug, PartialEq)]
+    struct Payload(Cell<u8>);
+    quick(|| {
+        let error = unsync::spawn(async { panic_any(Payload(Cell::new(5))) }).result();
+        let error = error.map(|(): ()| ()).unwrap_err();
+        let copy = error.clone();
+        let payload = error.into_panic().unwrap();
+        assert_eq!(payload.downcast_ref(), Some(&Payload(Cell::new(5))));
+        // The others get what can be said of it.
+        let text = copy.clone().into_panic().unwrap();
+        assert!(text.downcast_ref::<String>().unwrap().contains("panicked"));
+        assert_eq!(copy.kind(), ErrorKind::Panicked);
+        // What is no panic is given back.
+        let back = abandoned().into_panic().unwrap_err();
+        assert_eq!(back.kind(), ErrorKind::Abandoned);
+    });
+}
+
+/// Every way to start work names the line that called it.
+#[test]
+fn an_error_says_where_the_work_was_started() {
+    unsync::unsync! {
+        async fn asynchronous() { panic_any("async fn") }
+        fn blocking() { panic_any("fn") }
+    }
+    /// The error, and the line of the call.
+    macro_rules! here {
+        ($work:expr) => {
+            (
+                line!(),
+                stringify!($work),
+                $work.result().map(drop).unwrap_err(),
+            )
+        };
+    }
+    #[track_caller]
+    fn abandoned_here() -> Unfuture<u8> {
+        let (_, unfuture) = unsync::promise();
+        unfuture
+    }
+    fn boom() {
+        panic_any("on purpose")
+    }
+    quick(|| {
+        let cases = [
+            here!(unsync::spawn(async move { boom() })),
+            here!(unsync::spawn_local(move || async move { boom() })),
+            here!(unsync::spawn_local(|| {
+                boom();
+                std::future::ready(())
+            })),
+            here!(unsync::thread(boom)),
+            here!(asynchronous()),
+            here!(blocking()),
+            here!(abandoned_here()),
+            here!(Unfuture::ready(()).map(move |()| boom())),
+            here!(Unfuture::ready(()).and_then(move |()| async move { boom() })),
+            here!(Unfuture::ready(()).then(move |_| async move { boom() })),
+            here!(Unfuture::ready(()).map_thread(move |()| boom())),
+            here!(unsync::spawn(async move { unsync::thread(boom).await }).flatten()),
+        ];
+        let wrong = cases.iter().filter_map(|(line, work, error)| {
+            let place = format!("(started at {}:{line}:", file!());
+            let named = error.to_string().contains(&place);
+            (!named).then(|| format!("`{work}` on line {line}: {error}"))
+        });
+        assert_eq!(Vec::from_iter(wrong), [""; 0]);
+        // Blocking on the ambient thread names the work that was waited for.
+        let (promise, pending) = unsync::promise::<u8>();
+        let line = line!() - 1;
+        let refused = unsync::spawn(async move { pending.result() }).flatten();
+        let error = refused.result().unwrap_err().to_string();
+        assert!(error.contains(&format!("{}:{line}:", file!())), "{error}");
+        drop(promise);
+    });
+}
+
+/// What passes through keeps its own story.
+#[test]
+fn an_error_that_passes_through_is_not_changed() {
+    quick(|| {
+        let failed = unsync::thread(|| panic_any("the cause"));
+        let line = line!() - 1;
+        let passed = failed
+            .map(|(): ()| 1)
+            .and_then(|one| async move { one })
+            .map_thread(|one| one)
+            .then(|task| task)
+            .flatten();
+        let joined = unsync::join_all([passed]);
+        let error = joined.result().unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("the cause") && text.contains(&format!(":{line}:")),
+            "{text}"
+        );
+        assert!(error.into_panic().unwrap().is::<&str>());
+    });
+}
+
+// ------------------------------------------------------------------------------------------- types
+
+/// The auto traits, for a value that is `Send` and nothing else.
+const _: () = {
+    const fn sound<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe + Debug + 'static>() {}
+    sound::<Unfuture<Cell<u8>>>();
+    sound::<Promise<Cell<u8>>>();
+    sound::<Error>();
+    sound::<ErrorKind>();
+    const fn mobile<T: Send + Sync + Unpin + Debug + 'static>() {}
+    mobile::<Sleep>();
+    mobile::<YieldNow>();
+    const fn error<T: std::error::Error + Clone>() {}
+    error::<Error>();
+    const fn plain<T: Copy + Eq + std::hash::Hash>() {}
+    plain::<ErrorKind>();
+};
+
+/// One value, one taker: neither end can be cloned. (With a second implementation for what is `Clone`
+/// these lines would be ambiguous.)
+const _: () = {
+    trait NotClone<A> {
+        const IS_NOT: () = ();
+    }
+    impl<T> NotClone<()> for T {}
+    impl<T: Clone> NotClone<u8> for T {}
+    let () = <Unfuture<u8> as NotClone<_>>::IS_NOT;
+    let () = <Promise<u8> as NotClone<_>>::IS_NOT;
+};
+
+/// Two words, whatever is in it.
+const _: () = {
+    assert!(size_of::<Unfuture<()>>() == 2 * size_of::<usize>());
+    assert!(size_of::<Unfuture<[u8; 1000]>>() == 2 * size_of::<usize>());
+    assert!(size_of::<Promise<[u8; 1000]>>() == size_of::<usize>());
+    assert!(size_of::<Error>() == size_of::<usize>());
+    assert!(size_of::<Result<u8, Error>>() <= 2 * size_of::<usize>());
+};
+
+#[test]
+fn debug_tells_the_state_and_not_the_value() {
+    struct Secret;
+    quick(|| {
+        let (promise, mut unfuture) = unsync::promise::<Secret>();
+        let line = line!() - 1;
+        let place = format!("started at {}:{line}:", file!());
+        let pending = format!("{unfuture:?}");
+        assert!(
+            pending.contains("pending") && pending.contains(&place),
+            "{pending}"
+        );
+        promise.set(Secret);
+        let done = format!("{unfuture:?}");
+        assert!(done.contains("done") && done.contains(&place), "{done}");
+        assert!(poll(&mut unfuture, &panicking_waker()).is_ready());
+        assert_eq!(format!("{unfuture:?}"), "Unfuture(taken)");
+    });
+}
+
+/// The drop of a value may use the library, even the work that it comes from.
+#[test]
+fn a_value_may_call_back_in_its_drop() {
+    quick(|| {
+        let calls = Counter::new();
+        for how in ["set", "drop"] {
+            let calls = calls.clone();
+            let (promise, unfuture) = unsync::promise();
+            let value = OnDrop(move || {
+                let inner = unsync::spawn(async { 1 });
+                assert_eq!(inner.result().unwrap(), 1);
+                calls.add();
+            });
+            if how == "set" {
+                drop(unfuture);
+                promise.set(value);
+            } else {
+                promise.set(value);
+                drop(unfuture);
+            }
+        }
+        assert_eq!(calls.count(), 2);
+    });
+}
