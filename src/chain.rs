@@ -7,10 +7,12 @@
 //! Floor 4: imports the engines and the future.
 
 use std::future::{Future, poll_fn};
+use std::panic::Location;
 
 use crate::ambient::spawn;
+use crate::error::Origin;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
-use crate::threads::thread;
+use crate::threads::thread_at;
 use crate::unfuture::Unfuture;
 
 /// Calls a function in a worker process: for work that computes for long, may crash or hang.
@@ -55,12 +57,21 @@ where
     A: Wire,
     F::Output: Send + 'static,
 {
+    cpu_at(Location::caller(), entrypoint, args)
+}
+
+fn cpu_at<F, A>(origin: Origin, entrypoint: F, args: A) -> Unfuture<F::Output>
+where
+    F: Entrypoint<A>,
+    A: Wire,
+    F::Output: Send + 'static,
+{
     if !is_worker() {
-        return processes::call(entrypoint, args);
+        return processes::call(origin, entrypoint, args);
     }
     match processes::nested(entrypoint, args) {
-        Ok(call) => thread(call).flatten(),
-        Err(error) => Unfuture::failed(error),
+        Ok(call) => thread_at(origin, call).flatten(),
+        Err(error) => Unfuture::failed(error.started_at(origin)),
     }
 }
 
@@ -143,9 +154,10 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Send + 'static,
         F: FnOnce(T) -> U + Send + 'static,
     {
+        let origin = Location::caller();
         spawn(async move {
             let value = self.await?;
-            thread(move || f(value)).await
+            thread_at(origin, move || f(value)).cancel_on_drop().await
         })
         .flatten()
     }
@@ -161,6 +173,11 @@ impl<T: Send + 'static> Unfuture<T> {
         F: Entrypoint<(T,)>,
         F::Output: Send + 'static,
     {
-        spawn(async move { cpu(entrypoint, (self.await?,)).await }).flatten()
+        let origin = Location::caller();
+        spawn(async move {
+            let value = self.await?;
+            cpu_at(origin, entrypoint, (value,)).cancel_on_drop().await
+        })
+        .flatten()
     }
 }

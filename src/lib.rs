@@ -92,9 +92,7 @@ mod deadline;
 mod decorate;
 mod ending;
 
-pub use ambient::{
-    Sleep, YieldNow, sleep, sleep_until, spawn, spawn_local, spawn_now, yield_now,
-};
+pub use ambient::{Sleep, YieldNow, sleep, sleep_until, spawn, spawn_local, spawn_now, yield_now};
 pub use block_on::block_on;
 pub use chain::cpu;
 pub use combine::join_all;

@@ -56,7 +56,15 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let job = Arc::new(Closure::new(closure, Location::caller()));
+    thread_at(Location::caller(), closure)
+}
+
+pub(crate) fn thread_at<F, T>(origin: Origin, closure: F) -> Unfuture<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let job = Arc::new(Closure::new(closure, origin));
     match settings() {
         Ok(_) => POOL.submit(job.clone()),
         Err(error) => {

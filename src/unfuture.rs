@@ -6,7 +6,8 @@
 //!
 //! Floor 1: imports only the error and the spin.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::mem;
@@ -199,7 +200,7 @@ impl<T> Unfuture<T> {
         let slot = Slot::settled(Location::caller(), outcome);
         Unfuture::of(Arc::new(Promised {
             slot,
-            upstream: None,
+            upstream: Mutex::new(None),
         }))
     }
 }
@@ -256,7 +257,7 @@ impl<T> Promise<T> {
 
     pub(crate) fn finish(mut self, outcome: Result<T, Error>) {
         if let Some(work) = self.work.take() {
-            work.slot.finish(outcome);
+            work.finish(outcome);
         }
     }
 }
@@ -266,7 +267,7 @@ impl<T> Drop for Promise<T> {
         if let Some(work) = self.work.take() {
             let error = Error::new(ErrorKind::Abandoned, "the promise was dropped unfulfilled");
             let error = error.started_at(work.slot.origin);
-            work.slot.finish(Err(error));
+            work.finish(Err(error));
         }
     }
 }
@@ -507,7 +508,11 @@ impl<T> Unfuture<T> {
 
     /// Runs `next` with the outcome on the thread that finishes the work, or at once if it has ended.
     /// For the crate's own steps only: they are short and run no foreign code.
-    pub(crate) fn when_done(mut self, next: impl FnOnce(Result<T, Error>) + Send + 'static) {
+    pub(crate) fn when_done(mut self, next: impl FnOnce(Result<T, Error>) + Send + 'static)
+    where
+        T: 'static,
+    {
+        let next = move |outcome| relay(move || next(outcome));
         match self.work.take() {
             Some(work) => work.slot().when_done(Box::new(next)),
             None => next(Err(already_taken())),
@@ -530,7 +535,7 @@ pub(crate) fn derived<T: Send + 'static>(
 ) -> (Promise<T>, Unfuture<T>) {
     let work = Arc::new(Promised {
         slot: Slot::new(origin),
-        upstream,
+        upstream: Mutex::new(upstream),
     });
     (
         Promise {
@@ -542,29 +547,47 @@ pub(crate) fn derived<T: Send + 'static>(
 
 struct Promised<T> {
     slot: Slot<T>,
-    upstream: Option<Arc<dyn Stop>>,
+    /// What is stopped in its place. `None` once the promise was kept: so a chain of such promises is
+    /// taken apart link by link as it resolves, and not by one deep recursion at its end.
+    upstream: Mutex<Option<Arc<dyn Stop>>>,
+}
+
+impl<T> Promised<T> {
+    fn upstream(&self) -> MutexGuard<'_, Option<Arc<dyn Stop>>> {
+        self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finish(&self, outcome: Result<T, Error>) {
+        let upstream = self.upstream().take();
+        drop(upstream);
+        self.slot.finish(outcome);
+    }
 }
 
 impl<T: Send + 'static> Stop for Promised<T> {
     fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        match &self.upstream {
-            Some(upstream) => Arc::clone(upstream).stop(reason),
-            None => self
-                .slot
-                .finish(Err(reason.error("a promise").started_at(self.slot.origin))),
+        let upstream = self.upstream().clone();
+        match upstream {
+            Some(upstream) => upstream.stop(reason),
+            None => {
+                let error = reason.error("a promise").started_at(self.slot.origin);
+                self.slot.finish(Err(error))
+            }
         }
     }
 
     fn when_begun(self: Arc<Self>, call: OnBegin) {
-        match &self.upstream {
-            Some(upstream) => Arc::clone(upstream).when_begun(call),
+        let upstream = self.upstream().clone();
+        match upstream {
+            Some(upstream) => upstream.when_begun(call),
             None => call(),
         }
     }
 
     fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
-        if let Some(upstream) = &self.upstream {
-            Arc::clone(upstream).when_progress(watcher);
+        let upstream = self.upstream().clone();
+        if let Some(upstream) = upstream {
+            upstream.when_progress(watcher);
         }
     }
 }
@@ -734,7 +757,7 @@ impl<T> Slot<T> {
         }
         match (next, handed) {
             (Next::Wake(waker), _) => discard(wall(|| waker.wake())),
-            (Next::Call(next), Some((outcome, _))) => discard(wall(|| next(outcome))),
+            (Next::Call(next), Some((outcome, _))) => next(outcome),
             (_, Some((outcome, shell))) => {
                 unobserved(outcome);
                 drop(shell);
@@ -849,6 +872,38 @@ impl<T> Slot<T> {
                 }
             }
         })
+    }
+}
+
+thread_local! {
+    /// Outcomes on their way, while this thread is handing one on.
+    static RELAYED: RefCell<Option<VecDeque<Box<dyn FnOnce()>>>> = const { RefCell::new(None) };
+}
+
+/// Runs a step that hands an outcome on. It may resolve another slot, whose step resolves the next:
+/// one after the other and not one inside the other, or a long chain would overflow the stack.
+fn relay(step: impl FnOnce() + 'static) {
+    let mut step = Some(step);
+    let first = RELAYED.try_with(|relayed| {
+        let mut relayed = relayed.borrow_mut();
+        let queue = relayed.take();
+        let first = queue.is_none();
+        let mut queue = queue.unwrap_or_default();
+        if !first {
+            queue.extend(step.take().map(|step| Box::new(step) as Box<dyn FnOnce()>));
+        }
+        *relayed = Some(queue);
+        first
+    });
+    if let Some(step) = step {
+        discard(wall(step));
+    }
+    if first == Ok(true) {
+        let following = || RELAYED.with_borrow_mut(|relayed| relayed.as_mut()?.pop_front());
+        while let Some(step) = following() {
+            discard(wall(step));
+        }
+        RELAYED.set(None);
     }
 }
 

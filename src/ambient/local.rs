@@ -5,11 +5,13 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::marker::PhantomData;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use super::task::spawn;
+use crate::error::wall;
 use crate::unfuture::Unfuture;
 
 /// Starts a future that need not be `Send`: the closure makes it on the ambient thread, where it
@@ -91,12 +93,11 @@ where
         let pinned = future
             .downcast_mut::<Pin<Box<F>>>()
             .expect("the number is this future's");
-        let polled = pinned.as_mut().poll(cx);
-        if polled.is_pending() {
-            FUTURES.with_borrow_mut(|futures| futures.insert(number, future));
-            self.state = State::Made(number);
-        }
-        polled
+        let polled = wall(|| pinned.as_mut().poll(cx));
+        // Back it goes in any case, to be dropped with the proxy, behind the wall that is there.
+        FUTURES.with_borrow_mut(|futures| futures.insert(number, future));
+        self.state = State::Made(number);
+        polled.unwrap_or_else(|payload| resume_unwind(payload))
     }
 }
 

@@ -250,12 +250,15 @@ where
             Ok(Poll::Ready(value)) => Ok(value),
             Err(payload) => Err(Error::panicked(CULPRIT, payload)),
         };
-        // The future is gone before anybody sees its value.
-        let outcome = match wall(|| self.set(None)) {
-            Ok(()) => outcome,
-            Err(payload) => {
-                discard(outcome);
+        // The future is gone before anybody sees its value. Of two panics the first is the cause.
+        let outcome = match (wall(|| self.set(None)), outcome) {
+            (Err(payload), Ok(value)) => {
+                discard(value);
                 Err(Error::panicked(CULPRIT, payload))
+            }
+            (dropped, outcome) => {
+                discard(dropped);
+                outcome
             }
         };
         if let Some(task) = ticket.as_any().downcast_ref::<Task<F::Output>>() {

@@ -32,7 +32,6 @@ pub(crate) mod worker;
 
 use std::any::type_name;
 use std::mem;
-use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::settings;
@@ -64,15 +63,13 @@ enum Progress {
 }
 
 /// Queues a call to a worker process.
-#[track_caller]
-pub(crate) fn call<F, A>(_: F, arguments: A) -> Unfuture<F::Output>
+pub(crate) fn call<F, A>(origin: Origin, _: F, arguments: A) -> Unfuture<F::Output>
 where
     F: Entrypoint<A>,
     A: Wire,
     F::Output: Send + 'static,
 {
-    let origin = Location::caller();
-    match encode::<F, A>(&arguments, origin) {
+    match encode::<F, A>(&arguments) {
         Ok((id, name, frame)) => {
             let progress = Mutex::new(Progress::Unwatched(None));
             let call = Arc::new(Call {
@@ -113,7 +110,7 @@ where
     F: Entrypoint<A>,
     A: Wire,
 {
-    let (_, _, frame) = encode::<F, A>(&arguments, Location::caller())?;
+    let (_, _, frame) = encode::<F, A>(&arguments)?;
     Ok(Box::new(move || {
         let mut output = Vec::new();
         worker::perform(&frame[frame::HEADER..], &mut output)?;
@@ -124,7 +121,7 @@ where
 type Nested<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
 
 /// Checks that a call can be made, and writes its frame.
-fn encode<F, A>(arguments: &A, _: Origin) -> Result<(u64, &'static str, Vec<u8>), Error>
+fn encode<F, A>(arguments: &A) -> Result<(u64, &'static str, Vec<u8>), Error>
 where
     F: Entrypoint<A>,
     A: Wire,
