@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, on_unobserved};
+use crate::error::{Error, ErrorKind, OnUnobserved, on_unobserved};
 use crate::spin;
 
 /// The library's settings, to be installed before its first use.
@@ -21,7 +21,7 @@ use crate::spin;
 ///
 /// # Examples
 ///
-/// ```
+/// ```standalone_crate
 /// use std::time::Duration;
 ///
 /// # fn main() -> Result<(), unsync::Error> {
@@ -37,7 +37,7 @@ pub struct Config {
     threads: Option<usize>,
     processes: Option<usize>,
     settings: Settings,
-    on_unobserved: Option<Box<dyn Fn(&Error) + Send + Sync>>,
+    on_unobserved: Option<OnUnobserved>,
 }
 
 /// What the engines go by.
@@ -150,7 +150,7 @@ impl Config {
     }
 
     /// Replaces a worker process whose resident memory is above this many bytes at the end of a call.
-    /// Default: never. On Linux only; elsewhere it has no effect.
+    /// Default: never. Costs a look at `/proc` for each call. On Linux only; elsewhere it has no effect.
     pub fn memory_per_worker(mut self, bytes: u64) -> Config {
         self.settings.memory_per_worker = Some(bytes);
         self

@@ -74,7 +74,7 @@ pub fn drain(limit: Duration) -> bool {
 ///
 /// # Examples
 ///
-/// ```
+/// ```standalone_crate
 /// use std::time::Duration;
 ///
 /// # fn main() -> Result<(), unsync::Error> {

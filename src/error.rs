@@ -215,12 +215,12 @@ const _: () = {
 impl std::panic::UnwindSafe for Inner {}
 impl std::panic::RefUnwindSafe for Inner {}
 
-type Hook = Box<dyn Fn(&Error) + Send + Sync>;
+pub(crate) type OnUnobserved = Box<dyn Fn(&Error) + Send + Sync>;
 
-static UNOBSERVED: OnceLock<Hook> = OnceLock::new();
+static UNOBSERVED: OnceLock<OnUnobserved> = OnceLock::new();
 
 /// Sets who is told of failures that nobody looked at. The first one stays.
-pub(crate) fn on_unobserved(hook: Hook) {
+pub(crate) fn on_unobserved(hook: OnUnobserved) {
     discard(UNOBSERVED.set(hook));
 }
 

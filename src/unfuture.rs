@@ -303,7 +303,11 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// assert_eq!(outer.flatten().result().unwrap(), 1);
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
-        let stages = Arc::new(Stages(Mutex::new((self.stopper(), None))));
+        let stage = Stage {
+            current: self.stopper(),
+            reason: None,
+        };
+        let stages = Arc::new(Stages(Mutex::new(stage)));
         let (promise, flat) = self.derive(Some(stages.clone()));
         self.when_done(move |outcome| match outcome {
             Ok(inner) => {
@@ -319,18 +323,23 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
 /// What a flattened `Unfuture` stops: the work that is under way, and the reason to stop, if there
 /// was one. It is kept, because a stop may come when the outer work has just ended and the inner is
 /// not known yet.
-struct Stages(Mutex<(Option<Arc<dyn Stop>>, Option<Reason>)>);
+struct Stages(Mutex<Stage>);
+
+struct Stage {
+    current: Option<Arc<dyn Stop>>,
+    reason: Option<Reason>,
+}
 
 impl Stages {
-    fn lock(&self) -> MutexGuard<'_, (Option<Arc<dyn Stop>>, Option<Reason>)> {
+    fn lock(&self) -> MutexGuard<'_, Stage> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn advance(&self, inner: Option<Arc<dyn Stop>>) {
-        let mut stages = self.lock();
-        let outer = mem::replace(&mut stages.0, inner.clone());
-        let reason = stages.1;
-        drop(stages);
+        let mut stage = self.lock();
+        let outer = mem::replace(&mut stage.current, inner.clone());
+        let reason = stage.reason;
+        drop(stage);
         drop(outer);
         if let (Some(inner), Some(reason)) = (inner, reason) {
             inner.stop(reason);
@@ -340,15 +349,15 @@ impl Stages {
 
 impl Stop for Stages {
     fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        let mut stages = self.lock();
-        stages.1.get_or_insert(reason);
-        let current = stages.0.clone();
-        drop(stages);
+        let mut stage = self.lock();
+        stage.reason.get_or_insert(reason);
+        let current = stage.current.clone();
+        drop(stage);
         current.is_some_and(|stage| stage.stop(reason))
     }
 
     fn when_begun(self: Arc<Self>, call: OnBegin) {
-        let current = self.lock().0.clone();
+        let current = self.lock().current.clone();
         match current {
             Some(stage) => stage.when_begun(call),
             None => call(),
@@ -356,7 +365,7 @@ impl Stop for Stages {
     }
 
     fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
-        let current = self.lock().0.clone();
+        let current = self.lock().current.clone();
         if let Some(stage) = current {
             stage.when_progress(watcher);
         }
@@ -877,8 +886,10 @@ impl<T> Slot<T> {
 
 thread_local! {
     /// Outcomes on their way, while this thread is handing one on.
-    static RELAYED: RefCell<Option<VecDeque<Box<dyn FnOnce()>>>> = const { RefCell::new(None) };
+    static RELAYED: RefCell<Option<Steps>> = const { RefCell::new(None) };
 }
+
+type Steps = VecDeque<Box<dyn FnOnce()>>;
 
 /// Runs a step that hands an outcome on. It may resolve another slot, whose step resolves the next:
 /// one after the other and not one inside the other, or a long chain would overflow the stack.

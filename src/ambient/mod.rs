@@ -25,7 +25,7 @@ mod timer;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::thread;
@@ -309,9 +309,9 @@ fn idle(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> Optio
     }
     match deadline {
         None => injector.recv().ok(),
-        Some(at) => match injector.recv_timeout(at.saturating_duration_since(Instant::now())) {
-            Ok(message) => Some(message),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        },
+        Some(at) => {
+            let left = at.saturating_duration_since(Instant::now());
+            injector.recv_timeout(left).ok()
+        }
     }
 }

@@ -40,8 +40,6 @@ const DEATHS: u32 = 3;
 const TRIES: u32 = 5;
 /// The first pause after a failure; each further one is four times as long.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Calls between two looks at the memory of a worker that is never idle.
-const LOOK: u64 = 32;
 /// A worker that has not started the call that is next for it after this long is frozen.
 const FROZEN: Duration = Duration::from_secs(1);
 /// How long an idle worker may take to leave.
@@ -226,7 +224,7 @@ fn give_up(error: &Error) {
     } else {
         VecDeque::new()
     };
-    POOL.proceed(state);
+    POOL.make_do(state);
     for item in stranded {
         item.call.fail(error.clone());
     }
@@ -376,6 +374,7 @@ fn panicked(worker: &Worker, id: u64, mut payload: &[u8]) {
 
 /// Settles a call that is over; says whether the worker is to leave.
 fn done(worker: &Worker, id: u64, payload: &[u8]) -> bool {
+    let bloated = is_bloated(worker);
     let mut state = POOL.lock();
     let Some(hand) = state.workers.get_mut(&worker.number) else {
         return false;
@@ -390,7 +389,7 @@ fn done(worker: &Worker, id: u64, payload: &[u8]) -> bool {
         .started
         .map_or(Duration::ZERO, |started| started.elapsed());
     hand.learn(took);
-    hand.spent |= is_bloated(hand, worker);
+    hand.spent |= bloated;
     let leaves = hand.spent && hand.flight.is_empty() && !hand.recalling;
     if leaves {
         leave(&mut state, worker);
@@ -417,16 +416,12 @@ fn done(worker: &Worker, id: u64, payload: &[u8]) -> bool {
     leaves
 }
 
-/// Whether the worker holds more memory than it may. Looked at when it is idle, and now and then.
-fn is_bloated(hand: &Hand, worker: &Worker) -> bool {
-    let Some(limit) = settings()
+/// Whether the worker holds more memory than it may.
+fn is_bloated(worker: &Worker) -> bool {
+    let limit = settings()
         .ok()
-        .and_then(|settings| settings.memory_per_worker)
-    else {
-        return false;
-    };
-    let looks = hand.flight.is_empty() || hand.dealt % LOOK == 0;
-    looks && link::resident_bytes(worker.pid).is_some_and(|bytes| bytes > limit)
+        .and_then(|settings| settings.memory_per_worker);
+    limit.is_some_and(|limit| link::resident_bytes(worker.pid).is_some_and(|bytes| bytes > limit))
 }
 
 /// Takes back what a worker has not started; says whether the worker is to leave.
@@ -529,6 +524,9 @@ fn bury(worker: &Worker, cause: Option<io::Error>) {
     let (mut lost, mut back): (Vec<_>, Vec<_>) = flight
         .into_iter()
         .partition(|entry| entry.started.is_some());
+    if end.cause.as_ref().is_some_and(link::loses_frames) {
+        lost.append(&mut back);
+    }
     back.iter_mut().for_each(|entry| entry.item.deaths += 1);
     let mut state = POOL.lock();
     if lost.is_empty() && !back.is_empty() {

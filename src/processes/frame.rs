@@ -220,3 +220,128 @@ impl Frames {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives one byte at a time, and says `WouldBlock` between any two.
+    struct Drip<'a>(&'a [u8], bool);
+
+    impl Read for Drip<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            match self.1 {
+                true => Err(io::ErrorKind::WouldBlock.into()),
+                false => self.0.read(&mut buffer[..1]),
+            }
+        }
+    }
+
+    fn stream(payloads: &[usize]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (call, length) in payloads.iter().enumerate() {
+            let start = begin(&mut bytes, Kind::Done, call as u64);
+            bytes.extend((0..*length).map(|byte| byte as u8));
+            end(&mut bytes, start);
+        }
+        bytes
+    }
+
+    #[test]
+    fn frames_of_any_size_come_out_as_they_went_in() {
+        let sizes = [
+            0,
+            1,
+            CHUNK - HEADER,
+            CHUNK - HEADER + 1,
+            3,
+            3 * CHUNK,
+            0,
+            7,
+            1 << 21,
+            5,
+        ];
+        let bytes = stream(&sizes);
+        let mut source = bytes.as_slice();
+        let mut frames = Frames::new(1 << 30);
+        for (call, length) in sizes.into_iter().enumerate() {
+            let (kind, number, payload) = frames.next(&mut source).unwrap().unwrap();
+            assert_eq!(
+                (kind, number, payload.len()),
+                (Kind::Done, call as u64, length)
+            );
+            assert!(
+                payload
+                    .iter()
+                    .enumerate()
+                    .all(|(index, byte)| *byte == index as u8)
+            );
+        }
+        assert!(frames.next(&mut source).unwrap().is_none());
+        frames.relax();
+        assert!(frames.large.capacity() <= LARGE_KEPT);
+    }
+
+    #[test]
+    fn an_interrupted_read_goes_on_where_it_stood() {
+        let bytes = stream(&[3, CHUNK + 10, 0]);
+        let mut source = Drip(&bytes, false);
+        let mut frames = Frames::new(1 << 30);
+        let mut lengths = Vec::new();
+        loop {
+            match frames.next(&mut source) {
+                Ok(Some((_, _, payload))) => lengths.push(payload.len()),
+                Ok(None) => break,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        assert_eq!(lengths, [3, CHUNK + 10, 0]);
+    }
+
+    #[test]
+    fn an_end_within_a_frame_is_told_from_an_end_between_two() {
+        let bytes = stream(&[10, 2 * CHUNK]);
+        for cut in [1, HEADER - 1, HEADER + 3, HEADER + 10 + 5, bytes.len() - 1] {
+            let mut source = &bytes[..cut];
+            let mut frames = Frames::new(1 << 30);
+            let error = loop {
+                match frames.next(&mut source) {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("cut at {cut} taken for an end between two frames"),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn bytes_of_another_origin_are_no_frame() {
+        let error = Frames::new(1 << 30)
+            .next(&mut &b"GET / HTTP/1.1\r\nHost: x\r\n"[..])
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let mut unknown = stream(&[0]);
+        unknown[0] = 200;
+        let error = Frames::new(1 << 30)
+            .next(&mut unknown.as_slice())
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_length_that_lies_allocates_nothing() {
+        let mut lie = stream(&[0]);
+        lie[12..20].copy_from_slice(&(1u64 << 29).to_le_bytes());
+        lie.extend([0; 100]);
+        let mut frames = Frames::new(1 << 30);
+        let error = frames.next(&mut lie.as_slice()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(frames.large.capacity() <= 2 * LARGE_KEPT);
+
+        lie[12..20].copy_from_slice(&u64::MAX.to_le_bytes());
+        let error = Frames::new(1 << 30).next(&mut lie.as_slice()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

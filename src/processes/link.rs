@@ -435,6 +435,12 @@ pub(crate) fn executable() -> io::Result<PathBuf> {
     }
 }
 
+/// Whether a link that ended so may have lost what the other side said last: on Windows a reset throws
+/// away what was not read yet. Then nobody knows what had started.
+pub(crate) fn loses_frames(error: &io::Error) -> bool {
+    cfg!(windows) && error.kind() == io::ErrorKind::ConnectionReset
+}
+
 /// Kills the processes that a worker started, as far as they stayed in its group. std can signal one
 /// process only, so this costs the start of a program.
 pub(crate) fn kill_children(worker: u32) {

@@ -327,13 +327,23 @@ impl Pool {
         let mail = state.deal();
         let waiting = state.queue.len() > state.starting;
         let number = if waiting { state.book() } else { None };
+        self.settle(state, mail);
+        if let Some(number) = number {
+            attendant::start(number);
+        }
+    }
+
+    /// The same without a further worker, for when none can be had.
+    pub(super) fn make_do(&'static self, mut state: MutexGuard<'_, State>) {
+        let mail = state.deal();
+        self.settle(state, mail);
+    }
+
+    fn settle(&self, mut state: MutexGuard<'_, State>, mail: Mail) {
         let (told, works) = (state.told(), state.accepted);
         drop(state);
         for (worker, frames) in mail {
             worker.send(&frames);
-        }
-        if let Some(number) = number {
-            attendant::start(number);
         }
         for call in told {
             call(works);
@@ -342,13 +352,10 @@ impl Pool {
 
     /// Starts workers up to the limit.
     pub(super) fn warm(&'static self) {
-        loop {
-            let number = self.lock().book();
-            match number {
-                Some(number) => attendant::start(number),
-                None => return,
-            }
-        }
+        let mut state = self.lock();
+        let numbers: Vec<u64> = std::iter::from_fn(|| state.book()).collect();
+        drop(state);
+        numbers.into_iter().for_each(attendant::start);
     }
 
     /// Stops a call: takes it out of the queue, or has its worker end it.

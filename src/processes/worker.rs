@@ -61,6 +61,7 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// # Examples
 ///
 /// ```
+/// # #[allow(clippy::needless_doctest_main)]
 /// fn main() {
 ///     unsync::init();
 ///     println!("only the program itself comes here");
