@@ -548,7 +548,7 @@ impl Pool {
                     return (state, true);
                 }
             }
-            crew *= 2;
+            crew = crew.saturating_mul(2);
         }
         (state, false)
     }

@@ -704,10 +704,6 @@ impl<T> Slot<T> {
         self.tied.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn has_begun(&self) -> bool {
-        self.phase.load(Ordering::Relaxed) == BEGUN
-    }
-
     /// The work begins to run.
     pub(crate) fn begin(&self) {
         if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {

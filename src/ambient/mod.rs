@@ -41,7 +41,6 @@ use task::{Key, Newborn, Tasks, Ticket};
 use timer::{TimerKey, Timers};
 
 pub use local::spawn_local;
-pub(crate) use task::spawn_at;
 pub use task::{spawn, spawn_now};
 pub use timer::{Sleep, YieldNow, sleep, sleep_until, yield_now};
 

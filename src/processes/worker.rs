@@ -61,12 +61,12 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// # Examples
 ///
 /// ```
-/// # #[allow(clippy::needless_doctest_main)]
 /// fn main() {
 ///     unsync::init();
 ///     println!("only the program itself comes here");
 /// }
 /// ```
+#[allow(clippy::needless_doctest_main)]
 pub fn init() {
     if env::args_os()
         .nth(1)
@@ -111,6 +111,7 @@ pub(crate) fn setup() -> Option<Setup> {
 /// }
 /// # }
 /// ```
+#[allow(clippy::test_attr_in_doctest)]
 #[macro_export]
 macro_rules! test_worker {
     () => {
