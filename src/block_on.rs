@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
+use crate::role::{blocking, role};
 use crate::spin::Spin;
-use crate::unfuture::{blocking, role};
 
 /// Runs a future to its end on the calling thread.
 ///

@@ -9,7 +9,8 @@ use std::panic::Location;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, discard};
-use crate::unfuture::{OnBegin, Promise, Reason, Stop, Unfuture, derived};
+use crate::slot::OnBegin;
+use crate::unfuture::{Promise, Reason, Stop, Unfuture, derived};
 
 /// Waits for all: the values in the order of the input, or the first error.
 ///

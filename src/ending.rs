@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, discard};
-use crate::unfuture::{OnQuiet, blocking, role};
+use crate::role::{blocking, role};
+use crate::unfuture::OnQuiet;
 use crate::{ambient, processes, threads};
 
 /// What can be asked of every engine. It answers with the number of works that it ever began.

@@ -74,9 +74,11 @@
 // Floors, from the ground up. Nothing imports a floor above its own, no engine imports another, and
 // platform differences stand in processes/link.rs and in `register!` only.
 mod error;
+mod role;
 mod spin;
 
 mod block_on;
+mod slot;
 mod unfuture;
 
 mod config;
@@ -100,8 +102,9 @@ pub use config::Config;
 pub use ending::{drain, shutdown};
 pub use error::{Error, ErrorKind};
 pub use processes::{Entrypoint, Wire, init, is_worker, progress, warm};
+pub use role::is_cancelled;
 pub use threads::thread;
-pub use unfuture::{Canceller, Promise, Unfuture, is_cancelled, promise};
+pub use unfuture::{Canceller, Promise, Unfuture, promise};
 
 /// For the macros, which expand in other crates.
 #[doc(hidden)]

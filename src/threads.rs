@@ -28,8 +28,10 @@ use std::time::{Duration, Instant};
 
 use crate::config::{cores, settings};
 use crate::error::{Error, Origin, discard, wall};
+use crate::role::{Role, set_role};
+use crate::slot::{OnBegin, Slot};
 use crate::spin::Spin;
-use crate::unfuture::{OnBegin, OnQuiet, Reason, Role, Slot, Stop, Unfuture, Work, set_role};
+use crate::unfuture::{OnQuiet, Reason, Stop, Unfuture, Work};
 
 /// Runs a closure that may block on a thread of the pool.
 ///

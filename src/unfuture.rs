@@ -1,25 +1,24 @@
-//! The future: one slot that is filled once, and the two ends of it.
+//! The future and the promise: the two ends of a slot.
 //!
 //! Whoever does the work holds a [`Slot`] inside something that is [`Work`], and finishes it; whoever
 //! wants the value holds an [`Unfuture`]. This file knows no engine: how work is stopped is the
-//! business of the [`Work`], and how a thread may wait is told by its [`Role`].
+//! business of the [`Work`], and how a thread may wait is told by its role.
 //!
-//! Floor 1: imports only the error and the spin.
+//! Floor 1: imports the slot, the role and the error.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, Origin, discard, unobserved, wall};
-use crate::spin::Spin;
+use crate::error::{Error, ErrorKind, Origin};
+use crate::role::role;
+use crate::slot::{OnBegin, Slot, already_taken, relay};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
 ///
@@ -127,7 +126,7 @@ impl<T> Unfuture<T> {
     ///
     /// - An async task: its future is dropped on the ambient thread.
     /// - A thread job: it is taken out of the queue. One that runs cannot be stopped; it sees
-    ///   [`is_cancelled`] and gives its value.
+    ///   [`is_cancelled`](crate::is_cancelled) and gives its value.
     /// - A call in a worker process: it is taken out of the queue, or its worker is killed.
     /// - A continuation: that continuation, not its source.
     ///
@@ -472,9 +471,7 @@ pub(crate) trait Stop: Send + Sync {
     }
 }
 
-/// A step of the crate's own: short, and no foreign code.
-pub(crate) type OnBegin = Box<dyn FnOnce() + Send>;
-/// The same for an engine with nothing to do: it says how many works it ever began.
+/// A step of the crate's own for an engine with nothing to do: it says how many works it ever began.
 pub(crate) type OnQuiet = Box<dyn FnOnce(u64) + Send>;
 /// The same for the encoded values of a progress.
 pub(crate) type OnProgress = dyn Fn(&[u8]) + Send + Sync;
@@ -608,398 +605,4 @@ impl<T: Send + 'static> Work<T> for Promised<T> {
     fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
         self
     }
-}
-
-// ---------------------------------------------------------------------------------------- the slot
-
-/// The place of one outcome.
-///
-/// Finishing it: store, unlock, then notify and wake; setting is the last thing that its owner does.
-/// Whoever waits looks under the same lock, so no wake-up is lost.
-pub(crate) struct Slot<T> {
-    /// Set under the lock, read without it by those who spin. Never unset.
-    done: AtomicBool,
-    /// Whether the work is to be stopped when the `Unfuture` is dropped.
-    tied: AtomicBool,
-    /// One of `QUEUED`, `WATCHED`, `BEGUN`, in this order.
-    phase: AtomicU8,
-    pub(crate) origin: Origin,
-    state: Mutex<State<T>>,
-    finished: Condvar,
-}
-
-enum State<T> {
-    /// Set by `new`. Left by the first `finish`.
-    Pending {
-        next: Next<T>,
-        /// Threads in `finished.wait`. Counted because notifying a `Condvar` of std is a system call
-        /// even when nobody waits.
-        waiting: u32,
-        /// Set in the phase `WATCHED`.
-        on_begin: Vec<OnBegin>,
-    },
-    /// Set by `finish` while somebody may still want the outcome. Left by `take` and `detach`.
-    Done(Result<T, Error>, Option<Shell>),
-    /// Set when the outcome was handed on or dropped. Never left.
-    Taken,
-}
-
-/// Who gets the outcome. The last one to ask, since an `Unfuture` has one owner.
-enum Next<T> {
-    Nobody,
-    Wake(Waker),
-    Call(Callback<T>),
-    /// The `Unfuture` was dropped: so will be the outcome.
-    Drop,
-}
-
-const QUEUED: u8 = 0;
-const WATCHED: u8 = 1;
-const BEGUN: u8 = 2;
-
-type Callback<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
-
-/// An emptied allocation that travels back with the outcome to the thread that made it: freeing
-/// memory where it was allocated is much cheaper than freeing it elsewhere.
-pub(crate) type Shell = Pin<Box<dyn Remains>>;
-pub(crate) trait Remains: Send {}
-impl<T: Send> Remains for T {}
-
-impl<T> Slot<T> {
-    pub(crate) fn new(origin: Origin) -> Slot<T> {
-        Slot::with(
-            origin,
-            State::Pending {
-                next: Next::Nobody,
-                waiting: 0,
-                on_begin: Vec::new(),
-            },
-        )
-    }
-
-    fn settled(origin: Origin, outcome: Result<T, Error>) -> Slot<T> {
-        Slot::with(origin, State::Done(outcome, None))
-    }
-
-    fn with(origin: Origin, state: State<T>) -> Slot<T> {
-        Slot {
-            done: AtomicBool::new(!matches!(state, State::Pending { .. })),
-            tied: AtomicBool::new(false),
-            phase: AtomicU8::new(QUEUED),
-            origin,
-            state: Mutex::new(state),
-            finished: Condvar::new(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn is_done(&self) -> bool {
-        self.done.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn is_tied(&self) -> bool {
-        self.tied.load(Ordering::Relaxed)
-    }
-
-    /// The work begins to run.
-    pub(crate) fn begin(&self) {
-        if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
-            let calls = match &mut *self.lock() {
-                State::Pending { on_begin, .. } => mem::take(on_begin),
-                State::Done(..) | State::Taken => return,
-            };
-            calls.into_iter().for_each(|call| call());
-        }
-    }
-
-    /// Calls when the work begins to run, or at once if it has begun or ended.
-    pub(crate) fn when_begun(&self, call: OnBegin) {
-        let mut state = self.lock();
-        if let State::Pending { on_begin, .. } = &mut *state {
-            let queued =
-                self.phase
-                    .compare_exchange(QUEUED, WATCHED, Ordering::AcqRel, Ordering::Acquire);
-            if queued.unwrap_or_else(|phase| phase) != BEGUN {
-                // `begin` takes it from here, and waits for this lock.
-                on_begin.push(call);
-                return;
-            }
-        }
-        drop(state);
-        call();
-    }
-
-    /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
-    pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
-        self.finish_with(outcome, None)
-    }
-
-    pub(crate) fn finish_with(&self, outcome: Result<T, Error>, shell: Option<Shell>) -> bool {
-        let mut state = self.lock();
-        let State::Pending { next, waiting, .. } = &mut *state else {
-            drop(state);
-            discard((outcome, shell));
-            return false;
-        };
-        let (next, waiting) = (mem::replace(next, Next::Nobody), *waiting);
-        let handed = match next {
-            Next::Call(_) | Next::Drop => {
-                *state = State::Taken;
-                Some((outcome, shell))
-            }
-            Next::Nobody | Next::Wake(_) => {
-                *state = State::Done(outcome, shell);
-                None
-            }
-        };
-        self.done.store(true, Ordering::Release);
-        drop(state);
-        if waiting > 0 {
-            self.finished.notify_all();
-        }
-        match (next, handed) {
-            (Next::Wake(waker), _) => discard(wall(|| waker.wake())),
-            (Next::Call(next), Some((outcome, _))) => next(outcome),
-            (_, Some((outcome, shell))) => {
-                unobserved(outcome);
-                drop(shell);
-            }
-            (_, None) => {}
-        }
-        true
-    }
-
-    /// Takes the outcome of a slot that is done.
-    fn take(&self) -> Result<T, Error> {
-        let mut state = self.lock();
-        match mem::replace(&mut *state, State::Taken) {
-            State::Done(outcome, shell) => {
-                drop(state);
-                drop(shell);
-                outcome
-            }
-            State::Taken => Err(already_taken()),
-            pending @ State::Pending { .. } => {
-                *state = pending;
-                Err(Error::new(ErrorKind::WouldBlock, "the work has not ended"))
-            }
-        }
-    }
-
-    /// The `Unfuture` is gone.
-    fn detach(&self) {
-        let mut state = self.lock();
-        match &mut *state {
-            State::Pending { next, .. } => {
-                let waker = mem::replace(next, Next::Drop);
-                drop(state);
-                discard(waker);
-            }
-            State::Done(..) => {
-                let ended = mem::replace(&mut *state, State::Taken);
-                drop(state);
-                if let State::Done(outcome, _) = ended {
-                    unobserved(outcome);
-                }
-            }
-            State::Taken => {}
-        }
-    }
-
-    fn when_done(&self, call: Callback<T>) {
-        let mut state = self.lock();
-        if let State::Pending { next, .. } = &mut *state {
-            let waker = mem::replace(next, Next::Call(call));
-            drop(state);
-            discard(waker);
-            return;
-        }
-        drop(state);
-        call(self.take());
-    }
-
-    fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let known = |state: &State<T>| match state {
-            State::Pending {
-                next: Next::Wake(old),
-                ..
-            } => old.will_wake(cx.waker()),
-            State::Pending { .. } => false,
-            State::Done(..) | State::Taken => true,
-        };
-        if !self.is_done() && !known(&self.lock()) {
-            // Cloning and dropping a waker is foreign code: it happens outside the lock.
-            let mut waker = Next::Wake(cx.waker().clone());
-            if let State::Pending { next, .. } = &mut *self.lock() {
-                mem::swap(next, &mut waker);
-            }
-            drop(waker);
-        }
-        if self.is_done() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    }
-
-    /// Blocks until the slot is done or the deadline has passed; says whether it is done.
-    fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        static SPIN: Spin = Spin::new();
-        if SPIN.attempt(|| self.is_done().then_some(())).is_some() {
-            return true;
-        }
-        blocking(|| {
-            let mut state = self.lock();
-            loop {
-                let State::Pending { waiting, .. } = &mut *state else {
-                    return true;
-                };
-                let left = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
-                    Some(Duration::ZERO) => return false,
-                    left => left,
-                };
-                *waiting += 1;
-                state = match left {
-                    None => self
-                        .finished
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner),
-                    Some(left) => {
-                        let woken = self.finished.wait_timeout(state, left);
-                        woken.unwrap_or_else(PoisonError::into_inner).0
-                    }
-                };
-                if let State::Pending { waiting, .. } = &mut *state {
-                    *waiting -= 1;
-                }
-            }
-        })
-    }
-}
-
-thread_local! {
-    /// Outcomes on their way, while this thread is handing one on.
-    static RELAYED: RefCell<Option<Steps>> = const { RefCell::new(None) };
-}
-
-type Steps = VecDeque<Box<dyn FnOnce()>>;
-
-/// Runs a step that hands an outcome on. It may resolve another slot, whose step resolves the next:
-/// one after the other and not one inside the other, or a long chain would overflow the stack.
-fn relay(step: impl FnOnce() + 'static) {
-    let mut step = Some(step);
-    let first = RELAYED.try_with(|relayed| {
-        let mut relayed = relayed.borrow_mut();
-        let queue = relayed.take();
-        let first = queue.is_none();
-        let mut queue = queue.unwrap_or_default();
-        if !first {
-            queue.extend(step.take().map(|step| Box::new(step) as Box<dyn FnOnce()>));
-        }
-        *relayed = Some(queue);
-        first
-    });
-    if let Some(step) = step {
-        discard(wall(step));
-    }
-    if first == Ok(true) {
-        let following = || RELAYED.with_borrow_mut(|relayed| relayed.as_mut()?.pop_front());
-        while let Some(step) = following() {
-            discard(wall(step));
-        }
-        RELAYED.set(None);
-    }
-}
-
-fn already_taken() -> Error {
-    Error::new(ErrorKind::Abandoned, "the value was taken before")
-}
-
-// ------------------------------------------------------------------------------ how a thread waits
-
-/// What blocking means on this thread.
-#[derive(Clone, Copy)]
-pub(crate) enum Role {
-    Ordinary,
-    /// Must never block.
-    Ambient,
-    /// Tells its pool before it blocks and after, so that it does not count against the limit; knows
-    /// whether its job was cancelled.
-    Pool {
-        blocks: fn(),
-        resumes: fn(),
-        is_cancelled: fn() -> bool,
-    },
-    /// Runs a call in a worker process, and knows whether that was cancelled.
-    Call {
-        is_cancelled: fn() -> bool,
-    },
-}
-
-impl Role {
-    pub(crate) fn is_ambient(self) -> bool {
-        matches!(self, Role::Ambient)
-    }
-}
-
-thread_local! {
-    static ROLE: Cell<Role> = const { Cell::new(Role::Ordinary) };
-}
-
-pub(crate) fn role() -> Role {
-    ROLE.get()
-}
-
-pub(crate) fn set_role(role: Role) {
-    ROLE.set(role);
-}
-
-/// Whether the work that runs on this thread was cancelled, so that it can end by itself.
-///
-/// For the closure of a [`thread`](crate::thread()) job and the function of a
-/// [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it is `false`: an async task
-/// that is cancelled is not polled again.
-///
-/// # Examples
-///
-/// ```
-/// let (started, running) = std::sync::mpsc::channel();
-/// let job = unsync::thread(move || {
-///     started.send(()).unwrap();
-///     while !unsync::is_cancelled() {
-///         std::thread::yield_now();
-///     }
-///     "tidied up"
-/// });
-/// running.recv().unwrap();
-/// job.cancel();
-/// assert_eq!(job.result().unwrap(), "tidied up");
-/// ```
-pub fn is_cancelled() -> bool {
-    match role() {
-        Role::Pool { is_cancelled, .. } | Role::Call { is_cancelled } => is_cancelled(),
-        Role::Ordinary | Role::Ambient => false,
-    }
-}
-
-/// Runs something that parks the thread.
-pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
-    struct Resume(fn());
-    impl Drop for Resume {
-        fn drop(&mut self) {
-            (self.0)();
-        }
-    }
-    let Role::Pool {
-        blocks, resumes, ..
-    } = role()
-    else {
-        return park();
-    };
-    blocks();
-    let _resume = Resume(resumes);
-    park()
 }

@@ -33,8 +33,9 @@ use std::time::Instant;
 
 use crate::config::{Settings, settings};
 use crate::error::{discard, wall};
+use crate::role::{Role, set_role};
 use crate::spin::Spin;
-use crate::unfuture::{OnQuiet, Reason, Role, set_role};
+use crate::unfuture::{OnQuiet, Reason};
 use crate::watch::Stalls;
 
 use task::{Key, Newborn, Tasks, Ticket};

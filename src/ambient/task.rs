@@ -12,7 +12,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use super::{Message, Refused, post};
 use crate::config::AroundPoll;
 use crate::error::{Error, Origin, discard, wall};
-use crate::unfuture::{OnBegin, OnQuiet, Reason, Slot, Stop, Unfuture, Work};
+use crate::slot::{OnBegin, Slot};
+use crate::unfuture::{OnQuiet, Reason, Stop, Unfuture, Work};
 use crate::watch::Stalls;
 
 /// Starts a future on the ambient thread.

@@ -36,7 +36,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::settings;
 use crate::error::{Error, ErrorKind, Origin, wall};
-use crate::unfuture::{OnBegin, OnProgress, OnQuiet, Reason, Slot, Stop, Unfuture, Work};
+use crate::slot::{OnBegin, Slot};
+use crate::unfuture::{OnProgress, OnQuiet, Reason, Stop, Unfuture, Work};
 
 use frame::Kind;
 use pool::{Item, POOL, Remote};

@@ -27,8 +27,8 @@ use super::link::{self, Reader, Stream, Terms};
 use super::registry;
 use super::wire::Wire;
 use crate::error::{Error, ErrorKind, discard, panic_message, wall};
+use crate::role::{Role, role, set_role};
 use crate::spin::Spin;
-use crate::unfuture::{Role, role, set_role};
 
 /// The only argument of a worker process, by which it knows itself. Processes that it starts do not
 /// inherit arguments.

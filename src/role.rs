@@ -1,0 +1,91 @@
+//! How a thread may wait: what blocking means on it, and whether its work was cancelled.
+//!
+//! The engines give their threads roles; the future asks for them. So it need not know any engine.
+//!
+//! Floor 0: imports nothing of the crate.
+
+use std::cell::Cell;
+
+/// What blocking means on this thread.
+#[derive(Clone, Copy)]
+pub(crate) enum Role {
+    Ordinary,
+    /// Must never block.
+    Ambient,
+    /// Tells its pool before it blocks and after, so that it does not count against the limit; knows
+    /// whether its job was cancelled.
+    Pool {
+        blocks: fn(),
+        resumes: fn(),
+        is_cancelled: fn() -> bool,
+    },
+    /// Runs a call in a worker process, and knows whether that was cancelled.
+    Call {
+        is_cancelled: fn() -> bool,
+    },
+}
+
+impl Role {
+    pub(crate) fn is_ambient(self) -> bool {
+        matches!(self, Role::Ambient)
+    }
+}
+
+thread_local! {
+    static ROLE: Cell<Role> = const { Cell::new(Role::Ordinary) };
+}
+
+pub(crate) fn role() -> Role {
+    ROLE.get()
+}
+
+pub(crate) fn set_role(role: Role) {
+    ROLE.set(role);
+}
+
+/// Whether the work that runs on this thread was cancelled, so that it can end by itself.
+///
+/// For the closure of a [`thread`](crate::thread()) job and the function of a
+/// [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it is `false`: an async task
+/// that is cancelled is not polled again.
+///
+/// # Examples
+///
+/// ```
+/// let (started, running) = std::sync::mpsc::channel();
+/// let job = unsync::thread(move || {
+///     started.send(()).unwrap();
+///     while !unsync::is_cancelled() {
+///         std::thread::yield_now();
+///     }
+///     "tidied up"
+/// });
+/// running.recv().unwrap();
+/// job.cancel();
+/// assert_eq!(job.result().unwrap(), "tidied up");
+/// ```
+pub fn is_cancelled() -> bool {
+    match role() {
+        Role::Pool { is_cancelled, .. } | Role::Call { is_cancelled } => is_cancelled(),
+        Role::Ordinary | Role::Ambient => false,
+    }
+}
+
+/// Runs something that parks the thread.
+pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
+    struct Resume(fn());
+    impl Drop for Resume {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    let Role::Pool {
+        blocks, resumes, ..
+    } = role()
+    else {
+        return park();
+    };
+    blocks();
+    let _resume = Resume(resumes);
+    park()
+}

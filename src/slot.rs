@@ -1,0 +1,325 @@
+//! The slot: the place of one outcome, filled once.
+//!
+//! Floor 1: imports the error, the role and the spin.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::mem;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind, Origin, discard, unobserved, wall};
+use crate::role::blocking;
+use crate::spin::Spin;
+
+/// A step of the crate's own: short, and no foreign code.
+pub(crate) type OnBegin = Box<dyn FnOnce() + Send>;
+
+/// The place of one outcome.
+///
+/// Finishing it: store, unlock, then notify and wake; setting is the last thing that its owner does.
+/// Whoever waits looks under the same lock, so no wake-up is lost.
+pub(crate) struct Slot<T> {
+    /// Set under the lock, read without it by those who spin. Never unset.
+    done: AtomicBool,
+    /// Whether the work is to be stopped when the `Unfuture` is dropped.
+    pub(crate) tied: AtomicBool,
+    /// One of `QUEUED`, `WATCHED`, `BEGUN`, in this order.
+    phase: AtomicU8,
+    pub(crate) origin: Origin,
+    state: Mutex<State<T>>,
+    finished: Condvar,
+}
+
+enum State<T> {
+    /// Set by `new`. Left by the first `finish`.
+    Pending {
+        next: Next<T>,
+        /// Threads in `finished.wait`. Counted because notifying a `Condvar` of std is a system call
+        /// even when nobody waits.
+        waiting: u32,
+        /// Set in the phase `WATCHED`.
+        on_begin: Vec<OnBegin>,
+    },
+    /// Set by `finish` while somebody may still want the outcome. Left by `take` and `detach`.
+    Done(Result<T, Error>, Option<Shell>),
+    /// Set when the outcome was handed on or dropped. Never left.
+    Taken,
+}
+
+/// Who gets the outcome. The last one to ask, since an `Unfuture` has one owner.
+enum Next<T> {
+    Nobody,
+    Wake(Waker),
+    Call(Callback<T>),
+    /// The `Unfuture` was dropped: so will be the outcome.
+    Drop,
+}
+
+const QUEUED: u8 = 0;
+const WATCHED: u8 = 1;
+const BEGUN: u8 = 2;
+
+type Callback<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
+
+/// An emptied allocation that travels back with the outcome to the thread that made it: freeing
+/// memory where it was allocated is much cheaper than freeing it elsewhere.
+pub(crate) type Shell = Pin<Box<dyn Remains>>;
+pub(crate) trait Remains: Send {}
+impl<T: Send> Remains for T {}
+
+impl<T> Slot<T> {
+    pub(crate) fn new(origin: Origin) -> Slot<T> {
+        Slot::with(
+            origin,
+            State::Pending {
+                next: Next::Nobody,
+                waiting: 0,
+                on_begin: Vec::new(),
+            },
+        )
+    }
+
+    pub(crate) fn settled(origin: Origin, outcome: Result<T, Error>) -> Slot<T> {
+        Slot::with(origin, State::Done(outcome, None))
+    }
+
+    fn with(origin: Origin, state: State<T>) -> Slot<T> {
+        Slot {
+            done: AtomicBool::new(!matches!(state, State::Pending { .. })),
+            tied: AtomicBool::new(false),
+            phase: AtomicU8::new(QUEUED),
+            origin,
+            state: Mutex::new(state),
+            finished: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_tied(&self) -> bool {
+        self.tied.load(Ordering::Relaxed)
+    }
+
+    /// The work begins to run.
+    pub(crate) fn begin(&self) {
+        if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
+            let calls = match &mut *self.lock() {
+                State::Pending { on_begin, .. } => mem::take(on_begin),
+                State::Done(..) | State::Taken => return,
+            };
+            calls.into_iter().for_each(|call| call());
+        }
+    }
+
+    /// Calls when the work begins to run, or at once if it has begun or ended.
+    pub(crate) fn when_begun(&self, call: OnBegin) {
+        let mut state = self.lock();
+        if let State::Pending { on_begin, .. } = &mut *state {
+            let queued =
+                self.phase
+                    .compare_exchange(QUEUED, WATCHED, Ordering::AcqRel, Ordering::Acquire);
+            if queued.unwrap_or_else(|phase| phase) != BEGUN {
+                // `begin` takes it from here, and waits for this lock.
+                on_begin.push(call);
+                return;
+            }
+        }
+        drop(state);
+        call();
+    }
+
+    /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
+    pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
+        self.finish_with(outcome, None)
+    }
+
+    pub(crate) fn finish_with(&self, outcome: Result<T, Error>, shell: Option<Shell>) -> bool {
+        let mut state = self.lock();
+        let State::Pending { next, waiting, .. } = &mut *state else {
+            drop(state);
+            discard((outcome, shell));
+            return false;
+        };
+        let (next, waiting) = (mem::replace(next, Next::Nobody), *waiting);
+        let handed = match next {
+            Next::Call(_) | Next::Drop => {
+                *state = State::Taken;
+                Some((outcome, shell))
+            }
+            Next::Nobody | Next::Wake(_) => {
+                *state = State::Done(outcome, shell);
+                None
+            }
+        };
+        self.done.store(true, Ordering::Release);
+        drop(state);
+        if waiting > 0 {
+            self.finished.notify_all();
+        }
+        match (next, handed) {
+            (Next::Wake(waker), _) => discard(wall(|| waker.wake())),
+            (Next::Call(next), Some((outcome, _))) => next(outcome),
+            (_, Some((outcome, shell))) => {
+                unobserved(outcome);
+                drop(shell);
+            }
+            (_, None) => {}
+        }
+        true
+    }
+
+    /// Takes the outcome of a slot that is done.
+    pub(crate) fn take(&self) -> Result<T, Error> {
+        let mut state = self.lock();
+        match mem::replace(&mut *state, State::Taken) {
+            State::Done(outcome, shell) => {
+                drop(state);
+                drop(shell);
+                outcome
+            }
+            State::Taken => Err(already_taken()),
+            pending @ State::Pending { .. } => {
+                *state = pending;
+                Err(Error::new(ErrorKind::WouldBlock, "the work has not ended"))
+            }
+        }
+    }
+
+    /// The `Unfuture` is gone.
+    pub(crate) fn detach(&self) {
+        let mut state = self.lock();
+        match &mut *state {
+            State::Pending { next, .. } => {
+                let waker = mem::replace(next, Next::Drop);
+                drop(state);
+                discard(waker);
+            }
+            State::Done(..) => {
+                let ended = mem::replace(&mut *state, State::Taken);
+                drop(state);
+                if let State::Done(outcome, _) = ended {
+                    unobserved(outcome);
+                }
+            }
+            State::Taken => {}
+        }
+    }
+
+    pub(crate) fn when_done(&self, call: Callback<T>) {
+        let mut state = self.lock();
+        if let State::Pending { next, .. } = &mut *state {
+            let waker = mem::replace(next, Next::Call(call));
+            drop(state);
+            discard(waker);
+            return;
+        }
+        drop(state);
+        call(self.take());
+    }
+
+    pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let known = |state: &State<T>| match state {
+            State::Pending {
+                next: Next::Wake(old),
+                ..
+            } => old.will_wake(cx.waker()),
+            State::Pending { .. } => false,
+            State::Done(..) | State::Taken => true,
+        };
+        if !self.is_done() && !known(&self.lock()) {
+            // Cloning and dropping a waker is foreign code: it happens outside the lock.
+            let mut waker = Next::Wake(cx.waker().clone());
+            if let State::Pending { next, .. } = &mut *self.lock() {
+                mem::swap(next, &mut waker);
+            }
+            drop(waker);
+        }
+        if self.is_done() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Blocks until the slot is done or the deadline has passed; says whether it is done.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        static SPIN: Spin = Spin::new();
+        if SPIN.attempt(|| self.is_done().then_some(())).is_some() {
+            return true;
+        }
+        blocking(|| {
+            let mut state = self.lock();
+            loop {
+                let State::Pending { waiting, .. } = &mut *state else {
+                    return true;
+                };
+                let left = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                    Some(Duration::ZERO) => return false,
+                    left => left,
+                };
+                *waiting += 1;
+                state = match left {
+                    None => self
+                        .finished
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner),
+                    Some(left) => {
+                        let woken = self.finished.wait_timeout(state, left);
+                        woken.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
+                if let State::Pending { waiting, .. } = &mut *state {
+                    *waiting -= 1;
+                }
+            }
+        })
+    }
+}
+
+thread_local! {
+    /// Outcomes on their way, while this thread is handing one on.
+    static RELAYED: RefCell<Option<Steps>> = const { RefCell::new(None) };
+}
+
+type Steps = VecDeque<Box<dyn FnOnce()>>;
+
+/// Runs a step that hands an outcome on. It may resolve another slot, whose step resolves the next:
+/// one after the other and not one inside the other, or a long chain would overflow the stack.
+pub(crate) fn relay(step: impl FnOnce() + 'static) {
+    let mut step = Some(step);
+    let first = RELAYED.try_with(|relayed| {
+        let mut relayed = relayed.borrow_mut();
+        let queue = relayed.take();
+        let first = queue.is_none();
+        let mut queue = queue.unwrap_or_default();
+        if !first {
+            queue.extend(step.take().map(|step| Box::new(step) as Box<dyn FnOnce()>));
+        }
+        *relayed = Some(queue);
+        first
+    });
+    if let Some(step) = step {
+        discard(wall(step));
+    }
+    if first == Ok(true) {
+        let following = || RELAYED.with_borrow_mut(|relayed| relayed.as_mut()?.pop_front());
+        while let Some(step) = following() {
+            discard(wall(step));
+        }
+        RELAYED.set(None);
+    }
+}
+
+pub(crate) fn already_taken() -> Error {
+    Error::new(ErrorKind::Abandoned, "the value was taken before")
+}
