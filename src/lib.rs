@@ -93,6 +93,7 @@ mod combine;
 mod deadline;
 mod decorate;
 mod ending;
+mod seeing;
 
 pub use ambient::{Sleep, YieldNow, sleep, sleep_until, spawn, spawn_local, spawn_now, yield_now};
 pub use block_on::block_on;
@@ -103,8 +104,10 @@ pub use ending::{drain, shutdown};
 pub use error::{Error, ErrorKind};
 pub use processes::{Entrypoint, Wire, init, is_worker, progress, warm};
 pub use role::is_cancelled;
+pub use seeing::{stats, tasks};
 pub use threads::thread;
 pub use unfuture::{Canceller, Promise, Unfuture, promise};
+pub use watch::{Stats, TaskInfo, WorkKind, WorkState};
 
 /// For the macros, which expand in other crates.
 #[doc(hidden)]

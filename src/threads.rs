@@ -32,6 +32,7 @@ use crate::role::{Role, set_role};
 use crate::slot::{OnBegin, Slot};
 use crate::spin::Spin;
 use crate::unfuture::{OnQuiet, Reason, Stop, Unfuture, Work};
+use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
 
 /// Runs a closure that may block on a thread of the pool.
 ///
@@ -111,6 +112,7 @@ trait Job: Send + Sync {
     /// Resolves the job without running it; `false` if it runs or has run.
     fn refuse(&self, error: Error) -> bool;
     fn is_cancelled(&self) -> bool;
+    fn origin(&self) -> Origin;
 }
 
 impl<F, T> Job for Closure<F, T>
@@ -137,6 +139,10 @@ where
 
     fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn origin(&self) -> Origin {
+        self.slot.origin
     }
 }
 
@@ -203,8 +209,10 @@ struct State {
     long: bool,
     /// Jobs done, for the foreman to see the queue move.
     finished: u64,
-    /// Jobs that run.
-    running: usize,
+    /// Jobs that run, each in the place of its thread.
+    running: Vec<Option<(Arc<dyn Job>, Instant)>>,
+    /// Places of threads that have ended.
+    free: Vec<usize>,
     /// Set by the shutdown, for good.
     closed: bool,
     /// To be called when no job is queued or runs.
@@ -235,6 +243,10 @@ const LONG: Duration = Duration::from_micros(100);
 const PACE_MAX: Duration = Duration::from_millis(2);
 
 impl State {
+    fn is_quiet(&self) -> bool {
+        self.queue.is_empty() && self.running.iter().all(Option::is_none)
+    }
+
     fn active(&self) -> usize {
         let foreman = usize::from(self.foreman != Foreman::Absent);
         let looking = usize::from(self.looking);
@@ -287,7 +299,8 @@ impl Pool {
                 foreman: Foreman::Absent,
                 long: false,
                 finished: 0,
-                running: 0,
+                running: Vec::new(),
+                free: Vec::new(),
                 closed: false,
                 when_quiet: Vec::new(),
                 when_empty: Vec::new(),
@@ -402,29 +415,53 @@ impl Pool {
     /// The life of a worker thread.
     fn work(&'static self) {
         let mut state = self.lock();
+        let place = state.free.pop().unwrap_or_else(|| {
+            state.running.push(None);
+            state.running.len() - 1
+        });
+        let mut state = self.serve(state, place);
+        state.free.push(place);
+        state.threads -= 1;
+        drop(self.tell(state));
+    }
+
+    /// Runs jobs until the thread is to end.
+    fn serve(
+        &'static self,
+        mut state: MutexGuard<'static, State>,
+        place: usize,
+    ) -> MutexGuard<'static, State> {
+        let mut now = Instant::now();
+        // The last job, to be dropped when the lock is free: it may be the last to hold a value.
+        let mut ended = None;
         loop {
             if let Some(job) = state.queue.pop_front() {
                 self.queued.store(state.queue.len(), Ordering::Relaxed);
                 let order = state.staff();
-                state.running += 1;
-                let started = state.long.then(Instant::now);
+                state.running[place] = Some((Arc::clone(&job), now));
                 drop(state);
                 self.carry_out(order);
+                discard(ended.take());
                 JOB.set(Some(job));
                 JOB.with_borrow(|job| job.iter().for_each(|job| job.run()));
                 discard(JOB.take());
-                let short = started.is_some_and(|started| started.elapsed() < LONG);
+                let took = now.elapsed();
+                now += took;
                 state = self.lock();
+                ended = state.running[place].take();
                 state.finished += 1;
-                state.running -= 1;
-                state.long &= !short;
-                if !state.when_quiet.is_empty() {
-                    state = self.tell(state);
-                }
+                state.long &= took >= LONG;
+                continue;
+            }
+            if let Some(ended) = ended.take() {
+                state = self.tell(state);
+                drop(state);
+                discard(ended);
+                state = self.lock();
                 continue;
             }
             if state.closed {
-                return self.leave(state);
+                return state;
             }
             if !state.looking {
                 state.looking = true;
@@ -433,14 +470,14 @@ impl Pool {
                 SPIN.attempt(|| (self.queued.load(Ordering::Relaxed) > 0).then_some(()));
                 state = self.lock();
                 state.looking = false;
-                if !state.queue.is_empty() {
-                    continue;
+            }
+            if state.queue.is_empty() {
+                match self.idle(state) {
+                    Ok(claimed) => state = claimed,
+                    Err(retiring) => return retiring,
                 }
             }
-            match self.idle(state) {
-                Ok(claimed) => state = claimed,
-                Err(retiring) => return self.leave(retiring),
-            }
+            now = Instant::now();
         }
     }
 
@@ -466,16 +503,10 @@ impl Pool {
         }
     }
 
-    /// A thread ends.
-    fn leave(&self, mut state: MutexGuard<'_, State>) {
-        state.threads -= 1;
-        drop(self.tell(state));
-    }
-
     /// Tells those who wait for a state that is reached.
     fn tell<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let mut told = Vec::new();
-        if state.queue.is_empty() && state.running == 0 {
+        if !state.when_quiet.is_empty() && state.is_quiet() {
             told.append(&mut state.when_quiet);
         }
         if state.threads == 0 {
@@ -510,7 +541,9 @@ impl Pool {
             state = rest.unwrap_or_else(PoisonError::into_inner).0;
             if state.foreman == Foreman::Resting {
                 state.foreman = Foreman::Absent;
-                return self.leave(state);
+                state.threads -= 1;
+                drop(self.tell(state));
+                return;
             }
         }
     }
@@ -554,6 +587,37 @@ impl Pool {
         }
         (state, false)
     }
+}
+
+/// The jobs that are queued or run.
+pub(crate) fn list() -> Vec<TaskInfo> {
+    let info = |job: &Arc<dyn Job>, since: Option<Instant>| TaskInfo {
+        kind: WorkKind::Thread,
+        state: if since.is_some() {
+            WorkState::Running
+        } else {
+            WorkState::Queued
+        },
+        age: since.map(|since| since.elapsed()),
+        started_at: job.origin(),
+        name: None,
+    };
+    let state = POOL.lock();
+    let running = state
+        .running
+        .iter()
+        .flatten()
+        .map(|(job, since)| info(job, Some(*since)));
+    running
+        .chain(state.queue.iter().map(|job| info(job, None)))
+        .collect()
+}
+
+pub(crate) fn count(stats: &mut Stats) {
+    let state = POOL.lock();
+    stats.jobs_queued = state.queue.len();
+    stats.jobs_running = state.running.iter().flatten().count();
+    stats.threads = state.threads;
 }
 
 /// Calls once no job is queued or runs.

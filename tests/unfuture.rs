@@ -277,6 +277,53 @@ fn by_state_drop() {
     });
 }
 
+#[test]
+fn by_state_cancel() {
+    quick(|| {
+        for state in STATES {
+            let Subject {
+                unfuture,
+                promise,
+                drops,
+            } = subject(state);
+            let canceller = unfuture.canceller();
+            assert_eq!(canceller.cancel(), state == Pending, "{state:?}");
+            // Again, by whichever means: it changes nothing any more.
+            assert!(!unfuture.cancel() && !canceller.clone().cancel());
+            assert!(unfuture.is_done());
+            let Some(promise) = promise else {
+                check(state, unfuture.result(), &drops);
+                continue;
+            };
+            assert!(promise.is_cancelled());
+            promise.set(drops.token());
+            assert_eq!(drops.places(), [Place::here()], "what comes too late goes");
+            assert_eq!(unfuture.result().unwrap_err().kind(), ErrorKind::Cancelled);
+        }
+        // What is not there any more cannot be cancelled.
+        let gone = subject(Done).unfuture.canceller();
+        assert!(!gone.cancel());
+    });
+}
+
+#[test]
+fn by_state_drop_of_what_is_tied() {
+    quick(|| {
+        for state in STATES {
+            let subject = subject(state);
+            let waker = panicking_waker();
+            let mut tied = subject.unfuture.cancel_on_drop();
+            if state == Pending {
+                assert!(poll(&mut tied, &waker).is_pending());
+            }
+            drop(tied);
+            let had_value = usize::from(matches!(state, Done | Taken));
+            assert_eq!(subject.drops.count(), had_value, "{state:?}");
+            assert!(subject.promise.is_none_or(|promise| promise.is_cancelled()));
+        }
+    });
+}
+
 /// On the ambient thread nothing blocks: what ended gives its outcome, what did not is an error.
 #[test]
 fn by_state_on_the_ambient_thread() {
@@ -646,6 +693,27 @@ fn races_of_set_and_wait() {
                 assert_eq!(unfuture.result().unwrap(), number);
             },
         );
+    });
+}
+
+/// One of the two has its way, and both sides know which.
+#[test]
+fn races_of_set_and_cancel() {
+    limit(HEAVY, || {
+        let drops = Drops::new();
+        race(
+            RACES,
+            |_| unsync::promise(),
+            |_, promise| promise.set(drops.token()),
+            |_, unfuture: Unfuture<Token>| {
+                let cancelled = unfuture.cancel();
+                match unfuture.result() {
+                    Ok(_token) => assert!(!cancelled),
+                    Err(error) => assert!(cancelled && error.kind() == ErrorKind::Cancelled),
+                }
+            },
+        );
+        assert_eq!(drops.count(), RACES);
     });
 }
 

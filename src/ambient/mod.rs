@@ -25,6 +25,7 @@ mod timer;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
@@ -36,7 +37,7 @@ use crate::error::{discard, wall};
 use crate::role::{Role, set_role};
 use crate::spin::Spin;
 use crate::unfuture::{OnQuiet, Reason};
-use crate::watch::Stalls;
+use crate::watch::{OnList, Stalls, Stats};
 
 use task::{Key, Newborn, Tasks, Ticket};
 use timer::{TimerKey, Timers};
@@ -59,6 +60,8 @@ enum Message {
     Disarm(TimerKey),
     /// Call this when no task is left.
     WhenQuiet(OnQuiet),
+    /// Call this with a list of all tasks.
+    List(OnList),
     /// Drop every future, end the thread, and call this.
     Close(OnQuiet),
 }
@@ -163,6 +166,17 @@ pub(crate) fn when_quiet(call: OnQuiet) {
     }
 }
 
+/// Gives a list of the async tasks to `call`, which is dropped if there is no ambient thread.
+pub(crate) fn list(call: OnList) {
+    if let Some(injector) = INJECTOR.get() {
+        discard(injector.send(Message::List(call)));
+    }
+}
+
+pub(crate) fn count(stats: &mut Stats) {
+    stats.async_tasks = task::LIVE.load(Ordering::Relaxed);
+}
+
 /// Ends the ambient thread; calls when it has ended.
 pub(crate) fn close(call: OnQuiet) {
     let mut closed = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,6 +226,7 @@ fn run(injector: Receiver<Message>, settings: Option<&'static Settings>) {
 /// Runs ticks until it is told to close; gives whom to tell that it has.
 fn serve(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> OnQuiet {
     loop {
+        tasks.tick();
         let mut closing = tick(local, injector, tasks);
         if closing.is_none() && local.queue.borrow().is_empty() {
             closing = idle(local, injector, tasks).and_then(|message| step(local, tasks, message));
@@ -285,6 +300,7 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
             discard(removed);
         }
         Message::WhenQuiet(call) => tasks.when_quiet(call),
+        Message::List(call) => call(tasks.list()),
         Message::Close(call) => return Some(call),
     }
     None
@@ -307,11 +323,13 @@ fn idle(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> Optio
     if let Some(message) = SPIN.attempt(awaited) {
         return message;
     }
-    match deadline {
+    let message = match deadline {
         None => injector.recv().ok(),
         Some(at) => {
             let left = at.saturating_duration_since(Instant::now());
             injector.recv_timeout(left).ok()
         }
-    }
+    };
+    tasks.look_at_clock();
+    message
 }

@@ -39,6 +39,8 @@ use crate::error::{Error, ErrorKind, Origin, wall};
 use crate::slot::{OnBegin, Slot};
 use crate::unfuture::{OnProgress, OnQuiet, Reason, Stop, Unfuture, Work};
 
+use crate::watch::{Stats, TaskInfo};
+
 use frame::Kind;
 use pool::{Item, POOL, Remote};
 use worker::{Ending, PanicReport};
@@ -93,6 +95,15 @@ pub fn warm() {
     if worker::setup().is_some() && !is_worker() && settings().is_ok() {
         POOL.warm();
     }
+}
+
+/// The calls that are queued or in flight.
+pub(crate) fn list() -> Vec<TaskInfo> {
+    POOL.list()
+}
+
+pub(crate) fn count(stats: &mut Stats) {
+    POOL.count(stats);
 }
 
 /// Calls once no call is queued or in flight.
@@ -174,6 +185,10 @@ where
 impl<T: Wire + Send + 'static> Remote for Call<T> {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn origin(&self) -> Origin {
+        self.slot.origin
     }
 
     fn begin(&self) {

@@ -9,12 +9,14 @@ use super::attendant::{self, Worker};
 use super::frame::{self, Kind};
 use super::worker::PanicReport;
 use crate::config::settings;
-use crate::error::Error;
+use crate::error::{Error, Origin};
 use crate::unfuture::{OnQuiet, Reason};
+use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
 
 /// A call without its types.
 pub(super) trait Remote: Send + Sync {
     fn name(&self) -> &'static str;
+    fn origin(&self) -> Origin;
     fn begin(&self);
     fn progress(&self, payload: &[u8]);
     /// Resolves the call from the payload of its `Done` and the panic that was reported before it.
@@ -28,6 +30,7 @@ pub(super) struct Item {
     pub(super) call: Arc<dyn Remote>,
     /// The whole frame, until the start is acknowledged.
     pub(super) frame: Vec<u8>,
+    queued: Instant,
     /// Workers that died with it before they had started it.
     pub(super) deaths: u32,
 }
@@ -38,6 +41,7 @@ impl Item {
             id,
             call,
             frame,
+            queued: Instant::now(),
             deaths: 0,
         }
     }
@@ -401,6 +405,33 @@ impl Pool {
             }
         }
         true
+    }
+
+    pub(super) fn list(&self) -> Vec<TaskInfo> {
+        let info = |item: &Item, started: Option<Instant>| TaskInfo {
+            kind: WorkKind::Cpu,
+            state: if started.is_some() {
+                WorkState::Running
+            } else {
+                WorkState::Queued
+            },
+            age: Some(started.unwrap_or(item.queued).elapsed()),
+            started_at: item.call.origin(),
+            name: Some(item.call.name()),
+        };
+        let state = self.lock();
+        let flights = state.workers.values().flat_map(|hand| &hand.flight);
+        let flying = flights.map(|entry| info(&entry.item, entry.started));
+        flying
+            .chain(state.queue.iter().map(|item| info(item, None)))
+            .collect()
+    }
+
+    pub(super) fn count(&self, stats: &mut Stats) {
+        let state = self.lock();
+        stats.calls_queued = state.queue.len();
+        stats.calls_running = state.workers.values().map(|hand| hand.flight.len()).sum();
+        stats.workers = state.workers.len();
     }
 
     /// Calls once nothing is queued or in flight.

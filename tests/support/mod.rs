@@ -428,33 +428,38 @@ const CHILD: &str = "UNSYNC_TEST_CHILD";
 /// counted by process, set before first use, or ends a process when it fails.
 ///
 /// The process is this test binary, asked for that very test. `name` is the test's path as libtest
-/// prints it; a wrong one is noticed, because then the body does not run.
+/// prints it; a wrong one is noticed, because then the body does not run. Gives what the process has
+/// said; nothing in that process itself.
 pub(crate) fn in_child(
     name: &str,
     limit: Duration,
     variables: &[(&str, &str)],
     body: impl FnOnce() + Send + 'static,
-) {
-    if env::var_os(CHILD).is_some_and(|child| child == name) {
-        println!("{CHILD}: {name} begins");
-        self::limit(limit, body);
-        println!("{CHILD}: {name} ends");
-        return;
+) -> Option<String> {
+    // With its variables, since a test may go through several sets of them.
+    let this = format!("{name} {variables:?}");
+    if let Some(child) = env::var_os(CHILD) {
+        if child == *this {
+            self::limit(limit, body);
+            println!("{CHILD}: {this} ends");
+        }
+        return None;
     }
     let mut command = Command::new(env::current_exe().unwrap());
     command.args([name, "--exact", "--nocapture"]);
     for variable in ["UNSYNC_THREADS", "UNSYNC_PROCESSES", "UNSYNC_DEBUG"] {
         command.env_remove(variable);
     }
-    command.envs(variables.iter().copied()).env(CHILD, name);
+    command.envs(variables.iter().copied()).env(CHILD, &this);
     // The child ends a hang by itself; this is for one that cannot.
     let ended = run(command, limit + QUICK);
     print!("{}", ended.output);
     assert!(
-        ended.success && ended.output.contains(&format!("{CHILD}: {name} ends")),
-        "{name} failed in a process of its own, with {variables:?} ({})",
+        ended.success && ended.output.contains(&format!("{CHILD}: {this} ends")),
+        "{this} failed in a process of its own ({})",
         ended.status
     );
+    Some(ended.output)
 }
 
 /// What became of a process.
@@ -527,8 +532,11 @@ pub(crate) fn compile(name: &str, main: &str) -> Option<(bool, String)> {
         .arg(root.join("target"))
         .current_dir(&project);
     // What the tests themselves are built with does not matter here.
-    for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
-        command.env_remove(variable);
+    for (variable, _) in env::vars_os() {
+        let name = variable.to_string_lossy();
+        if name.contains("RUSTFLAGS") || name.starts_with("CARGO_BUILD_") {
+            command.env_remove(variable);
+        }
     }
     if Command::new(command.get_program())
         .arg("-V")

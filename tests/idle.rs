@@ -1,0 +1,246 @@
+//! Idle is idle: threads and worker processes that have nothing to do use no processor time, whatever
+//! they did before and whatever they wait for.
+//!
+//! Processor time is counted by process, so every test runs in one of its own. Linux only: elsewhere
+//! std has no means to ask.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+unsync::test_worker!();
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{CountingWaker, Gate, HEAVY, QUICK, eventually, fence, in_child, poll};
+
+/// What may be used in one second of idling.
+const NEXT_TO_NOTHING: Duration = Duration::from_millis(10);
+
+fn square(n: u64) -> u64 {
+    n * n
+}
+unsync::register!(square, std::process::id);
+
+/// The processor time that each thread of these processes has used so far. Exact for a thread that
+/// sleeps.
+fn used(processes: &[u32]) -> BTreeMap<u32, Duration> {
+    let mut used = BTreeMap::new();
+    for process in processes {
+        let tasks = fs::read_dir(format!("/proc/{process}/task"));
+        for task in tasks.into_iter().flatten().flatten() {
+            let number = task.file_name().to_string_lossy().parse().unwrap();
+            // Gone since the directory was read, if there is nothing to read.
+            if let Some(time) = time_of(&task.path()) {
+                used.insert(number, time);
+            }
+        }
+    }
+    used
+}
+
+fn time_of(task: &Path) -> Option<Duration> {
+    if let Ok(schedstat) = fs::read_to_string(task.join("schedstat")) {
+        let nanos = schedstat.split(' ').next()?.parse().ok()?;
+        return Some(Duration::from_nanos(nanos));
+    }
+    // A kernel without it counts in ticks, a hundred to the second: user and system time are the 12th
+    // and 13th field after the name, which stands in parentheses.
+    let stat = fs::read_to_string(task.join("stat")).ok()?;
+    let fields = Vec::from_iter(stat.rsplit_once(')')?.1.split_whitespace());
+    let ticks: u64 = [11, 12]
+        .iter()
+        .map(|&at| fields[at].parse::<u64>().unwrap())
+        .sum();
+    Some(Duration::from_millis(10 * ticks))
+}
+
+/// The worker processes of this one.
+fn workers() -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let numbers = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|number| parent_of(*number) == Some(std::process::id()))
+        .collect()
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let after_name = stat.rsplit_once(')')?.1;
+    after_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Looks at a second in which nobody asks for anything.
+#[track_caller]
+fn assert_idle(when: &str) {
+    let processes = [workers(), vec![std::process::id()]].concat();
+    let before = used(&processes);
+    thread::sleep(Duration::from_secs(1));
+    let after = used(&processes);
+    let busy = after.iter().map(|(thread, time)| {
+        let earlier = before.get(thread).copied().unwrap_or_default();
+        (*thread, time.saturating_sub(earlier))
+    });
+    let busy = BTreeMap::from_iter(busy.filter(|(_, time)| !time.is_zero()));
+    let sum: Duration = busy.values().sum();
+    assert!(
+        sum < NEXT_TO_NOTHING,
+        "{when}: {sum:?} in a second, by thread: {busy:?}"
+    );
+}
+
+/// Everything that there is, and much of it.
+fn burst() {
+    let tasks = (0..10_000u64).map(|n| {
+        unsync::spawn(async move {
+            unsync::yield_now().await;
+            unsync::sleep(Duration::from_micros(n % 1000)).await;
+            n
+        })
+    });
+    let tasks = Vec::from_iter(tasks);
+    let jobs = Vec::from_iter((0..10_000u64).map(|n| unsync::thread(move || n)));
+    let blocking = Vec::from_iter((0..50u64).map(|n| {
+        unsync::thread(move || {
+            thread::sleep(Duration::from_millis(2));
+            n
+        })
+    }));
+    let calls = Vec::from_iter((0..1_000u64).map(|n| unsync::cpu(square, (n,))));
+    for works in [tasks, jobs, blocking, calls] {
+        let count = works.len();
+        assert_eq!(unsync::join_all(works).result().unwrap().len(), count);
+    }
+}
+
+#[test]
+fn after_a_burst() {
+    in_child("after_a_burst", HEAVY, &[], || {
+        burst();
+        assert!(!workers().is_empty());
+        assert_idle("after a burst");
+        burst();
+        assert_idle("after the second");
+    });
+}
+
+#[test]
+fn while_work_is_pending() {
+    in_child("while_work_is_pending", HEAVY, &[], || {
+        let (gate, (promise, pending)) = (Gate::new(), unsync::promise::<u8>());
+        // A timer far away, tasks and jobs that wait, and threads that wait for them in every way.
+        let sleeper = unsync::spawn(unsync::sleep(Duration::from_secs(3600)));
+        let mut elsewhere = unsync::sleep(Duration::from_secs(3600));
+        assert!(poll(&mut elsewhere, CountingWaker::new().waker()).is_pending());
+        let task = unsync::spawn({
+            let gate = gate.clone();
+            async move { gate.pass().await }
+        });
+        let job = unsync::thread({
+            let gate = gate.clone();
+            move || gate.wait()
+        });
+        let nested = unsync::thread(move || job.result());
+        let threads = [
+            thread::spawn(move || task.result().is_ok()),
+            thread::spawn(move || unsync::block_on(nested).is_ok()),
+            thread::spawn(move || pending.wait_timeout(QUICK)),
+            thread::spawn({
+                let gate = gate.clone();
+                move || {
+                    unsync::block_on(gate.pass());
+                    true
+                }
+            }),
+        ];
+        // They all wait by now, or will after what little they still have to do.
+        fence();
+        eventually(QUICK, "every thread but this one waits", || {
+            let states = fs::read_dir("/proc/self/task").unwrap().flatten();
+            let running = states
+                .filter(|task| state_of(&task.path()) == Some('R'))
+                .count();
+            (running == 1, running)
+        });
+        assert_idle("while work is pending");
+        gate.open();
+        promise.set(1);
+        assert!(sleeper.cancel());
+        assert_eq!(threads.map(|thread| thread.join().unwrap()), [true; 4]);
+    });
+}
+
+#[test]
+fn while_pool_threads_and_workers_retire() {
+    in_child("while_pool_threads_and_workers_retire", HEAVY, &[], || {
+        let quick_to_go = unsync::Config::new().keep_alive(Duration::from_millis(200));
+        quick_to_go.install().unwrap();
+        burst();
+        eventually(QUICK, "all have gone", || {
+            let left = (support::thread_names(), workers());
+            let pool = left
+                .0
+                .iter()
+                .filter(|name| name.starts_with("unsync-"))
+                .count();
+            (pool == 1 && left.1.is_empty(), left)
+        });
+        assert_idle("with the ambient thread alone");
+        // And they come again.
+        burst();
+    });
+}
+
+/// The state of a thread: `R` for running, `S` for sleeping.
+fn state_of(task: &Path) -> Option<char> {
+    let stat = fs::read_to_string(task.join("stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// The ambient thread sleeps for good, not for a while: who wakes it is the one who asks.
+#[test]
+fn a_sleeping_ambient_thread_is_woken_by_whoever_asks() {
+    in_child(
+        "a_sleeping_ambient_thread_is_woken_by_whoever_asks",
+        HEAVY,
+        &[],
+        || {
+            unsync::spawn(async {}).result().unwrap();
+            let ambient = fs::read_dir("/proc/self/task")
+                .unwrap()
+                .flatten()
+                .find(|task| {
+                    let name = fs::read_to_string(task.path().join("comm"));
+                    name.is_ok_and(|name| name.trim() == "unsync-ambient")
+                });
+            let ambient = ambient.unwrap().path();
+            let asleep = || {
+                eventually(QUICK, "the ambient thread sleeps", || {
+                    let state = state_of(&ambient);
+                    (state == Some('S'), state)
+                });
+            };
+            let (promise, pending) = unsync::promise();
+            let waiting = unsync::spawn(pending);
+            asleep();
+            assert_eq!(unsync::spawn(async { 1 }).result().unwrap(), 1);
+            asleep();
+            promise.set(2);
+            assert_eq!(waiting.flatten().result().unwrap(), 2);
+            asleep();
+            let (started, brief) = (Instant::now(), Duration::from_millis(5));
+            unsync::block_on(unsync::sleep(brief));
+            assert!(started.elapsed() >= brief);
+            // A nearer deadline than the one that it sleeps for.
+            let _far = unsync::spawn(unsync::sleep(Duration::from_secs(3600)));
+            fence();
+            asleep();
+            unsync::block_on(unsync::sleep(brief));
+            asleep();
+            assert_eq!(unsync::thread(|| 3).map(|n| n + 1).result().unwrap(), 4);
+        },
+    );
+}
