@@ -5,16 +5,28 @@
 //!
 //! Floor 4: imports the future.
 
-use std::panic::Location;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::fmt;
+use std::iter::FusedIterator;
+use std::mem;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::error::{Error, discard};
+use crate::error::{Error, ErrorKind, Origin, discard, unobserved};
+use crate::role::role;
 use crate::slot::OnBegin;
 use crate::unfuture::{Promise, Reason, Stop, Unfuture, derived};
 
+// -------------------------------------------------------------------------------------- all of them
+
 /// Waits for all: the values in the order of the input, or the first error.
 ///
-/// The first error resolves it at once; the other works go on. Cancelling it cancels them all.
+/// The first error resolves it at once; the other works go on. Cancelling it cancels them all. Of
+/// nothing it is ready.
+///
+/// # Errors
+///
+/// Resolves as the work that failed first.
 ///
 /// # Examples
 ///
@@ -28,81 +40,386 @@ where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
-    let origin = Location::caller();
-    let works: Vec<Unfuture<T>> = works.into_iter().collect();
-    let all = All(works.iter().filter_map(Unfuture::stopper).collect());
-    let (promise, joined) = derived(origin, Some(Arc::new(all)));
-    if works.is_empty() {
-        promise.set(Vec::new());
-        return joined;
-    }
-    let missing = works.len();
-    let values = works.iter().map(|_| None).collect();
-    let join = Arc::new(Mutex::new(Some(Join {
-        promise,
-        values,
-        missing,
-    })));
-    for (index, work) in works.into_iter().enumerate() {
-        let join = Arc::clone(&join);
-        work.when_done(move |outcome| Join::arrive(&join, index, outcome));
-    }
-    joined
+    let works: Vec<_> = works.into_iter().collect();
+    let all = All::of(&works, true);
+    gather(Location::caller(), works, all, |outcome| outcome)
 }
 
-struct Join<T> {
-    promise: Promise<Vec<T>>,
-    values: Vec<Option<T>>,
+/// Waits for all: what became of each, in the order of the input.
+///
+/// It does not fail, so cancelling it cancels the works and leaves it to tell which of them gave a
+/// value before. Of nothing it is ready.
+///
+/// # Examples
+///
+/// ```
+/// let outcomes = unsync::settle_all([unsync::thread(|| 1), unsync::thread(|| panic!("no"))]);
+/// let outcomes = outcomes.result().unwrap();
+/// assert!(outcomes[0].is_ok() && outcomes[1].is_err());
+/// ```
+#[track_caller]
+pub fn settle_all<T, I>(works: I) -> Unfuture<Vec<Result<T, Error>>>
+where
+    T: Send + 'static,
+    I: IntoIterator<Item = Unfuture<T>>,
+{
+    let works: Vec<_> = works.into_iter().collect();
+    let all = All::of(&works, false);
+    gather(Location::caller(), works, all, Ok)
+}
+
+/// Waits for a part from each work; `part` makes it from the outcome, or ends the whole.
+fn gather<T, P>(
+    origin: Origin,
+    works: Vec<Unfuture<T>>,
+    all: All,
+    part: fn(Result<T, Error>) -> Result<P, Error>,
+) -> Unfuture<Vec<P>>
+where
+    T: Send + 'static,
+    P: Send + 'static,
+{
+    let (promise, gathered) = derived(origin, Some(Arc::new(all)));
+    if works.is_empty() {
+        promise.set(Vec::new());
+        return gathered;
+    }
+    let gathering = Arc::new(Mutex::new(Some(Gathering {
+        promise,
+        parts: works.iter().map(|_| None).collect(),
+        missing: works.len(),
+    })));
+    for (index, work) in works.into_iter().enumerate() {
+        let gathering = Arc::clone(&gathering);
+        work.when_done(move |outcome| arrive(&gathering, index, part(outcome)));
+    }
+    gathered
+}
+
+struct Gathering<P> {
+    promise: Promise<Vec<P>>,
+    parts: Vec<Option<P>>,
     missing: usize,
 }
 
-impl<T> Join<T> {
-    /// `join` is `None` once it was resolved.
-    fn arrive(join: &Mutex<Option<Join<T>>>, index: usize, outcome: Result<T, Error>) {
-        let mut guard = join.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(open) = guard.as_mut() else {
-            drop(guard);
-            return discard(outcome);
-        };
-        let failure = match outcome {
-            Ok(value) => {
-                open.values[index] = Some(value);
-                open.missing -= 1;
-                if open.missing > 0 {
-                    return;
-                }
-                None
-            }
-            Err(error) => Some(error),
-        };
-        let resolved = guard.take();
+/// One more part. `gathering` is `None` once it was resolved.
+fn arrive<P>(gathering: &Mutex<Option<Gathering<P>>>, index: usize, part: Result<P, Error>) {
+    let mut guard = lock(gathering);
+    let Some(open) = guard.as_mut() else {
         drop(guard);
-        if let Some(Join {
-            promise, values, ..
-        }) = resolved
-        {
-            promise.finish(match failure {
-                None => Ok(values.into_iter().flatten().collect()),
-                Some(error) => {
-                    discard(values);
-                    Err(error)
+        return unobserved(part);
+    };
+    let failure = match part {
+        Ok(part) => {
+            open.parts[index] = Some(part);
+            open.missing -= 1;
+            if open.missing > 0 {
+                return;
+            }
+            None
+        }
+        Err(error) => Some(error),
+    };
+    let resolved = guard.take();
+    drop(guard);
+    if let Some(Gathering { promise, parts, .. }) = resolved {
+        promise.finish(match failure {
+            None => Ok(parts.into_iter().flatten().collect()),
+            Some(error) => {
+                discard(parts);
+                Err(error)
+            }
+        });
+    }
+}
+
+// ------------------------------------------------------------------------------------ one of them
+
+/// The first to finish wins, with a value or an error; the others are cancelled.
+///
+/// A losing call in a worker process is killed. A losing thread job that runs goes on unheard, since a
+/// thread cannot be stopped. Cancelling the race cancels them all.
+///
+/// # Errors
+///
+/// Resolves as the winner if that failed, and as [`ErrorKind::Abandoned`] if there is nobody to win.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let work = unsync::thread(|| "value");
+/// let limit = unsync::spawn(async {
+///     unsync::sleep(Duration::from_secs(60)).await;
+///     "default"
+/// });
+/// assert_eq!(unsync::race([work, limit]).result().unwrap(), "value");
+/// ```
+#[track_caller]
+pub fn race<T, I>(works: I) -> Unfuture<T>
+where
+    T: Send + 'static,
+    I: IntoIterator<Item = Unfuture<T>>,
+{
+    let origin = Location::caller();
+    let works: Vec<_> = works.into_iter().collect();
+    let all = Arc::new(All::of(&works, true));
+    let (promise, first) = derived(origin, Some(all.clone()));
+    if works.is_empty() {
+        let error = Error::new(ErrorKind::Abandoned, "a race of nothing");
+        promise.fail(error.started_at(origin));
+        return first;
+    }
+    let open = Arc::new(Mutex::new(Some(promise)));
+    for work in works {
+        let (open, all) = (Arc::clone(&open), Arc::clone(&all));
+        work.when_done(move |outcome| {
+            let promise = lock(&open).take();
+            match promise {
+                Some(promise) => {
+                    // The losers first: who sees the winner sees that it is over.
+                    all.stop(Reason::Cancelled);
+                    promise.finish(outcome);
                 }
-            });
+                None => unobserved(outcome),
+            }
+        });
+    }
+    first
+}
+
+// --------------------------------------------------------------------------- one after the other
+
+/// Gives the outcomes as they come, each with its place in the input.
+///
+/// In the sync world it is an [`Iterator`]; in the async one there is
+/// [`next_done`](AsCompleted::next_done), under any executor.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let works = [20, 1].map(|ms| unsync::spawn(unsync::sleep(Duration::from_millis(ms))));
+/// let order: Vec<usize> = unsync::as_completed(works).map(|(index, _)| index).collect();
+/// assert_eq!(order, [1, 0]);
+/// ```
+#[track_caller]
+pub fn as_completed<T, I>(works: I) -> AsCompleted<T>
+where
+    T: Send + 'static,
+    I: IntoIterator<Item = Unfuture<T>>,
+{
+    let works: Vec<_> = works.into_iter().collect();
+    let completed = AsCompleted {
+        arrivals: Arc::default(),
+        left: works.len(),
+        all: Arc::new(All::of(&works, true)),
+        origin: Location::caller(),
+    };
+    for (index, work) in works.into_iter().enumerate() {
+        let arrivals = Arc::clone(&completed.arrivals);
+        work.when_done(move |outcome| Arrivals::add(&arrivals, (index, outcome)));
+    }
+    completed
+}
+
+/// Outcomes as they come. Made by [`as_completed`].
+///
+/// It keeps nothing that it has given away. Dropping it lets the works go on; see
+/// [`cancel`](AsCompleted::cancel).
+pub struct AsCompleted<T> {
+    arrivals: Arc<Mutex<Arrivals<T>>>,
+    /// Not given away yet.
+    left: usize,
+    all: Arc<All>,
+    origin: Origin,
+}
+
+/// An outcome, and the place of its work in the input.
+type Arrival<T> = (usize, Result<T, Error>);
+
+struct Arrivals<T> {
+    waiting: VecDeque<Arrival<T>>,
+    /// Kept by the next to arrive.
+    bell: Option<Promise<()>>,
+    /// Nobody will ask any more.
+    closed: bool,
+}
+
+impl<T> Default for Arrivals<T> {
+    fn default() -> Arrivals<T> {
+        Arrivals {
+            waiting: VecDeque::new(),
+            bell: None,
+            closed: false,
         }
     }
 }
 
+impl<T> Arrivals<T> {
+    fn add(arrivals: &Mutex<Arrivals<T>>, arrival: Arrival<T>) {
+        let mut guard = lock(arrivals);
+        if guard.closed {
+            drop(guard);
+            return unobserved(arrival.1);
+        }
+        guard.waiting.push_back(arrival);
+        let bell = guard.bell.take();
+        drop(guard);
+        if let Some(bell) = bell {
+            bell.set(());
+        }
+    }
+}
+
+impl<T> AsCompleted<T> {
+    /// Waits for the next outcome; `None` when all were given away.
+    ///
+    /// The future may be dropped before it is ready: no outcome is lost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # unsync::block_on(async {
+    /// let mut works = unsync::as_completed([unsync::thread(|| 1), unsync::thread(|| 2)]);
+    /// let mut sum = 0;
+    /// while let Some((_, outcome)) = works.next_done().await {
+    ///     sum += outcome.unwrap();
+    /// }
+    /// assert_eq!(sum, 3);
+    /// # });
+    /// ```
+    pub async fn next_done(&mut self) -> Option<(usize, Result<T, Error>)> {
+        loop {
+            match self.look() {
+                Ok(next) => return next,
+                // It says nothing but that there is something to look at.
+                Err(bell) => discard(bell.await),
+            }
+        }
+    }
+
+    /// Cancels all works that have not ended. Their outcomes come as those of all others.
+    pub fn cancel(&self) {
+        Arc::clone(&self.all).stop(Reason::Cancelled);
+    }
+
+    /// What comes next if it is there, or else what tells that something is.
+    fn look(&mut self) -> Result<Option<Arrival<T>>, Unfuture<()>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let mut arrivals = lock(&self.arrivals);
+        if let Some(arrival) = arrivals.waiting.pop_front() {
+            self.left -= 1;
+            return Ok(Some(arrival));
+        }
+        let (bell, rung) = derived(self.origin, None);
+        let stale = arrivals.bell.replace(bell);
+        drop(arrivals);
+        if let Some(stale) = stale {
+            // Of a `next_done` that was dropped.
+            stale.set(());
+        }
+        Err(rung)
+    }
+}
+
+impl<T> Iterator for AsCompleted<T> {
+    type Item = (usize, Result<T, Error>);
+
+    /// Blocks until the next work has ended.
+    ///
+    /// # Panics
+    ///
+    /// On the ambient thread if none has, since that would stop every async task.
+    fn next(&mut self) -> Option<(usize, Result<T, Error>)> {
+        loop {
+            match self.look() {
+                Ok(next) => return next,
+                Err(bell) => {
+                    assert!(
+                        !role().is_ambient(),
+                        "the next of as_completed would block the ambient thread; use \
+                         `next_done().await` there (started at {})",
+                        self.origin
+                    );
+                    bell.wait();
+                }
+            }
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl<T> ExactSizeIterator for AsCompleted<T> {}
+impl<T> FusedIterator for AsCompleted<T> {}
+
+impl<T> Drop for AsCompleted<T> {
+    fn drop(&mut self) {
+        let mut arrivals = lock(&self.arrivals);
+        arrivals.closed = true;
+        let waiting = mem::take(&mut arrivals.waiting);
+        let bell = arrivals.bell.take();
+        drop(arrivals);
+        if let Some(bell) = bell {
+            bell.set(());
+        }
+        waiting
+            .into_iter()
+            .for_each(|(_, outcome)| unobserved(outcome));
+    }
+}
+
+// As for `Unfuture`: outcomes are written in one step.
+impl<T> UnwindSafe for AsCompleted<T> {}
+impl<T> RefUnwindSafe for AsCompleted<T> {}
+
+impl<T> fmt::Debug for AsCompleted<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "AsCompleted({} left, started at {})",
+            self.left, self.origin
+        )
+    }
+}
+
+// ---------------------------------------------------------------------------------------- the parts
+
 /// Stops everything in it.
-struct All(Vec<Arc<dyn Stop>>);
+struct All {
+    works: Vec<Arc<dyn Stop>>,
+    /// Whether a work that is stopped ends the whole.
+    ends: bool,
+}
+
+impl All {
+    fn of<T>(works: &[Unfuture<T>], ends: bool) -> All {
+        All {
+            works: works.iter().filter_map(Unfuture::stopper).collect(),
+            ends,
+        }
+    }
+}
 
 impl Stop for All {
     fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        let stopped = self.0.iter().map(|work| Arc::clone(work).stop(reason));
-        stopped.fold(false, |any, one| any | one)
+        let stopped = self.works.iter().map(|work| Arc::clone(work).stop(reason));
+        stopped.fold(false, |any, one| any | one) && self.ends
     }
 
     /// Begun is the whole of it from the start: nobody can mean the last of many.
     fn when_begun(self: Arc<Self>, call: OnBegin) {
         call();
     }
+}
+
+fn lock<S>(state: &Mutex<S>) -> MutexGuard<'_, S> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,177 @@
+//! Ways in: what was started without this library becomes an [`Unfuture`].
+//!
+//! Each costs a pool thread that waits, since std has no other way to learn of the end. It does not
+//! count against the limit of the pool, as no thread does that waits.
+//!
+//! Floor 4: imports the thread pool and the future.
+
+use std::panic::Location;
+use std::process::{Child, ExitStatus};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, discard};
+use crate::role::blocking;
+use crate::slot::OnBegin;
+use crate::threads::thread_at;
+use crate::unfuture::{Reason, Stop, Unfuture, derived};
+
+/// The value of a thread, or [`ErrorKind::Panicked`].
+///
+/// A thread cannot be stopped, so cancelling it does nothing once a pool thread waits for it.
+///
+/// # Examples
+///
+/// ```
+/// let seven = unsync::Unfuture::from(std::thread::spawn(|| 7));
+/// assert_eq!(seven.result().unwrap(), 7);
+/// ```
+impl<T: Send + 'static> From<JoinHandle<T>> for Unfuture<T> {
+    #[track_caller]
+    fn from(handle: JoinHandle<T>) -> Unfuture<T> {
+        let origin = Location::caller();
+        let join = move || blocking(|| handle.join());
+        let joined = thread_at(origin, move || {
+            join().map_err(|payload| Error::panicked("std thread", payload).started_at(origin))
+        });
+        joined.flatten()
+    }
+}
+
+/// The first value of a channel, or [`ErrorKind::Abandoned`] if it is closed without one.
+///
+/// Later values are dropped with the channel. Cancelling it does nothing once a pool thread waits: drop
+/// the senders.
+///
+/// # Examples
+///
+/// ```
+/// let (sender, receiver) = std::sync::mpsc::channel();
+/// let first = unsync::Unfuture::from(receiver);
+/// sender.send(8).unwrap();
+/// assert_eq!(first.result().unwrap(), 8);
+/// ```
+impl<T: Send + 'static> From<Receiver<T>> for Unfuture<T> {
+    #[track_caller]
+    fn from(receiver: Receiver<T>) -> Unfuture<T> {
+        let origin = Location::caller();
+        let received = thread_at(origin, move || {
+            blocking(|| receiver.recv()).map_err(|_| {
+                let text = "the channel was closed without a value";
+                Error::new(ErrorKind::Abandoned, text).started_at(origin)
+            })
+        });
+        received.flatten()
+    }
+}
+
+/// The exit status of a child process. Cancelling it, or a deadline, kills the process.
+///
+/// The child is reaped, however it ends; only if there is no thread to wait for it, it is left alone, as
+/// std does it. Its standard input is closed, as by [`Child::wait`]; take piped output out before, and
+/// read it, or the child may wait for ever with a full pipe.
+///
+/// # Errors
+///
+/// Resolves as [`ErrorKind::Os`] if the operating system cannot tell how the child ended.
+///
+/// # Examples
+///
+/// ```
+/// use std::process::{Command, Stdio};
+///
+/// let child = Command::new("rustc").arg("-V").stdout(Stdio::null()).spawn().unwrap();
+/// assert!(unsync::Unfuture::from(child).result().unwrap().success());
+/// ```
+impl From<Child> for Unfuture<ExitStatus> {
+    #[track_caller]
+    fn from(mut child: Child) -> Unfuture<ExitStatus> {
+        let origin = Location::caller();
+        let leash = Arc::new(Leash::default());
+        let (promise, status) = derived(origin, Some(leash.clone()));
+        let watched = thread_at(origin, move || blocking(|| leash.hold(&mut child)));
+        watched.when_done(move |outcome| {
+            let outcome = outcome.and_then(|status| status);
+            promise.finish(outcome.map_err(|error| error.started_at(origin)));
+        });
+        status
+    }
+}
+
+/// Waits for a child and kills it on demand. In std both need the `Child`, which waits in one go or
+/// not at all; so the wait is a look from time to time, and only the demand is an event.
+#[derive(Default)]
+struct Leash {
+    fate: Mutex<Fate>,
+    pulled: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Fate {
+    #[default]
+    Lives,
+    /// To be killed, for this reason. Set by `stop`, never left.
+    Doomed(Reason),
+    /// It ended by itself. Set when that was seen, never left.
+    Ended,
+}
+
+/// The pause between two looks: short at first, for a child that ends soon.
+const PAUSE_MIN: Duration = Duration::from_micros(100);
+const PAUSE_MAX: Duration = Duration::from_millis(10);
+
+impl Leash {
+    fn fate(&self) -> MutexGuard<'_, Fate> {
+        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the end of the child, whatever it is.
+    fn hold(&self, child: &mut Child) -> Result<ExitStatus, Error> {
+        drop(child.stdin.take());
+        let mut pause = PAUSE_MIN;
+        loop {
+            let text = "the end of a child process could not be seen";
+            let ended = child.try_wait().map_err(|error| Error::os(text, error));
+            let mut fate = self.fate();
+            if let Fate::Doomed(reason) = *fate {
+                drop(fate);
+                return Err(end(child, reason));
+            }
+            if let Some(ended) = ended.transpose() {
+                *fate = Fate::Ended;
+                return ended;
+            }
+            drop(self.pulled.wait_timeout(fate, pause));
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+/// Kills the child and reaps it.
+fn end(child: &mut Child, reason: Reason) -> Error {
+    // It may have ended just now; then there is nothing to kill and all the same something to reap.
+    discard(child.kill());
+    discard(child.wait());
+    reason.error("child process")
+}
+
+impl Stop for Leash {
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+        let mut fate = self.fate();
+        match *fate {
+            Fate::Lives => *fate = Fate::Doomed(reason),
+            Fate::Doomed(_) => {}
+            Fate::Ended => return false,
+        }
+        drop(fate);
+        self.pulled.notify_one();
+        true
+    }
+
+    /// It runs already.
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        call();
+    }
+}

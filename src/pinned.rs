@@ -1,0 +1,219 @@
+//! A thread for a value that must stay on one.
+//!
+//! ```text
+//!   call(f) ──▶ queue ──▶ the thread: make the value; take a call, run it, take the next; drop the value
+//! ```
+//!
+//! The thread is the value's own, so its calls may block as long as they like and count against no
+//! limit. The queue has none either, as for every way to start work.
+//!
+//! Floor 4: imports the settings, the error, the future and the spin.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+use crate::config::{Settings, settings};
+use crate::error::{Error, ErrorKind, Origin, discard, wall};
+use crate::role::{Role, set_role};
+use crate::slot::{OnBegin, Slot};
+use crate::spin::Spin;
+use crate::unfuture::{Reason, Stop, Unfuture, Work};
+
+/// A value on a thread of its own, which it never leaves: it need not be `Send`.
+///
+/// For what must stay where it was made: a connection, the handle of a window, the context of a foreign
+/// library, anything with an [`Rc`](std::rc::Rc) in it. The closure that makes it runs on its thread, and
+/// so does everything that is done with it, one call after the other. Dropping the `Pinned` ends the
+/// thread after the calls that were queued, and the value with it.
+///
+/// It has an owner, so [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone; like any
+/// thread that nobody joins, it ends unheard with the process.
+///
+/// If making the value panics, every call fails as that panic. If the operating system refuses the
+/// thread, every call fails as [`ErrorKind::Os`](crate::ErrorKind::Os).
+///
+/// # Examples
+///
+/// ```
+/// use std::cell::RefCell;
+/// use std::rc::Rc;
+///
+/// let names = unsync::Pinned::new(|| Rc::new(RefCell::new(Vec::new())));
+/// names.call(|names| names.borrow_mut().push("Ada"));
+/// let count = names.call(|names| names.borrow().len());
+/// assert_eq!(count.result().unwrap(), 1);
+/// ```
+pub struct Pinned<V> {
+    /// Or why there is no thread.
+    queue: Result<Sender<Job<V>>, Error>,
+    origin: Origin,
+}
+
+/// A call on its way. It gets the value, or the error that stands in its place.
+type Job<V> = Box<dyn FnOnce(Result<&mut V, Error>) + Send>;
+
+impl<V: 'static> Pinned<V> {
+    /// Starts a thread and makes the value on it. Does not wait for either.
+    #[track_caller]
+    pub fn new<M>(make: M) -> Pinned<V>
+    where
+        M: FnOnce() -> V + Send + 'static,
+    {
+        let origin = Location::caller();
+        let (queue, jobs) = mpsc::channel();
+        let started = settings().and_then(|settings| {
+            start(settings, move || serve(origin, make, jobs))
+                .map_err(|error| Error::os("no thread could be started for a pinned value", error))
+        });
+        Pinned {
+            queue: match started {
+                Ok(()) => Ok(queue),
+                Err(error) => Err(error.started_at(origin)),
+            },
+            origin,
+        }
+    }
+
+    /// Runs a closure with the value, after those that were queued before.
+    ///
+    /// [`cancel`](Unfuture::cancel) skips a call that is queued; its closure is dropped when its turn
+    /// comes. One that runs cannot be stopped; it sees [`is_cancelled`](crate::is_cancelled) and gives
+    /// its value. Waiting in it for any other work is fine.
+    ///
+    /// # Errors
+    ///
+    /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if the closure
+    /// panics. The value stays as the panic left it, and later calls get it like that: as with a
+    /// `Mutex`, whose poison is ignored.
+    #[track_caller]
+    pub fn call<F, R>(&self, f: F) -> Unfuture<R>
+    where
+        F: FnOnce(&mut V) -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let call = Arc::new(Call::new(Location::caller()));
+        let work = Arc::clone(&call);
+        let job: Job<V> = Box::new(move |value| work.run(|| value.map(f)));
+        match &self.queue {
+            Ok(queue) => {
+                if let Err(unsent) = queue.send(job) {
+                    let gone = "the thread of a pinned value is gone";
+                    (unsent.0)(Err(Error::new(ErrorKind::Abandoned, gone)));
+                }
+            }
+            Err(error) => job(Err(error.clone())),
+        }
+        Unfuture::of(call)
+    }
+}
+
+impl<V> fmt::Debug for Pinned<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pinned(started at {})", self.origin)
+    }
+}
+
+fn start(settings: &'static Settings, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let name = format!("{}-pinned", settings.thread_name);
+    let mut thread = thread::Builder::new().name(name);
+    if let Some(bytes) = settings.stack_size {
+        thread = thread.stack_size(bytes);
+    }
+    let hook = settings.on_thread_start.as_ref();
+    let started = thread.spawn(move || {
+        discard(wall(|| hook.iter().for_each(|hook| hook())));
+        body();
+    });
+    started.map(drop)
+}
+
+/// The life of the thread.
+fn serve<V>(origin: Origin, make: impl FnOnce() -> V, jobs: Receiver<Job<V>>) {
+    static SPIN: Spin = Spin::new();
+    set_role(Role::Call { is_cancelled });
+    let mut value = wall(make)
+        .map_err(|payload| Error::panicked("making a pinned value", payload).started_at(origin));
+    let next = || {
+        SPIN.attempt(|| jobs.try_recv().ok())
+            .or_else(|| jobs.recv().ok())
+    };
+    while let Some(job) = next() {
+        job(value.as_mut().map_err(|error| error.clone()));
+    }
+    discard(value);
+}
+
+/// What an `Unfuture` of a call holds, and its job.
+struct Call<R> {
+    slot: Slot<R>,
+    /// Set by whoever resolves it: the thread that runs it, or who stops it before.
+    claimed: AtomicBool,
+    /// Set when it was to be stopped.
+    cancelled: Arc<AtomicBool>,
+}
+
+const CULPRIT: &str = "call of a pinned value";
+
+impl<R> Call<R> {
+    fn new(origin: Origin) -> Call<R> {
+        Call {
+            slot: Slot::new(origin),
+            claimed: AtomicBool::new(false),
+            cancelled: Arc::default(),
+        }
+    }
+
+    fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::AcqRel)
+    }
+
+    fn run(&self, job: impl FnOnce() -> Result<R, Error>) {
+        if !self.claim() {
+            return discard(job);
+        }
+        self.slot.begin();
+        CANCELLED.set(Some(Arc::clone(&self.cancelled)));
+        let outcome = wall(job).unwrap_or_else(|payload| {
+            Err(Error::panicked(CULPRIT, payload).started_at(self.slot.origin))
+        });
+        CANCELLED.set(None);
+        self.slot.finish(outcome);
+    }
+}
+
+impl<R: Send + 'static> Stop for Call<R> {
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+        self.cancelled.store(true, Ordering::Relaxed);
+        let error = || reason.error(CULPRIT).started_at(self.slot.origin);
+        self.claim() && self.slot.finish(Err(error()))
+    }
+
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        self.slot.when_begun(call);
+    }
+}
+
+impl<R: Send + 'static> Work<R> for Call<R> {
+    fn slot(&self) -> &Slot<R> {
+        &self.slot
+    }
+    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+        self
+    }
+}
+
+thread_local! {
+    /// Whether the call that runs on this thread was to be stopped.
+    static CANCELLED: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+}
+
+fn is_cancelled() -> bool {
+    let set = |cancelled: &Arc<AtomicBool>| cancelled.load(Ordering::Relaxed);
+    CANCELLED.with_borrow(|cancelled| cancelled.as_ref().is_some_and(set))
+}

@@ -1,0 +1,243 @@
+//! One run, many waiters.
+//!
+//! The outcome is kept for all; whoever asks gets a clone, made on the spot and outside of every lock.
+//! The ending itself is an `Unfuture` as any other: it cancels, and threads wait for it. Only tasks are
+//! kept here, because a slot wakes one and these are many.
+//!
+//! Floor 4: imports the future.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::error::{Error, discard, unobserved, wall};
+use crate::role::role;
+use crate::slot::would_block;
+use crate::unfuture::{Canceller, Unfuture};
+
+impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
+    /// Lets many wait for the same work: each clone of the [`Shared`] gives a clone of the outcome.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::thread(|| String::from("read once")).shared();
+    /// let copies = [config.clone(), config.clone()].map(|config| unsync::spawn(config).flatten());
+    /// assert_eq!(config.result().unwrap(), "read once");
+    /// for copy in copies {
+    ///     assert_eq!(copy.result().unwrap(), "read once");
+    /// }
+    /// ```
+    pub fn shared(self) -> Shared<T> {
+        let (promise, ended) = self.derive(self.stopper());
+        let kept = Arc::new(Kept::default());
+        let keeper = Arc::clone(&kept);
+        self.when_done(move |outcome| {
+            keeper.keep(outcome);
+            promise.set(());
+            keeper.wake_all();
+        });
+        Shared {
+            kept,
+            ended: Arc::new(ended),
+            place: None,
+        }
+    }
+}
+
+/// An [`Unfuture`] with many owners, made by [`Unfuture::shared`]: many waiters, one run.
+///
+/// Each clone waits for itself and gives a clone of the outcome, as often as it is asked. Put what is
+/// costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek). The last clone to be
+/// dropped lets the work go on, or cancels it if it is tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop).
+pub struct Shared<T> {
+    kept: Arc<Kept<T>>,
+    /// The ending, without the outcome. Only of the clones, so it is dropped with the last of them.
+    ended: Arc<Unfuture<()>>,
+    /// Under which the waker of this clone is kept.
+    place: Option<u64>,
+}
+
+struct Kept<T> {
+    outcome: OnceLock<Result<T, Error>>,
+    /// Whether anybody saw it.
+    observed: AtomicBool,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// By the place of the clone that waits. Places are never given twice.
+    wakers: BTreeMap<u64, Waker>,
+    places: u64,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Kept<T> {
+        Kept {
+            outcome: OnceLock::new(),
+            observed: AtomicBool::new(false),
+            waiting: Mutex::default(),
+        }
+    }
+}
+
+impl<T> Kept<T> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, outcome: Result<T, Error>) {
+        // It comes once, so the place is free.
+        discard(self.outcome.set(outcome));
+    }
+
+    fn wake_all(&self) {
+        let wakers = mem::take(&mut self.waiting().wakers);
+        for waker in wakers.into_values() {
+            discard(wall(|| waker.wake()));
+        }
+    }
+
+    fn outcome(&self) -> Option<&Result<T, Error>> {
+        let outcome = self.outcome.get()?;
+        self.observed.store(true, Ordering::Relaxed);
+        Some(outcome)
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        match self.outcome.take() {
+            Some(outcome) if !*self.observed.get_mut() => unobserved(outcome),
+            outcome => discard(outcome),
+        }
+    }
+}
+
+impl<T: Clone> Shared<T> {
+    /// Waits for the outcome and gives a clone of it. See [`Unfuture::result`].
+    ///
+    /// # Errors
+    ///
+    /// What became of the work if it gave no value, and
+    /// [`ErrorKind::WouldBlock`](crate::ErrorKind::WouldBlock) for a pending one on the ambient
+    /// thread.
+    pub fn result(&self) -> Result<T, Error> {
+        if !self.is_done() && role().is_ambient() {
+            return Err(would_block(self.ended.origin()));
+        }
+        self.ended.wait();
+        self.copy()
+    }
+
+    /// A clone of the outcome that is there.
+    fn copy(&self) -> Result<T, Error> {
+        let outcome = self.kept.outcome().cloned();
+        outcome.unwrap_or_else(|| Err(would_block(self.ended.origin())))
+    }
+}
+
+impl<T> Shared<T> {
+    /// The outcome itself, if it is there.
+    pub fn peek(&self) -> Option<&Result<T, Error>> {
+        self.kept.outcome()
+    }
+
+    /// Blocks until the work has ended.
+    ///
+    /// # Panics
+    ///
+    /// On the ambient thread if the work has not ended, since that would stop every async task.
+    pub fn wait(&self) {
+        self.ended.wait();
+    }
+
+    /// Blocks until the work has ended or `limit` has passed; says whether it has ended.
+    ///
+    /// # Panics
+    ///
+    /// On the ambient thread if the work has not ended, since that would stop every async task.
+    pub fn wait_timeout(&self, limit: Duration) -> bool {
+        self.ended.wait_timeout(limit)
+    }
+
+    /// Whether the work has ended, so that [`result`](Shared::result) gives its outcome at once.
+    pub fn is_done(&self) -> bool {
+        self.ended.is_done()
+    }
+
+    /// Stops the work, for all. See [`Unfuture::cancel`].
+    pub fn cancel(&self) -> bool {
+        self.ended.cancel()
+    }
+
+    /// A handle that can do nothing but cancel this work.
+    pub fn canceller(&self) -> Canceller {
+        self.ended.canceller()
+    }
+
+    /// Gives the place back, and the waker in it.
+    fn leave(&mut self) {
+        let Some(place) = self.place.take() else {
+            return;
+        };
+        let waker = self.kept.waiting().wakers.remove(&place);
+        discard(waker);
+    }
+}
+
+impl<T: Clone> Future for Shared<T> {
+    type Output = Result<T, Error>;
+
+    /// May be polled again after it was ready, and is ready again.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
+        if !self.is_done() {
+            // Cloning and dropping a waker is foreign code: it happens outside the lock.
+            let waker = cx.waker().clone();
+            let mut waiting = self.kept.waiting();
+            waiting.places += 1;
+            let place = self.place.unwrap_or(waiting.places);
+            let replaced = waiting.wakers.insert(place, waker);
+            drop(waiting);
+            drop(replaced);
+            self.place = Some(place);
+        }
+        // Looked at again: who ends the work may have taken the wakers just before.
+        if !self.is_done() {
+            return Poll::Pending;
+        }
+        self.leave();
+        Poll::Ready(self.copy())
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Shared<T> {
+        Shared {
+            kept: Arc::clone(&self.kept),
+            ended: Arc::clone(&self.ended),
+            place: None,
+        }
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl<T> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.is_done() { "done" } else { "pending" };
+        write!(f, "Shared({state}, started at {})", self.ended.origin())
+    }
+}
