@@ -1,0 +1,294 @@
+//! The commonest words under a directory, or in one file, by all three kinds of work at once: pool
+//! threads read, worker processes count, an async task merges.
+//!
+//! Run with `cargo run --release --example wordcount [DIR]`; without DIR it counts this repository.
+//!
+//! A word is a run of letters, in lower case. Hidden directories, directories named `target` and
+//! symbolic links are passed over. What cannot be read or is not UTF-8 is left out, and named on
+//! standard error. However many files there are, only a few batches of text are in memory.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::error::Error;
+use std::fs::{self, File, ReadDir};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use unsync::Unfuture;
+
+/// Enough text to be worth its way to a worker process.
+const BATCH_BYTES: usize = 256 << 10;
+/// Longer files are left out, since each is in memory as a whole.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+/// How many words are shown.
+const COMMONEST: usize = 20;
+
+fn main() -> ExitCode {
+    unsync::init();
+    let mut arguments = env::args_os().skip(1);
+    let start = arguments
+        .next()
+        .unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    if arguments.next().is_some() {
+        complain("usage: wordcount [DIR]");
+        return ExitCode::from(2);
+    }
+    match wordcount(start.into()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("wordcount: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn wordcount(start: PathBuf) -> Result<(), Box<dyn Error>> {
+    let began = Instant::now();
+    let total = unsync::spawn(merge(Files::under(start)?)).result()??;
+    match total.print(began) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed?),
+    }
+}
+
+// ------------------------------------------------------------------- async, on the ambient thread
+
+/// What was counted so far.
+#[derive(Default)]
+struct Total {
+    files: usize,
+    bytes: usize,
+    left_out: usize,
+    words: HashMap<String, u64>,
+    workers: HashSet<u32>,
+}
+
+/// Keeps some batches under way and adds up what comes of them.
+async fn merge(files: Files) -> Result<Total, unsync::Error> {
+    let files = Arc::new(Mutex::new(files));
+    let next_batch = || {
+        let files = Arc::clone(&files);
+        unsync::thread(move || read(&files))
+    };
+    // For each core: one to be counted, one that waits for it, two to be read.
+    let ahead = 4 * thread::available_parallelism().map_or(1, usize::from);
+    let mut under_way: VecDeque<_> = (0..ahead).map(|_| next_batch()).collect();
+    let mut total = Total::default();
+    let mut shown = Instant::now();
+    while let Some(batch) = under_way.pop_front() {
+        let Some(batch) = batch.await? else { continue };
+        under_way.push_back(next_batch());
+        total.add(batch).await?;
+        if shown.elapsed() > Duration::from_millis(100) {
+            show_progress(&format!(
+                "{} files, {} MB",
+                total.files,
+                total.bytes / 1_000_000
+            ));
+            shown = Instant::now();
+        }
+    }
+    show_progress("");
+    Ok(total)
+}
+
+impl Total {
+    async fn add(&mut self, batch: Batch) -> Result<(), unsync::Error> {
+        let counted = batch.counted.await?;
+        self.files += batch.files;
+        self.bytes += batch.bytes;
+        self.left_out += batch.left_out;
+        self.workers.insert(counted.worker);
+        for (word, times) in counted.words {
+            *self.words.entry(word).or_default() += times;
+        }
+        Ok(())
+    }
+
+    fn print(&self, began: Instant) -> io::Result<()> {
+        let mut words: Vec<_> = self.words.iter().collect();
+        words.sort_unstable_by_key(|&(word, times)| (Reverse(times), word));
+        let mut out = io::stdout().lock();
+        for (word, times) in words.iter().take(COMMONEST) {
+            writeln!(out, "{times:>10} {word}")?;
+        }
+        let Total {
+            files,
+            bytes,
+            left_out,
+            workers,
+            ..
+        } = self;
+        let (seconds, workers) = (began.elapsed().as_secs_f64(), workers.len());
+        writeln!(out, "{files} files, {bytes} bytes, {left_out} left out")?;
+        writeln!(out, "{seconds:.3} s, worker processes: {workers}")
+    }
+}
+
+// ------------------------------------------------------------------------ blocking, on pool threads
+
+/// Texts that were read and are on their way through a worker process.
+struct Batch {
+    files: usize,
+    bytes: usize,
+    left_out: usize,
+    counted: Unfuture<Counted>,
+}
+
+/// Reads the next texts and sends them to be counted; `None` when there are no more.
+fn read(files: &Mutex<Files>) -> Option<Batch> {
+    let (mut texts, mut bytes, mut left_out) = (Vec::new(), 0, 0);
+    while bytes < BATCH_BYTES {
+        // A statement of its own, so that others may look for files while this one is read.
+        let found = files.lock().unwrap().next();
+        let Some(found) = found else { break };
+        match found.and_then(|path| read_text(&path).map_err(|error| named(&path, &error))) {
+            Ok(text) => {
+                bytes += text.len();
+                texts.push(text);
+            }
+            Err(reason) => {
+                left_out += 1;
+                complain(&format!("left out {reason}"));
+            }
+        }
+    }
+    let files = texts.len();
+    if files + left_out == 0 {
+        return None;
+    }
+    let counted = unsync::cpu(count, (texts,));
+    Some(Batch {
+        files,
+        bytes,
+        left_out,
+        counted,
+    })
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() > FILE_BYTES_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    io::read_to_string(file)
+}
+
+/// The files under a directory, found as they are asked for.
+struct Files {
+    /// The start, if it is itself a file.
+    single: Option<PathBuf>,
+    /// The directory that is being read.
+    open: Option<(PathBuf, ReadDir)>,
+    /// Directories that are still to be read.
+    waiting: Vec<PathBuf>,
+}
+
+impl Files {
+    fn under(start: PathBuf) -> Result<Files, String> {
+        let (single, open) = match fs::read_dir(&start) {
+            Ok(entries) => (None, Some((start, entries))),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => (Some(start), None),
+            Err(error) => return Err(named(&start, &error)),
+        };
+        Ok(Files {
+            single,
+            open,
+            waiting: Vec::new(),
+        })
+    }
+}
+
+impl Iterator for Files {
+    /// A file, or why there may be some that were not found.
+    type Item = Result<PathBuf, String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(single) = self.single.take() {
+            return Some(Ok(single));
+        }
+        loop {
+            let Some((directory, entries)) = &mut self.open else {
+                let directory = self.waiting.pop()?;
+                match fs::read_dir(&directory) {
+                    Ok(entries) => self.open = Some((directory, entries)),
+                    Err(error) => return Some(Err(named(&directory, &error))),
+                }
+                continue;
+            };
+            let Some(entry) = entries.next() else {
+                self.open = None;
+                continue;
+            };
+            match entry.and_then(|entry| Ok((entry.file_type()?, entry.path()))) {
+                Ok((kind, path)) if kind.is_file() => return Some(Ok(path)),
+                Ok((kind, path)) if kind.is_dir() && is_wanted(&path) => self.waiting.push(path),
+                Ok(_) => {}
+                Err(error) => return Some(Err(named(directory, &error))),
+            }
+        }
+    }
+}
+
+fn is_wanted(directory: &Path) -> bool {
+    let name = directory.file_name().unwrap_or_default().as_encoded_bytes();
+    name != b"target" && !name.starts_with(b".")
+}
+
+// -------------------------------------------------------------------- CPU-bound, in worker processes
+
+struct Counted {
+    worker: u32,
+    words: HashMap<String, u64>,
+}
+
+unsync::wire!(struct Counted { worker, words });
+unsync::register!(count);
+
+fn count(texts: Vec<String>) -> Counted {
+    // As they stand first: there is no copy of a word until it is known to be a new one.
+    let mut as_they_stand: HashMap<&str, u64> = HashMap::new();
+    for text in &texts {
+        for word in text.split(|c: char| !c.is_alphabetic()) {
+            *as_they_stand.entry(word).or_default() += 1;
+        }
+    }
+    // What is between two characters that are no letters.
+    as_they_stand.remove("");
+    let mut words = HashMap::new();
+    for (word, times) in as_they_stand {
+        *words.entry(word.to_lowercase()).or_default() += times;
+    }
+    Counted {
+        worker: process::id(),
+        words,
+    }
+}
+
+// ----------------------------------------------------------------------------------- standard error
+
+/// A line that the next one overwrites, on a terminal only.
+fn show_progress(progress: &str) {
+    if io::stderr().is_terminal() {
+        say(&format!("\r{progress:<40}\r"));
+    }
+}
+
+fn complain(message: &str) {
+    show_progress("");
+    say(&format!("{message}\n"));
+}
+
+/// In one write, so that lines of many threads stay whole. Does not mind if nobody listens.
+fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn named(path: &Path, error: &io::Error) -> String {
+    format!("{path:?}: {error}")
+}
