@@ -1,6 +1,6 @@
 //! Running a future on the calling thread.
 //!
-//! Floor 1: imports only the unfuture (how a thread waits) and the spin.
+//! Floor 1: imports only the role (how a thread waits), the slot and the spin.
 
 use std::future::Future;
 use std::pin::pin;
@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use crate::role::{blocking, role};
+use crate::slot::relay_waiting;
 use crate::spin::Spin;
 
 /// Runs a future to its end on the calling thread.
@@ -46,6 +47,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return output;
         }
+        relay_waiting();
         let rung = || bell.rung.swap(false, Ordering::Acquire).then_some(());
         if SPIN.attempt(rung).is_none() {
             blocking(|| {

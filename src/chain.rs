@@ -10,7 +10,7 @@ use std::future::{Future, poll_fn};
 use std::panic::Location;
 
 use crate::ambient::spawn;
-use crate::error::Origin;
+use crate::error::{Error, Origin};
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::threads::thread_at;
 use crate::unfuture::Unfuture;
@@ -66,12 +66,43 @@ where
     A: Wire,
     F::Output: Send + 'static,
 {
-    if !is_worker() {
-        return processes::call(origin, entrypoint, args);
+    match prepare(origin, entrypoint, args) {
+        Ok(call) => call.start(),
+        Err(error) => Unfuture::failed(error),
     }
-    match processes::nested(entrypoint, args) {
-        Ok(call) => thread_at(origin, call).flatten(),
-        Err(error) => Unfuture::failed(error.started_at(origin)),
+}
+
+/// A call that was checked and encoded, and waits to be started.
+pub(crate) enum Prepared<T> {
+    /// For a worker process.
+    Remote(processes::Prepared<T>),
+    /// For this process, which is a worker.
+    Nested(Origin, processes::Nested<T>),
+}
+
+pub(crate) fn prepare<F, A>(
+    origin: Origin,
+    entrypoint: F,
+    args: A,
+) -> Result<Prepared<F::Output>, Error>
+where
+    F: Entrypoint<A>,
+    A: Wire,
+    F::Output: Send + 'static,
+{
+    let prepared = match is_worker() {
+        false => processes::prepare(origin, entrypoint, args).map(Prepared::Remote),
+        true => processes::nested(entrypoint, args).map(|call| Prepared::Nested(origin, call)),
+    };
+    prepared.map_err(|error| error.started_at(origin))
+}
+
+impl<T: Wire + Send + 'static> Prepared<T> {
+    pub(crate) fn start(self) -> Unfuture<T> {
+        match self {
+            Prepared::Remote(call) => call.submit(),
+            Prepared::Nested(origin, call) => thread_at(origin, call).flatten(),
+        }
     }
 }
 
@@ -179,5 +210,22 @@ impl<T: Send + 'static> Unfuture<T> {
             cpu_at(origin, entrypoint, (value,)).cancel_on_drop().await
         })
         .flatten()
+    }
+
+    /// Calls `f` with the outcome on the ambient thread, whatever it is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let (sender, outcomes) = std::sync::mpsc::channel();
+    /// unsync::thread(|| 1).on_done(move |outcome| sender.send(outcome).unwrap());
+    /// assert_eq!(outcomes.recv().unwrap().unwrap(), 1);
+    /// ```
+    #[track_caller]
+    pub fn on_done<F>(self, f: F)
+    where
+        F: FnOnce(Result<T, Error>) + Send + 'static,
+    {
+        drop(spawn(async move { f(self.await) }));
     }
 }

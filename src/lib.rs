@@ -93,18 +93,28 @@ mod combine;
 mod deadline;
 mod decorate;
 mod ending;
+mod limit;
+mod outside;
+mod pinned;
 mod seeing;
+mod shared;
 
-pub use ambient::{Sleep, YieldNow, sleep, sleep_until, spawn, spawn_local, spawn_now, yield_now};
+pub use ambient::{
+    Interval, MissedTicks, Sleep, Timeout, YieldNow, interval, sleep, sleep_until, spawn,
+    spawn_local, spawn_now, timeout, yield_now,
+};
 pub use block_on::block_on;
 pub use chain::cpu;
-pub use combine::join_all;
+pub use combine::{AsCompleted, as_completed, join_all, race, settle_all};
 pub use config::Config;
 pub use ending::{drain, shutdown};
 pub use error::{Error, ErrorKind};
+pub use limit::Limit;
+pub use pinned::Pinned;
 pub use processes::{Entrypoint, Wire, init, is_worker, progress, warm};
 pub use role::is_cancelled;
 pub use seeing::{stats, tasks};
+pub use shared::Shared;
 pub use threads::thread;
 pub use unfuture::{Canceller, Promise, Unfuture, promise};
 pub use watch::{Stats, TaskInfo, WorkKind, WorkState};

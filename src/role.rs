@@ -19,7 +19,8 @@ pub(crate) enum Role {
         resumes: fn(),
         is_cancelled: fn() -> bool,
     },
-    /// Runs a call in a worker process, and knows whether that was cancelled.
+    /// Runs calls, in a worker process or for a pinned value, and knows whether the one that runs was
+    /// cancelled.
     Call {
         is_cancelled: fn() -> bool,
     },
@@ -45,9 +46,9 @@ pub(crate) fn set_role(role: Role) {
 
 /// Whether the work that runs on this thread was cancelled, so that it can end by itself.
 ///
-/// For the closure of a [`thread`](crate::thread()) job and the function of a
-/// [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it is `false`: an async task
-/// that is cancelled is not polled again.
+/// For the closure of a [`thread`](crate::thread()) job or of a call of a [`Pinned`](crate::Pinned)
+/// value, and the function of a [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it
+/// is `false`: an async task that is cancelled is not polled again.
 ///
 /// # Examples
 ///

@@ -254,6 +254,7 @@ impl<T> Slot<T> {
     /// Blocks until the slot is done or the deadline has passed; says whether it is done.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
         static SPIN: Spin = Spin::new();
+        relay_waiting();
         if SPIN.attempt(|| self.is_done().then_some(())).is_some() {
             return true;
         }
@@ -312,12 +313,24 @@ pub(crate) fn relay(step: impl FnOnce() + 'static) {
         discard(wall(step));
     }
     if first == Ok(true) {
-        let following = || RELAYED.with_borrow_mut(|relayed| relayed.as_mut()?.pop_front());
-        while let Some(step) = following() {
-            discard(wall(step));
-        }
+        relay_waiting();
         RELAYED.set(None);
     }
+}
+
+/// Runs what stands behind the step that this thread runs. To be called before the thread waits: a
+/// waker or a destructor may do so inside a step, for that very thing.
+pub(crate) fn relay_waiting() {
+    let following = || RELAYED.try_with(|relayed| relayed.borrow_mut().as_mut()?.pop_front());
+    while let Ok(Some(step)) = following() {
+        discard(wall(step));
+    }
+}
+
+/// The answer to `result()` of unfinished work on the ambient thread.
+pub(crate) fn would_block(origin: Origin) -> Error {
+    let text = "result() of unfinished work would block the ambient thread; `.await` it there";
+    Error::new(ErrorKind::WouldBlock, text).started_at(origin)
 }
 
 pub(crate) fn already_taken() -> Error {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Origin};
 use crate::role::role;
-use crate::slot::{OnBegin, Slot, already_taken, relay};
+use crate::slot::{OnBegin, Slot, already_taken, relay, would_block};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
 ///
@@ -76,11 +76,7 @@ impl<T> Unfuture<T> {
         if !slot.is_done() && role().is_ambient() {
             let origin = slot.origin;
             self.work = Some(work);
-            return Err(Error::new(
-                ErrorKind::WouldBlock,
-                "result() of unfinished work would block the ambient thread; `.await` it there",
-            )
-            .started_at(origin));
+            return Err(would_block(origin));
         }
         slot.wait_until(None);
         slot.take()
@@ -302,9 +298,21 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// assert_eq!(outer.flatten().result().unwrap(), 1);
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
+        self.flatten_as(false)
+    }
+
+    /// [`flatten`](Unfuture::flatten) for outer work that does nothing but wait for its turn: the
+    /// whole begins when the inner work does.
+    pub(crate) fn flatten_queued(self) -> Unfuture<T> {
+        self.flatten_as(true)
+    }
+
+    fn flatten_as(self, queued: bool) -> Unfuture<T> {
         let stage = Stage {
             current: self.stopper(),
             reason: None,
+            queued,
+            asked: Some(Vec::new()),
         };
         let stages = Arc::new(Stages(Mutex::new(stage)));
         let (promise, flat) = self.derive(Some(stages.clone()));
@@ -319,15 +327,21 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     }
 }
 
-/// What a flattened `Unfuture` stops: the work that is under way, and the reason to stop, if there
-/// was one. It is kept, because a stop may come when the outer work has just ended and the inner is
-/// not known yet.
+/// What a flattened `Unfuture` stops and watches: the work that is under way.
 struct Stages(Mutex<Stage>);
 
 struct Stage {
     current: Option<Arc<dyn Stop>>,
+    /// The reason to stop, if there was one. It is kept, because a stop may come when the outer work
+    /// has just ended and the inner is not known yet.
     reason: Option<Reason>,
+    /// Whether the outer work only waits for its turn.
+    queued: bool,
+    /// What the inner work is to be asked; `None` once it is known.
+    asked: Option<Vec<Ask>>,
 }
+
+type Ask = Box<dyn FnOnce(Arc<dyn Stop>) + Send>;
 
 impl Stages {
     fn lock(&self) -> MutexGuard<'_, Stage> {
@@ -337,10 +351,14 @@ impl Stages {
     fn advance(&self, inner: Option<Arc<dyn Stop>>) {
         let mut stage = self.lock();
         let outer = mem::replace(&mut stage.current, inner.clone());
-        let reason = stage.reason;
+        let (reason, asked) = (stage.reason, stage.asked.take());
         drop(stage);
         drop(outer);
-        if let (Some(inner), Some(reason)) = (inner, reason) {
+        let Some(inner) = inner else { return };
+        for ask in asked.into_iter().flatten() {
+            ask(Arc::clone(&inner));
+        }
+        if let Some(reason) = reason {
             inner.stop(reason);
         }
     }
@@ -352,21 +370,34 @@ impl Stop for Stages {
         stage.reason.get_or_insert(reason);
         let current = stage.current.clone();
         drop(stage);
-        current.is_some_and(|stage| stage.stop(reason))
+        current.is_some_and(|work| work.stop(reason))
     }
 
     fn when_begun(self: Arc<Self>, call: OnBegin) {
-        let current = self.lock().current.clone();
+        let mut stage = self.lock();
+        let queued = stage.queued;
+        if let Some(asked) = stage.asked.as_mut().filter(|_| queued) {
+            return asked.push(Box::new(move |inner| inner.when_begun(call)));
+        }
+        let current = stage.current.clone();
+        drop(stage);
         match current {
-            Some(stage) => stage.when_begun(call),
+            Some(work) => work.when_begun(call),
             None => call(),
         }
     }
 
+    /// Progress is that of the inner work: outer work says nothing, since an `Unfuture` cannot come
+    /// from a worker process.
     fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
-        let current = self.lock().current.clone();
-        if let Some(stage) = current {
-            stage.when_progress(watcher);
+        let mut stage = self.lock();
+        if let Some(asked) = &mut stage.asked {
+            return asked.push(Box::new(move |inner| inner.when_progress(watcher)));
+        }
+        let current = stage.current.clone();
+        drop(stage);
+        if let Some(work) = current {
+            work.when_progress(watcher);
         }
     }
 }

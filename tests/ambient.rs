@@ -1306,6 +1306,222 @@ mod panics {
     }
 }
 
+mod cancelling {
+    use super::*;
+
+    /// A task that holds a token and sleeps for good.
+    fn sleeper(local: bool) -> (Unfuture<()>, Drops) {
+        let drops = Drops::new();
+        let token = drops.token();
+        let task = match local {
+            false => unsync::spawn(async move {
+                unsync::sleep(Duration::MAX).await;
+                drop(token);
+            }),
+            true => unsync::spawn_local(move || async move {
+                let token = std::rc::Rc::new(token);
+                unsync::sleep(Duration::MAX).await;
+                drop(token);
+            }),
+        };
+        (task, drops)
+    }
+
+    #[test]
+    fn a_cancelled_task_is_gone_before_its_end_is_seen() {
+        quick(|| {
+            for local in [false, true] {
+                let (task, drops) = sleeper(local);
+                fence();
+                assert_eq!(drops.count(), 0);
+                assert!(task.cancel());
+                let error = task.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+                assert_eq!(drops.count(), 1);
+                assert!(drops.places()[0].is_ambient());
+            }
+        });
+    }
+
+    #[test]
+    fn a_cancelled_task_goes_though_nobody_waits_for_it() {
+        quick(|| {
+            for local in [false, true] {
+                let (task, drops) = sleeper(local);
+                let canceller = task.canceller();
+                drop(task);
+                fence();
+                assert!(canceller.cancel());
+                drops.wait_for(1);
+                assert!(drops.places()[0].is_ambient());
+            }
+        });
+    }
+
+    #[test]
+    fn a_task_cancelled_before_it_starts_never_runs() {
+        quick(|| {
+            let polls = Counter::new();
+            let tasks = while_ambient_is_held(|| {
+                let tasks = [false, true].map(|local| {
+                    let polls = polls.clone();
+                    match local {
+                        false => unsync::spawn(async move { polls.add() }),
+                        true => unsync::spawn_local(move || {
+                            polls.add();
+                            async { 1 }
+                        }),
+                    }
+                });
+                assert!(tasks.iter().all(Unfuture::cancel));
+                tasks
+            });
+            for task in tasks {
+                assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            }
+            assert_eq!(polls.count(), 0);
+        });
+    }
+
+    /// Whoever was told that the task will end as cancelled sees it end so.
+    #[test]
+    fn a_task_cancelled_in_its_poll_is_cancelled() {
+        quick(|| {
+            for ready in [false, true] {
+                let (polled, gate) = (Gate::new(), Gate::new());
+                let values = Drops::new();
+                let task = unsync::spawn({
+                    let (polled, gate, values) = (polled.clone(), gate.clone(), values.clone());
+                    poll_fn(move |_| {
+                        polled.open();
+                        gate.wait();
+                        match ready {
+                            true => Poll::Ready(values.token()),
+                            false => Poll::Pending,
+                        }
+                    })
+                });
+                polled.wait();
+                let cancelled = task.cancel();
+                gate.open();
+                assert_eq!(
+                    kind_of(task.result()),
+                    cancelled.then_some(ErrorKind::Cancelled)
+                );
+                fence();
+                assert_eq!(values.count(), usize::from(ready));
+            }
+        });
+    }
+
+    fn kind_of<T>(outcome: Result<T, unsync::Error>) -> Option<ErrorKind> {
+        outcome.err().map(|error| error.kind())
+    }
+
+    #[test]
+    fn races_of_cancelling_and_ending() {
+        limit(HEAVY, || {
+            support::race(
+                2_000,
+                |number| {
+                    let (promise, awaited) = unsync::promise::<()>();
+                    let task = unsync::spawn(async move {
+                        awaited.await.unwrap();
+                        number
+                    });
+                    (promise, task)
+                },
+                |_, promise| promise.set(()),
+                |number, task| {
+                    let cancelled = task.cancel();
+                    match task.result() {
+                        Ok(value) => assert!(value == number && !cancelled),
+                        Err(error) => {
+                            assert!(cancelled && error.kind() == ErrorKind::Cancelled, "{error}");
+                        }
+                    }
+                },
+            );
+        });
+    }
+
+    #[test]
+    fn a_destructor_that_panics_is_told_instead() {
+        quick(|| {
+            for local in [false, true] {
+                let bomb = Bomb("in the drop of what is cancelled");
+                let make = move || async move {
+                    unsync::sleep(Duration::MAX).await;
+                    drop(bomb);
+                };
+                let task = match local {
+                    false => unsync::spawn(make()),
+                    true => unsync::spawn_local(make),
+                };
+                fence();
+                task.cancel();
+                let error = task.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Panicked);
+                assert!(error.to_string().contains("in the drop of what"), "{error}");
+                assert_eq!(unsync::spawn(async { 1 }).result().unwrap(), 1);
+            }
+        });
+    }
+
+    #[test]
+    fn a_wake_of_a_cancelled_task_does_nothing() {
+        quick(|| {
+            let (probe, task) = Probe::start();
+            let waker = probe.waker();
+            while_ambient_is_held(|| {
+                // In both orders, before the ambient thread hears of either.
+                waker.wake_by_ref();
+                assert!(task.cancel());
+                waker.wake_by_ref();
+            });
+            assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            let polls = probe.polls();
+            waker.wake();
+            fence();
+            assert!(polls <= 2 && probe.polls() == polls);
+        });
+    }
+
+    /// A task may cancel itself, and one may cancel another in its drop.
+    #[test]
+    fn tasks_cancel_each_other() {
+        quick(|| {
+            let (sender, receiver) = mpsc::channel::<unsync::Canceller>();
+            let own = unsync::spawn(async move {
+                assert!(receiver.recv().unwrap().cancel());
+                unsync::yield_now().await;
+                unreachable!("it was cancelled");
+            });
+            sender.send(own.canceller()).unwrap();
+            let error = own.map(|(): ()| ()).result().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+
+            let (last, drops) = sleeper(false);
+            let mut cancels = last.canceller();
+            let mut tasks = Vec::new();
+            for _ in 0..20 {
+                let next = OnDrop(move || assert!(cancels.cancel()));
+                let task = unsync::spawn(async move {
+                    unsync::sleep(Duration::MAX).await;
+                    drop(next);
+                });
+                cancels = task.canceller();
+                tasks.push(task);
+            }
+            assert!(cancels.cancel());
+            for task in tasks.into_iter().chain([last]) {
+                assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            }
+            assert_eq!(drops.count(), 1);
+        });
+    }
+}
+
 mod local {
     use super::*;
     use std::cell::Cell;

@@ -593,6 +593,35 @@ fn a_waker_that_panics_harms_nobody() {
     });
 }
 
+/// Handing an outcome on wakes wakers and drops values. Such foreign code finds the library in working
+/// order, even if it waits for work that is itself handed on.
+#[test]
+fn foreign_code_may_wait_while_an_outcome_is_handed_on() {
+    fn handed_on() -> i32 {
+        let flat = Unfuture::ready(Ok(1)).flatten().result().unwrap();
+        let joined = unsync::join_all([Unfuture::ready(2)]).result().unwrap();
+        flat + joined[0]
+    }
+    quick(|| {
+        let seen = Log::new();
+        let see = {
+            let seen = seen.clone();
+            move || seen.push(handed_on())
+        };
+        let (promise, unfuture) = unsync::promise::<Result<u8, Error>>();
+        let mut flat = unfuture.flatten();
+        let waker = waker_with(see.clone(), || ());
+        assert!(poll(&mut flat, &waker).is_pending());
+        promise.set(Ok(1));
+        assert_eq!(seen.entries(), [3], "in a wake");
+
+        let (promise, unfuture) = unsync::promise::<Result<OnDrop<_>, Error>>();
+        drop(unfuture.flatten());
+        promise.set(Ok(OnDrop(see)));
+        assert_eq!(seen.entries(), [3, 3], "in the drop of a value");
+    });
+}
+
 // ------------------------------------------------------------------------------------------- races
 
 const RACES: usize = 20_000;

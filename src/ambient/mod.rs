@@ -28,7 +28,6 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::Waker;
 use std::thread;
 use std::time::Instant;
 
@@ -40,11 +39,15 @@ use crate::unfuture::{OnQuiet, Reason};
 use crate::watch::{OnList, Stalls, Stats};
 
 use task::{Key, Newborn, Tasks, Ticket};
-use timer::{TimerKey, Timers};
+use timer::{Alarm, TimerKey, Timers};
 
 pub use local::spawn_local;
+pub(crate) use task::spawn_at;
 pub use task::{spawn, spawn_now};
-pub use timer::{Sleep, YieldNow, sleep, sleep_until, yield_now};
+pub use timer::{
+    Interval, MissedTicks, Sleep, Timeout, YieldNow, interval, sleep, sleep_until, timeout,
+    yield_now,
+};
 
 /// What one can ask of the ambient thread.
 enum Message {
@@ -54,8 +57,8 @@ enum Message {
     Wake(Key),
     /// Drop the future of this task and resolve it for this reason.
     Stop(Arc<dyn Ticket>, Reason),
-    /// Wake this waker at this time; a waker that stood there is replaced.
-    Arm(TimerKey, Waker),
+    /// Set off this alarm at this time.
+    Arm(TimerKey, Alarm),
     /// Forget this timer.
     Disarm(TimerKey),
     /// Call this when no task is left.
@@ -241,9 +244,7 @@ fn serve(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> OnQu
 fn end(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) {
     tasks.close();
     let timers = local.timers.borrow_mut().drain();
-    for waker in timers {
-        discard(wall(|| waker.wake()));
-    }
+    drop(timers);
     let queued = || local.queue.borrow_mut().pop_front();
     while let Some(message) = queued().or_else(|| injector.try_recv().ok()) {
         discard(wall(|| message.call()));
@@ -270,8 +271,8 @@ fn tick(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> Optio
         let now = Instant::now();
         loop {
             let due = local.timers.borrow_mut().due(now);
-            let Some(waker) = due else { break };
-            discard(wall(|| waker.wake()));
+            let Some(alarm) = due else { break };
+            drop(alarm);
         }
     }
     None
@@ -291,10 +292,7 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
                     .push_back(Message::Stop(ticket, reason));
             }
         }
-        Message::Arm(key, waker) => {
-            let replaced = local.timers.borrow_mut().arm(key, waker);
-            discard(replaced);
-        }
+        Message::Arm(key, alarm) => local.timers.borrow_mut().arm(key, alarm),
         Message::Disarm(key) => {
             let removed = local.timers.borrow_mut().disarm(key);
             discard(removed);

@@ -1,20 +1,24 @@
 //! Time: the timers that the ambient thread keeps, and the futures that set them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{LOCAL, Message, Refused, inject, post};
-use crate::error::discard;
+use super::{LOCAL, Message, inject, post};
+use crate::error::{Error, Origin, discard, wall};
+use crate::unfuture::Reason;
 
 /// When, and a number that tells timers of one instant apart.
 pub(super) type TimerKey = (Instant, u64);
 
-/// Wakers by deadline. Knows no clock: it is told what time it is.
-pub(super) struct Timers(BTreeMap<TimerKey, Waker>);
+/// Alarms by deadline. Knows no clock: it is told what time it is.
+pub(super) struct Timers(BTreeMap<TimerKey, Alarm>);
 
 impl Timers {
     pub(super) const fn new() -> Timers {
@@ -26,20 +30,64 @@ impl Timers {
     pub(super) fn next(&self) -> Option<Instant> {
         self.0.first_key_value().map(|(key, _)| key.0)
     }
-    /// Gives the waker that stood there, to be dropped by the caller.
-    pub(super) fn arm(&mut self, key: TimerKey, waker: Waker) -> Option<Waker> {
-        self.0.insert(key, waker)
+    pub(super) fn arm(&mut self, key: TimerKey, alarm: Alarm) {
+        let replaced = self.0.insert(key, alarm);
+        debug_assert!(replaced.is_none(), "keys are not used again");
     }
-    pub(super) fn disarm(&mut self, key: TimerKey) -> Option<Waker> {
+    /// Gives the alarm that stood there, to be dropped by the caller.
+    pub(super) fn disarm(&mut self, key: TimerKey) -> Option<Alarm> {
         self.0.remove(&key)
     }
-    pub(super) fn drain(&mut self) -> Vec<Waker> {
+    /// Takes out all of them, at the end.
+    pub(super) fn drain(&mut self) -> Vec<Alarm> {
         std::mem::take(&mut self.0).into_values().collect()
     }
     /// Takes out one timer that is due.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Waker> {
+    pub(super) fn due(&mut self, now: Instant) -> Option<Alarm> {
         let first = self.0.first_entry()?;
         (first.key().0 <= now).then(|| first.remove())
+    }
+}
+
+/// Wakes its sleeper when it is dropped: because its time has come, or because it was lost on its way
+/// or at the end, when the sleeper has to see that there is no timer.
+pub(super) struct Alarm(Arc<Sleeper>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if let Some(waker) = self.0.leave() {
+            discard(wall(|| waker.wake()));
+        }
+    }
+}
+
+/// Who is to be woken: the one thing that a [`Sleep`] and its timer share. So a new waker needs no
+/// message, and a sleep that was woken or dropped holds none.
+#[derive(Debug)]
+struct Sleeper(Mutex<Option<Waker>>);
+
+impl Sleeper {
+    fn new(waker: Option<Waker>) -> Arc<Sleeper> {
+        Arc::new(Sleeper(Mutex::new(waker)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers who polls. Says whether there was nobody, so that a timer has to be set.
+    fn enter(&self, waker: &Waker) -> bool {
+        if self.lock().as_ref().is_some_and(|old| old.will_wake(waker)) {
+            return false;
+        }
+        // Cloning and dropping a waker is foreign code: it happens outside the lock.
+        let waker = waker.clone();
+        let replaced = self.lock().replace(waker);
+        replaced.is_none()
+    }
+
+    fn leave(&self) -> Option<Waker> {
+        self.lock().take()
     }
 }
 
@@ -59,78 +107,107 @@ impl Timers {
 /// assert!(started.elapsed() >= Duration::from_millis(10));
 /// ```
 pub fn sleep(duration: Duration) -> Sleep {
-    Sleep {
-        deadline: Instant::now().checked_add(duration),
-        armed: None,
-    }
+    Sleep::new(Instant::now().checked_add(duration))
 }
 
 /// Waits until a point in time. See [`sleep`].
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep {
-        deadline: Some(deadline),
-        armed: None,
-    }
+    Sleep::new(Some(deadline))
 }
 
 /// The future of [`sleep`] and [`sleep_until`]. Dropping it takes the timer back.
+///
+/// Once it is over it stays so, and may be awaited again, until it is [`reset`](Sleep::reset).
 #[derive(Debug)]
 #[must_use = "a sleep does nothing unless it is awaited"]
 pub struct Sleep {
     /// `None`: never.
     deadline: Option<Instant>,
+    /// `None` until it is polled.
+    sleeper: Option<Arc<Sleeper>>,
+    /// The timer that was set for the sleeper.
     armed: Option<Armed>,
 }
 
 #[derive(Debug)]
 struct Armed {
     key: TimerKey,
-    waker: Waker,
     /// Set through the injector, so it may still be on its way.
     from_elsewhere: bool,
 }
 
-impl Future for Sleep {
-    type Output = ();
+impl Sleep {
+    fn new(deadline: Option<Instant>) -> Sleep {
+        Sleep {
+            deadline,
+            sleeper: None,
+            armed: None,
+        }
+    }
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(deadline) = self.deadline else {
-            return Poll::Pending;
-        };
-        if Instant::now() >= deadline {
-            self.disarm();
-            return Poll::Ready(());
+    /// When it is over; `None` for never.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether its time has come.
+    pub fn is_elapsed(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Begins anew: over after this duration from now.
+    ///
+    /// Who awaits it is woken at the new time and not at the old one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # unsync::block_on(async {
+    /// let mut watchdog = unsync::sleep(Duration::MAX);
+    /// watchdog.reset(Duration::from_millis(1));
+    /// watchdog.await;
+    /// # });
+    /// ```
+    pub fn reset(&mut self, duration: Duration) {
+        self.set(Instant::now().checked_add(duration));
+    }
+
+    /// Begins anew: over at this point in time. See [`reset`](Sleep::reset).
+    pub fn reset_until(&mut self, deadline: Instant) {
+        self.set(Some(deadline));
+    }
+
+    fn set(&mut self, deadline: Option<Instant>) {
+        let waker = self.disarm();
+        self.deadline = deadline;
+        if waker.is_some() {
+            self.sleeper = Some(Sleeper::new(waker));
+            self.arm();
         }
-        if self
-            .armed
-            .as_ref()
-            .is_some_and(|armed| armed.waker.will_wake(cx.waker()))
-        {
-            return Poll::Pending;
-        }
+    }
+
+    /// Sets a timer for the sleeper, if there is one and a time for it.
+    fn arm(&mut self) {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        // The same key replaces the waker in place.
-        let known = self.armed.as_ref().map(|armed| armed.key);
-        let key = known.unwrap_or_else(|| (deadline, NEXT.fetch_add(1, Ordering::Relaxed)));
-        let waker = cx.waker().clone();
-        let from_elsewhere = match arm(key, waker.clone()) {
-            Ok(from_elsewhere) => from_elsewhere,
-            Err(refused) => panic!("no timer without the ambient thread: {refused:?}"),
+        let (Some(deadline), Some(sleeper)) = (self.deadline, &self.sleeper) else {
+            return;
         };
-        let replaced = self.armed.replace(Armed {
+        let key = (deadline, NEXT.fetch_add(1, Ordering::Relaxed));
+        let from_elsewhere = set_timer(key, Alarm(Arc::clone(sleeper)));
+        self.armed = Some(Armed {
             key,
-            waker,
             from_elsewhere,
         });
-        drop(replaced);
-        Poll::Pending
     }
-}
 
-impl Sleep {
-    fn disarm(&mut self) {
+    /// Takes the timer back. Gives who was to be woken.
+    fn disarm(&mut self) -> Option<Waker> {
+        // First the waker, so that the alarm has nobody to wake when it is dropped.
+        let waker = self.sleeper.take().and_then(|sleeper| sleeper.leave());
         let Some(armed) = self.armed.take() else {
-            return;
+            return waker;
         };
         let removed = LOCAL.try_with(|local| match local.is_ambient.get() {
             true => Some(local.timers.borrow_mut().disarm(armed.key)),
@@ -138,36 +215,220 @@ impl Sleep {
         });
         match removed {
             // Found, or fired already: on the ambient thread itself there is no third case…
-            Ok(Some(Some(waker))) => drop(waker),
+            Ok(Some(Some(alarm))) => drop(alarm),
             Ok(Some(None)) if !armed.from_elsewhere => {}
             // …unless the timer was set from another thread: then this goes in behind it.
             _ => discard(inject(Message::Disarm(armed.key))),
         }
+        waker
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    /// # Panics
+    ///
+    /// If it has to wait and there is no ambient thread to wake it: the operating system refused it,
+    /// or it was shut down.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_elapsed() {
+            drop(self.disarm());
+            return Poll::Ready(());
+        }
+        let sleeper = self.sleeper.get_or_insert_with(|| Sleeper::new(None));
+        // There was somebody, but no more, if the timer fired just now, or was lost at a shutdown.
+        if sleeper.enter(cx.waker()) {
+            self.arm();
+        }
+        Poll::Pending
     }
 }
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        self.disarm();
+        drop(self.disarm());
     }
 }
 
-/// Sets a timer; says whether it went through the injector.
-fn arm(key: TimerKey, waker: Waker) -> Result<bool, Refused> {
-    let mut waker = Some(waker);
-    let replaced = LOCAL.try_with(|local| match local.is_ambient.get() {
-        true => waker
-            .take()
-            .and_then(|waker| local.timers.borrow_mut().arm(key, waker)),
-        false => None,
+/// Says whether the timer went through the injector.
+fn set_timer(key: TimerKey, alarm: Alarm) -> bool {
+    let mut alarm = Some(alarm);
+    // A thread whose locals are gone is on its way out, so it is not the ambient one.
+    let _ = LOCAL.try_with(|local| {
+        if local.is_ambient.get() {
+            let mut timers = local.timers.borrow_mut();
+            alarm
+                .take()
+                .into_iter()
+                .for_each(|alarm| timers.arm(key, alarm));
+        }
     });
-    drop(replaced);
-    match waker {
-        None => Ok(false),
-        Some(waker) => match post(Message::Arm(key, waker)) {
-            Ok(()) => Ok(true),
-            Err((_, refused)) => Err(refused),
-        },
+    let Some(alarm) = alarm else { return false };
+    if let Err((_, refused)) = post(Message::Arm(key, alarm)) {
+        panic!("no timer without the ambient thread: {refused:?}");
+    }
+    true
+}
+
+/// Gives a future until so long from now.
+///
+/// It is polled before the deadline is looked at: a future that is ready wins, however late. Both may
+/// borrow and need not be `Send`; for work that runs already there is
+/// [`Unfuture::timeout`](crate::Unfuture::timeout). Under any executor, as [`sleep`].
+///
+/// # Errors
+///
+/// [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let never = std::future::pending::<()>();
+/// let late = unsync::block_on(unsync::timeout(Duration::from_millis(10), never));
+/// assert_eq!(late.unwrap_err().kind(), unsync::ErrorKind::TimedOut);
+/// ```
+#[track_caller]
+pub fn timeout<F: Future>(limit: Duration, future: F) -> Timeout<F> {
+    Timeout {
+        future: Box::pin(future),
+        deadline: sleep(limit),
+        limit,
+        origin: Location::caller(),
+    }
+}
+
+/// The future of [`timeout()`]. Dropping it drops the future in it.
+#[must_use = "a timeout does nothing unless it is awaited"]
+pub struct Timeout<F> {
+    /// In a box, because an `async` block would hold it twice: a timeout in a timeout in a timeout
+    /// would be eight times as large as what it limits.
+    future: Pin<Box<F>>,
+    deadline: Sleep,
+    limit: Duration,
+    origin: Origin,
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Result<F::Output, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(value) = self.future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(value));
+        }
+        Pin::new(&mut self.deadline).poll(cx).map(|()| {
+            let error = Reason::TimedOut(self.limit).error("a future");
+            Err(error.started_at(self.origin))
+        })
+    }
+}
+
+impl<F> fmt::Debug for Timeout<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Timeout({:?}, set at {})", self.limit, self.origin)
+    }
+}
+
+/// Ticks again and again, the first time at once.
+///
+/// # Panics
+///
+/// If the period is zero.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # unsync::block_on(async {
+/// let period = Duration::from_millis(5);
+/// let mut ticks = unsync::interval(period);
+/// let first = ticks.tick().await;
+/// assert_eq!(ticks.tick().await, first + period);
+/// # });
+/// ```
+#[track_caller]
+pub fn interval(period: Duration) -> Interval {
+    assert!(!period.is_zero(), "the period of an interval is zero");
+    Interval {
+        next: sleep_until(Instant::now()),
+        period,
+        missed: MissedTicks::Burst,
+    }
+}
+
+/// Ticks, one after the other. Made by [`interval`].
+#[derive(Debug)]
+pub struct Interval {
+    next: Sleep,
+    period: Duration,
+    missed: MissedTicks,
+}
+
+/// What an [`Interval`] does when a tick is taken late.
+///
+/// With a period of 10 ms, and one tick, due at 10, that is taken only at 35:
+///
+/// ```text
+/// due        0    10    20    30    40    50    60    70
+/// Burst      0 ············ 35 35 35 40    50    60    70
+/// Delay      0 ············ 35        45    55    65
+/// Skip       0 ············ 35    40    50    60    70
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MissedTicks {
+    /// The ticks that were missed follow at once, until it has caught up. There are as many ticks as
+    /// there were periods.
+    #[default]
+    Burst,
+    /// The next tick comes a whole period after this one was taken. Two are never closer than a
+    /// period, and all that follow shift by how late each was.
+    Delay,
+    /// The ticks that were missed are left out. All are multiples of the period.
+    Skip,
+}
+
+impl Interval {
+    /// Says what is to be done when a tick is taken late. Default: [`MissedTicks::Burst`].
+    #[must_use = "it is the interval, given back"]
+    pub fn missed(mut self, policy: MissedTicks) -> Interval {
+        self.missed = policy;
+        self
+    }
+
+    /// Waits for the next tick; gives when it was due.
+    ///
+    /// The future may be dropped before it is ready: no tick is lost.
+    pub async fn tick(&mut self) -> Instant {
+        (&mut self.next).await;
+        let now = Instant::now();
+        let due = self.next.deadline().unwrap_or(now);
+        self.next.set(self.missed.next(due, now, self.period));
+        due
+    }
+
+    /// Begins anew: the next tick comes a whole period from now.
+    pub fn reset(&mut self) {
+        self.next.reset(self.period);
+    }
+}
+
+impl MissedTicks {
+    /// When the tick after the one that was `due` comes; `None` for never.
+    fn next(self, due: Instant, now: Instant, period: Duration) -> Option<Instant> {
+        let from = match self {
+            MissedTicks::Burst => due,
+            MissedTicks::Delay => now,
+            MissedTicks::Skip => {
+                let late = now.saturating_duration_since(due).as_nanos();
+                // No more than how late it is, which fits in 64 bits for 584 years.
+                let since_last = u64::try_from(late % period.as_nanos()).unwrap_or(0);
+                now - Duration::from_nanos(since_last)
+            }
+        };
+        from.checked_add(period)
     }
 }
 

@@ -65,26 +65,38 @@ enum Progress {
     Over,
 }
 
-/// Queues a call to a worker process.
-pub(crate) fn call<F, A>(origin: Origin, _: F, arguments: A) -> Unfuture<F::Output>
+/// A call that is encoded and not queued yet.
+pub(crate) struct Prepared<T> {
+    call: Arc<Call<T>>,
+    item: Item,
+}
+
+/// Checks a call to a worker process, and encodes it.
+pub(crate) fn prepare<F, A>(
+    origin: Origin,
+    _: F,
+    arguments: A,
+) -> Result<Prepared<F::Output>, Error>
 where
     F: Entrypoint<A>,
     A: Wire,
     F::Output: Send + 'static,
 {
-    match encode::<F, A>(&arguments) {
-        Ok((id, name, frame)) => {
-            let progress = Mutex::new(Progress::Unwatched(None));
-            let call = Arc::new(Call {
-                slot: Slot::new(origin),
-                id,
-                name,
-                progress,
-            });
-            POOL.submit(Item::new(id, call.clone(), frame));
-            Unfuture::of(call)
-        }
-        Err(error) => Unfuture::failed(error.started_at(origin)),
+    let (id, name, frame) = encode::<F, A>(&arguments)?;
+    let call = Arc::new(Call {
+        slot: Slot::new(origin),
+        id,
+        name,
+        progress: Mutex::new(Progress::Unwatched(None)),
+    });
+    let item = Item::new(id, call.clone(), frame);
+    Ok(Prepared { call, item })
+}
+
+impl<T: Wire + Send + 'static> Prepared<T> {
+    pub(crate) fn submit(self) -> Unfuture<T> {
+        POOL.submit(self.item);
+        Unfuture::of(self.call)
     }
 }
 
@@ -130,7 +142,7 @@ where
     }))
 }
 
-type Nested<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
+pub(crate) type Nested<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
 
 /// Checks that a call can be made, and writes its frame.
 fn encode<F, A>(arguments: &A) -> Result<(u64, &'static str, Vec<u8>), Error>

@@ -1,0 +1,500 @@
+//! Scenarios: tests that need a process to themselves, because they kill it, limit it, set it up, or
+//! count what it holds.
+//!
+//! ```text
+//!   test ──starts──▶ scenario: a further process of the test binary ──▶ its workers
+//!     │                  └──starts──▶ programs: processes that the scenario may kill
+//!     └── waits, within a limit, and then looks for anything that was left behind
+//! ```
+//!
+//! - **A home** is the private directory of a scenario. It holds the files that the scenario makes, its
+//!   output, and its temporary directory, which has to be empty at the end. Its path stands in the
+//!   environment of every process of the scenario, so that they can be found.
+//! - **A play** is a function by name, for a scenario or a program: it runs in [`enter`].
+//! - **A gate** is where calls and the scenario wait for each other, so that nobody has to sleep.
+//!
+//! What a test file has to do is done by [`scenarios!`].
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Makes tests of functions: each is run as a scenario over both kinds of link, as `unix::name` and
+/// `tcp::name`. After `in` stands what a shell does before it becomes the scenario. The programs are
+/// further functions, for [`program`].
+macro_rules! scenarios {
+    (
+        programs: [$($program:ident),* $(,)?]
+        $($play:ident $(, in $shell:literal)?;)*
+    ) => {
+        #[test]
+        #[ignore = "no test: scenarios run here, each in a process of its own"]
+        fn scenario_entry() {
+            $crate::scenario::enter(
+                &[$((stringify!($play), $play as fn())),*],
+                &[$((stringify!($program), $program as fn())),*],
+            );
+        }
+        scenarios! { @link unix Unix $($play $(, in $shell)?;)* }
+        scenarios! { @link tcp Tcp $($play $(, in $shell)?;)* }
+    };
+    (@link $module:ident $link:ident $($play:ident $(, in $shell:literal)?;)*) => {
+        mod $module {
+            use $crate::scenario::{Link, run};
+            $(
+                #[test]
+                fn $play() {
+                    run(Link::$link, stringify!($play), concat!($($shell)?));
+                }
+            )*
+        }
+    };
+}
+
+/// How the workers of a scenario are connected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Link {
+    Unix,
+    Tcp,
+}
+
+/// What a scenario may take. Most take milliseconds: this is for machines that are busy.
+const LIMIT: Duration = Duration::from_secs(60);
+/// What anything else may take that is waited for.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+const PLAY: &str = "UNSYNC_TEST_PLAY";
+const HOME: &str = "UNSYNC_TEST_HOME";
+const APPLAUSE: &str = "the scenario came to its end";
+
+// ------------------------------------------------------------------------------- around a scenario
+
+/// Runs a scenario in a process of its own, and fails with all that it said if it fails, hangs, or
+/// leaves anything behind.
+pub(crate) fn run(link: Link, play: &str, shell: &str) {
+    let home = Home::new();
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("{shell}\nexec \"$0\" \"$@\""))
+        .arg(env::current_exe().unwrap());
+    as_play(&mut command, play)
+        .env(HOME, &home.0)
+        .env("TMPDIR", home.temporary())
+        .env("UNSYNC_LINK", format!("{link:?}").to_lowercase())
+        .env_remove("RUST_BACKTRACE")
+        .env_remove("RUST_LIB_BACKTRACE")
+        .env_remove("UNSYNC_DEBUG")
+        .env_remove("UNSYNC_THREADS")
+        .env_remove("UNSYNC_PROCESSES")
+        .stdin(Stdio::null())
+        .stdout(home.append())
+        .stderr(home.append())
+        .process_group(0);
+    let mut child = command.spawn().unwrap();
+    let status = wait_within(&mut child, LIMIT);
+    if status.is_none() {
+        kill("KILL", &[child.id()]);
+        child.wait().unwrap();
+    }
+    let output = fs::read(home.output()).unwrap();
+    let output = String::from_utf8_lossy(&output);
+    let mut faults = Vec::new();
+    match status {
+        None => faults.push(format!("it hung: not over after {LIMIT:?}")),
+        Some(status) if !status.success() => faults.push(format!("it failed: {status}")),
+        Some(_) if !output.contains(APPLAUSE) => faults.push("it never ran".to_owned()),
+        Some(_) => {}
+    }
+    // The workers of a scenario that failed may take a moment to find out.
+    holds_within(Duration::from_secs(5), || home.processes().is_empty());
+    for process in home.processes() {
+        faults.push(format!(
+            "it left the process {process}: {}",
+            what_is(process)
+        ));
+        kill("KILL", &[process]);
+    }
+    for file in entries(&home.temporary()) {
+        faults.push(format!("it left {file} in its temporary directory"));
+    }
+    // The harness shows this if the test fails.
+    println!("{output}");
+    assert!(
+        faults.is_empty(),
+        "scenario {play} over {link:?}: {}",
+        faults.join("; ")
+    );
+}
+
+fn as_play<'a>(command: &'a mut Command, play: &str) -> &'a mut Command {
+    let arguments = [
+        "--exact",
+        "scenario_entry",
+        "--include-ignored",
+        "--nocapture",
+        "--test-threads=1",
+        "-q",
+    ];
+    command.args(arguments).env(PLAY, play)
+}
+
+/// The private directory of a scenario.
+struct Home(PathBuf);
+
+impl Home {
+    fn new() -> Home {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let home = Home(env::temp_dir().join(format!("unsync-test-{}-{number}", process::id())));
+        fs::create_dir_all(home.temporary()).unwrap();
+        home
+    }
+
+    /// Standard output and error in one file: nobody has to read along.
+    fn append(&self) -> File {
+        let mut options = File::options();
+        options.create(true).append(true);
+        options.open(self.output()).unwrap()
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.0.join("tmp")
+    }
+
+    fn output(&self) -> PathBuf {
+        self.0.join("output")
+    }
+
+    /// The live processes of the scenario, by their environment.
+    fn processes(&self) -> Vec<u32> {
+        let mark = [HOME.as_bytes(), b"=", self.0.as_os_str().as_encoded_bytes()].concat();
+        let is_ours = |process: &u32| {
+            // One that has just ended cannot be read.
+            fs::read(format!("/proc/{process}/environ"))
+                .is_ok_and(|variables| variables.split(|byte| *byte == 0).any(|one| one == mark))
+        };
+        processes().filter(is_ours).collect()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+// ------------------------------------------------------------------------------- inside a scenario
+
+/// In a scenario or a program: plays it. In a test run there is nothing to do.
+pub(crate) fn enter(scenarios: &[(&str, fn())], programs: &[(&str, fn())]) {
+    let Some(play) = env::var_os(PLAY) else {
+        return;
+    };
+    let find = |plays: &[(&str, fn())]| plays.iter().find(|(name, _)| play == *name).map(|it| it.1);
+    if let Some(program) = find(programs) {
+        return program();
+    }
+    let scenario = find(scenarios).expect("a play of this test file");
+    let before = Holdings::now();
+    scenario();
+    unsync::shutdown(SOON).expect("the shutdown");
+    before.assert_unchanged();
+    println!("{APPLAUSE}");
+}
+
+/// What a process holds that could leak.
+#[derive(Debug, PartialEq)]
+struct Holdings {
+    descriptors: Vec<String>,
+    threads: Vec<String>,
+    /// With their states: a zombie is one that was not reaped.
+    children: Vec<String>,
+    files: Vec<String>,
+}
+
+impl Holdings {
+    fn now() -> Holdings {
+        Holdings {
+            descriptors: descriptors(),
+            threads: threads(),
+            children: children().into_iter().map(what_is).collect(),
+            files: entries(&env::temp_dir()),
+        }
+    }
+
+    /// What is left of a worker's threads may take a moment to end.
+    fn assert_unchanged(&self) {
+        holds_within(SOON, || *self == Holdings::now());
+        assert_eq!(
+            *self,
+            Holdings::now(),
+            "left: before, right: after the scenario"
+        );
+    }
+}
+
+/// A file of the scenario. Calls get its path as an argument.
+pub(crate) fn file(name: &str) -> String {
+    let home = env::var(HOME).expect("a scenario");
+    format!("{home}/{name}")
+}
+
+pub(crate) fn link() -> Link {
+    match env::var("UNSYNC_LINK").as_deref() {
+        Ok("tcp") => Link::Tcp,
+        _ => Link::Unix,
+    }
+}
+
+/// A further process of the test binary, to run one of the programs. In a process group of its own.
+pub(crate) fn program(name: &str) -> Command {
+    program_at(&env::current_exe().unwrap(), name)
+}
+
+/// The same of a copy of the test binary.
+pub(crate) fn program_at(executable: &Path, name: &str) -> Command {
+    let mut command = Command::new(executable);
+    as_play(&mut command, name)
+        .stdin(Stdio::null())
+        .process_group(0);
+    command
+}
+
+/// Waits for something that has no event to wait for, and fails if it does not come.
+#[track_caller]
+pub(crate) fn until(what: impl Display, mut holds: impl FnMut() -> bool) {
+    assert!(
+        holds_within(SOON, &mut holds),
+        "waited {SOON:?} in vain until {what}"
+    );
+}
+
+fn holds_within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub(crate) fn wait_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let mut status = None;
+    holds_within(limit, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status
+}
+
+// ------------------------------------------------------------------------------------------- gates
+
+/// Where calls wait until the scenario lets them go, and the scenario until they have come.
+pub(crate) struct Gate {
+    listener: UnixListener,
+    path: String,
+}
+
+/// A call that waits at a gate. Dropping it lets the call go.
+pub(crate) struct Guest {
+    stream: UnixStream,
+    /// The process that it runs in.
+    pub(crate) process: u32,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Gate {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = file(&format!("gate-{}-{number}", process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Gate { listener, path }
+    }
+
+    /// For [`wait_at`], as an argument of the call.
+    pub(crate) fn path(&self) -> String {
+        self.path.clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn guest(&self) -> Guest {
+        let mut guest = None;
+        until("somebody comes to the gate", || {
+            guest = self.poll();
+            guest.is_some()
+        });
+        guest.unwrap()
+    }
+
+    /// Whoever waits already.
+    pub(crate) fn poll(&self) -> Option<Guest> {
+        let (mut stream, _) = match self.listener.accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            accepted => accepted.unwrap(),
+        };
+        stream.set_nonblocking(false).unwrap();
+        let mut process = [0; 4];
+        stream.read_exact(&mut process).unwrap();
+        let process = u32::from_le_bytes(process);
+        Some(Guest { stream, process })
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Guest {
+    /// Lets the call go, and waits until its thread or process has left the place where it waited.
+    pub(crate) fn leave(mut self) {
+        self.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        self.wait_for_end();
+    }
+
+    /// Waits until whoever waits at the gate is no more, without letting it go.
+    pub(crate) fn wait_for_end(&mut self) {
+        self.stream.set_read_timeout(Some(SOON)).unwrap();
+        match self.stream.read(&mut [0]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            other => panic!("the guest {} did not leave: {other:?}", self.process),
+        }
+    }
+}
+
+/// In a call: waits at a gate until the scenario lets it go. What this returns keeps
+/// [`Guest::leave`] waiting.
+pub(crate) fn wait_at(gate: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(gate).unwrap();
+    stream.write_all(&process::id().to_le_bytes()).unwrap();
+    let _ = stream.read(&mut [0]);
+    stream
+}
+
+// --------------------------------------------------------------------------------------- processes
+
+/// Sends a signal by the name that `kill` knows.
+pub(crate) fn kill(signal: &str, processes: &[u32]) {
+    let numbers = processes.iter().map(u32::to_string);
+    let status = Command::new("kill")
+        .arg(format!("-{signal}"))
+        .args(numbers)
+        .status();
+    assert!(status.unwrap().success(), "kill -{signal} {processes:?}");
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let names = fs::read_dir("/proc").unwrap().flatten();
+    names.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The fields of `/proc/PID/stat` from the state on; empty if there is no such process.
+fn stat(process: u32) -> Vec<String> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    after_name.split_whitespace().map(str::to_owned).collect()
+}
+
+/// `R`, `S`, `T` for stopped, `Z` for a zombie; nothing if there is no such process.
+pub(crate) fn state_of(process: u32) -> Option<char> {
+    stat(process).first()?.chars().next()
+}
+
+/// The process group.
+pub(crate) fn group_of(process: u32) -> Option<u32> {
+    stat(process).get(2)?.parse().ok()
+}
+
+/// The state of the thread of a worker that runs its calls.
+pub(crate) fn lane_state(worker: u32) -> Option<char> {
+    let mut tasks = fs::read_dir(format!("/proc/{worker}/task")).ok()?.flatten();
+    let lane = tasks.find(|task| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "unsync-call\n")
+    })?;
+    state_of(lane.file_name().to_str()?.parse().ok()?)
+}
+
+/// Whether it runs no more. If it was a child, it may not be reaped yet.
+pub(crate) fn is_dead(process: u32) -> bool {
+    matches!(state_of(process), None | Some('Z' | 'X'))
+}
+
+/// Whether it was reaped too.
+pub(crate) fn is_gone(process: u32) -> bool {
+    state_of(process).is_none()
+}
+
+/// The children of this process, dead ones included as long as they are not reaped.
+pub(crate) fn children() -> BTreeSet<u32> {
+    let me = process::id().to_string();
+    processes()
+        .filter(|process| stat(*process).get(1) == Some(&me))
+        .collect()
+}
+
+fn what_is(process: u32) -> String {
+    let command = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    format!("{process} in state {:?}, {command}", state_of(process))
+}
+
+/// The resident memory of a process, in bytes.
+pub(crate) fn resident(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim()
+        .trim_end_matches(" kB")
+        .trim()
+        .parse::<u64>()
+        .unwrap()
+        << 10
+}
+
+/// What the descriptors of this process refer to.
+pub(crate) fn descriptors() -> Vec<String> {
+    let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    // The one that reads the directory is closed when its link is followed.
+    let mut links: Vec<_> = links
+        .filter_map(|link| Some(format!("{:?}", fs::read_link(link.path()).ok()?)))
+        .filter(|target| !target.contains("/fd\""))
+        .collect();
+    links.sort();
+    links
+}
+
+/// The names of the threads of this process.
+pub(crate) fn threads() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let mut names: Vec<_> = tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+        .collect();
+    names.sort();
+    names
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let names = fs::read_dir(directory).unwrap().flatten();
+    names
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
