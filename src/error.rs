@@ -6,6 +6,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -97,7 +98,7 @@ impl Error {
     }
 
     /// The operating system refused what `attempt` names.
-    pub(crate) fn os(attempt: impl Into<Cow<'static, str>>, source: std::io::Error) -> Error {
+    pub(crate) fn os(attempt: impl Into<Cow<'static, str>>, source: io::Error) -> Error {
         Error::new(ErrorKind::Os, attempt).with(|inner| inner.source = Some(Box::new(source)))
     }
 
@@ -107,6 +108,23 @@ impl Error {
             inner.payload = Mutex::new(Some(Box::new(message)));
             inner.source = backtrace.map(|text| Box::new(RemoteBacktrace(text)) as _);
         })
+    }
+
+    /// The same trouble, told of this culprit.
+    pub(crate) fn about(&self, culprit: &str) -> Error {
+        let error = Error::new(self.0.kind, format!("{culprit}: {}", self.0.message));
+        let os = self
+            .0
+            .source
+            .as_ref()
+            .and_then(|source| source.downcast_ref::<io::Error>());
+        let copy = os.map(|os| match os.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(os.kind(), os.to_string()),
+        });
+        error
+            .exited(self.0.exit)
+            .with(|inner| inner.source = copy.map(|os| Box::new(os) as _))
     }
 
     pub(crate) fn started_at(self, origin: Origin) -> Error {

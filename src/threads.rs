@@ -239,6 +239,8 @@ enum Order {
 
 /// A job that takes longer than this is worth another thread: starting one costs about as much.
 const LONG: Duration = Duration::from_micros(100);
+/// A wait without an end, as std can do it.
+const FAR: Duration = Duration::from_secs(1 << 30);
 /// The longest time between two looks of the foreman.
 const PACE_MAX: Duration = Duration::from_millis(2);
 
@@ -486,10 +488,11 @@ impl Pool {
         &'a self,
         mut state: MutexGuard<'a, State>,
     ) -> Result<MutexGuard<'a, State>, MutexGuard<'a, State>> {
-        let retires = Instant::now() + keep_alive();
+        let retires = Instant::now().checked_add(keep_alive());
         state.idle += 1;
         loop {
-            let left = retires.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let left = retires.map_or(FAR, |at| at.saturating_duration_since(now));
             if state.claimed > 0 {
                 state.claimed -= 1;
                 return Ok(state);
@@ -535,9 +538,11 @@ impl Pool {
                 return self.work();
             }
             state.foreman = Foreman::Resting;
-            let rest = self.watch.wait_timeout_while(state, keep_alive(), |state| {
-                state.foreman == Foreman::Resting && !state.closed
-            });
+            let rest = self
+                .watch
+                .wait_timeout_while(state, keep_alive().min(FAR), |state| {
+                    state.foreman == Foreman::Resting && !state.closed
+                });
             state = rest.unwrap_or_else(PoisonError::into_inner).0;
             if state.foreman == Foreman::Resting {
                 state.foreman = Foreman::Absent;

@@ -40,10 +40,15 @@ const DEATHS: u32 = 3;
 const TRIES: u32 = 5;
 /// The first pause after a failure; each further one is four times as long.
 const PAUSE: Duration = Duration::from_millis(10);
-/// A worker that has not started the call that is next for it after this long is frozen.
+/// A worker that owes an answer for this long is frozen. Attendants look that often, because nothing in
+/// std calls a thread from a read that blocks.
 const FROZEN: Duration = Duration::from_secs(1);
+/// The shortest time that a read may block; zero would mean for ever.
+const MOMENT: Duration = Duration::from_millis(1);
+/// What frames other than those of values may hold, whatever the limit of those.
+const SMALL_TALK: usize = 1 << 20;
 /// How long an idle worker may take to leave.
-const FAREWELL: Duration = Duration::from_secs(3);
+const FAREWELL: Duration = Duration::from_secs(1);
 /// The stack of the thread that runs the calls: that of a main thread, as functions expect it.
 const STACK: usize = 8 << 20;
 
@@ -129,7 +134,7 @@ fn attend(number: u64) {
     // Whatever happens in there, the worker is buried.
     let end = wall(|| read(&worker)).unwrap_or_else(|payload| {
         discard(payload);
-        Ok(())
+        Err(io::Error::other("the attendant panicked"))
     });
     bury(&worker, end.err());
 }
@@ -153,13 +158,16 @@ fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
     loop {
         let mut words = None;
         let launched = command(settings).map_err(Refusal::Os).and_then(|command| {
-            link::launch(command, terms, settings.start_timeout, |child| {
+            let born = |child: &mut Child| {
                 forward_stdout(child);
                 words = LastWords::listen(child);
-            })
+            };
+            let wanted = || !POOL.lock().closed;
+            link::launch(command, terms, settings.start_timeout, born, wanted)
         });
         let refusal = match launched {
             Ok((child, link)) => return Ok(Some((child, link, words))),
+            Err(Refusal::Unwanted) => return Ok(None),
             Err(refusal) => refusal,
         };
         tries += 1;
@@ -169,7 +177,7 @@ fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
                 io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
             ),
             Refusal::Died(_) => tries < DEATHS,
-            Refusal::Silent => false,
+            Refusal::Silent | Refusal::Unwanted => false,
         };
         if !transient || tries == TRIES {
             return Err(refused(refusal, settings, words.as_deref()));
@@ -226,7 +234,8 @@ fn give_up(error: &Error) {
     };
     POOL.make_do(state);
     for item in stranded {
-        item.call.fail(error.clone());
+        item.call
+            .fail(error.about(&format!("`{}` cannot run", item.call.name())));
     }
 }
 
@@ -242,7 +251,7 @@ fn refused(refusal: Refusal, settings: &Settings, words: Option<&LastWords>) -> 
                 Some(status),
             )
         }
-        Refusal::Silent => (
+        Refusal::Silent | Refusal::Unwanted => (
             format!("a worker process was not ready within {limit:?}: {HINT}"),
             None,
         ),
@@ -255,15 +264,23 @@ fn refused(refusal: Refusal, settings: &Settings, words: Option<&LastWords>) -> 
 /// Reads the link of a worker until it ends, or until the worker is to leave.
 fn read(worker: &Arc<Worker>) -> io::Result<()> {
     let settings = settings().map_err(io::Error::other)?;
-    let mut frames = Frames::new(settings.frame_bytes_max.saturating_add(frame::HEADER));
+    let limit = settings
+        .frame_bytes_max
+        .max(SMALL_TALK)
+        .saturating_add(frame::HEADER);
+    let mut frames = Frames::new(limit);
     let mut source = Reader::new(&worker.link);
     // When a call that was asked to end by itself has had its time.
     let mut grace: Option<(Instant, u64)> = None;
-    worker
-        .link
-        .set_read_timeout(Some(settings.keep_alive.max(Duration::from_millis(1))))?;
+    let pulse = settings.keep_alive.clamp(MOMENT, FROZEN);
+    let mut silence = Duration::ZERO;
+    worker.link.set_read_timeout(Some(pulse))?;
     loop {
-        match frames.next(&mut source) {
+        let next = frames.next(&mut source);
+        if next.is_ok() {
+            silence = Duration::ZERO;
+        }
+        match next {
             Ok(None) => return Ok(()),
             Ok(Some((Kind::Start, id, _))) => started(worker, id),
             Ok(Some((Kind::Progress, id, payload))) => {
@@ -301,8 +318,9 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    silence += pulse;
                     frames.relax();
-                    if grace.is_none() && rest(worker) {
+                    if rest(worker, silence, settings) {
                         return farewell(worker, &mut source);
                     }
                 }
@@ -315,15 +333,13 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             if !over && left.is_zero() {
                 worker.kill();
             }
-            let limit = if over || left.is_zero() {
-                settings.keep_alive
-            } else {
-                left
-            };
-            worker
-                .link
-                .set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
             grace = grace.filter(|_| !over && !left.is_zero());
+            let limit = if grace.is_some() {
+                left.clamp(MOMENT, pulse)
+            } else {
+                pulse
+            };
+            worker.link.set_read_timeout(Some(limit))?;
         }
     }
 }
@@ -352,7 +368,7 @@ fn started(worker: &Worker, id: u64) {
     call.begin();
     match stopped {
         None => {}
-        Some(reason) if has_grace(reason) => {
+        Some((reason, _)) if has_grace(reason) => {
             let mut cancel = Vec::new();
             frame::plain(&mut cancel, Kind::Cancel, id);
             worker.send(&cancel);
@@ -406,7 +422,7 @@ fn done(worker: &Worker, id: u64, payload: &[u8]) -> bool {
     match entry.stop {
         None => entry.item.call.done(payload, entry.panic),
         // It ended by itself when it was asked to.
-        Some(reason) => {
+        Some((reason, _)) => {
             entry
                 .item
                 .call
@@ -468,24 +484,32 @@ fn load(worker: &Worker) {
     }
 }
 
-/// Nothing was heard of the worker for long: says whether it is to leave. One that was given a call and
-/// has not even started it is frozen; since the call has not started, another worker can have it.
-fn rest(worker: &Worker) -> bool {
+/// Nothing was heard of the worker for some time: says whether it is to leave. A worker that should
+/// have answered and has not is frozen, and killed.
+fn rest(worker: &Worker, silence: Duration, settings: &Settings) -> bool {
     let mut state = POOL.lock();
+    let closed = state.closed;
     let Some(hand) = state.workers.get(&worker.number) else {
         return true;
     };
     let next = hand.flight.front();
-    if next.is_some_and(|next| next.started.is_none() && next.sent.elapsed() > FROZEN) {
+    // A call that has not started can be had by another worker.
+    let unstarted = next.is_some_and(|next| next.started.is_none() && next.sent.elapsed() > FROZEN);
+    let overdue = hand.flight.iter().any(|entry| {
+        let limit = settings.cancel_grace.saturating_add(FROZEN);
+        entry.stop.is_some_and(|(_, since)| since.elapsed() > limit)
+    });
+    let idle = hand.flight.is_empty() && !hand.recalling && !hand.loading;
+    if unstarted || overdue || (idle && closed) {
         drop(state);
         worker.kill();
         return false;
     }
-    let idle = hand.flight.is_empty() && !hand.recalling && !hand.loading;
-    if idle {
+    let leaves = idle && silence >= settings.keep_alive;
+    if leaves {
         leave(&mut state, worker);
     }
-    idle
+    leaves
 }
 
 /// Takes a worker with nothing to do out of the pool: nobody writes to it any more.
@@ -508,33 +532,26 @@ fn farewell(worker: &Worker, source: &mut Reader<'_>) -> io::Result<()> {
 
 /// The worker is dead, or as good as dead: settles what it had.
 fn bury(worker: &Worker, cause: Option<io::Error>) {
+    let certain = !cause.as_ref().is_some_and(hides_starts);
     let mut state = POOL.lock();
-    let hand = state.workers.remove(&worker.number);
-    state.burying += usize::from(hand.is_some());
-    drop(state);
-    worker.link.shut_down();
-    let status = worker.reap();
-    let end = End {
-        pid: worker.pid,
-        status,
-        cause,
-        words: worker.words.clone(),
+    let Some(hand) = state.workers.remove(&worker.number) else {
+        // It was idle and has left.
+        drop(state);
+        worker.link.shut_down();
+        worker.reap();
+        let mut state = POOL.lock();
+        state.burying -= 1;
+        return POOL.proceed(state);
     };
-    let flight = hand.map_or_else(VecDeque::new, |hand| hand.flight);
-    let (mut lost, mut back): (Vec<_>, Vec<_>) = flight
+    state.burying += 1;
+    // What has not started is in the queue again before anything else happens, so that it can be
+    // stopped there. It cannot start any more: its start could not be told.
+    let (mut lost, back): (Vec<_>, Vec<_>) = hand
+        .flight
         .into_iter()
-        .partition(|entry| entry.started.is_some());
-    if end.cause.as_ref().is_some_and(link::loses_frames) {
-        lost.append(&mut back);
-    }
-    back.iter_mut().for_each(|entry| entry.item.deaths += 1);
-    let mut state = POOL.lock();
-    if lost.is_empty() && !back.is_empty() {
-        state.barren += 1;
-    }
-    let (doomed, back): (Vec<_>, Vec<_>) = back
-        .into_iter()
-        .partition(|entry| entry.item.deaths >= DEATHS);
+        .partition(|entry| entry.started.is_some() || !certain);
+    state.barren += u32::from(lost.is_empty() && !back.is_empty());
+    let (doomed, back) = age(back);
     lost.extend(doomed);
     let stopped = requeue(&mut state, back);
     // Workers die one after the other before they start anything: so would the next ones.
@@ -545,8 +562,18 @@ fn bury(worker: &Worker, cause: Option<io::Error>) {
         VecDeque::new()
     };
     state.barren = if hopeless { 0 } else { state.barren };
-    state.burying -= 1;
+    state.settling += lost.len() + queue.len();
     POOL.proceed(state);
+    stop_all(stopped);
+    worker.link.shut_down();
+    let (pid, status) = (worker.pid, worker.reap());
+    let end = End {
+        pid,
+        status,
+        cause,
+        words: worker.words.clone(),
+    };
+    let settled = lost.len() + queue.len();
     for entry in lost {
         let error = end.explain(&entry);
         entry.item.call.fail(error);
@@ -555,7 +582,26 @@ fn bury(worker: &Worker, cause: Option<io::Error>) {
         let error = end.unstarted(item.call.name());
         item.call.fail(error);
     }
-    stop_all(stopped);
+    let mut state = POOL.lock();
+    state.settling -= settled;
+    state.burying -= 1;
+    POOL.proceed(state);
+}
+
+/// Whether a link that ended so may hide that calls have started: frames were lost, or not read.
+fn hides_starts(cause: &io::Error) -> bool {
+    let ended = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
+    link::loses_frames(cause) || !ended.contains(&cause.kind())
+}
+
+/// One more worker died with these before they had started. Gives those first that have seen enough of
+/// it.
+fn age(entries: Vec<InFlight>) -> (Vec<InFlight>, Vec<InFlight>) {
+    let older = entries.into_iter().map(|mut entry| {
+        entry.item.deaths += 1;
+        entry
+    });
+    older.partition(|entry| entry.item.deaths >= DEATHS)
 }
 
 /// How a worker ended.
@@ -571,9 +617,12 @@ impl End {
     fn explain(&self, entry: &InFlight) -> Error {
         let name = entry.item.call.name();
         let Some(started) = entry.started else {
-            return self.unstarted(name);
+            return match entry.item.deaths {
+                0 => self.doubtful(name),
+                _ => self.unstarted(name),
+            };
         };
-        if let Some(reason) = entry.stop {
+        if let Some((reason, _)) = entry.stop {
             return stopped_after(&entry.item, reason, started.elapsed()).exited(self.status);
         }
         let (pid, how) = (self.pid, self.how());
@@ -591,6 +640,16 @@ impl End {
             ),
         };
         error.exited(self.status)
+    }
+
+    /// It may have started, and nobody will ever know.
+    fn doubtful(&self, name: &str) -> Error {
+        let text = format!(
+            "`{name}` lost its worker process {}: {}",
+            self.pid,
+            self.how()
+        );
+        Error::new(ErrorKind::WorkerLost, text).exited(self.status)
     }
 
     fn unstarted(&self, name: &str) -> Error {
@@ -633,7 +692,7 @@ fn requeue(state: &mut State, entries: Vec<InFlight>) -> Vec<(Item, Reason)> {
     let mut stopped = Vec::new();
     for entry in entries {
         match entry.stop {
-            Some(reason) => stopped.push((entry.item, reason)),
+            Some((reason, _)) => stopped.push((entry.item, reason)),
             None => state.enqueue(entry.item),
         }
     }

@@ -311,6 +311,8 @@ pub(crate) enum Refusal {
     Died(std::process::ExitStatus),
     /// The child did not connect in time.
     Silent,
+    /// Nobody wants the child any more.
+    Unwanted,
 }
 
 impl From<io::Error> for Refusal {
@@ -319,14 +321,16 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Starts a child, and waits until it has connected. `born` sees it before that.
+/// Starts a child, and waits until it has connected. `born` sees it before that; it is given up when it
+/// is not `wanted` any more.
 pub(crate) fn launch(
     mut command: Command,
     terms: Terms,
     limit: Duration,
     born: impl FnOnce(&mut Child),
+    wanted: impl Fn() -> bool,
 ) -> Result<(Child, Stream), Refusal> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now().checked_add(limit);
     let (listener, address) = Listener::open()?;
     let invitation = Invitation {
         address,
@@ -345,7 +349,16 @@ pub(crate) fn launch(
     let met = lead
         .tell(&mut child, &bytes)
         .map_err(Refusal::Os)
-        .and_then(|()| meet(&listener, &mut lead, &mut child, &invitation, deadline));
+        .and_then(|()| {
+            meet(
+                &listener,
+                &mut lead,
+                &mut child,
+                &invitation,
+                deadline,
+                wanted,
+            )
+        });
     match met {
         Ok(stream) => Ok((child, stream)),
         Err(refusal) => {
@@ -366,7 +379,8 @@ fn meet(
     lead: &mut Lead,
     child: &mut Child,
     invitation: &Invitation,
-    deadline: Instant,
+    deadline: Option<Instant>,
+    wanted: impl Fn() -> bool,
 ) -> Result<Stream, Refusal> {
     loop {
         lead.wait(Duration::from_millis(10));
@@ -383,8 +397,11 @@ fn meet(
         if let Some(status) = child.try_wait()? {
             return Err(Refusal::Died(status));
         }
-        if Instant::now() >= deadline {
+        if deadline.is_some_and(|at| at <= Instant::now()) {
             return Err(Refusal::Silent);
+        }
+        if !wanted() {
+            return Err(Refusal::Unwanted);
         }
     }
 }
@@ -489,6 +506,16 @@ pub(crate) fn connect() -> io::Result<(Stream, Terms)> {
     io::stdin().lock().read_to_end(&mut bytes)?;
     let invitation = Invitation::decode(&mut bytes.as_slice())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let connected = accept(&invitation);
+    #[cfg(unix)]
+    if let (Err(_), Address::Path(path)) = (&connected, &invitation.address) {
+        // The parent is gone and could not do this.
+        remove(path);
+    }
+    connected.map(|stream| (stream, invitation.terms))
+}
+
+fn accept(invitation: &Invitation) -> io::Result<Stream> {
     let stream = match &invitation.address {
         #[cfg(unix)]
         Address::Path(path) => Stream::Unix(UnixStream::connect(path)?),
@@ -503,7 +530,7 @@ pub(crate) fn connect() -> io::Result<(Stream, Terms)> {
     announce();
     stream.write_all(&invitation.child.to_le_bytes())?;
     expect_secret(&stream, invitation.parent)?;
-    Ok((stream, invitation.terms))
+    Ok(stream)
 }
 
 /// Tells the parent that it need not wait any longer. A wrapper around the worker may have put

@@ -219,8 +219,10 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
     fn done(&self, mut payload: &[u8], panic: Option<PanicReport>) {
         let culprit = || format!("decoding the result of `{}`", self.name);
         let outcome = match u8::decode(&mut payload) {
-            Ok(ending) if ending == Ending::Value as u8 => wall(|| T::decode(&mut payload))
-                .unwrap_or_else(|payload| Err(Error::panicked(&culprit(), payload))),
+            Ok(ending) if ending == Ending::Value as u8 => match wall(|| T::decode(&mut payload)) {
+                Ok(decoded) => decoded.map_err(|error| error.about(&culprit())),
+                Err(payload) => Err(Error::panicked(&culprit(), payload)),
+            },
             Ok(ending) => {
                 let message = String::decode(&mut payload).unwrap_or_default();
                 Err(self.failure(ending, message, panic))

@@ -75,6 +75,8 @@ pub(super) struct State {
     pub(super) starting: usize,
     /// Attendants that bury their worker.
     pub(super) burying: usize,
+    /// Calls of dead workers that are about to be resolved.
+    pub(super) settling: usize,
     /// Workers started so far.
     started: u64,
     /// Workers in a row that died without having started a call.
@@ -115,7 +117,7 @@ pub(super) struct InFlight {
     pub(super) started: Option<Instant>,
     pub(super) panic: Option<PanicReport>,
     /// Why it shall not give a value any more.
-    pub(super) stop: Option<Reason>,
+    pub(super) stop: Option<(Reason, Instant)>,
 }
 
 /// What is to be written when the lock is free again.
@@ -137,6 +139,7 @@ impl State {
             workers: BTreeMap::new(),
             starting: 0,
             burying: 0,
+            settling: 0,
             started: 0,
             barren: 0,
             accepted: 0,
@@ -213,6 +216,15 @@ impl State {
         }
     }
 
+    /// Whether calls wait that no worker being started is for: in the queue, or behind another call.
+    fn is_short(&self) -> bool {
+        let behind = self
+            .workers
+            .values()
+            .map(|hand| hand.flight.len().saturating_sub(1));
+        self.queue.len() + behind.sum::<usize>() > self.starting
+    }
+
     /// Books one more worker if there may be one more.
     fn book(&mut self) -> Option<u64> {
         let limit = settings().map_or(1, |settings| settings.processes);
@@ -225,7 +237,8 @@ impl State {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.queue.is_empty() && self.workers.values().all(|hand| hand.flight.is_empty())
+        let flying = self.workers.values().any(|hand| !hand.flight.is_empty());
+        self.queue.is_empty() && !flying && self.settling == 0
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -329,8 +342,7 @@ impl Pool {
     /// Deals, grows, and does outside the lock what that takes.
     pub(super) fn proceed(&'static self, mut state: MutexGuard<'_, State>) {
         let mail = state.deal();
-        let waiting = state.queue.len() > state.starting;
-        let number = if waiting { state.book() } else { None };
+        let number = if state.is_short() { state.book() } else { None };
         self.settle(state, mail);
         if let Some(number) = number {
             attendant::start(number);
@@ -381,7 +393,7 @@ impl Pool {
         if entry.stop.is_some() {
             return true;
         }
-        entry.stop = Some(reason);
+        entry.stop = Some((reason, Instant::now()));
         let started = entry.started.is_some();
         let worker = Arc::clone(&hand.worker);
         let kind = match (started, hand.loading) {
@@ -451,7 +463,7 @@ impl Pool {
         for hand in state.workers.values_mut() {
             hand.spent = true;
             for entry in &mut hand.flight {
-                entry.stop.get_or_insert(Reason::ShutDown);
+                entry.stop.get_or_insert((Reason::ShutDown, Instant::now()));
             }
             let group = if hand.flight.is_empty() {
                 &mut idle

@@ -378,9 +378,9 @@ impl Worker {
         let backtrace = Backtrace::capture();
         let captured = backtrace.status() == BacktraceStatus::Captured;
         let report = PanicReport {
-            text: text.map(str::to_owned),
+            text: text.map(|text| clip(text, TEXT).to_owned()),
             place: info.location().map(ToString::to_string),
-            backtrace: captured.then(|| backtrace.to_string()),
+            backtrace: captured.then(|| clip(&backtrace.to_string(), BACKTRACE).to_owned()),
         };
         let mut frame = Vec::new();
         let start = frame::begin(&mut frame, Kind::Panic, call);
@@ -414,7 +414,8 @@ impl Worker {
             }
             Ok(Err(error)) => (Ending::Undecodable, error.to_string()),
             Err(payload) => {
-                let message = panic_message(&payload).unwrap_or_default().to_owned();
+                let message = panic_message(&payload).unwrap_or_default();
+                let message = clip(message, TEXT).to_owned();
                 discard(payload);
                 (Ending::Panicked, message)
             }
@@ -435,6 +436,18 @@ fn is_cancelled() -> bool {
     })
 }
 
+/// The longest message and backtrace of a panic that are told, in bytes.
+const TEXT: usize = 64 << 10;
+const BACKTRACE: usize = 512 << 10;
+
+fn clip(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// What a panic hook knows.
 pub(crate) struct PanicReport {
     pub(crate) text: Option<String>,
@@ -449,8 +462,8 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 /// [`on_progress`](crate::Unfuture::on_progress) gets the value.
 ///
 /// For the function of a [`cpu`](crate::cpu()) call, on the thread that runs it; elsewhere it does
-/// nothing. Costs one write of a small message. The program looks at the newest value only, so saying
-/// too much does no harm.
+/// nothing, nor with a value above the limit of a frame. Costs one write of a small message. The program
+/// looks at the newest value only, so saying too much does no harm.
 pub fn progress(value: impl Wire) {
     let Some(worker) = WORKER.get() else { return };
     if !matches!(role(), Role::Call { .. }) {
@@ -461,7 +474,9 @@ pub fn progress(value: impl Wire) {
     let start = frame::begin(&mut frame, Kind::Progress, call);
     value.encode(&mut frame);
     frame::end(&mut frame, start);
-    worker.send(&frame);
+    if (frame.len() - frame::HEADER) as u64 <= worker.terms.frame_bytes_max {
+        worker.send(&frame);
+    }
 }
 
 /// A payload that is copied out of the reader's buffer rather than given away with a buffer of its

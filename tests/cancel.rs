@@ -1,0 +1,1531 @@
+//! Ending work early: by hand, with its scope, or because its time is up.
+//!
+//! The first tests are tables, state of the work × way to end it. What is said of a future is where it
+//! was dropped, and that this was before anybody heard of it; what is said of a closure is that it was
+//! dropped once and whether it ran. Tests that fill the pool, or hold the ambient thread for long, run
+//! in processes of their own.
+
+mod support;
+
+use std::future::{pending, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::task::{Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, Token, fence, in_child,
+    limit, quick, race,
+};
+use unsync::{Error, ErrorKind, Unfuture};
+
+/// A deadline that passes in the test.
+const SHORT: Duration = Duration::from_millis(20);
+/// One that does not.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// How far the work is when it is to end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Queued,
+    Running,
+    Done,
+    Taken,
+}
+
+use State::{Done, Queued, Running, Taken};
+
+const STATES: [State; 4] = [Queued, Running, Done, Taken];
+
+/// How it is ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Cancel,
+    /// The `Unfuture` is dropped first.
+    Canceller,
+    CancelOnDrop,
+    Timeout,
+    RunTimeout,
+}
+
+const WAYS: [Way; 5] = [
+    Way::Cancel,
+    Way::Canceller,
+    Way::CancelOnDrop,
+    Way::Timeout,
+    Way::RunTimeout,
+];
+
+impl Way {
+    /// Gives what is left to look at. The two deadlines are [`SHORT`].
+    fn end<T: Send + 'static>(self, state: State, work: Unfuture<T>) -> Option<Unfuture<T>> {
+        let in_time = matches!(state, Queued | Running);
+        match self {
+            Way::Cancel => {
+                work.cancel();
+                let again = work.cancel();
+                assert!(in_time || !again, "{state:?}: there was nothing to cancel");
+                Some(work)
+            }
+            Way::Canceller => {
+                let canceller = work.canceller();
+                drop(work);
+                let cancelled = canceller.cancel();
+                assert!(in_time || !cancelled, "{state:?}: nothing to cancel");
+                None
+            }
+            Way::CancelOnDrop => {
+                drop(work.cancel_on_drop());
+                None
+            }
+            Way::Timeout => Some(work.timeout(SHORT)),
+            Way::RunTimeout => Some(work.run_timeout(SHORT)),
+        }
+    }
+
+    /// As what the work resolves that was ended in time.
+    fn kind(self) -> ErrorKind {
+        match self {
+            Way::Cancel | Way::Canceller | Way::CancelOnDrop => ErrorKind::Cancelled,
+            Way::Timeout | Way::RunTimeout => ErrorKind::TimedOut,
+        }
+    }
+}
+
+/// What is counted of a piece of work.
+#[derive(Clone, Default)]
+struct Traces {
+    begun: Gate,
+    /// The work waits for it.
+    gate: Gate,
+    /// The future, or the closure.
+    body: Drops,
+    value: Drops,
+    runs: Counter,
+}
+
+impl Traces {
+    fn future(&self) -> impl Future<Output = Token> + Send + use<> {
+        let (traces, body) = (self.clone(), self.body.token());
+        async move {
+            let _body = body;
+            traces.runs.add();
+            traces.begun.open();
+            traces.gate.pass().await;
+            traces.value.token()
+        }
+    }
+
+    fn closure(&self) -> impl FnOnce() -> (Token, bool) + Send + use<> {
+        let (traces, body) = (self.clone(), self.body.token());
+        move || {
+            let _body = body;
+            traces.runs.add();
+            traces.begun.open();
+            traces.gate.wait();
+            (traces.value.token(), unsync::is_cancelled())
+        }
+    }
+}
+
+/// Takes the value and leaves the `Unfuture` in place.
+fn take<T>(work: &mut Unfuture<T>) {
+    let taken = CountingWaker::new().poll(work);
+    assert!(matches!(taken, Poll::Ready(Ok(_))));
+}
+
+/// Keeps the ambient thread inside a poll until it is dropped.
+struct Held {
+    release: Gate,
+    holder: Option<Unfuture<()>>,
+}
+
+fn hold_ambient() -> Held {
+    let (held, release) = (Gate::new(), Gate::new());
+    let holder = unsync::spawn({
+        let (held, release) = (held.clone(), release.clone());
+        async move {
+            held.open();
+            release.wait();
+        }
+    });
+    held.wait();
+    let holder = Some(holder);
+    Held { release, holder }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release.open();
+        let ended = self.holder.take().map(Unfuture::result);
+        assert!(thread::panicking() || matches!(ended, Some(Ok(()))));
+    }
+}
+
+#[track_caller]
+fn assert_kind<T>(outcome: Result<T, Error>, kind: ErrorKind, what: &str) {
+    match outcome {
+        Ok(_) => panic!("{what}: a value instead of {kind:?}"),
+        Err(error) => assert_eq!(error.kind(), kind, "{what}: {error}"),
+    }
+}
+
+fn panics(text: &str) {
+    panic!("{text}");
+}
+
+// ----------------------------------------------------------------------------------------- tables
+
+#[test]
+fn async_work_by_state_and_way() {
+    in_child("async_work_by_state_and_way", HEAVY, &[], || {
+        for state in STATES {
+            for way in WAYS {
+                for local in [false, true] {
+                    let what = format!("{state:?} × {way:?}, local: {local}");
+                    async_cell(state, way, local, &what);
+                }
+            }
+        }
+    });
+}
+
+fn async_cell(state: State, way: Way, local: bool, what: &str) {
+    let traces = Traces::default();
+    let held = (state == Queued).then(hold_ambient);
+    let mut work = match local {
+        false => unsync::spawn(traces.future()),
+        true => unsync::spawn_local({
+            let traces = traces.clone();
+            move || traces.future()
+        }),
+    };
+    if state != Queued {
+        traces.begun.wait();
+    }
+    if matches!(state, Done | Taken) {
+        traces.gate.open();
+        work.wait();
+    }
+    if state == Taken {
+        take(&mut work);
+        assert_eq!(traces.value.count(), 1);
+    }
+    let left = way.end(state, work);
+    drop(held);
+    if let Some(left) = left {
+        let outcome = left.result();
+        // Before it was heard of, and not soon after.
+        let made = usize::from(traces.runs.count() > 0);
+        assert_eq!(traces.body.count(), made.max(usize::from(!local)), "{what}");
+        match state {
+            Queued | Running => assert_kind(outcome, way.kind(), what),
+            Done => drop(outcome.expect(what)),
+            Taken => assert_kind(outcome, ErrorKind::Abandoned, what),
+        }
+    }
+    fence();
+    let dropped = traces.body.places();
+    assert!(dropped.len() <= 1 && dropped.iter().all(Place::is_ambient));
+    let valued = usize::from(matches!(state, Done | Taken));
+    assert_eq!(traces.value.count(), valued, "{what}: values");
+    if state == Queued && way.kind() == ErrorKind::Cancelled {
+        assert_eq!(traces.runs.count(), 0, "{what}: it never began");
+    } else {
+        assert_eq!((traces.runs.count(), dropped.len()), (1, 1), "{what}");
+    }
+}
+
+#[test]
+fn thread_work_by_state_and_way() {
+    const NAME: &str = "thread_work_by_state_and_way";
+    in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+        for state in STATES {
+            for way in WAYS {
+                thread_cell(state, way, &format!("{state:?} × {way:?}"));
+            }
+        }
+    });
+}
+
+fn thread_cell(state: State, way: Way, what: &str) {
+    let traces = Traces::default();
+    // There is one thread, and this is its job.
+    let (occupied, vacate) = (Gate::new(), Gate::new());
+    let first = unsync::thread({
+        let (occupied, vacate) = (occupied.clone(), vacate.clone());
+        move || {
+            occupied.open();
+            vacate.wait();
+        }
+    });
+    occupied.wait();
+    let mut work = unsync::thread(traces.closure());
+    if state != Queued {
+        vacate.open();
+        traces.begun.wait();
+    }
+    if matches!(state, Done | Taken) {
+        traces.gate.open();
+        work.wait();
+    }
+    if state == Taken {
+        take(&mut work);
+    }
+    let left = way.end(state, work);
+    // Queueing does not count: this one is over when it runs.
+    let runs = state != Queued || way == Way::RunTimeout;
+    if state == Queued && way == Way::RunTimeout {
+        let left = left.as_ref().unwrap();
+        assert!(!left.wait_timeout(SHORT * 5), "{what}: {left:?}");
+        vacate.open();
+    }
+    match (left, state, way) {
+        (Some(left), Running, Way::Cancel) => {
+            assert!(!left.wait_timeout(SHORT), "{what}: a job that runs goes on");
+            traces.gate.open();
+            let (_value, cancelled) = left.result().expect(what);
+            assert!(cancelled, "{what}: the job was told");
+        }
+        (Some(left), Queued | Running, _) => {
+            assert_kind(left.result(), way.kind(), what);
+            assert_eq!(traces.body.count(), usize::from(!runs), "{what}: bodies");
+        }
+        (Some(left), Done, _) => {
+            let (_value, cancelled) = left.result().expect(what);
+            assert!(!cancelled, "{what}");
+        }
+        (Some(left), Taken, _) => assert_kind(left.result(), ErrorKind::Abandoned, what),
+        (None, ..) => {}
+    }
+    traces.gate.open();
+    vacate.open();
+    first.result().unwrap();
+    // Behind everything else in the queue.
+    assert!(!unsync::thread(unsync::is_cancelled).result().unwrap());
+    let ran = usize::from(runs);
+    assert_eq!(traces.runs.count(), ran, "{what}: runs");
+    assert_eq!(traces.body.count(), 1, "{what}: dropped exactly once");
+    assert_eq!(traces.value.count(), ran, "{what}: values");
+}
+
+/// {what panics} × {when it is cancelled} × {who holds the `Unfuture` then}: every cell has its outcome.
+#[test]
+fn combinations() {
+    in_child("combinations", HEAVY, &[], || {
+        let before = ambient();
+        for bits in 0..32 {
+            let [local, held, poll, dropping, value] =
+                [0, 1, 2, 3, 4].map(|bit| bits >> bit & 1 == 1);
+            for state in STATES {
+                combination(state, local, held, [poll, dropping, value]);
+            }
+        }
+        assert_eq!(ambient(), before, "the ambient thread is another one");
+    });
+}
+
+/// A part of the work whose drop is counted and may panic.
+struct Part {
+    panics: bool,
+    _token: Token,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.panics {
+            panics("in a drop");
+        }
+    }
+}
+
+fn combination(state: State, local: bool, held: bool, panicking: [bool; 3]) {
+    let what = &format!("{state:?}, local {local}, held {held}, panics {panicking:?}");
+    let [poll_panics, drop_panics, value_panics] = panicking;
+    let (traces, bodies, values) = (Traces::default(), Drops::new(), Drops::new());
+    let body = Part {
+        panics: drop_panics,
+        _token: bodies.token(),
+    };
+    let make = {
+        let (traces, values) = (traces.clone(), values.clone());
+        // Dropped after the poll that gives the value, and not within it: of a value whose making
+        // ends in a panic the compiler loses track.
+        move || {
+            let mut pass = Box::pin(async move {
+                traces.begun.open();
+                traces.gate.pass().await;
+            });
+            poll_fn(move |cx| {
+                let _ = &body;
+                if pass.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if poll_panics {
+                    panics("in a poll");
+                }
+                Poll::Ready(Part {
+                    panics: value_panics,
+                    _token: values.token(),
+                })
+            })
+        }
+    };
+    let ambient_held = (state == Queued).then(hold_ambient);
+    let mut work = match local {
+        false => unsync::spawn(make()),
+        true => unsync::spawn_local(make),
+    };
+    if state != Queued {
+        traces.begun.wait();
+        // And its first poll is over.
+        fence();
+    }
+    if matches!(state, Done | Taken) {
+        traces.gate.open();
+        work.wait();
+    }
+    // Its own panics are not of interest here.
+    let quietly = |step: &mut dyn FnMut()| drop(catch_unwind(AssertUnwindSafe(step)));
+    if state == Taken {
+        let Poll::Ready(mut outcome) = CountingWaker::new().poll(&mut work).map(Some) else {
+            panic!("{what}: not ready");
+        };
+        quietly(&mut || drop(outcome.take()));
+    }
+    let canceller = work.canceller();
+    let mut work = Some(work);
+    if !held {
+        quietly(&mut || drop(work.take()));
+    }
+    let cancelled = canceller.cancel();
+    drop(ambient_held);
+    assert_eq!(cancelled, matches!(state, Queued | Running), "{what}");
+    // From here on a value could only be made by a task that was not stopped.
+    fence();
+    traces.gate.open();
+    if let Some(work) = work {
+        let expected = match state {
+            Taken => Some(ErrorKind::Abandoned),
+            _ if drop_panics => Some(ErrorKind::Panicked),
+            Done if poll_panics => Some(ErrorKind::Panicked),
+            Done => None,
+            Queued | Running => Some(ErrorKind::Cancelled),
+        };
+        let mut outcome = Some(work.result());
+        let kind = outcome.as_ref().unwrap().as_ref().err().map(Error::kind);
+        assert_eq!(kind, expected, "{what}");
+        quietly(&mut || drop(outcome.take()));
+    }
+    fence();
+    assert_eq!(bodies.count(), 1, "{what}: futures dropped");
+    assert!(bodies.places()[0].is_ambient(), "{what}");
+    let made = matches!(state, Done | Taken) && !poll_panics;
+    assert_eq!(values.count(), usize::from(made), "{what}: values dropped");
+}
+
+fn ambient() -> Place {
+    unsync::spawn(async { Place::here() }).result().unwrap()
+}
+
+// ------------------------------------------------------------------------------------- async work
+
+mod tasks {
+    use super::*;
+
+    /// Nobody hears of the end before the destructor is through, however long that takes.
+    #[test]
+    fn the_future_is_gone_before_the_unfuture_resolves() {
+        quick(|| {
+            for way in [Way::Cancel, Way::Timeout, Way::RunTimeout] {
+                let (log, begun) = (Log::new(), Gate::new());
+                let work = unsync::spawn({
+                    let (log, begun) = (log.clone(), begun.clone());
+                    async move {
+                        let _slow = OnDrop(|| {
+                            thread::sleep(SHORT);
+                            log.push(Place::here().is_ambient());
+                        });
+                        begun.open();
+                        pending::<()>().await
+                    }
+                });
+                begun.wait();
+                let left = way.end(Running, work).unwrap();
+                assert_kind(left.result(), way.kind(), "slow");
+                assert_eq!(log.entries(), [true], "{way:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_destructor_that_panics_is_reported_and_contained() {
+        quick(|| {
+            let before = ambient();
+            for way in WAYS {
+                let begun = Gate::new();
+                let work = unsync::spawn({
+                    let begun = begun.clone();
+                    async move {
+                        let _bomb = Bomb("on the way out");
+                        begun.open();
+                        pending::<()>().await
+                    }
+                });
+                begun.wait();
+                let Some(left) = way.end(Running, work) else {
+                    continue;
+                };
+                let error = left.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Panicked, "{way:?}: {error}");
+                assert!(error.to_string().contains("on the way out"), "{error}");
+                let payload = error.into_panic().unwrap();
+                assert_eq!(payload.downcast_ref::<String>().unwrap(), "on the way out");
+            }
+            assert_eq!(ambient(), before);
+        });
+    }
+
+    #[test]
+    fn a_cancelled_task_is_not_polled_again() {
+        quick(|| {
+            let (polls, waker) = (Counter::new(), Arc::new(Mutex::new(None::<Waker>)));
+            let work = unsync::spawn({
+                let (polls, waker) = (polls.clone(), Arc::clone(&waker));
+                poll_fn(move |cx| {
+                    *waker.lock().unwrap() = Some(cx.waker().clone());
+                    polls.add();
+                    Poll::<()>::Pending
+                })
+            });
+            polls.wait_for(1);
+            let waker = waker.lock().unwrap().take().unwrap();
+            let held = hold_ambient();
+            // Queued before the cancellation, and after it, and when all is over.
+            waker.wake_by_ref();
+            assert!(work.cancel());
+            waker.wake_by_ref();
+            drop(held);
+            assert_kind(work.result(), ErrorKind::Cancelled, "woken");
+            waker.wake_by_ref();
+            fence();
+            assert_eq!(polls.count(), 1);
+        });
+    }
+
+    /// That it would have its value at once does not matter: it was not asked for it in time.
+    #[test]
+    fn a_ready_future_that_is_still_queued_is_not_run() {
+        quick(|| {
+            let held = hold_ambient();
+            let ran = Arc::new(AtomicBool::new(false));
+            let work = unsync::spawn({
+                let ran = Arc::clone(&ran);
+                async move { ran.store(true, Ordering::SeqCst) }
+            });
+            assert!(work.cancel());
+            drop(held);
+            assert_kind(work.result(), ErrorKind::Cancelled, "ready");
+            assert!(!ran.load(Ordering::SeqCst));
+        });
+    }
+
+    #[test]
+    fn one_that_is_cancelled_during_its_poll_keeps_to_what_the_poll_gives() {
+        #[derive(Clone, Copy)]
+        enum Gives {
+            Ready,
+            Pending,
+            Panic,
+        }
+        quick(|| {
+            for gives in [Gives::Ready, Gives::Pending, Gives::Panic] {
+                for detached in [false, true] {
+                    let (inside, go_on, drops) = (Gate::new(), Gate::new(), Drops::new());
+                    let polls = Counter::new();
+                    let work = unsync::spawn({
+                        let (inside, go_on) = (inside.clone(), go_on.clone());
+                        let (polls, token) = (polls.clone(), drops.token());
+                        poll_fn(move |cx| {
+                            let _ = &token;
+                            polls.add();
+                            inside.open();
+                            go_on.wait();
+                            match gives {
+                                Gives::Ready => Poll::Ready(()),
+                                Gives::Pending => {
+                                    cx.waker().wake_by_ref();
+                                    Poll::Pending
+                                }
+                                Gives::Panic => panic!("inside"),
+                            }
+                        })
+                    });
+                    inside.wait();
+                    let canceller = work.canceller();
+                    let work = (!detached).then_some(work);
+                    assert!(canceller.cancel());
+                    go_on.open();
+                    drops.wait_for(1);
+                    fence();
+                    assert_eq!((polls.count(), drops.count()), (1, 1));
+                    match (work.map(Unfuture::result), gives) {
+                        (None, _) | (Some(Ok(())), Gives::Ready) => {}
+                        (Some(Err(error)), Gives::Pending) => {
+                            assert_eq!(error.kind(), ErrorKind::Cancelled);
+                        }
+                        (Some(Err(error)), Gives::Panic) => {
+                            assert_eq!(error.kind(), ErrorKind::Panicked);
+                        }
+                        (Some(outcome), _) => panic!("{outcome:?}"),
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_task_may_cancel_itself() {
+        quick(|| {
+            let (sender, receiver) = mpsc::channel();
+            let drops = Drops::new();
+            let work = unsync::spawn({
+                let token = drops.token();
+                async move {
+                    let _token = token;
+                    let canceller: unsync::Canceller = receiver.recv().unwrap();
+                    assert!(canceller.cancel());
+                    // It still runs: a cancelled task ends where it waits.
+                    unsync::yield_now().await;
+                    unreachable!("it was cancelled");
+                }
+            });
+            sender.send(work.canceller()).unwrap();
+            assert_kind::<()>(work.result(), ErrorKind::Cancelled, "itself");
+            assert_eq!(drops.count(), 1);
+        });
+    }
+
+    /// Each destructor cancels the next: none inside the other, however many.
+    #[test]
+    fn destructors_may_cancel_other_tasks() {
+        const TASKS: usize = 10_000;
+        quick(|| {
+            let drops = Drops::new();
+            let mut next: Option<Unfuture<()>> = None;
+            for _ in 0..TASKS {
+                let (token, tied) = (drops.token(), next.take().map(Unfuture::cancel_on_drop));
+                next = Some(unsync::spawn(async move {
+                    let _held = (token, tied);
+                    pending().await
+                }));
+            }
+            assert!(next.unwrap().cancel());
+            drops.wait_for(TASKS);
+            assert!(drops.places().iter().all(Place::is_ambient));
+        });
+    }
+
+    #[test]
+    fn a_waiter_is_woken_once() {
+        quick(|| {
+            let mut work = unsync::spawn(pending::<()>());
+            let waker = CountingWaker::new();
+            assert!(waker.poll(&mut work).is_pending());
+            assert!(work.cancel());
+            waker.wait_for(1);
+            fence();
+            work.cancel();
+            assert_eq!((waker.wakes(), waker.held()), (1, 0));
+            let Poll::Ready(outcome) = waker.poll(&mut work) else {
+                panic!("woken too early");
+            };
+            assert_kind(outcome, ErrorKind::Cancelled, "awaited");
+        });
+    }
+
+    #[test]
+    fn a_blocked_waiter_is_let_go() {
+        quick(|| {
+            let (work, waits) = (unsync::spawn(pending::<()>()), Gate::new());
+            let canceller = work.canceller();
+            let waiter = thread::spawn({
+                let waits = waits.clone();
+                move || {
+                    waits.open();
+                    work.result()
+                }
+            });
+            waits.wait();
+            assert!(canceller.cancel());
+            assert_kind(waiter.join().unwrap(), ErrorKind::Cancelled, "blocked");
+        });
+    }
+
+    #[test]
+    fn a_future_polled_at_once_is_dropped_on_the_ambient_thread_too() {
+        quick(|| {
+            let drops = Drops::new();
+            let token = drops.token();
+            let work = unsync::spawn_now(async move {
+                let _token = token;
+                pending::<()>().await
+            });
+            assert!(work.cancel());
+            assert_kind(work.result(), ErrorKind::Cancelled, "polled");
+            assert!(drops.places()[0].is_ambient());
+        });
+    }
+}
+
+// ----------------------------------------------------------------------- many threads at one work
+
+mod races {
+    use super::*;
+
+    #[test]
+    fn many_threads_cancel_one_task() {
+        const THREADS: usize = 16;
+        quick(|| {
+            for _ in 0..100 {
+                let (drops, start) = (Drops::new(), Barrier::new(THREADS));
+                let token = drops.token();
+                let work = unsync::spawn(async move {
+                    let _token = token;
+                    pending::<()>().await
+                });
+                thread::scope(|scope| {
+                    for _ in 0..THREADS {
+                        let canceller = work.canceller();
+                        let start = &start;
+                        scope.spawn(move || {
+                            start.wait();
+                            canceller.cancel()
+                        });
+                    }
+                });
+                assert_kind(work.result(), ErrorKind::Cancelled, "by many");
+                assert_eq!(drops.count(), 1);
+            }
+        });
+    }
+
+    /// A value or a cancellation, and never both: the value is dropped once in either case.
+    #[test]
+    fn cancelling_races_with_the_end_of_a_task() {
+        limit(HEAVY, || {
+            let pair = |_| {
+                let (promise, source) = unsync::promise::<Token>();
+                let work = unsync::spawn(async move { source.await.unwrap() });
+                (promise, work)
+            };
+            let values = Drops::new();
+            race(
+                5_000,
+                pair,
+                |_, promise| promise.set(values.token()),
+                |_, work: Unfuture<Token>| {
+                    work.cancel();
+                    match work.result() {
+                        Ok(value) => drop(value),
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
+                    }
+                },
+            );
+            values.wait_for(5_000);
+            fence();
+            assert_eq!(values.count(), 5_000);
+        });
+    }
+
+    /// A job that is cancelled either never begins or gives its value.
+    #[test]
+    fn cancelling_races_with_the_start_of_a_job() {
+        limit(HEAVY, || {
+            let (bodies, runs) = (Drops::new(), Counter::new());
+            let pair = |_| {
+                let (token, runs) = (bodies.token(), runs.clone());
+                let work = unsync::thread(move || {
+                    let _token = token;
+                    runs.add();
+                });
+                (work.canceller(), work)
+            };
+            let cancelled = Counter::new();
+            race(
+                5_000,
+                pair,
+                |_, canceller| _ = canceller.cancel(),
+                |_, work| match work.result() {
+                    Ok(()) => {}
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Cancelled);
+                        cancelled.add();
+                    }
+                },
+            );
+            bodies.wait_for(5_000);
+            assert_eq!(runs.count() + cancelled.count(), 5_000);
+        });
+    }
+
+    #[test]
+    fn cancelling_races_with_a_promise_that_is_kept() {
+        limit(HEAVY, || {
+            let values = Drops::new();
+            race(
+                5_000,
+                |_| unsync::promise::<Token>(),
+                |_, promise| promise.set(values.token()),
+                |_, work| {
+                    let cancelled = work.cancel();
+                    match work.result() {
+                        Ok(value) => {
+                            assert!(!cancelled);
+                            drop(value);
+                        }
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
+                    }
+                },
+            );
+            assert_eq!(values.count(), 5_000);
+        });
+    }
+
+    #[test]
+    fn a_deadline_races_with_the_end() {
+        limit(HEAVY, || {
+            const WORKS: usize = 2_000;
+            let values = Drops::new();
+            let works = (0..WORKS as u64).map(|number| {
+                let (values, moment) = (values.clone(), Duration::from_micros(5_000 + number % 7));
+                let work = unsync::spawn(async move {
+                    unsync::sleep(moment).await;
+                    values.token()
+                });
+                work.timeout(Duration::from_micros(5_003))
+            });
+            let mut late = 0;
+            for work in Vec::from_iter(works) {
+                match work.result() {
+                    Ok(value) => drop(value),
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::TimedOut);
+                        late += 1;
+                    }
+                }
+            }
+            fence();
+            assert!(values.count() + late >= WORKS, "{late} late");
+        });
+    }
+}
+
+// ------------------------------------------------------------------------------------ continuations
+
+mod continuations {
+    use super::*;
+
+    /// A source that waits for its gate, and what was made of it.
+    fn derived() -> Vec<(&'static str, Traces, Unfuture<()>)> {
+        type Derive = fn(Unfuture<Token>) -> Unfuture<()>;
+        let derivations: [(&str, Derive); 4] = [
+            ("map", |source| source.map(drop)),
+            ("and_then", |source| {
+                source.and_then(async |token| drop(token))
+            }),
+            ("then", |source| {
+                source.then(async |source| drop(source.result()))
+            }),
+            ("map_thread", |source| source.map_thread(drop)),
+        ];
+        let made = derivations.map(|(name, derive)| {
+            let traces = Traces::default();
+            let derived = derive(unsync::spawn(traces.future()));
+            (name, traces, derived)
+        });
+        made.into()
+    }
+
+    #[test]
+    fn cancelling_one_leaves_its_source_alone() {
+        quick(|| {
+            for (name, traces, derived) in derived() {
+                traces.begun.wait();
+                assert!(derived.cancel(), "{name}");
+                assert_kind(derived.result(), ErrorKind::Cancelled, name);
+                fence();
+                assert_eq!(traces.body.count(), 0, "{name}: the source goes on");
+                traces.gate.open();
+                traces.value.wait_for(1);
+                assert_eq!(traces.value.count(), 1, "{name}: to its end");
+            }
+        });
+    }
+
+    #[test]
+    fn a_deadline_of_one_leaves_its_source_alone() {
+        quick(|| {
+            for (name, traces, derived) in derived() {
+                traces.begun.wait();
+                assert_kind(derived.timeout(SHORT).result(), ErrorKind::TimedOut, name);
+                fence();
+                assert_eq!(traces.body.count(), 0, "{name}: the source goes on");
+                traces.gate.open();
+                traces.value.wait_for(1);
+            }
+        });
+    }
+
+    /// The one that is tied to its scope is meant by whoever ends that scope.
+    #[test]
+    fn a_source_that_is_tied_ends_with_its_continuation() {
+        quick(|| {
+            let traces = Traces::default();
+            let derived = unsync::spawn(traces.future()).cancel_on_drop().map(drop);
+            traces.begun.wait();
+            assert!(derived.cancel());
+            traces.body.wait_for(1);
+            assert!(traces.body.places()[0].is_ambient());
+        });
+    }
+
+    #[test]
+    fn cancelling_the_source_is_seen_by_its_continuation() {
+        quick(|| {
+            let source = unsync::spawn(pending::<()>());
+            let canceller = source.canceller();
+            let (ran, seen) = (Arc::new(AtomicBool::new(false)), Gate::new());
+            let mapped = source.map({
+                let ran = Arc::clone(&ran);
+                move |()| ran.store(true, Ordering::SeqCst)
+            });
+            let rescued = mapped.then({
+                let seen = seen.clone();
+                async move |mapped| {
+                    seen.open();
+                    mapped.result().unwrap_err().kind()
+                }
+            });
+            assert!(canceller.cancel());
+            assert_eq!(rescued.result().unwrap(), ErrorKind::Cancelled);
+            assert!(seen.is_open() && !ran.load(Ordering::SeqCst));
+        });
+    }
+
+    #[test]
+    fn the_future_that_a_continuation_made_is_dropped() {
+        quick(|| {
+            let traces = Traces::default();
+            let inner = traces.future();
+            let derived = unsync::spawn(async {}).and_then(|()| inner);
+            traces.begun.wait();
+            assert!(derived.cancel());
+            assert_kind(derived.result(), ErrorKind::Cancelled, "and_then");
+            assert_eq!(traces.body.count(), 1);
+            assert!(traces.body.places()[0].is_ambient());
+        });
+    }
+
+    #[test]
+    fn the_job_that_a_continuation_started_is_told() {
+        quick(|| {
+            let (told, runs) = (Gate::new(), Gate::new());
+            let derived = unsync::spawn(async {}).map_thread({
+                let (told, runs) = (told.clone(), runs.clone());
+                move |()| {
+                    runs.open();
+                    while !unsync::is_cancelled() {
+                        thread::yield_now();
+                    }
+                    told.open();
+                }
+            });
+            runs.wait();
+            assert!(derived.cancel());
+            assert_kind(derived.result(), ErrorKind::Cancelled, "map_thread");
+            told.wait();
+        });
+    }
+
+    /// `flatten` makes nothing new: it is the same work, whose two stages are stopped one or the other.
+    #[test]
+    fn a_flattened_one_is_the_work_itself() {
+        quick(|| {
+            let traces = Traces::default();
+            let future = traces.future();
+            let result = unsync::spawn(async { Ok(future.await) }).flatten();
+            traces.begun.wait();
+            assert!(result.cancel());
+            assert_kind(result.result(), ErrorKind::Cancelled, "a result inside");
+            assert_eq!(traces.body.count(), 1);
+
+            let (inner, outer, release) = (Traces::default(), Traces::default(), Gate::new());
+            let nested = unsync::spawn({
+                let (future, started) = (outer.future(), inner.future());
+                let release = release.clone();
+                async move {
+                    drop(future.await);
+                    let started = unsync::spawn(started);
+                    release.open();
+                    started
+                }
+            });
+            let flat = nested.flatten();
+            outer.begun.wait();
+            outer.gate.open();
+            release.wait();
+            inner.begun.wait();
+            fence();
+            assert!(flat.cancel(), "the inner one runs by now");
+            assert_kind(flat.result(), ErrorKind::Cancelled, "the inner one");
+            assert_eq!((outer.value.count(), inner.body.count()), (1, 1));
+
+            let (inner, outer) = (Traces::default(), Traces::default());
+            let nested = unsync::spawn({
+                let (future, started) = (outer.future(), inner.future());
+                async move {
+                    drop(future.await);
+                    unsync::spawn(started)
+                }
+            });
+            let flat = nested.flatten();
+            outer.begun.wait();
+            assert!(flat.cancel(), "the outer one runs");
+            assert_kind(flat.result(), ErrorKind::Cancelled, "the outer one");
+            assert_eq!((outer.body.count(), inner.runs.count()), (1, 0));
+        });
+    }
+
+    #[test]
+    fn cancelling_a_join_cancels_what_it_joins() {
+        quick(|| {
+            let traces = [(); 3].map(|()| Traces::default());
+            let joined = unsync::join_all(traces.iter().map(|one| unsync::spawn(one.future())));
+            traces.iter().for_each(|one| one.begun.wait());
+            assert!(joined.cancel());
+            assert_kind(joined.result(), ErrorKind::Cancelled, "join_all");
+            traces.iter().for_each(|one| one.body.wait_for(1));
+        });
+    }
+
+    /// Of a hundred that wait for one source each, one gives up.
+    #[test]
+    fn other_waiters_are_left_alone() {
+        quick(|| {
+            let (gate, works) = (Gate::new(), 0..100);
+            let mut mapped = Vec::from_iter(works.map(|number| {
+                let gate = gate.clone();
+                let source = unsync::spawn(async move {
+                    gate.pass().await;
+                    number
+                });
+                source.map(|number| number + 1)
+            }));
+            let given_up = mapped.remove(50);
+            assert!(given_up.cancel());
+            assert_kind(given_up.result(), ErrorKind::Cancelled, "given up");
+            gate.open();
+            let sum: i32 = unsync::join_all(mapped).result().unwrap().iter().sum();
+            assert_eq!(sum, (1..=100).sum::<i32>() - 51);
+        });
+    }
+}
+
+// ---------------------------------------------------------------------------------------- scopes
+
+mod scopes {
+    use super::*;
+
+    #[test]
+    fn a_scope_that_unwinds_takes_its_work_along() {
+        quick(|| {
+            let traces = Traces::default();
+            let work = unsync::spawn(traces.future()).cancel_on_drop();
+            traces.begun.wait();
+            let unwound = catch_unwind(AssertUnwindSafe(move || {
+                let _work = work;
+                panics("the scope fails");
+            }));
+            assert!(unwound.is_err());
+            traces.body.wait_for(1);
+        });
+    }
+
+    #[test]
+    fn the_tie_goes_over_to_what_takes_its_place() {
+        quick(|| {
+            type Replace = fn(Unfuture<Token>) -> Unfuture<Token>;
+            let replaced: [Replace; 4] = [
+                |work| work.timeout(LONG),
+                |work| work.run_timeout(LONG),
+                |work| work.map(Ok).cancel_on_drop().flatten(),
+                |work| work.timeout(LONG).timeout(LONG).run_timeout(LONG),
+            ];
+            for (number, replace) in replaced.into_iter().enumerate() {
+                let traces = Traces::default();
+                let work = replace(unsync::spawn(traces.future()).cancel_on_drop());
+                traces.begun.wait();
+                fence();
+                assert_eq!(traces.body.count(), 0, "{number}: too early");
+                drop(work);
+                traces.body.wait_for(1);
+            }
+        });
+    }
+
+    #[test]
+    fn a_tie_harms_nothing_that_has_ended() {
+        quick(|| {
+            assert_eq!(
+                unsync::spawn(async { 1 })
+                    .cancel_on_drop()
+                    .result()
+                    .unwrap(),
+                1
+            );
+            let awaited = async { unsync::thread(|| 2).cancel_on_drop().await };
+            assert_eq!(unsync::block_on(awaited).unwrap(), 2);
+            assert_eq!(Unfuture::ready(3).cancel_on_drop().result().unwrap(), 3);
+        });
+    }
+
+    #[test]
+    fn without_a_tie_the_work_goes_on() {
+        quick(|| {
+            for limited in [false, true] {
+                let traces = Traces::default();
+                let work = unsync::spawn(traces.future());
+                traces.begun.wait();
+                drop(match limited {
+                    false => work,
+                    true => work.timeout(LONG),
+                });
+                traces.gate.open();
+                traces.value.wait_for(1);
+            }
+        });
+    }
+
+    /// A canceller is a way to the work and no part of it.
+    #[test]
+    fn a_canceller_keeps_nothing_alive() {
+        quick(|| {
+            let (promise, awaited) = unsync::promise();
+            let values = [(); 3].map(|()| Drops::new());
+            promise.set(values[0].token());
+            let (second, third) = (values[1].token(), values[2].token());
+            let works = [
+                awaited,
+                unsync::spawn(async { second }),
+                unsync::thread(|| third),
+            ];
+            let cancellers = works.each_ref().map(Unfuture::canceller);
+            let cancellers = [cancellers.clone(), cancellers].concat();
+            works.iter().for_each(Unfuture::wait);
+            drop(works);
+            fence();
+            values.iter().for_each(|drops| assert_eq!(drops.count(), 1));
+            assert!(cancellers.iter().all(|canceller| !canceller.cancel()));
+            assert_eq!(format!("{:?}", cancellers[0]), "Canceller");
+        });
+    }
+
+    /// The order in which the `Unfuture`, its cancellers and the work go does not matter.
+    #[test]
+    fn a_cancelled_and_abandoned_task_is_freed_at_once() {
+        quick(|| {
+            for cancel_first in [false, true] {
+                let traces = Traces::default();
+                let work = unsync::spawn(traces.future());
+                let canceller = work.canceller();
+                traces.begun.wait();
+                if cancel_first {
+                    assert!(canceller.cancel());
+                    drop(work);
+                } else {
+                    drop(work);
+                    assert!(canceller.cancel());
+                }
+                traces.body.wait_for(1);
+            }
+        });
+    }
+}
+
+// -------------------------------------------------------------------------------------- deadlines
+
+mod deadlines {
+    use super::*;
+
+    #[test]
+    fn a_value_in_time_is_given_and_the_timer_taken_back() {
+        in_child(
+            "deadlines::a_value_in_time_is_given_and_the_timer_taken_back",
+            HEAVY,
+            &[],
+            || {
+                for number in 0..1000 {
+                    let work = match number % 2 {
+                        0 => unsync::spawn(async move { number }),
+                        _ => unsync::thread(move || number),
+                    };
+                    let limited = match number % 3 {
+                        0 => work.timeout(LONG),
+                        1 => work.run_timeout(LONG),
+                        _ => work.timeout(LONG).run_timeout(LONG).timeout(LONG),
+                    };
+                    assert_eq!(limited.result().unwrap(), number);
+                }
+                assert!(unsync::drain(Duration::from_secs(10)), "no timer is left");
+            },
+        );
+    }
+
+    #[test]
+    fn the_ends_of_time() {
+        quick(|| {
+            assert_kind(
+                unsync::spawn(pending::<()>())
+                    .timeout(Duration::ZERO)
+                    .result(),
+                ErrorKind::TimedOut,
+                "no time at all",
+            );
+            let ready = Unfuture::ready(1).timeout(Duration::ZERO);
+            assert_eq!(ready.result().unwrap(), 1);
+            let never = unsync::spawn(pending::<()>());
+            let never = never.timeout(Duration::MAX).run_timeout(Duration::MAX);
+            assert!(!never.wait_timeout(SHORT));
+            assert!(never.cancel());
+            assert_kind(never.result(), ErrorKind::Cancelled, "never");
+        });
+    }
+
+    #[test]
+    fn no_deadline_is_early() {
+        quick(|| {
+            for limit in [1, 5, 20].map(Duration::from_millis) {
+                let started = Instant::now();
+                let limited = unsync::spawn(pending::<()>()).timeout(limit);
+                assert_kind(limited.result(), ErrorKind::TimedOut, "late");
+                assert!(started.elapsed() >= limit, "{:?}", started.elapsed());
+            }
+        });
+    }
+
+    #[test]
+    fn the_shorter_of_two_counts() {
+        quick(|| {
+            let inner = unsync::spawn(pending::<()>()).timeout(SHORT).timeout(LONG);
+            let outer = unsync::spawn(pending::<()>()).timeout(LONG).timeout(SHORT);
+            for limited in [inner, outer] {
+                let error = limited.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::TimedOut);
+                assert!(error.to_string().contains("20ms"), "{error}");
+            }
+        });
+    }
+
+    #[test]
+    fn failures_pass_through() {
+        quick(|| {
+            let failed = unsync::thread(|| panics("in time")).timeout(LONG);
+            let error = failed.result().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Panicked);
+            assert!(error.to_string().contains("in time"), "{error}");
+            let cancelled = unsync::spawn(pending::<()>()).run_timeout(LONG);
+            assert!(cancelled.cancel());
+            assert_kind(cancelled.result(), ErrorKind::Cancelled, "cancelled");
+        });
+    }
+
+    /// A job that runs cannot be stopped; who waits for it can.
+    #[test]
+    fn a_running_job_outlives_its_deadline() {
+        quick(|| {
+            let (go_on, told) = (Gate::new(), Arc::new(Mutex::new(None)));
+            let ended = Gate::new();
+            let job = unsync::thread({
+                let (go_on, told, ended) = (go_on.clone(), Arc::clone(&told), ended.clone());
+                move || {
+                    go_on.wait();
+                    *told.lock().unwrap() = Some(unsync::is_cancelled());
+                    ended.open();
+                }
+            });
+            assert_kind(job.timeout(SHORT).result(), ErrorKind::TimedOut, "a job");
+            assert!(!ended.is_open());
+            go_on.open();
+            ended.wait();
+            assert_eq!(*told.lock().unwrap(), Some(true));
+        });
+    }
+
+    /// A queue that is full eats the time of `timeout`, and not that of `run_timeout`.
+    #[test]
+    fn queueing_counts_or_does_not() {
+        const NAME: &str = "deadlines::queueing_counts_or_does_not";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let vacate = Gate::new();
+            let first = unsync::thread({
+                let vacate = vacate.clone();
+                move || vacate.wait()
+            });
+            let ran = Counter::new();
+            let job = || {
+                let ran = ran.clone();
+                unsync::thread(move || ran.add())
+            };
+            let (counted, uncounted) = (job().timeout(SHORT), job().run_timeout(SHORT));
+            let last = job().run_timeout(LONG);
+            assert_kind(counted.result(), ErrorKind::TimedOut, "counted");
+            assert!(!uncounted.wait_timeout(SHORT * 5));
+            vacate.open();
+            first.result().unwrap();
+            assert_eq!(uncounted.result().unwrap(), 1);
+            assert_eq!(last.result().unwrap(), 2);
+        });
+    }
+}
+
+// ------------------------------------------------------------------------------------ thread jobs
+
+mod jobs {
+    use super::*;
+
+    /// Every second of a long queue is taken out: the others run, in order.
+    #[test]
+    fn queued_jobs_are_taken_out_of_the_queue() {
+        const NAME: &str = "jobs::queued_jobs_are_taken_out_of_the_queue";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let (vacate, log, bodies) = (Gate::new(), Log::new(), Drops::new());
+            let first = unsync::thread({
+                let vacate = vacate.clone();
+                move || vacate.wait()
+            });
+            let jobs = Vec::from_iter((0..100).map(|number| {
+                let (log, body) = (log.clone(), bodies.token());
+                unsync::thread(move || {
+                    let _body = body;
+                    log.push(number);
+                })
+            }));
+            for job in jobs.iter().step_by(2) {
+                assert!(job.cancel());
+                assert!(job.is_done(), "a queued job ends at once");
+            }
+            assert_eq!(bodies.count(), 50, "and lets go of what it holds");
+            vacate.open();
+            first.result().unwrap();
+            for (number, job) in jobs.into_iter().enumerate() {
+                match number % 2 {
+                    0 => assert_kind(job.result(), ErrorKind::Cancelled, "even"),
+                    _ => job.result().unwrap(),
+                }
+            }
+            assert_eq!(log.entries(), Vec::from_iter((1..100).step_by(2)));
+            assert_eq!(bodies.count(), 100);
+        });
+    }
+
+    /// As for a future: what a closure holds may panic when it is dropped.
+    #[test]
+    fn a_closure_that_panics_in_its_drop_is_reported() {
+        const NAME: &str = "jobs::a_closure_that_panics_in_its_drop_is_reported";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let (occupied, vacate) = (Gate::new(), Gate::new());
+            let first = unsync::thread({
+                let (occupied, vacate) = (occupied.clone(), vacate.clone());
+                move || {
+                    occupied.open();
+                    vacate.wait();
+                }
+            });
+            occupied.wait();
+            let bomb = Bomb("on the way out");
+            let job = unsync::thread(move || drop(bomb));
+            job.cancel();
+            let error = job.result().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
+            assert!(error.to_string().contains("on the way out"), "{error}");
+            vacate.open();
+            first.result().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_running_job_is_told_and_the_next_one_is_not() {
+        const NAME: &str = "jobs::a_running_job_is_told_and_the_next_one_is_not";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let runs = Gate::new();
+            let job = unsync::thread({
+                let runs = runs.clone();
+                move || {
+                    runs.open();
+                    while !unsync::is_cancelled() {
+                        thread::yield_now();
+                    }
+                    // Also from what it calls, and again.
+                    let seen = [unsync::is_cancelled(), unsync::is_cancelled()];
+                    (seen, Place::here())
+                }
+            });
+            runs.wait();
+            assert!(!job.cancel(), "it runs, and gives its value");
+            assert!(!job.cancel());
+            let (seen, place) = job.result().unwrap();
+            assert_eq!(seen, [true; 2]);
+            let next = unsync::thread(|| (unsync::is_cancelled(), Place::here()));
+            assert_eq!(next.result().unwrap(), (false, place));
+        });
+    }
+
+    #[test]
+    fn a_job_that_panics_after_it_was_told_is_reported() {
+        quick(|| {
+            let runs = Gate::new();
+            let job = unsync::thread({
+                let runs = runs.clone();
+                move || {
+                    runs.open();
+                    while !unsync::is_cancelled() {
+                        thread::yield_now();
+                    }
+                    panics("told");
+                }
+            });
+            runs.wait();
+            job.cancel();
+            assert_kind(job.result(), ErrorKind::Panicked, "told");
+        });
+    }
+
+    #[test]
+    fn elsewhere_nothing_is_cancelled() {
+        quick(|| {
+            assert!(!unsync::is_cancelled());
+            let (sender, receiver) = mpsc::channel::<unsync::Canceller>();
+            let (seen, report) = mpsc::channel();
+            let task = unsync::spawn(async move {
+                receiver.recv().unwrap().cancel();
+                seen.send(unsync::is_cancelled()).unwrap();
+            });
+            sender.send(task.canceller()).unwrap();
+            assert!(!report.recv().unwrap());
+        });
+    }
+}
+
+// --------------------------------------------------------------------------------------- promises
+
+mod promises {
+    use super::*;
+
+    #[test]
+    fn who_keeps_it_sees_that_nobody_waits() {
+        quick(|| {
+            for way in WAYS {
+                let (promise, awaited) = unsync::promise::<Token>();
+                assert!(!promise.is_cancelled());
+                let left = way.end(Running, awaited);
+                if let Some(left) = left {
+                    assert_kind(left.result(), way.kind(), "a promise");
+                }
+                assert!(promise.is_cancelled(), "{way:?}");
+                let drops = Drops::new();
+                promise.set(drops.token());
+                assert_eq!(drops.count(), 1, "{way:?}: the value is let go");
+            }
+        });
+    }
+
+    #[test]
+    fn one_that_is_merely_dropped_is_not_cancelled() {
+        quick(|| {
+            let (promise, awaited) = unsync::promise::<()>();
+            drop(awaited);
+            assert!(!promise.is_cancelled());
+            promise.set(());
+        });
+    }
+
+    #[test]
+    fn breaking_one_that_was_cancelled_is_harmless() {
+        quick(|| {
+            let (promise, awaited) = unsync::promise::<()>();
+            assert!(awaited.cancel());
+            assert!(!awaited.cancel());
+            drop(promise);
+            assert_kind(awaited.result(), ErrorKind::Cancelled, "broken later");
+        });
+    }
+}
+
+// ------------------------------------------------------------------------------------------ texts
+
+/// Every error names the line that started the work, and not the one that ended it.
+#[test]
+fn errors_name_their_culprit_and_its_line() {
+    const NAME: &str = "errors_name_their_culprit_and_its_line";
+    in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+        let line = line!() + 1;
+        let cancelled = unsync::spawn(pending::<()>());
+        cancelled.cancel();
+        assert_text(cancelled, line, "async task was cancelled");
+
+        let line = line!() + 1;
+        let late = unsync::spawn(pending::<()>());
+        let late = late.timeout(SHORT);
+        assert_text(late, line, "async task took longer than its limit of 20ms");
+
+        let (vacate, runs) = (Gate::new(), Gate::new());
+        let line = line!() + 1;
+        let running = unsync::thread({
+            let (vacate, runs) = (vacate.clone(), runs.clone());
+            move || {
+                runs.open();
+                vacate.wait();
+            }
+        });
+        runs.wait();
+        assert_text(
+            running.timeout(SHORT),
+            line,
+            "took longer than its limit of 20ms",
+        );
+
+        let line = line!() + 1;
+        let queued = unsync::thread(|| ());
+        assert!(queued.cancel());
+        assert_text(queued, line, "thread job was cancelled");
+
+        let line = line!() + 1;
+        let queued = unsync::thread(|| ());
+        assert_text(queued.timeout(SHORT), line, "thread job took longer than");
+
+        let line = line!() + 1;
+        let (_promise, awaited) = unsync::promise::<()>();
+        awaited.cancel();
+        assert_text(awaited, line, "promise was cancelled");
+
+        let source = unsync::spawn(async {});
+        let line = line!() + 1;
+        let mapped = source.and_then(|()| pending::<()>());
+        mapped.cancel();
+        assert_text(mapped, line, "was cancelled");
+        vacate.open();
+    });
+}
+
+#[track_caller]
+fn assert_text(work: Unfuture<()>, line: u32, what: &str) {
+    let text = work.result().unwrap_err().to_string();
+    assert!(text.contains(what), "{text}");
+    let place = format!("(started at {}:{line}:", file!());
+    assert!(text.contains(&place), "{place} is not in: {text}");
+    let first = text.chars().next().unwrap();
+    assert!(!first.is_uppercase() && !text.ends_with('.'), "{text}");
+}
