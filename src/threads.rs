@@ -133,7 +133,10 @@ where
         let Some(closure) = self.take() else {
             return false;
         };
-        discard(closure);
+        let error = match wall(|| drop(closure)) {
+            Ok(()) => error,
+            Err(payload) => Error::panicked(CULPRIT, payload),
+        };
         self.slot.finish(Err(error.started_at(self.slot.origin)))
     }
 

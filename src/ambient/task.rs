@@ -132,6 +132,9 @@ struct Task<T> {
     /// Set from the wake that queues the task until just before the poll that follows, and for ever
     /// once the task has ended. So any number of wakes in between are one poll.
     queued: AtomicBool,
+    /// Set by the first stop, before its message is sent: from then on the task is not polled, though
+    /// its start or a wake may stand in the queue before that message.
+    stopped: AtomicBool,
     slot: Slot<T>,
 }
 
@@ -143,6 +146,7 @@ impl<T> Task<T> {
         Task {
             key: AtomicU64::new(UNPLACED),
             queued: AtomicBool::new(true),
+            stopped: AtomicBool::new(false),
             slot: Slot::new(origin),
         }
     }
@@ -155,6 +159,7 @@ pub(super) trait Ticket: Any + Send + Sync {
     fn waker(self: Arc<Self>) -> Waker;
     fn as_any(&self) -> &dyn Any;
     fn is_done(&self) -> bool;
+    fn is_stopped(&self) -> bool;
     fn origin(&self) -> Origin;
     fn begin(&self);
     fn fail(&self, error: Error);
@@ -175,6 +180,9 @@ impl<T: Send + 'static> Ticket for Task<T> {
     }
     fn is_done(&self) -> bool {
         self.slot.is_done()
+    }
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
     fn origin(&self) -> Origin {
         self.slot.origin
@@ -203,6 +211,7 @@ impl<T: Send + 'static> Stop for Task<T> {
     fn stop(self: Arc<Self>, reason: Reason) -> bool {
         let in_time = !self.slot.is_done();
         if in_time {
+            self.stopped.store(true, Ordering::Release);
             // The future is dropped where it lives, never on the thread of the one who stops it.
             discard(post(Message::Stop(self, reason)));
         }
@@ -384,6 +393,9 @@ impl Tasks {
         // Only while stalls are watched for.
         let watched = self.stalls.clone();
         let Some(live) = self.find(key) else { return };
+        if live.ticket.is_stopped() {
+            return;
+        }
         let Some(body) = live.body.take() else { return };
         // Before the poll, so that a wake during it is one more poll. A swap and not a store: it
         // must see what was written before a wake that found the flag set.
