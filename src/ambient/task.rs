@@ -6,7 +6,7 @@ use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
@@ -132,21 +132,31 @@ struct Task<T> {
     /// Set from the wake that queues the task until just before the poll that follows, and for ever
     /// once the task has ended. So any number of wakes in between are one poll.
     queued: AtomicBool,
-    /// Set by the first stop, before its message is sent: from then on the task is not polled, though
-    /// its start or a wake may stand in the queue before that message.
-    stopped: AtomicBool,
+    /// `OPEN` until the first of two things: its future is ready (`ENDED`), or it is stopped
+    /// (`STOPPED`, before the message is sent). So who was told that it will end as stopped sees it end
+    /// so, and from then on it is not polled, though a wake may stand in the queue before the message.
+    fate: AtomicU8,
     slot: Slot<T>,
 }
+
+const OPEN: u8 = 0;
+const STOPPED: u8 = 1;
+const ENDED: u8 = 2;
 
 /// A key that no task ever has.
 const UNPLACED: Key = Key::MAX;
 
 impl<T> Task<T> {
+    fn decide(&self, fate: u8) -> Result<u8, u8> {
+        self.fate
+            .compare_exchange(OPEN, fate, Ordering::AcqRel, Ordering::Acquire)
+    }
+
     fn new(origin: Origin) -> Task<T> {
         Task {
             key: AtomicU64::new(UNPLACED),
             queued: AtomicBool::new(true),
-            stopped: AtomicBool::new(false),
+            fate: AtomicU8::new(OPEN),
             slot: Slot::new(origin),
         }
     }
@@ -182,7 +192,7 @@ impl<T: Send + 'static> Ticket for Task<T> {
         self.slot.is_done()
     }
     fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
+        self.fate.load(Ordering::Acquire) == STOPPED
     }
     fn origin(&self) -> Origin {
         self.slot.origin
@@ -209,13 +219,12 @@ impl<T: Send + 'static> Wake for Task<T> {
 
 impl<T: Send + 'static> Stop for Task<T> {
     fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        let in_time = !self.slot.is_done();
-        if in_time {
-            self.stopped.store(true, Ordering::Release);
+        let first = self.decide(STOPPED);
+        if first == Ok(OPEN) {
             // The future is dropped where it lives, never on the thread of the one who stops it.
             discard(post(Message::Stop(self, reason)));
         }
-        in_time
+        first != Err(ENDED)
     }
 
     fn when_begun(self: Arc<Self>, call: OnBegin) {
@@ -273,6 +282,11 @@ where
             }
         };
         if let Some(task) = ticket.as_any().downcast_ref::<Task<F::Output>>() {
+            if outcome.is_ok() && task.decide(ENDED).is_err() {
+                // It was stopped meanwhile. Who is to do that is on the way, and finds an empty box.
+                discard(outcome);
+                return Some(self);
+            }
             let origin = task.slot.origin;
             let outcome = outcome.map_err(|error| error.started_at(origin));
             task.slot.finish_with(outcome, Some(self));

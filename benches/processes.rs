@@ -1,0 +1,149 @@
+//! Calls to worker processes.
+//!
+//! `cargo bench --bench processes [-- [--quick] [--json] [ROW…]]`
+
+use std::env;
+use std::hint::black_box;
+use std::process::Command;
+
+use unsync::Unfuture;
+
+mod support;
+use support::{Samples, Table, readable_bytes, time};
+
+unsync::register!(same, echo_bytes, echo_floats, echo_words, forever, reports);
+
+fn same(n: usize) -> usize {
+    n
+}
+fn echo_bytes(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+fn echo_floats(floats: Vec<f64>) -> Vec<f64> {
+    floats
+}
+fn echo_words(words: Vec<String>) -> Vec<String> {
+    words
+}
+fn forever() {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+fn reports(times: usize) -> usize {
+    (0..times).for_each(unsync::progress);
+    times
+}
+
+/// Has this program measure its own first call.
+const COLD: &str = "--cold";
+
+fn main() {
+    unsync::init();
+    if env::args().any(|argument| argument == COLD) {
+        let (took, value) = time(|| unsync::cpu(same, (1,)).result());
+        assert_eq!(value.expect("a value"), 1);
+        return println!("{}", took.as_nanos());
+    }
+    let table = Table::open("processes");
+    let amount = |full, quick| table.options.amount(full, quick);
+    let rounds = amount(15, 2);
+
+    table.section("one at a time");
+    table.each("cpu, result", amount(20_000, 100), |i| {
+        black_box(unsync::cpu(same, (i,)).result().expect("a value"));
+    });
+    cold(&table, amount(50, 3));
+    table.each(
+        "cancel a running call, replace its worker",
+        amount(50, 3),
+        |_| {
+            let call = unsync::cpu(forever, ());
+            // The next call waits until one of the workers is free again.
+            unsync::cpu(same, (1,)).result().expect("a value");
+            assert!(call.cancel());
+            call.result().expect_err("it was cancelled");
+        },
+    );
+
+    table.section("many at once");
+    let many = amount(100_000, 1_000);
+    table.rounds("cpu all, then all results", many, rounds, |n| {
+        let calls: Vec<_> = (0..n).map(|i| unsync::cpu(same, (i,))).collect();
+        assert_eq!(sum(calls), n * (n - 1) / 2);
+    });
+    table.rounds("progress of one call", many, rounds, |n| {
+        let call = unsync::cpu(reports, (n,)).on_progress::<usize>(|i| assert!(i < usize::MAX));
+        assert_eq!(call.result().expect("a value"), n);
+    });
+
+    table.section("there and back");
+    let bytes = amount(64 << 20, 1 << 20);
+    echo(
+        &table,
+        "Vec<u8>",
+        rounds,
+        bytes,
+        vec![7u8; bytes],
+        echo_bytes,
+    );
+    echo(
+        &table,
+        "Vec<f64>",
+        rounds,
+        bytes,
+        vec![0.7f64; bytes / 8],
+        echo_floats,
+    );
+    let words = vec!["sixteen letters.".to_string(); bytes / 256];
+    echo(&table, "Vec<String>", rounds, bytes / 16, words, echo_words);
+}
+
+fn sum(all: Vec<Unfuture<usize>>) -> usize {
+    let values = all.into_iter().map(|one| one.result().expect("a value"));
+    values.sum()
+}
+
+/// From the call to its result in a process that has no worker yet.
+fn cold(table: &Table, times: usize) {
+    let name = "first call of a process";
+    if !table.options.wants(name) {
+        return;
+    }
+    let program = env::current_exe().expect("this program has a name");
+    let samples = (0..times).map(|_| {
+        let output = Command::new(&program)
+            .arg(COLD)
+            .output()
+            .expect("it starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.trim().parse::<f64>().expect("it tells a number")
+    });
+    table.row(name, times, &samples.collect());
+}
+
+fn echo<T, F>(table: &Table, name: &str, rounds: usize, bytes: usize, payload: Vec<T>, echo: F)
+where
+    T: Send + 'static,
+    Vec<T>: unsync::Wire,
+    F: unsync::Entrypoint<(Vec<T>,), Output = Vec<T>> + Copy,
+{
+    let name = format!("echo {}, {name}", readable_bytes(bytes as f64));
+    if !table.options.wants(&name) {
+        return;
+    }
+    let mut payload = payload;
+    let mut samples = Samples::default();
+    for round in 0..rounds + 1 {
+        let sent = std::mem::take(&mut payload);
+        let (took, back) = time(|| unsync::cpu(echo, (sent,)).result());
+        payload = back.expect("a value");
+        if round > 0 {
+            samples.push(took.as_nanos() as f64);
+        }
+    }
+    // The bytes travel twice.
+    let rate = 2.0 * bytes as f64 / samples.median() * 1e9;
+    let text = format!("{}/s", readable_bytes(rate.round()));
+    table.row_with(&name, 1, &samples, &[("bytes_per_second", rate, text)]);
+}

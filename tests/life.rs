@@ -1,0 +1,1343 @@
+//! From the first use to the last: settings, hooks, reports, draining, shutting down, and ending
+//! without any of it.
+//!
+//! Settings and the shutdown are of the whole process, so every test has a process of its own, and some
+//! have one for each case.
+
+mod support;
+
+unsync::test_worker!();
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::future::{Future, pending, poll_fn};
+use std::iter;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{
+    Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, eventually, fence, in_child,
+};
+use unsync::{Config, Error, ErrorKind, Limit, Unfuture};
+
+/// A limit that does not pass in the test.
+const LONG: Duration = Duration::from_secs(3600);
+/// What a busy machine may take for something that takes no time.
+const SLACK: Duration = Duration::from_secs(8);
+/// Long enough to see that something does not happen.
+const WHILE: Duration = Duration::from_millis(100);
+
+const CASE: &str = "UNSYNC_TEST_CASE";
+
+/// Runs the body once for each case, each time in a process of its own.
+fn in_children(name: &str, cases: &[&str], variables: &[(&str, &str)], body: fn(&str)) {
+    for &case in cases {
+        let variables = Vec::from_iter(variables.iter().copied().chain([(CASE, case)]));
+        let case = case.to_owned();
+        in_child(name, HEAVY, &variables, move || body(&case));
+    }
+}
+
+fn double(n: u64) -> u64 {
+    n * 2
+}
+
+fn sleep_for(millis: u64) {
+    thread::sleep(Duration::from_millis(millis));
+}
+
+unsync::register!(double, sleep_for);
+
+#[track_caller]
+fn assert_kind<T>(outcome: Result<T, Error>, kind: ErrorKind, what: &str) {
+    match outcome {
+        Ok(_) => panic!("{what}: a value instead of {kind:?}"),
+        Err(error) => assert_eq!(error.kind(), kind, "{what}: {error}"),
+    }
+}
+
+/// The names of the library's own threads, where the system tells them.
+fn threads(prefix: &str) -> Vec<String> {
+    #[cfg(target_os = "linux")]
+    let names = support::thread_names();
+    #[cfg(not(target_os = "linux"))]
+    let names = Vec::<String>::new();
+    let ours = names.into_iter().filter(|name| name.starts_with(prefix));
+    ours.collect()
+}
+
+/// A pool thread's job that has begun, and that ends when the gate opens.
+fn blocked_job() -> (Gate, Unfuture<()>) {
+    let (runs, release) = (Gate::new(), Gate::new());
+    let job = unsync::thread({
+        let (runs, release) = (runs.clone(), release.clone());
+        move || {
+            runs.open();
+            release.wait();
+        }
+    });
+    runs.wait();
+    (release, job)
+}
+
+// --------------------------------------------------------------------------------------- settings
+
+mod settings {
+    use super::*;
+
+    #[test]
+    fn come_before_the_first_use_or_are_refused() {
+        const NAME: &str = "settings::come_before_the_first_use_or_are_refused";
+        let uses = ["install", "spawn", "spawn_now", "sleep", "thread", "cpu"];
+        in_children(NAME, &uses, &[], |case| {
+            match case {
+                "install" => Config::new().install().unwrap(),
+                "spawn" => unsync::spawn(async {}).result().unwrap(),
+                "spawn_now" => unsync::spawn_now(unsync::yield_now()).result().unwrap(),
+                "sleep" => unsync::block_on(unsync::sleep(Duration::from_millis(1))),
+                "thread" => unsync::thread(|| ()).result().unwrap(),
+                "cpu" => assert_eq!(unsync::cpu(double, (2,)).result().unwrap(), 4),
+                _ => unreachable!(),
+            }
+            let refused = Config::new().threads(3).install().unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::NotInitialised);
+            assert!(refused.to_string().contains("in use already"), "{refused}");
+            // And no harm is done.
+            assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
+        });
+    }
+
+    /// What makes no work start does not settle anything.
+    #[test]
+    fn may_come_after_what_is_no_use() {
+        const NAME: &str = "settings::may_come_after_what_is_no_use";
+        in_child(NAME, HEAVY, &[], || {
+            unsync::init();
+            let (promise, awaited) = unsync::promise();
+            promise.set(1);
+            assert_eq!(unsync::block_on(awaited).unwrap(), 1);
+            assert!(!unsync::is_cancelled() && !unsync::is_worker());
+            Config::new().install().unwrap();
+        });
+    }
+
+    #[test]
+    fn that_make_no_sense_are_refused_by_name() {
+        const NAME: &str = "settings::that_make_no_sense_are_refused_by_name";
+        in_child(NAME, HEAVY, &[], || {
+            let zero = Duration::ZERO;
+            let nonsense = [
+                ("threads", Config::new().threads(0)),
+                ("threads", Config::new().threads(usize::MAX)),
+                ("processes", Config::new().processes(0)),
+                ("processes", Config::new().processes(usize::MAX)),
+                ("stack_size", Config::new().stack_size(0)),
+                ("stack_size", Config::new().stack_size(usize::MAX)),
+                ("calls_per_worker", Config::new().calls_per_worker(0)),
+                ("memory_per_worker", Config::new().memory_per_worker(0)),
+                ("frame_bytes_max", Config::new().frame_bytes_max(0)),
+                ("start_timeout", Config::new().start_timeout(zero)),
+                ("stall", Config::new().stall(zero)),
+                ("thread_name", Config::new().thread_name("a\0b")),
+            ];
+            for (name, config) in nonsense {
+                let refused = config.install().expect_err(name);
+                assert_eq!(refused.kind(), ErrorKind::NotInitialised, "{name}");
+                assert!(refused.to_string().contains(name), "{name}: {refused}");
+            }
+            // A refusal settles nothing: the next ones are as good as the first.
+            Config::new().threads(1).install().unwrap();
+            assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
+        });
+    }
+
+    /// A time without end is one that makes sense.
+    #[test]
+    fn may_be_as_long_as_time() {
+        const NAME: &str = "settings::may_be_as_long_as_time";
+        let cases = ["keep_alive", "start_timeout", "cancel_grace", "stall"];
+        in_children(NAME, &cases, &[], |case| {
+            let config = Config::new().threads(2).processes(1);
+            let config = match case {
+                "keep_alive" => config.keep_alive(Duration::MAX),
+                "start_timeout" => config.start_timeout(Duration::MAX),
+                "cancel_grace" => config.cancel_grace(Duration::MAX),
+                "stall" => config.stall(Duration::MAX),
+                _ => unreachable!(),
+            };
+            config.install().unwrap();
+            for round in 0..20 {
+                assert_eq!(unsync::spawn(async move { round }).result().unwrap(), round);
+                assert_eq!(unsync::thread(move || round).result().unwrap(), round);
+                assert_eq!(unsync::cpu(double, (round,)).result().unwrap(), round * 2);
+                // So that the threads come to rest now and then.
+                thread::sleep(Duration::from_millis(round % 4));
+            }
+            unsync::shutdown(QUICK).unwrap();
+        });
+    }
+
+    /// How many jobs run at once.
+    fn at_once(jobs: usize) -> usize {
+        let (running, release) = (Counter::new(), Gate::new());
+        let works = Vec::from_iter((0..jobs).map(|_| {
+            let (running, release) = (running.clone(), release.clone());
+            unsync::thread(move || {
+                running.add();
+                release.wait();
+            })
+        }));
+        running.wait_for(1);
+        let mut seen = 0;
+        while seen != running.count() {
+            seen = running.count();
+            thread::sleep(WHILE);
+        }
+        release.open();
+        works.into_iter().for_each(|work| work.result().unwrap());
+        seen
+    }
+
+    #[test]
+    fn code_goes_before_the_environment_and_that_before_the_default() {
+        const NAME: &str = "settings::code_goes_before_the_environment_and_that_before_the_default";
+        in_children(
+            NAME,
+            &["code", "environment"],
+            &[("UNSYNC_THREADS", " 3 ")],
+            |case| {
+                if case == "code" {
+                    Config::new().threads(2).install().unwrap();
+                    assert_eq!(at_once(6), 2);
+                } else {
+                    Config::new().install().unwrap();
+                    assert_eq!(at_once(6), 3);
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn the_default_is_far_above_the_cores() {
+        const NAME: &str = "settings::the_default_is_far_above_the_cores";
+        in_child(NAME, HEAVY, &[], || assert_eq!(at_once(100), 100));
+    }
+
+    #[test]
+    fn nonsense_in_the_environment_is_an_error_and_no_hang() {
+        const NAME: &str = "settings::nonsense_in_the_environment_is_an_error_and_no_hang";
+        for (variable, value) in [
+            ("UNSYNC_THREADS", "0"),
+            ("UNSYNC_THREADS", "-1"),
+            ("UNSYNC_THREADS", "many"),
+            ("UNSYNC_THREADS", ""),
+            ("UNSYNC_THREADS", "99999999999999999999"),
+            ("UNSYNC_PROCESSES", "0"),
+            ("UNSYNC_PROCESSES", "1.5"),
+        ] {
+            in_child(NAME, HEAVY, &[(variable, value)], move || {
+                let job = unsync::thread(|| ()).result().unwrap_err();
+                let call = unsync::cpu(double, (1,)).result().unwrap_err();
+                let refused = Config::new().install().unwrap_err();
+                for error in [job, call, refused] {
+                    assert_eq!(error.kind(), ErrorKind::NotInitialised, "{error}");
+                    assert!(error.to_string().contains(variable), "{error}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn what_code_sets_is_not_looked_up() {
+        const NAME: &str = "settings::what_code_sets_is_not_looked_up";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "none")], || {
+            Config::new().threads(2).install().unwrap();
+            assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
+        });
+    }
+
+    #[test]
+    fn thread_name_is_seen_by_the_system() {
+        const NAME: &str = "settings::thread_name_is_seen_by_the_system";
+        in_child(NAME, HEAVY, &[], || {
+            Config::new().thread_name("mine").install().unwrap();
+            let name = || thread::current().name().unwrap_or_default().to_owned();
+            assert_eq!(
+                unsync::spawn(async move { name() }).result().unwrap(),
+                "mine-ambient"
+            );
+            let pool = unsync::thread(name).result().unwrap();
+            assert!(pool.starts_with("mine-"), "{pool}");
+            if cfg!(target_os = "linux") {
+                let seen = threads("mine-");
+                assert!(seen.contains(&pool) && seen.contains(&"mine-ambient".into()));
+                assert!(threads("unsync").is_empty(), "{:?}", threads("unsync"));
+            }
+        });
+    }
+
+    /// Takes at least a KiB for each level.
+    #[inline(never)]
+    fn descend(levels: usize) -> usize {
+        let frame = std::hint::black_box([levels as u8; 1024]);
+        match levels {
+            0 => 0,
+            _ => descend(levels - 1) + 1 + usize::from(frame[levels % 1024] != levels as u8),
+        }
+    }
+
+    #[test]
+    fn stack_size_is_that_of_every_thread() {
+        const NAME: &str = "settings::stack_size_is_that_of_every_thread";
+        in_child(NAME, HEAVY, &[], || {
+            const LEVELS: usize = 16 << 10;
+            Config::new().stack_size(64 << 20).install().unwrap();
+            assert_eq!(unsync::thread(|| descend(LEVELS)).result().unwrap(), LEVELS);
+            let task = unsync::spawn(async { descend(LEVELS) });
+            assert_eq!(task.result().unwrap(), LEVELS);
+        });
+    }
+}
+
+// ------------------------------------------------------------------------------------------ hooks
+
+mod hooks {
+    use super::*;
+
+    #[test]
+    fn on_thread_start_runs_once_on_each_thread_and_first() {
+        const NAME: &str = "hooks::on_thread_start_runs_once_on_each_thread_and_first";
+        in_children(NAME, &["quiet", "panics"], &[], |case| {
+            thread_local! {
+                static STARTED: Cell<u32> = const { Cell::new(0) };
+            }
+            const JOBS: usize = 8;
+            let (log, panics) = (Log::new(), case == "panics");
+            let config = Config::new().threads(JOBS).on_thread_start({
+                let log = log.clone();
+                move || {
+                    STARTED.set(STARTED.get() + 1);
+                    log.push(thread::current().id());
+                    assert!(!panics, "in the hook");
+                }
+            });
+            config.install().unwrap();
+            let together = Arc::new(Barrier::new(JOBS));
+            let jobs = (0..JOBS).map(|_| {
+                let together = Arc::clone(&together);
+                unsync::thread(move || {
+                    together.wait();
+                    (thread::current().id(), STARTED.get())
+                })
+            });
+            let mut seen = Vec::from_iter(Vec::from_iter(jobs).into_iter().map(Unfuture::result));
+            seen.push(unsync::spawn(async { (thread::current().id(), STARTED.get()) }).result());
+            let ids = log.entries();
+            assert_eq!(
+                ids.len(),
+                HashSet::<_>::from_iter(&ids).len(),
+                "once on each"
+            );
+            for outcome in seen {
+                let (id, started) = outcome.unwrap();
+                assert!(ids.contains(&id) && started == 1);
+            }
+        });
+    }
+
+    #[test]
+    fn around_poll_runs_around_every_poll() {
+        const NAME: &str = "hooks::around_poll_runs_around_every_poll";
+        in_child(NAME, HEAVY, &[], || {
+            thread_local! {
+                static INSIDE: Cell<bool> = const { Cell::new(false) };
+            }
+            let rounds = Counter::new();
+            let config = Config::new().around_poll({
+                let rounds = rounds.clone();
+                move |poll| {
+                    rounds.add();
+                    INSIDE.set(true);
+                    poll();
+                    INSIDE.set(false);
+                }
+            });
+            config.install().unwrap();
+            let left = Arc::new(AtomicBool::new(false));
+            let task = |left: Arc<AtomicBool>| async move {
+                let _inside = OnDrop(move || left.store(INSIDE.get(), Ordering::SeqCst));
+                let mut seen = vec![INSIDE.get()];
+                for _ in 0..9 {
+                    unsync::yield_now().await;
+                    seen.push(INSIDE.get());
+                }
+                seen
+            };
+            let inside = unsync::spawn(task(Arc::clone(&left))).result().unwrap();
+            assert_eq!(inside, [true; 10]);
+            assert!(left.load(Ordering::SeqCst), "the destructor, too");
+            assert_eq!(rounds.count(), 10);
+            let local = unsync::spawn_local({
+                let left = Arc::clone(&left);
+                move || task(left)
+            });
+            assert_eq!(local.result().unwrap(), [true; 10]);
+            assert!(!INSIDE.get(), "the hook is of the ambient thread");
+        });
+    }
+
+    /// Whatever the hook does, each of its polls is one, and the task comes to its end.
+    #[test]
+    fn around_poll_may_misbehave() {
+        const NAME: &str = "hooks::around_poll_may_misbehave";
+        let cases = ["twice", "never", "panics before", "panics after"];
+        in_children(NAME, &cases, &[], |case| {
+            let rounds = AtomicUsize::new(0);
+            let wrong = case.to_owned();
+            let config = Config::new().around_poll(move |poll| {
+                if rounds.fetch_add(1, Ordering::SeqCst) % 2 == 1 {
+                    return poll();
+                }
+                match wrong.as_str() {
+                    "twice" => {
+                        poll();
+                        poll();
+                    }
+                    "never" => {}
+                    "panics before" => panic!("in the hook"),
+                    _ => {
+                        poll();
+                        panic!("in the hook");
+                    }
+                }
+            });
+            config.install().unwrap();
+            for _ in 0..10 {
+                let polls = Counter::new();
+                let task = unsync::spawn({
+                    let polls = polls.clone();
+                    poll_fn(move |cx| match polls.add() {
+                        3 => Poll::Ready(()),
+                        _ => {
+                            cx.waker().wake_by_ref();
+                            Poll::Pending
+                        }
+                    })
+                });
+                assert!(task.wait_timeout(SLACK), "{case}: a task hangs");
+                task.result().unwrap();
+                fence();
+                assert_eq!(polls.count(), 3, "{case}");
+            }
+        });
+    }
+
+    /// A hook that writes down what it is told.
+    fn note_unobserved(also_panics: bool) -> Log<String> {
+        let log = Log::new();
+        let config = Config::new().on_unobserved({
+            let log = log.clone();
+            move |error| {
+                log.push(error.to_string());
+                assert!(!also_panics, "in the hook");
+            }
+        });
+        config.install().unwrap();
+        log
+    }
+
+    fn fail(text: &str) {
+        panic!("{text}");
+    }
+
+    #[test]
+    fn on_unobserved_hears_once_of_every_failure_that_nobody_looked_at() {
+        const NAME: &str = "hooks::on_unobserved_hears_once_of_every_failure_that_nobody_looked_at";
+        in_children(NAME, &["quiet", "panics"], &[], |case| {
+            let log = note_unobserved(case == "panics");
+            let expect = |text: &str| {
+                unsync::drain(QUICK);
+                let heard = log.entries();
+                let times = heard.iter().filter(|heard| heard.contains(text)).count();
+                assert_eq!(times, 1, "{text}: {heard:?}");
+            };
+            drop(unsync::spawn(async { fail("first") }));
+            expect("first");
+            let done = unsync::spawn(async { fail("second") });
+            done.wait();
+            drop(done);
+            expect("second");
+            drop(unsync::thread(|| fail("third")));
+            expect("third");
+            drop(
+                unsync::spawn(async { fail("fourth") })
+                    .map(|()| ())
+                    .map(|()| ()),
+            );
+            expect("fourth");
+            drop(unsync::spawn(pending::<()>()).timeout(Duration::from_millis(1)));
+            expect("longer than its limit");
+            drop(unsync::promise::<()>());
+            expect("dropped unfulfilled");
+            drop(unsync::spawn(async { fail("sixth") }).cancel_on_drop());
+            drop(unsync::spawn_local(|| async { fail("seventh") }));
+            expect("seventh");
+            assert_eq!(unsync::spawn(async { 1 }).result().unwrap(), 1);
+        });
+    }
+
+    #[test]
+    fn on_unobserved_does_not_hear_of_what_somebody_looked_at_or_wanted() {
+        const NAME: &str =
+            "hooks::on_unobserved_does_not_hear_of_what_somebody_looked_at_or_wanted";
+        in_child(NAME, HEAVY, &[], || {
+            let log = note_unobserved(false);
+            drop(unsync::spawn(async { fail("seen") }).result());
+            drop(unsync::block_on(unsync::thread(|| fail("seen"))));
+            let then =
+                unsync::spawn(async { fail("seen") }).then(async |task| task.result().is_err());
+            assert!(then.result().unwrap());
+            assert!(
+                unsync::join_all([unsync::thread(|| fail("seen"))])
+                    .result()
+                    .is_err()
+            );
+            // Cancelled, each way.
+            let task = unsync::spawn(pending::<()>());
+            task.cancel();
+            drop(task);
+            drop(unsync::spawn(pending::<()>()).cancel_on_drop());
+            let canceller = unsync::spawn(pending::<()>()).map(drop).canceller();
+            canceller.cancel();
+            // And values are no failures.
+            drop(unsync::spawn(async { 1 }));
+            drop(unsync::thread(|| 1));
+            let pending = unsync::spawn(pending::<()>());
+            drop(pending);
+            drop(unsync::shutdown(WHILE));
+            drop(unsync::spawn(async {}));
+            assert_eq!(log.entries(), Vec::<String>::new());
+        });
+    }
+
+    /// Settings that are refused leave nothing behind.
+    #[test]
+    fn on_unobserved_of_refused_settings_is_not_set() {
+        const NAME: &str = "hooks::on_unobserved_of_refused_settings_is_not_set";
+        in_child(NAME, HEAVY, &[], || {
+            unsync::spawn(async {}).result().unwrap();
+            let log = Log::new();
+            let late = Config::new().on_unobserved({
+                let log = log.clone();
+                move |error| log.push(error.to_string())
+            });
+            assert!(late.install().is_err());
+            drop(unsync::spawn(async { fail("unheard") }));
+            fence();
+            assert_eq!(log.entries(), Vec::<String>::new());
+        });
+    }
+}
+
+// ---------------------------------------------------------------------------------------- reports
+
+mod reports {
+    use super::*;
+
+    /// Where the task is started that blocks.
+    const LINE: u32 = line!() + 3;
+
+    fn block_the_ambient_thread(time: Duration) {
+        let blocking = unsync::spawn(async move { thread::sleep(time) });
+        blocking.result().unwrap();
+    }
+
+    fn assert_reported(text: &str) {
+        let place = format!("{}:{LINE}:", file!());
+        let reports = text.matches("holds up the ambient thread").count();
+        assert!(text.contains(&place), "no {place} in: {text}");
+        assert_eq!(reports, 1, "one stall, one report: {text}");
+    }
+
+    #[test]
+    fn a_stall_is_reported_with_its_line() {
+        const NAME: &str = "reports::a_stall_is_reported_with_its_line";
+        let output = in_child(NAME, HEAVY, &[], || {
+            let config = Config::new().stall(Duration::from_millis(300));
+            config.install().unwrap();
+            block_the_ambient_thread(Duration::from_millis(1500));
+            // A task that waits for long does not hold up anything.
+            unsync::spawn(unsync::sleep(Duration::from_millis(600)))
+                .result()
+                .unwrap();
+        });
+        if let Some(output) = output {
+            assert_reported(&output);
+        }
+    }
+
+    #[test]
+    fn debugging_reports_stalls_and_failures_and_breaks_nothing() {
+        const NAME: &str = "reports::debugging_reports_stalls_and_failures_and_breaks_nothing";
+        let output = in_child(NAME, HEAVY, &[("UNSYNC_DEBUG", "1")], || {
+            block_the_ambient_thread(Duration::from_millis(1500));
+            drop(unsync::thread(|| panic!("unheard-of")));
+            let work = unsync::spawn(async { 4 })
+                .map(|n| n + 1)
+                .and_then(async |n| n + 1)
+                .map_thread(|n| n + 1)
+                .map_cpu(double)
+                .timeout(LONG);
+            assert_eq!(work.result().unwrap(), 14);
+            assert!(unsync::drain(QUICK));
+            unsync::shutdown(QUICK).unwrap();
+        });
+        if let Some(output) = output {
+            assert_reported(&output);
+            let told = "unsync: nobody looked at this: thread job panicked: unheard-of";
+            assert_eq!(output.matches(told).count(), 1, "{output}");
+        }
+    }
+
+    #[test]
+    fn without_debugging_nothing_is_reported() {
+        const NAME: &str = "reports::without_debugging_nothing_is_reported";
+        let output = in_child(NAME, HEAVY, &[("UNSYNC_DEBUG", "")], || {
+            block_the_ambient_thread(Duration::from_millis(300));
+            let (promise, awaited) = unsync::promise::<()>();
+            drop((awaited, promise));
+        });
+        if let Some(output) = output {
+            assert!(!output.contains("unsync: "), "{output}");
+        }
+    }
+}
+
+// -------------------------------------------------------------------------------------- draining
+
+mod draining {
+    use super::*;
+
+    #[test]
+    fn waits_for_work_that_starts_work() {
+        const NAME: &str = "draining::waits_for_work_that_starts_work";
+        fn go_on(left: u32, ended: Gate) {
+            let next = move || match left {
+                0 => ended.open(),
+                _ => go_on(left - 1, ended),
+            };
+            match left % 3 {
+                0 => drop(unsync::spawn(async move {
+                    unsync::sleep(Duration::from_millis(1)).await;
+                    next();
+                })),
+                1 => drop(unsync::thread(move || {
+                    thread::sleep(Duration::from_millis(1));
+                    next();
+                })),
+                _ => drop(unsync::cpu(double, (1,)).map(move |_| next())),
+            }
+        }
+        in_child(NAME, HEAVY, &[], || {
+            for depth in [0, 1, 2, 3, 30] {
+                let ended = Gate::new();
+                go_on(depth, ended.clone());
+                assert!(unsync::drain(QUICK));
+                assert!(ended.is_open(), "depth {depth}");
+            }
+        });
+    }
+
+    #[test]
+    fn ends_at_its_limit_and_leaves_the_work_alone() {
+        const NAME: &str = "draining::ends_at_its_limit_and_leaves_the_work_alone";
+        in_children(NAME, &["async", "thread", "cpu"], &[], |case| {
+            let gate = Gate::new();
+            let work = match case {
+                "async" => {
+                    let gate = gate.clone();
+                    unsync::spawn(async move { gate.pass().await })
+                }
+                "thread" => {
+                    let gate = gate.clone();
+                    unsync::thread(move || gate.wait())
+                }
+                _ => unsync::cpu(sleep_for, (1_000,)),
+            };
+            let started = Instant::now();
+            assert!(!unsync::drain(WHILE));
+            assert!(started.elapsed() >= WHILE && started.elapsed() < WHILE + SLACK);
+            assert!(!unsync::drain(Duration::ZERO));
+            gate.open();
+            assert!(unsync::drain(Duration::MAX));
+            assert!(work.is_done());
+            work.result().unwrap();
+            assert!(unsync::drain(Duration::MAX), "and again");
+        });
+    }
+
+    #[test]
+    fn of_nothing_is_over_at_once() {
+        const NAME: &str = "draining::of_nothing_is_over_at_once";
+        in_child(NAME, HEAVY, &[], || {
+            assert!(unsync::drain(LONG));
+            assert!(unsync::drain(Duration::ZERO), "nothing was ever asked for");
+            assert!(
+                threads("unsync").is_empty(),
+                "and nothing was started for it"
+            );
+        });
+    }
+
+    #[test]
+    fn is_refused_on_the_ambient_thread() {
+        const NAME: &str = "draining::is_refused_on_the_ambient_thread";
+        in_child(NAME, HEAVY, &[], || {
+            let drained = unsync::spawn(async { unsync::drain(LONG) }).result();
+            let error = drained.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Panicked);
+            assert!(error.to_string().contains("drain would block"), "{error}");
+        });
+    }
+
+    #[test]
+    fn many_may_drain_at_once() {
+        const NAME: &str = "draining::many_may_drain_at_once";
+        in_child(NAME, HEAVY, &[], || {
+            let (release, job) = blocked_job();
+            thread::scope(|scope| {
+                let drains = [(); 8].map(|()| scope.spawn(|| unsync::drain(QUICK)));
+                release.open();
+                assert!(drains.into_iter().all(|drain| drain.join().unwrap()));
+            });
+            assert!(job.is_done());
+        });
+    }
+}
+
+// ---------------------------------------------------------------------------------- shutting down
+
+mod shutdown {
+    use super::*;
+
+    /// The children of this process, where the system tells them.
+    fn children() -> Vec<String> {
+        let Ok(processes) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        let stats = processes.filter_map(|entry| {
+            std::fs::read_to_string(entry.ok()?.path().join("stat")).ok() //
+        });
+        let own = std::process::id().to_string();
+        let child = |stat: &String| {
+            let mut fields = stat.rsplit(')').next()?.split_whitespace();
+            (fields.nth(1)? == own).then_some(())
+        };
+        stats.filter(|stat| child(stat).is_some()).collect()
+    }
+
+    /// One of each kind of work; all of them end as this.
+    #[track_caller]
+    fn assert_all_refused() {
+        let works = [
+            unsync::spawn(async {}),
+            unsync::spawn_local(|| async {}),
+            unsync::spawn_now(pending()),
+            unsync::thread(|| ()),
+            unsync::cpu(sleep_for, (0,)),
+            unsync::spawn(async {}).timeout(LONG),
+            unsync::thread(|| ()).run_timeout(LONG),
+            unsync::thread(|| 1).map(drop),
+            Unfuture::ready(1).and_then(async |_| ()),
+            Unfuture::ready(1).map_thread(drop),
+            Limit::new(1).thread(|| ()),
+            Limit::new(1).spawn(async {}),
+            unsync::join_all([unsync::thread(|| ())]).map(drop),
+        ];
+        for (number, work) in works.into_iter().enumerate() {
+            assert!(work.wait_timeout(SLACK), "{number} hangs");
+            assert_kind(
+                work.result(),
+                ErrorKind::ShutDown,
+                &format!("work {number}"),
+            );
+        }
+    }
+
+    #[test]
+    fn drops_what_is_pending_on_the_ambient_thread() {
+        const NAME: &str = "shutdown::drops_what_is_pending_on_the_ambient_thread";
+        in_child(NAME, HEAVY, &[], || {
+            let (drops, shared) = (Drops::new(), Arc::new(()));
+            let hold = || (drops.token(), Arc::clone(&shared));
+            let (first, second, third) = (hold(), hold(), hold());
+            let tasks = [
+                unsync::spawn(async move {
+                    let _held = first;
+                    pending().await
+                }),
+                unsync::spawn_local(move || async move {
+                    let _held = (second, std::rc::Rc::new(()));
+                    pending().await
+                }),
+                unsync::spawn_now(async move {
+                    let _held = third;
+                    unsync::sleep(LONG).await
+                }),
+            ];
+            fence();
+            unsync::shutdown(WHILE).unwrap();
+            assert_eq!((drops.count(), Arc::strong_count(&shared)), (3, 1));
+            assert!(drops.places().iter().all(Place::is_ambient));
+            for task in tasks {
+                assert!(task.is_done());
+                let error = task.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ShutDown, "{error}");
+                assert!(error.to_string().contains(file!()), "{error}");
+            }
+        });
+    }
+
+    #[test]
+    fn refuses_everything_that_comes_later() {
+        const NAME: &str = "shutdown::refuses_everything_that_comes_later";
+        in_children(NAME, &["unused", "used"], &[], |case| {
+            let kept = (case == "used").then(|| {
+                let kept = unsync::spawn(async { 1 });
+                assert_eq!(unsync::cpu(double, (1,)).result().unwrap(), 2);
+                unsync::thread(|| ()).result().unwrap();
+                kept.wait();
+                kept
+            });
+            unsync::shutdown(QUICK).unwrap();
+            assert_all_refused();
+            // A second call is harmless, and so are many at once.
+            unsync::shutdown(QUICK).unwrap();
+            thread::scope(|scope| {
+                let calls = [(); 4].map(|()| scope.spawn(|| unsync::shutdown(QUICK)));
+                calls
+                    .into_iter()
+                    .for_each(|call| call.join().unwrap().unwrap());
+            });
+            assert!(unsync::drain(QUICK));
+            assert_all_refused();
+            // What needs no thread of the library goes on.
+            if let Some(kept) = kept {
+                assert_eq!(kept.result().unwrap(), 1);
+            }
+            let (promise, awaited) = unsync::promise();
+            promise.set(2);
+            assert_eq!(unsync::block_on(awaited).unwrap(), 2);
+            assert!(!unsync::spawn(pending::<()>()).cancel());
+        });
+    }
+
+    #[test]
+    fn lets_work_end_that_ends_in_time() {
+        const NAME: &str = "shutdown::lets_work_end_that_ends_in_time";
+        in_child(NAME, HEAVY, &[], || {
+            let works = [
+                unsync::spawn(unsync::sleep(WHILE)),
+                unsync::thread(|| thread::sleep(WHILE)),
+                unsync::cpu(sleep_for, (WHILE.as_millis() as u64,)),
+                unsync::spawn(unsync::sleep(WHILE)).map_thread(|()| thread::sleep(WHILE)),
+            ];
+            unsync::shutdown(QUICK).unwrap();
+            for work in works {
+                assert!(work.is_done());
+                work.result().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn does_not_wait_when_there_is_nothing_to_wait_for() {
+        const NAME: &str = "shutdown::does_not_wait_when_there_is_nothing_to_wait_for";
+        in_children(NAME, &["an hour", "for ever"], &[], |case| {
+            unsync::spawn(async {}).result().unwrap();
+            unsync::thread(|| ()).result().unwrap();
+            unsync::cpu(double, (1,)).result().unwrap();
+            let limit = if case == "an hour" {
+                LONG
+            } else {
+                Duration::MAX
+            };
+            let started = Instant::now();
+            unsync::shutdown(limit).unwrap();
+            assert!(started.elapsed() < SLACK, "{:?}", started.elapsed());
+        });
+    }
+
+    #[test]
+    fn is_bounded_while_a_job_runs_for_ever() {
+        const NAME: &str = "shutdown::is_bounded_while_a_job_runs_for_ever";
+        in_children(NAME, &["0", "300"], &[("UNSYNC_THREADS", "1")], |case| {
+            let limit = Duration::from_millis(case.parse().unwrap());
+            let (release, job) = blocked_job();
+            let queued = unsync::thread(|| 1);
+            let started = Instant::now();
+            let late = unsync::shutdown(limit).unwrap_err();
+            let took = started.elapsed();
+            assert!(took >= limit && took < limit + SLACK, "{took:?}");
+            assert_eq!(late.kind(), ErrorKind::TimedOut);
+            if !limit.is_zero() {
+                assert!(late.to_string().contains("thread jobs"), "{late}");
+            }
+            assert_kind(queued.result(), ErrorKind::ShutDown, "the one behind");
+            assert_all_refused();
+            assert!(!job.is_done(), "what runs goes on");
+            release.open();
+            job.result().unwrap();
+            unsync::shutdown(QUICK).unwrap();
+        });
+    }
+
+    #[test]
+    fn is_bounded_while_a_task_blocks_for_ever() {
+        const NAME: &str = "shutdown::is_bounded_while_a_task_blocks_for_ever";
+        in_child(NAME, HEAVY, &[], || {
+            let (blocks, release) = (Gate::new(), Gate::new());
+            let task = unsync::spawn({
+                let (blocks, release) = (blocks.clone(), release.clone());
+                async move {
+                    blocks.open();
+                    release.wait();
+                }
+            });
+            blocks.wait();
+            let behind = unsync::spawn(pending::<()>());
+            let late = unsync::shutdown(WHILE).unwrap_err();
+            assert_eq!(late.kind(), ErrorKind::TimedOut);
+            assert!(late.to_string().contains("async tasks"), "{late}");
+            release.open();
+            task.result().unwrap();
+            assert_kind(behind.result(), ErrorKind::ShutDown, "the one behind");
+            unsync::shutdown(QUICK).unwrap();
+        });
+    }
+
+    #[test]
+    fn kills_calls_that_run() {
+        const NAME: &str = "shutdown::kills_calls_that_run";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "1")], || {
+            let calls = [(); 3].map(|()| unsync::cpu(sleep_for, (3_600_000,)));
+            assert_eq!(
+                calls.iter().filter(|call| call.wait_timeout(WHILE)).count(),
+                0
+            );
+            let started = Instant::now();
+            unsync::shutdown(Duration::from_secs(2)).unwrap();
+            assert!(started.elapsed() < SLACK);
+            for call in calls {
+                assert_kind(call.result(), ErrorKind::ShutDown, "a call");
+            }
+            assert_eq!(children(), Vec::<String>::new());
+        });
+    }
+
+    #[test]
+    fn ends_threads_and_processes() {
+        const NAME: &str = "shutdown::ends_threads_and_processes";
+        in_children(NAME, &["plain", "stall"], &[], |case| {
+            if case == "stall" {
+                Config::new().stall(LONG).install().unwrap();
+            }
+            let jobs = (0..50).map(|_| unsync::thread(|| thread::sleep(Duration::from_millis(5))));
+            unsync::join_all(Vec::from_iter(jobs)).result().unwrap();
+            let calls = unsync::join_all((0..50).map(|n| unsync::cpu(double, (n,))));
+            assert_eq!(calls.result().unwrap().len(), 50);
+            unsync::spawn(unsync::sleep(Duration::from_millis(1)))
+                .result()
+                .unwrap();
+            if cfg!(target_os = "linux") {
+                assert!(!threads("unsync").is_empty() && !children().is_empty());
+            }
+            unsync::shutdown(QUICK).unwrap();
+            assert_eq!(children(), Vec::<String>::new());
+            // They have told that they end, and are about to.
+            eventually(SLACK, "no thread is left", || {
+                let left = threads("unsync");
+                (left.is_empty(), left)
+            });
+        });
+    }
+
+    /// Each of them is run or refused, and none is neither.
+    #[test]
+    fn races_with_those_who_start_work() {
+        const NAME: &str = "shutdown::races_with_those_who_start_work";
+        let cases = ["1", "2", "3", "4", "5"];
+        in_children(NAME, &cases, &[], |case| {
+            const CALLERS: usize = 6;
+            let limit = Duration::from_millis(case.parse().unwrap());
+            let (start, refused) = (Barrier::new(CALLERS + 1), Counter::new());
+            thread::scope(|scope| {
+                for caller in 0..CALLERS {
+                    let (start, refused) = (&start, &refused);
+                    scope.spawn(move || {
+                        start.wait();
+                        for round in 0.. {
+                            let works = [
+                                unsync::spawn(async move { round }),
+                                unsync::spawn_local(move || async move { round }),
+                                unsync::thread(move || round),
+                                unsync::thread(move || round).map(|n| n),
+                                unsync::spawn(unsync::sleep(LONG)).map(move |()| round),
+                            ];
+                            let call = (caller == 0).then(|| unsync::cpu(double, (round,)));
+                            let mut ended = 0;
+                            for work in works.into_iter().chain(call) {
+                                // The sleeping one ends with the shutdown.
+                                let work = work.timeout(QUICK);
+                                if round % 64 != 0 && !work.wait_timeout(Duration::from_micros(50))
+                                {
+                                    continue;
+                                }
+                                match work.result() {
+                                    Ok(_) => {}
+                                    Err(error) => {
+                                        assert_eq!(error.kind(), ErrorKind::ShutDown, "{error}");
+                                        ended += 1;
+                                    }
+                                }
+                            }
+                            if ended >= 4 {
+                                refused.add();
+                                break;
+                            }
+                        }
+                    });
+                }
+                start.wait();
+                drop(unsync::shutdown(limit));
+                refused.wait_for(CALLERS);
+            });
+        });
+    }
+
+    #[test]
+    fn wakes_race_with_it() {
+        const NAME: &str = "shutdown::wakes_race_with_it";
+        in_children(NAME, &["1", "2", "3"], &[], |_| {
+            const TASKS: usize = 10_000;
+            let wakers = Arc::new(Mutex::new(Vec::<Waker>::new()));
+            let drops = Drops::new();
+            let tasks = Vec::from_iter((0..TASKS).map(|_| {
+                let (wakers, token) = (Arc::clone(&wakers), drops.token());
+                unsync::spawn(poll_fn(move |cx| {
+                    let _ = &token;
+                    let mut wakers = wakers.lock().unwrap();
+                    if wakers.len() < TASKS {
+                        wakers.push(cx.waker().clone());
+                    }
+                    Poll::<()>::Pending
+                }))
+            }));
+            fence();
+            let ended = AtomicBool::new(false);
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        let wakers = wakers.lock().unwrap().clone();
+                        while !ended.load(Ordering::SeqCst) {
+                            wakers.iter().for_each(Waker::wake_by_ref);
+                        }
+                    });
+                }
+                let over = unsync::shutdown(Duration::from_secs(2));
+                ended.store(true, Ordering::SeqCst);
+                over.unwrap();
+            });
+            assert_eq!(drops.count(), TASKS);
+            for task in tasks {
+                assert_kind(task.result(), ErrorKind::ShutDown, "woken");
+            }
+            // The wakers outlive their executor.
+            let wakers = std::mem::take(&mut *wakers.lock().unwrap());
+            assert_eq!(wakers.len(), TASKS);
+            wakers.into_iter().for_each(Waker::wake);
+        });
+    }
+
+    /// Each destructor wakes the other tasks, and takes a lock that the others' destructors need.
+    #[test]
+    fn destructors_may_wake_each_other() {
+        const NAME: &str = "shutdown::destructors_may_wake_each_other";
+        struct Mutual(Arc<Mutex<Vec<Waker>>>);
+        impl Future for Mutual {
+            type Output = ();
+            fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+                self.0.lock().unwrap().push(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+        impl Drop for Mutual {
+            fn drop(&mut self) {
+                let wakers = self.0.lock().unwrap();
+                wakers.iter().for_each(Waker::wake_by_ref);
+            }
+        }
+        in_child(NAME, HEAVY, &[], || {
+            let wakers = Arc::default();
+            let tasks = [(); 50].map(|()| unsync::spawn(Mutual(Arc::clone(&wakers))));
+            fence();
+            unsync::shutdown(WHILE).unwrap();
+            for task in tasks {
+                assert_kind(task.result(), ErrorKind::ShutDown, "woken by a drop");
+            }
+        });
+    }
+
+    /// A chain of tasks, each of which keeps a promise in its destructor that the next one waits for.
+    #[test]
+    fn destructors_may_keep_promises() {
+        const NAME: &str = "shutdown::destructors_may_keep_promises";
+        in_child(NAME, HEAVY, &[], || {
+            let links = (0..1000).map(|_| unsync::promise::<()>());
+            let (promises, awaited): (Vec<_>, Vec<_>) = links.unzip();
+            let drops = Drops::new();
+            for (promise, before) in promises.into_iter().skip(1).zip(awaited) {
+                let (mut promise, token) = (Some(promise), drops.token());
+                let keep = OnDrop(move || promise.take().into_iter().for_each(|one| one.set(())));
+                unsync::spawn(async move {
+                    let _held = (keep, token);
+                    drop(before.await);
+                    pending::<()>().await
+                });
+            }
+            fence();
+            unsync::shutdown(WHILE).unwrap();
+            assert_eq!(drops.count(), 999);
+        });
+    }
+
+    /// A destructor still sees the library, which refuses it what it asks for.
+    #[test]
+    fn destructors_may_ask_for_more() {
+        const NAME: &str = "shutdown::destructors_may_ask_for_more";
+        in_child(NAME, HEAVY, &[], || {
+            let (sender, receiver) = mpsc::channel();
+            let drops = Drops::new();
+            let ask = OnDrop({
+                let drops = drops.clone();
+                move || {
+                    let (token, inner) = (drops.token(), drops.token());
+                    let works = [
+                        unsync::spawn(async move {
+                            let _token = token;
+                        }),
+                        unsync::spawn_local(move || async move {
+                            let _token = inner;
+                        }),
+                        unsync::thread(|| ()),
+                        unsync::cpu(sleep_for, (0,)),
+                        unsync::spawn(unsync::sleep(LONG)),
+                        unsync::spawn(async {}).map(|()| ()),
+                    ];
+                    assert_kind(unsync::shutdown(LONG), ErrorKind::WouldBlock, "inside");
+                    sender.send(works).unwrap();
+                }
+            });
+            unsync::spawn(async move {
+                let _ask = ask;
+                pending::<()>().await
+            });
+            fence();
+            unsync::shutdown(WHILE).unwrap();
+            for (number, work) in receiver.recv().unwrap().into_iter().enumerate() {
+                assert!(work.wait_timeout(SLACK), "{number} hangs");
+                // The pool may take a job before it is closed itself.
+                if let Err(error) = work.result() {
+                    assert_eq!(error.kind(), ErrorKind::ShutDown, "{number}: {error}");
+                }
+            }
+            assert_eq!(drops.count(), 2);
+        });
+    }
+
+    #[test]
+    fn destructors_may_panic() {
+        const NAME: &str = "shutdown::destructors_may_panic";
+        in_child(NAME, HEAVY, &[], || {
+            let drops = Drops::new();
+            let tasks = Vec::from_iter((0..20).map(|number| {
+                let (token, bomb) = (drops.token(), (number % 2 == 0).then(|| Bomb("boom")));
+                unsync::spawn(async move {
+                    let _held = (token, bomb);
+                    pending::<()>().await
+                })
+            }));
+            fence();
+            unsync::shutdown(WHILE).unwrap();
+            for (number, task) in tasks.into_iter().enumerate() {
+                let kinds = [ErrorKind::Panicked, ErrorKind::ShutDown];
+                assert_kind(task.result(), kinds[number % 2], "a drop");
+            }
+            assert_eq!(drops.count(), 20);
+        });
+    }
+
+    /// Two tasks, each of which waits for the other.
+    #[test]
+    fn breaks_cycles() {
+        const NAME: &str = "shutdown::breaks_cycles";
+        in_child(NAME, HEAVY, &[], || {
+            let (drops, (give, given)) = (Drops::new(), unsync::promise::<Unfuture<()>>());
+            let (first, second) = (drops.token(), drops.token());
+            let one = unsync::spawn(async move {
+                let _token = first;
+                drop(given.await.unwrap().await);
+            });
+            let other = unsync::spawn(async move {
+                let _token = second;
+                drop(one.await);
+            });
+            give.set(other);
+            fence();
+            assert_eq!(drops.count(), 0);
+            unsync::shutdown(WHILE).unwrap();
+            assert_eq!(drops.count(), 2);
+        });
+    }
+
+    #[test]
+    fn what_waits_for_its_turn_is_let_go() {
+        const NAME: &str = "shutdown::what_waits_for_its_turn_is_let_go";
+        in_child(NAME, HEAVY, &[], || {
+            let limit = Limit::new(1);
+            let works = [
+                limit.spawn(pending::<()>()),
+                limit.spawn(async {}),
+                limit.thread(|| ()),
+                limit.cpu(sleep_for, (0,)),
+            ];
+            let all = unsync::settle_all(works);
+            let first = unsync::race([unsync::spawn(pending::<()>()), unsync::spawn(pending())]);
+            fence();
+            unsync::shutdown(WHILE).unwrap();
+            assert!(all.wait_timeout(SLACK), "settle_all hangs");
+            for outcome in all.result().unwrap() {
+                assert_kind(outcome, ErrorKind::ShutDown, "limited");
+            }
+            assert!(first.wait_timeout(SLACK), "race hangs");
+            assert_kind(first.result(), ErrorKind::ShutDown, "a race");
+        });
+    }
+
+    #[test]
+    fn lets_blocked_waiters_go() {
+        const NAME: &str = "shutdown::lets_blocked_waiters_go";
+        in_child(NAME, HEAVY, &[], || {
+            let waits = Counter::new();
+            thread::scope(|scope| {
+                let waiters = [(); 4].map(|()| {
+                    let (task, waits) = (unsync::spawn(pending::<()>()), waits.clone());
+                    scope.spawn(move || {
+                        waits.add();
+                        task.result()
+                    })
+                });
+                // One waits on a pool thread, which has to end as well.
+                let nested = unsync::thread(|| unsync::spawn(pending::<()>()).result());
+                waits.wait_for(waiters.len());
+                assert!(!nested.wait_timeout(WHILE));
+                unsync::shutdown(Duration::from_secs(3)).unwrap();
+                for waiter in waiters {
+                    assert_kind(waiter.join().unwrap(), ErrorKind::ShutDown, "blocked");
+                }
+                assert_kind(nested.result().unwrap(), ErrorKind::ShutDown, "nested");
+            });
+        });
+    }
+
+    #[test]
+    fn is_refused_on_the_ambient_thread() {
+        const NAME: &str = "shutdown::is_refused_on_the_ambient_thread";
+        in_child(NAME, HEAVY, &[], || {
+            let inside = unsync::spawn(async { unsync::shutdown(LONG) });
+            assert_kind(inside.result().unwrap(), ErrorKind::WouldBlock, "inside");
+            assert_eq!(unsync::spawn(async { 1 }).result().unwrap(), 1);
+        });
+    }
+
+    /// A waker that lies in a local of another thread is woken by that one's end.
+    #[test]
+    fn a_wake_from_a_dying_thread_is_harmless() {
+        thread_local! {
+            static LAST: Cell<Option<OnDrop<Box<dyn FnMut()>>>> = const { Cell::new(None) };
+        }
+        const NAME: &str = "shutdown::a_wake_from_a_dying_thread_is_harmless";
+        in_child(NAME, HEAVY, &[], || {
+            for after in [false, true] {
+                let (sender, receiver) = mpsc::channel::<Waker>();
+                let (polls, mut sender) = (Counter::new(), Some(sender));
+                let task = unsync::spawn({
+                    let polls = polls.clone();
+                    poll_fn(move |cx| {
+                        let first = sender.take();
+                        first
+                            .iter()
+                            .for_each(|one| one.send(cx.waker().clone()).unwrap());
+                        polls.add();
+                        if first.is_some() {
+                            Poll::Pending
+                        } else {
+                            Poll::Ready(())
+                        }
+                    })
+                });
+                let waker = receiver.recv().unwrap();
+                if after {
+                    unsync::shutdown(WHILE).unwrap();
+                }
+                let dying = thread::spawn(move || {
+                    let wake: Box<dyn FnMut()> = Box::new(move || waker.wake_by_ref());
+                    LAST.set(Some(OnDrop(wake)));
+                });
+                dying.join().unwrap();
+                match after {
+                    false => task.result().unwrap(),
+                    true => assert_kind(task.result(), ErrorKind::ShutDown, "after"),
+                }
+                assert_eq!(polls.count(), if after { 1 } else { 2 });
+            }
+        });
+    }
+}
+
+// ------------------------------------------------------------------------- the end without an end
+
+mod exit {
+    use super::*;
+
+    #[test]
+    fn does_not_wait_for_pending_work() {
+        const NAME: &str = "exit::does_not_wait_for_pending_work";
+        let started = Instant::now();
+        let output = in_child(NAME, HEAVY, &[], || {
+            let dropped = OnDrop(|| println!("a destructor ran"));
+            drop(unsync::spawn(async move {
+                let _dropped = dropped;
+                pending::<()>().await
+            }));
+            drop(unsync::spawn(unsync::sleep(LONG)));
+            let (_release, job) = blocked_job();
+            drop(job);
+            let jobs = iter::repeat_with(|| unsync::thread(|| thread::sleep(LONG)));
+            drop(Vec::from_iter(jobs.take(20)));
+            drop(unsync::cpu(sleep_for, (3_600_000,)));
+            assert_eq!(unsync::cpu(double, (1,)).result().unwrap(), 2);
+            println!("the end");
+        });
+        if let Some(output) = output {
+            assert!(output.contains("the end"), "{output}");
+            assert!(!output.contains("a destructor ran"), "{output}");
+            // Nor do the workers hold its pipes open: they were read to their end.
+            assert!(started.elapsed() < QUICK, "{:?}", started.elapsed());
+        }
+    }
+}
