@@ -1,0 +1,1 @@
+//! Nothing: what is verified stands in `tests/`.
