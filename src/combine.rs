@@ -41,14 +41,16 @@ where
     I: IntoIterator<Item = Unfuture<T>>,
 {
     let works: Vec<_> = works.into_iter().collect();
-    let all = All::of(&works, true);
-    gather(Location::caller(), works, all, |outcome| outcome)
+    let all = Arc::new(All::of(&works));
+    gather(Location::caller(), works, all, Open::default(), |outcome| {
+        outcome
+    })
 }
 
 /// Waits for all: what became of each, in the order of the input.
 ///
-/// It does not fail, so cancelling it cancels the works and leaves it to tell which of them gave a
-/// value before. Of nothing it is ready.
+/// It does not fail. Cancelling it, and a deadline, ends it at once: the works that have not ended are
+/// cancelled and told as such, beside the outcomes that are there. Of nothing it is ready.
 ///
 /// # Examples
 ///
@@ -64,37 +66,46 @@ where
     I: IntoIterator<Item = Unfuture<T>>,
 {
     let works: Vec<_> = works.into_iter().collect();
-    let all = All::of(&works, false);
-    gather(Location::caller(), works, all, Ok)
+    let open = Open::default();
+    let settling = Settling {
+        all: All::of(&works),
+        origins: works.iter().map(Unfuture::origin).collect(),
+        open: Arc::clone(&open),
+    };
+    gather(Location::caller(), works, Arc::new(settling), open, Ok)
 }
 
 /// Waits for a part from each work; `part` makes it from the outcome, or ends the whole.
 fn gather<T, P>(
     origin: Origin,
     works: Vec<Unfuture<T>>,
-    all: All,
+    stop: Arc<dyn Stop>,
+    open: Open<P>,
     part: fn(Result<T, Error>) -> Result<P, Error>,
 ) -> Unfuture<Vec<P>>
 where
     T: Send + 'static,
     P: Send + 'static,
 {
-    let (promise, gathered) = derived(origin, Some(Arc::new(all)));
+    let (promise, gathered) = derived(origin, Some(stop));
     if works.is_empty() {
         promise.set(Vec::new());
         return gathered;
     }
-    let gathering = Arc::new(Mutex::new(Some(Gathering {
+    *lock(&open) = Some(Gathering {
         promise,
         parts: works.iter().map(|_| None).collect(),
         missing: works.len(),
-    })));
+    });
     for (index, work) in works.into_iter().enumerate() {
-        let gathering = Arc::clone(&gathering);
-        work.when_done(move |outcome| arrive(&gathering, index, part(outcome)));
+        let open = Arc::clone(&open);
+        work.when_done(move |outcome| arrive(&open, index, part(outcome)));
     }
     gathered
 }
+
+/// `None` once it was resolved.
+type Open<P> = Arc<Mutex<Option<Gathering<P>>>>;
 
 struct Gathering<P> {
     promise: Promise<Vec<P>>,
@@ -102,18 +113,18 @@ struct Gathering<P> {
     missing: usize,
 }
 
-/// One more part. `gathering` is `None` once it was resolved.
-fn arrive<P>(gathering: &Mutex<Option<Gathering<P>>>, index: usize, part: Result<P, Error>) {
-    let mut guard = lock(gathering);
-    let Some(open) = guard.as_mut() else {
+/// One more part.
+fn arrive<P>(open: &Open<P>, index: usize, part: Result<P, Error>) {
+    let mut guard = lock(open);
+    let Some(gathering) = guard.as_mut() else {
         drop(guard);
         return unobserved(part);
     };
     let failure = match part {
         Ok(part) => {
-            open.parts[index] = Some(part);
-            open.missing -= 1;
-            if open.missing > 0 {
+            gathering.parts[index] = Some(part);
+            gathering.missing -= 1;
+            if gathering.missing > 0 {
                 return;
             }
             None
@@ -130,6 +141,32 @@ fn arrive<P>(gathering: &Mutex<Option<Gathering<P>>>, index: usize, part: Result
                 Err(error)
             }
         });
+    }
+}
+
+/// Ends a [`settle_all`].
+struct Settling<T> {
+    all: All,
+    origins: Vec<Origin>,
+    open: Open<Result<T, Error>>,
+}
+
+impl<T: Send + 'static> Stop for Settling<T> {
+    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+        // Before any is stopped: what they end as by that takes its time, or is a value all the same.
+        let resolved = lock(&self.open).take();
+        self.all.stop_each(reason);
+        if let Some(Gathering { promise, parts, .. }) = resolved {
+            let stopped = |origin| Err(reason.error("one of many").started_at(origin));
+            let parts = parts.into_iter().zip(&self.origins);
+            let parts = parts.map(|(part, origin)| part.unwrap_or_else(|| stopped(*origin)));
+            promise.set(parts.collect());
+        }
+        true
+    }
+
+    fn when_begun(self: Arc<Self>, call: OnBegin) {
+        call();
     }
 }
 
@@ -164,7 +201,7 @@ where
 {
     let origin = Location::caller();
     let works: Vec<_> = works.into_iter().collect();
-    let all = Arc::new(All::of(&works, true));
+    let all = Arc::new(All::of(&works));
     let (promise, first) = derived(origin, Some(all.clone()));
     if works.is_empty() {
         let error = Error::new(ErrorKind::Abandoned, "a race of nothing");
@@ -179,7 +216,7 @@ where
             match promise {
                 Some(promise) => {
                     // The losers first: who sees the winner sees that it is over.
-                    all.stop(Reason::Cancelled);
+                    all.stop_each(Reason::Cancelled);
                     promise.finish(outcome);
                 }
                 None => unobserved(outcome),
@@ -215,7 +252,7 @@ where
     let completed = AsCompleted {
         arrivals: Arc::default(),
         left: works.len(),
-        all: Arc::new(All::of(&works, true)),
+        all: All::of(&works),
         origin: Location::caller(),
     };
     for (index, work) in works.into_iter().enumerate() {
@@ -233,7 +270,7 @@ pub struct AsCompleted<T> {
     arrivals: Arc<Mutex<Arrivals<T>>>,
     /// Not given away yet.
     left: usize,
-    all: Arc<All>,
+    all: All,
     origin: Origin,
 }
 
@@ -303,7 +340,7 @@ impl<T> AsCompleted<T> {
 
     /// Cancels all works that have not ended. Their outcomes come as those of all others.
     pub fn cancel(&self) {
-        Arc::clone(&self.all).stop(Reason::Cancelled);
+        self.all.stop_each(Reason::Cancelled);
     }
 
     /// What comes next if it is there, or else what tells that something is.
@@ -393,25 +430,23 @@ impl<T> fmt::Debug for AsCompleted<T> {
 // ---------------------------------------------------------------------------------------- the parts
 
 /// Stops everything in it.
-struct All {
-    works: Vec<Arc<dyn Stop>>,
-    /// Whether a work that is stopped ends the whole.
-    ends: bool,
-}
+struct All(Vec<Arc<dyn Stop>>);
 
 impl All {
-    fn of<T>(works: &[Unfuture<T>], ends: bool) -> All {
-        All {
-            works: works.iter().filter_map(Unfuture::stopper).collect(),
-            ends,
-        }
+    fn of<T>(works: &[Unfuture<T>]) -> All {
+        All(works.iter().filter_map(Unfuture::stopper).collect())
+    }
+
+    /// Says whether any of them was.
+    fn stop_each(&self, reason: Reason) -> bool {
+        let stopped = self.0.iter().map(|work| Arc::clone(work).stop(reason));
+        stopped.fold(false, |any, one| any | one)
     }
 }
 
 impl Stop for All {
     fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        let stopped = self.works.iter().map(|work| Arc::clone(work).stop(reason));
-        stopped.fold(false, |any, one| any | one) && self.ends
+        self.stop_each(reason)
     }
 
     /// Begun is the whole of it from the start: nobody can mean the last of many.

@@ -4,6 +4,7 @@
 
 use std::env;
 use std::fmt;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -65,6 +66,8 @@ pub(crate) type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 /// As many as tokio's blocking pool: enough for blocking work, and few enough for any machine.
 const THREADS: usize = 512;
+/// A hundred years: as long as anybody waits, and short enough to be added to any point in time.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// More threads or processes than this are a slip of the pen.
 const MOST: usize = 1 << 20;
 
@@ -203,7 +206,8 @@ impl Config {
     }
 
     /// Runs around every poll on the ambient thread; it must call what it is given, once. For a
-    /// reactor that wants to be entered, such as tokio's.
+    /// reactor that wants to be entered, such as tokio's. If the hook does not call it, the poll comes after
+    /// the hook.
     pub fn around_poll(
         mut self,
         hook: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static,
@@ -227,11 +231,12 @@ impl Config {
     /// [`ErrorKind::NotInitialised`] if a value makes no sense, or if the library is in use already:
     /// then the settings in force stay.
     pub fn install(self) -> Result<(), Error> {
-        let settings = self.resolve()?;
+        let (settings, hook) = self.resolve()?;
         let spin = settings.spin;
         match SETTINGS.set(Ok(settings)) {
             Ok(()) => {
                 spin::set_budget(spin);
+                hook.into_iter().for_each(on_unobserved);
                 Ok(())
             }
             Err(_) => Err(refused(
@@ -240,7 +245,8 @@ impl Config {
         }
     }
 
-    fn resolve(self) -> Result<Settings, Error> {
+    /// The hook is apart: it is set only when the settings are in force.
+    fn resolve(self) -> Result<(Settings, Option<OnUnobserved>), Error> {
         let mut settings = self.settings;
         settings.threads = chosen("threads", self.threads, "UNSYNC_THREADS", THREADS)?;
         settings.processes = chosen("processes", self.processes, "UNSYNC_PROCESSES", cores())?;
@@ -258,6 +264,14 @@ impl Config {
         if let Some((name, _)) = zeros.into_iter().find(|(_, zero)| *zero) {
             return Err(refused(&format!("{name} is 0")));
         }
+        if let Some(bytes) = settings
+            .stack_size
+            .filter(|bytes| *bytes > isize::MAX as usize)
+        {
+            return Err(refused(&format!(
+                "stack_size is {bytes}, more than memory can be"
+            )));
+        }
         if settings.thread_name.contains('\0') {
             return Err(refused("thread_name holds a nul character"));
         }
@@ -265,14 +279,18 @@ impl Config {
         if debug {
             settings.stall.get_or_insert(Duration::from_millis(100));
         }
-        if let Some(hook) = self.on_unobserved {
-            on_unobserved(hook);
-        } else if debug {
-            on_unobserved(Box::new(|error| {
-                eprintln!("unsync: nobody looked at this: {error}")
-            }));
+        for time in [
+            &mut settings.keep_alive,
+            &mut settings.start_timeout,
+            &mut settings.cancel_grace,
+        ] {
+            *time = FOREVER.min(*time);
         }
-        Ok(settings)
+        let report: OnUnobserved = Box::new(|error| {
+            // Standard error may be closed: no reason to panic.
+            let _ = writeln!(io::stderr(), "unsync: nobody looked at this: {error}");
+        });
+        Ok((settings, self.on_unobserved.or(debug.then_some(report))))
     }
 }
 
@@ -293,7 +311,11 @@ static SETTINGS: OnceLock<Result<Settings, Error>> = OnceLock::new();
 /// The settings in force, or what is wrong with them. After this they cannot be changed.
 pub(crate) fn settings() -> Result<&'static Settings, Error> {
     SETTINGS
-        .get_or_init(|| Config::new().resolve())
+        .get_or_init(|| {
+            let (settings, hook) = Config::new().resolve()?;
+            hook.into_iter().for_each(on_unobserved);
+            Ok(settings)
+        })
         .as_ref()
         .map_err(Error::clone)
 }

@@ -2,7 +2,7 @@
 //!
 //! Floor 4: imports the engines.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, discard};
@@ -110,16 +110,22 @@ fn ask(engines: &Ask, deadline: Option<Instant>) -> Result<[u64; 3], &'static st
         // Who asked may have stopped waiting.
         engine(Box::new(move |works| discard(answers.send((index, works)))));
     }
+    // Then an answer that was dropped with a thread that ended shows as the end of the channel.
+    drop(answers);
     let mut works = [None; 3];
     blocking(|| {
         while works.contains(&None) {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let answer = match left {
-                None => answered.recv().ok(),
-                Some(left) => answered.recv_timeout(left).ok(),
+                None => answered.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(left) => answered.recv_timeout(left),
             };
-            let Some((index, number)) = answer else { break };
-            works[index] = Some(number);
+            match answer {
+                Ok((index, number)) => works[index] = Some(number),
+                Err(RecvTimeoutError::Timeout) => break,
+                // Nobody is left to answer: an engine that has ended is quiet.
+                Err(RecvTimeoutError::Disconnected) => works = works.map(|work| work.or(Some(0))),
+            }
         }
     });
     match works.iter().position(Option::is_none) {

@@ -90,6 +90,7 @@ mod threads;
 
 mod chain;
 mod combine;
+pub mod cookbook;
 mod deadline;
 mod decorate;
 mod ending;

@@ -5,6 +5,7 @@
 //!
 //! Floor 2: imports only the error.
 
+use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -90,6 +91,8 @@ struct Poll {
     number: u64,
     /// Whether the watchdog waits for a poll to begin.
     waiting: bool,
+    /// Whether there will be no more polls.
+    over: bool,
 }
 
 impl Stalls {
@@ -99,6 +102,7 @@ impl Stalls {
             current: None,
             number: 0,
             waiting: false,
+            over: false,
         });
         let watched = Arc::new(Watched {
             poll,
@@ -123,6 +127,12 @@ impl Stalls {
         }
         Polling(&self.0)
     }
+
+    /// The last poll was; the watchdog goes.
+    pub(crate) fn end(&self) {
+        self.0.lock().over = true;
+        self.0.began.notify_one();
+    }
 }
 
 pub(crate) struct Polling<'a>(&'a Watched);
@@ -139,10 +149,10 @@ impl Watched {
     }
 
     /// The life of the watchdog. Each poll that is too long is reported once.
-    fn report(&self) -> ! {
+    fn report(&self) {
         let mut reported = 0;
         let mut poll = self.lock();
-        loop {
+        while !poll.over {
             let watched = poll.current.filter(|_| poll.number != reported);
             let Some((origin, since)) = watched else {
                 poll.waiting = true;
@@ -157,7 +167,8 @@ impl Watched {
             if left.is_zero() {
                 reported = poll.number;
                 drop(poll);
-                eprintln!(
+                let _ = writeln!(
+                    io::stderr(),
                     "unsync: the async task started at {origin} holds up the ambient thread for \
                      {:?} now; blocking work belongs on unsync::thread",
                     since.elapsed()
@@ -168,7 +179,7 @@ impl Watched {
             let number = poll.number;
             let waited = self
                 .began
-                .wait_timeout_while(poll, left, |poll| poll.number == number);
+                .wait_timeout_while(poll, left, |poll| poll.number == number && !poll.over);
             poll = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }

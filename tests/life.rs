@@ -1172,7 +1172,7 @@ mod shutdown {
                 })
             }));
             fence();
-            unsync::shutdown(WHILE).unwrap();
+            unsync::shutdown(Duration::from_secs(3)).unwrap();
             for (number, task) in tasks.into_iter().enumerate() {
                 let kinds = [ErrorKind::Panicked, ErrorKind::ShutDown];
                 assert_kind(task.result(), kinds[number % 2], "a drop");
@@ -1267,8 +1267,9 @@ mod shutdown {
     /// A waker that lies in a local of another thread is woken by that one's end.
     #[test]
     fn a_wake_from_a_dying_thread_is_harmless() {
+        type Last = OnDrop<Box<dyn FnMut()>>;
         thread_local! {
-            static LAST: Cell<Option<OnDrop<Box<dyn FnMut()>>>> = const { Cell::new(None) };
+            static LAST: Cell<Option<Last>> = const { Cell::new(None) };
         }
         const NAME: &str = "shutdown::a_wake_from_a_dying_thread_is_harmless";
         in_child(NAME, HEAVY, &[], || {

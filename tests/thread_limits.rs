@@ -252,10 +252,9 @@ fn trivial_jobs_do_not_grow_the_pool() {
             }
             most = most.max(pool_threads());
         }
-        // As many as there are cores, the foreman, and some for the moments when this machine is busy;
-        // the jobs would keep five hundred busy.
-        let cores = std::thread::available_parallelism().unwrap().get();
-        assert!(most <= 3 * cores + 20, "{most} threads for {cores} cores");
+        // Some for the moments when this machine is busy; the jobs themselves would keep all of the
+        // five hundred and twelve.
+        assert!(most < 128, "{most} threads");
     });
 }
 

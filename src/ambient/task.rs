@@ -201,6 +201,8 @@ impl<T: Send + 'static> Ticket for Task<T> {
         self.slot.begin();
     }
     fn fail(&self, error: Error) {
+        // Lost to a stop if it fails because of that.
+        let _ = self.decide(ENDED);
         self.slot.finish(Err(error.started_at(self.slot.origin)));
     }
 }
@@ -282,7 +284,9 @@ where
             }
         };
         if let Some(task) = ticket.as_any().downcast_ref::<Task<F::Output>>() {
-            if outcome.is_ok() && task.decide(ENDED).is_err() {
+            // A panic goes before a stop; what has ended in one cannot be stopped either.
+            let stopped = task.decide(ENDED).is_err();
+            if stopped && outcome.is_ok() {
                 // It was stopped meanwhile. Who is to do that is on the way, and finds an empty box.
                 discard(outcome);
                 return Some(self);
@@ -453,6 +457,7 @@ impl Tasks {
                 }
             }
         }
+        self.stalls.iter().for_each(Stalls::end);
         (self.places, self.free) = (Vec::new(), Vec::new());
         self.tell_if_quiet();
     }
@@ -497,8 +502,8 @@ impl Tasks {
     }
 }
 
-/// One poll inside a hook, which calls it once. A hook that does not has not polled the future; one
-/// that panics has polled it, or not.
+/// One poll inside a hook, which calls it once; after it, if the hook has not called, or has panicked
+/// before it did.
 fn step_within(
     around: &AroundPoll,
     body: Body,
@@ -514,7 +519,11 @@ fn step_within(
         });
     });
     discard(entered);
-    body
+    if polled {
+        return body;
+    }
+    // Without this poll nobody might ever ask for another.
+    body.and_then(|body| body.step(ticket, cx))
 }
 
 /// Async tasks that have begun and not ended, for those who ask on another thread.

@@ -367,7 +367,7 @@ pub struct Interval {
     missed: MissedTicks,
 }
 
-/// What an [`Interval`] does when a tick is taken late.
+/// What an [`Interval`] does when a tick is taken late: nobody waited for it at its time.
 ///
 /// With a period of 10 ms, and one tick, due at 10, that is taken only at 35:
 ///
@@ -383,8 +383,8 @@ pub enum MissedTicks {
     /// there were periods.
     #[default]
     Burst,
-    /// The next tick comes a whole period after this one was taken. Two are never closer than a
-    /// period, and all that follow shift by how late each was.
+    /// The next tick comes a whole period after the late one was taken, and all that follow shift with
+    /// it. Two are never taken closer to each other than that.
     Delay,
     /// The ticks that were missed are left out. All are multiples of the period.
     Skip,
@@ -402,10 +402,17 @@ impl Interval {
     ///
     /// The future may be dropped before it is ready: no tick is lost.
     pub async fn tick(&mut self) -> Instant {
+        let awaited = !self.next.is_elapsed();
         (&mut self.next).await;
         let now = Instant::now();
         let due = self.next.deadline().unwrap_or(now);
-        self.next.set(self.missed.next(due, now, self.period));
+        // Who waited gets it a little late all the same. That is no reason to shift what follows.
+        let in_time = awaited && now - due < self.period;
+        let next = match in_time {
+            true => due.checked_add(self.period),
+            false => self.missed.next(due, now, self.period),
+        };
+        self.next.set(next);
         due
     }
 
@@ -416,7 +423,7 @@ impl Interval {
 }
 
 impl MissedTicks {
-    /// When the tick after the one that was `due` comes; `None` for never.
+    /// When the tick after a late one that was `due` comes; `None` for never.
     fn next(self, due: Instant, now: Instant, period: Duration) -> Option<Instant> {
         let from = match self {
             MissedTicks::Burst => due,

@@ -68,6 +68,13 @@ impl Worker {
             .kill();
     }
 
+    /// What it says on standard error from now on is said by another call.
+    pub(super) fn forget_words(&self) {
+        if let Some(words) = &self.words {
+            words.forget();
+        }
+    }
+
     /// Has an idle worker leave by itself, so that it can flush what it printed.
     pub(super) fn dismiss(&self) {
         self.link.shut_down_writing();
@@ -414,6 +421,7 @@ fn done(worker: &Worker, id: u64, payload: &[u8]) -> bool {
         // Half a window is still under way, so that a refill carries many calls at once.
         hand.flight.len() <= hand.window / 2
     });
+    state.settling += 1;
     if refill {
         POOL.proceed(state);
     } else {
@@ -423,12 +431,11 @@ fn done(worker: &Worker, id: u64, payload: &[u8]) -> bool {
         None => entry.item.call.done(payload, entry.panic),
         // It ended by itself when it was asked to.
         Some((reason, _)) => {
-            entry
-                .item
-                .call
-                .fail(stopped_after(&entry.item, reason, took));
+            let error = stopped_after(&entry.item, reason, took);
+            entry.item.call.fail(error);
         }
     }
+    POOL.settled(1);
     leaves
 }
 
@@ -458,6 +465,7 @@ fn returned(worker: &Worker, ids: &[u64]) -> bool {
         leave(&mut state, worker);
     }
     let stopped = requeue(&mut state, back);
+    state.settling += stopped.len();
     POOL.proceed(state);
     stop_all(stopped);
     leaves
@@ -562,7 +570,7 @@ fn bury(worker: &Worker, cause: Option<io::Error>) {
         VecDeque::new()
     };
     state.barren = if hopeless { 0 } else { state.barren };
-    state.settling += lost.len() + queue.len();
+    state.settling += lost.len() + queue.len() + stopped.len();
     POOL.proceed(state);
     stop_all(stopped);
     worker.link.shut_down();
@@ -634,7 +642,7 @@ impl End {
             None => Error::new(
                 ErrorKind::WorkerLost,
                 format!(
-                    "`{name}` lost its worker process {pid} after {:?}: {how}",
+                    "`{name}` lost its worker process {pid} after {:.1?}: {how}",
                     started.elapsed()
                 ),
             ),
@@ -661,8 +669,9 @@ impl End {
     }
 
     fn how(&self) -> String {
-        /// What std's handler writes before it aborts.
+        /// What std writes before it aborts.
         const OVERFLOW: &str = "has overflowed its stack";
+        const NO_MEMORY: &str = "memory allocation of ";
         let mut how = match self.status {
             Some(status) if status.success() => format!("{status}, without a result"),
             Some(status) => status.to_string(),
@@ -676,15 +685,20 @@ impl End {
             .words
             .as_ref()
             .map_or_else(String::new, |words| words.quote());
-        match words.contains(OVERFLOW) {
-            true => format!("stack overflow, {how}{words}"),
-            false => format!("{how}{words}"),
-        }
+        let why = match () {
+            () if words.contains(OVERFLOW) => "stack overflow, ",
+            () if words.contains(NO_MEMORY) => "out of memory, ",
+            () => "",
+        };
+        format!("{why}{how}{words}")
     }
 }
 
 fn stopped_after(item: &Item, reason: Reason, took: Duration) -> Error {
-    reason.error(&format!("`{}`, which ran for {took:?},", item.call.name()))
+    reason.error(&format!(
+        "`{}`, which ran for {took:.1?},",
+        item.call.name()
+    ))
 }
 
 /// Puts calls back at their place in the queue; gives those that were stopped meanwhile.
@@ -699,10 +713,13 @@ fn requeue(state: &mut State, entries: Vec<InFlight>) -> Vec<(Item, Reason)> {
     stopped
 }
 
+/// Resolves calls that are counted as settling.
 fn stop_all(stopped: Vec<(Item, Reason)>) {
+    let count = stopped.len();
     for (item, reason) in stopped {
         item.stop(reason);
     }
+    POOL.settled(count);
 }
 
 // ------------------------------------------------------------------------------ standard streams
@@ -761,6 +778,14 @@ impl LastWords {
             .spawn(listen)
             .ok()?;
         Some(words)
+    }
+
+    fn forget(&self) {
+        self.tail
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .bytes
+            .clear();
     }
 
     /// What there is when the worker has ended.

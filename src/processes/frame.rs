@@ -183,9 +183,13 @@ impl Frames {
         Ok(Some((kind, call, &self.chunk[payload])))
     }
 
-    /// Gives the last large payload away instead of copying it.
-    pub(crate) fn take_large(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.large)
+    /// The payload of the last frame, which has this length, as the caller's own: a large one is given
+    /// away, a small one copied.
+    pub(crate) fn take_payload(&mut self, length: usize) -> Vec<u8> {
+        match HEADER + length > CHUNK {
+            true => std::mem::take(&mut self.large),
+            false => self.chunk[self.start - length..self.start].to_vec(),
+        }
     }
 
     /// Gives memory back that only an unusually large frame needed.
@@ -271,12 +275,14 @@ mod tests {
                 (kind, number, payload.len()),
                 (Kind::Done, call as u64, length)
             );
+            let payload = payload.to_vec();
             assert!(
-                payload
-                    .iter()
-                    .enumerate()
-                    .all(|(index, byte)| *byte == index as u8)
+                (0u8..=255)
+                    .cycle()
+                    .zip(&payload)
+                    .all(|(byte, found)| byte == *found)
             );
+            assert!(frames.take_payload(length) == payload, "{length} bytes");
         }
         assert!(frames.next(&mut source).unwrap().is_none());
         frames.relax();

@@ -16,7 +16,9 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+#[cfg(unix)]
+use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -434,14 +436,21 @@ fn expect_secret(stream: &Stream, expected: Secret) -> io::Result<()> {
 /// file is replaced or deleted, and then still means the very same program.
 pub(crate) fn command() -> io::Result<Command> {
     #[cfg(target_os = "linux")]
-    let mut command = Command::new("/proc/self/exe");
+    let command = Command::new("/proc/self/exe");
     #[cfg(not(target_os = "linux"))]
-    let mut command = Command::new(env::current_exe()?);
+    let command = Command::new(env::current_exe()?);
+    Ok(named(command))
+}
+
+/// Has the list of processes show a worker under the name of the program.
+fn named(command: Command) -> Command {
     #[cfg(unix)]
     if let Some(name) = env::args_os().next() {
+        let mut command = command;
         std::os::unix::process::CommandExt::arg0(&mut command, name);
+        return command;
     }
-    Ok(command)
+    command
 }
 
 /// The same executable by a name that means it in other processes too, for a command that wraps it.
@@ -508,8 +517,8 @@ pub(crate) fn connect() -> io::Result<(Stream, Terms)> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let connected = accept(&invitation);
     #[cfg(unix)]
-    if let (Err(_), Address::Path(path)) = (&connected, &invitation.address) {
-        // The parent is gone and could not do this.
+    if let Address::Path(path) = &invitation.address {
+        // Nobody else comes this way, and the parent may be gone and unable to do this.
         remove(path);
     }
     connected.map(|stream| (stream, invitation.terms))

@@ -75,7 +75,7 @@ pub(super) struct State {
     pub(super) starting: usize,
     /// Attendants that bury their worker.
     pub(super) burying: usize,
-    /// Calls of dead workers that are about to be resolved.
+    /// Calls that are neither queued nor in flight any more, and about to be resolved.
     pub(super) settling: usize,
     /// Workers started so far.
     started: u64,
@@ -120,8 +120,15 @@ pub(super) struct InFlight {
     pub(super) stop: Option<(Reason, Instant)>,
 }
 
-/// What is to be written when the lock is free again.
-type Mail = Vec<(Arc<Worker>, Vec<u8>)>;
+/// What is to be written to a worker when the lock is free again.
+struct Letter {
+    worker: Arc<Worker>,
+    frames: Vec<u8>,
+    /// Whether the worker had nothing to do before this.
+    first: bool,
+}
+
+type Mail = Vec<Letter>;
 
 /// Frames up to this size together may be unstarted at a worker: what a socket holds for sure, so that
 /// the write of a dealer never blocks. A larger frame is written by the attendant.
@@ -181,15 +188,21 @@ impl State {
             };
             let at = match mail
                 .iter()
-                .position(|(worker, _)| Arc::ptr_eq(worker, &hand.worker))
+                .position(|letter| Arc::ptr_eq(&letter.worker, &hand.worker))
             {
                 Some(at) => at,
                 None => {
-                    mail.push((Arc::clone(&hand.worker), Vec::new()));
+                    let worker = Arc::clone(&hand.worker);
+                    let first = hand.flight.is_empty();
+                    mail.push(Letter {
+                        worker,
+                        frames: Vec::new(),
+                        first,
+                    });
                     mail.len() - 1
                 }
             };
-            let frames = &mut mail[at].1;
+            let frames = &mut mail[at].frames;
             if large {
                 // The answer calls the attendant from its reading, to write the frame itself.
                 frame::plain(frames, Kind::Ping, 0);
@@ -209,9 +222,14 @@ impl State {
             let stalled = hand.flight.front().is_some_and(|front| front.is_slow(now));
             if hand.flight.len() > 1 && !hand.recalling && (stalled || somebody_idle) {
                 hand.recalling = true;
-                let mut frame = Vec::new();
-                frame::plain(&mut frame, Kind::Recall, 0);
-                mail.push((Arc::clone(&hand.worker), frame));
+                let mut frames = Vec::new();
+                frame::plain(&mut frames, Kind::Recall, 0);
+                let worker = Arc::clone(&hand.worker);
+                mail.push(Letter {
+                    worker,
+                    frames,
+                    first: false,
+                });
             }
         }
     }
@@ -355,11 +373,23 @@ impl Pool {
         self.settle(state, mail);
     }
 
+    /// So many calls that were counted as settling are resolved.
+    pub(super) fn settled(&'static self, calls: usize) {
+        let mut state = self.lock();
+        state.settling -= calls;
+        if !state.when_quiet.is_empty() {
+            self.proceed(state);
+        }
+    }
+
     fn settle(&self, mut state: MutexGuard<'_, State>, mail: Mail) {
         let (told, works) = (state.told(), state.accepted);
         drop(state);
-        for (worker, frames) in mail {
-            worker.send(&frames);
+        for letter in mail {
+            if letter.first {
+                letter.worker.forget_words();
+            }
+            letter.worker.send(&letter.frames);
         }
         for call in told {
             call(works);
@@ -379,8 +409,11 @@ impl Pool {
         let mut state = self.lock();
         if let Ok(place) = state.queue.binary_search_by_key(&id, |item| item.id) {
             let item = state.queue.remove(place);
+            state.settling += 1;
             self.proceed(state);
-            return item.is_some_and(|item| item.stop(reason));
+            let stopped = item.is_some_and(|item| item.stop(reason));
+            self.settled(1);
+            return stopped;
         }
         let found = state.workers.values_mut().find_map(|hand| {
             let at = hand.flight.iter().position(|entry| entry.item.id == id)?;

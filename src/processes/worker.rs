@@ -1,7 +1,7 @@
 //! The child side: a process that does nothing but serve calls.
 //!
 //! ```text
-//!   link ──▶ reader (the main thread) ──▶ queue ──▶ lane: Start, run, Done ──▶ link
+//!   link ──▶ reader ──▶ queue ──▶ lane: Start, run, Done ──▶ link
 //!              └ end of the link: the process ends, whatever the lane is doing
 //! ```
 //!
@@ -214,12 +214,17 @@ fn serve() -> ! {
     let lane = thread::Builder::new()
         .name("unsync-call".into())
         .stack_size(stack_size(terms));
-    if let Err(error) = lane.spawn(|| worker.lane()) {
-        eprintln!("unsync: a worker process got no thread: {error}");
-        process::exit(1);
+    let reader = thread::Builder::new().name("unsync-link".into());
+    let threads = reader
+        .spawn(|| worker.read())
+        .and_then(|_| lane.spawn(|| worker.lane()));
+    match threads {
+        // Foreign code can end a thread. A worker without its lane is of no use, and must not look as
+        // if it were.
+        Ok(lane) => drop(lane.join()),
+        Err(error) => eprintln!("unsync: a worker process got no thread: {error}"),
     }
-    worker.read();
-    leave()
+    process::abort()
 }
 
 fn stack_size(terms: Terms) -> usize {
@@ -254,17 +259,18 @@ impl Worker {
         }
     }
 
-    /// Reads until the link ends.
-    fn read(&self) {
+    /// Reads until the link ends, and ends the process then.
+    fn read(&self) -> ! {
         let mut frames = Frames::new(usize::MAX);
         let mut source = Reader::new(&self.link);
         loop {
             let job = match frames.next(&mut source) {
                 Ok(Some((Kind::Call, call, payload))) => {
-                    let small = payload.len() <= SMALL;
-                    let copied = if small { payload.to_vec() } else { Vec::new() };
-                    let payload = if small { copied } else { frames.take_large() };
-                    Job::Call { call, payload }
+                    let length = payload.len();
+                    Job::Call {
+                        call,
+                        payload: frames.take_payload(length),
+                    }
                 }
                 Ok(Some((Kind::Ping, ..))) => Job::Pong,
                 Ok(Some((Kind::Recall, ..))) => {
@@ -279,7 +285,7 @@ impl Worker {
                     continue;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Ok(Some(_) | None) | Err(_) => return,
+                Ok(Some(_) | None) | Err(_) => leave(),
             };
             let mut queue = self.queue();
             queue.jobs.push_back(job);
@@ -479,9 +485,6 @@ pub fn progress(value: impl Wire) {
     }
 }
 
-/// A payload that is copied out of the reader's buffer rather than given away with a buffer of its
-/// own.
-const SMALL: usize = 48 << 10;
 /// The memory for results that the lane keeps while it is idle.
 const OUTBOX_KEPT: usize = 1 << 20;
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use std::{env, iter};
 
 /// The limit of a test that takes no time worth mentioning.
-pub(crate) const QUICK: Duration = Duration::from_secs(20);
+pub(crate) const QUICK: Duration = Duration::from_secs(30);
 /// The limit of a test that does a lot.
 pub(crate) const HEAVY: Duration = Duration::from_secs(60);
 

@@ -13,7 +13,8 @@ type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs a future to its end on each executor, as a task of it.
 fn on_every_executor(make: fn() -> Boxed) {
-    let executors: [(&str, fn(Boxed)); 6] = [
+    type Run = fn(Boxed);
+    let executors: [(&str, Run); 6] = [
         ("tokio, current_thread", |future| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
