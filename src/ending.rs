@@ -93,13 +93,17 @@ pub fn shutdown(limit: Duration) -> Result<(), Error> {
         ));
     }
     let deadline = Instant::now().checked_add(limit);
-    // A tenth of the time is for the end itself.
-    drain(limit / 10 * 9);
+    // A part of the time is for the end itself.
+    let reserve = (limit / 10).max(RESERVE).min(limit / 2);
+    drain(limit - reserve);
     ask(&CLOSE, deadline).map(drop).map_err(|running| {
         let text = format!("the shutdown took longer than {limit:?}: {running} still run");
         Error::new(ErrorKind::TimedOut, text)
     })
 }
+
+/// What threads and processes should have to end, if the limit leaves that much.
+const RESERVE: Duration = Duration::from_millis(200);
 
 /// Asks every engine, and waits for the answers. Gives the name of one that has not answered by the
 /// deadline.
