@@ -249,19 +249,17 @@ fn give_up(error: &Error) {
 fn refused(refusal: Refusal, settings: &Settings, words: Option<&LastWords>) -> Error {
     const HINT: &str = "does `main` call `unsync::init()` first?";
     let limit = settings.start_timeout;
+    let words = || words.map_or_else(String::new, LastWords::quote);
     let (text, status) = match refusal {
         Refusal::Os(error) => return Error::os("no worker process could be started", error),
         Refusal::Died(status) => {
-            let words = words.map_or_else(String::new, LastWords::quote);
-            (
-                format!("a worker process ended before it was ready ({status}){words}: {HINT}"),
-                Some(status),
-            )
+            let text = format!("a worker process ended before it was ready ({status})");
+            (format!("{text}{}: {HINT}", words()), Some(status))
         }
-        Refusal::Silent | Refusal::Unwanted => (
-            format!("a worker process was not ready within {limit:?}: {HINT}"),
-            None,
-        ),
+        Refusal::Silent | Refusal::Unwanted => {
+            let text = format!("a worker process was not ready within {limit:?}");
+            (format!("{text}{}: {HINT}", words()), None)
+        }
     };
     Error::new(ErrorKind::WorkerLost, text).exited(status)
 }

@@ -454,11 +454,26 @@ fn named(command: Command) -> Command {
 }
 
 /// The same executable by a name that means it in other processes too, for a command that wraps it.
+///
+/// On Linux that is its path while the file there is the very same; else the name by which this process
+/// has it, which is valid as long as this process lives.
 pub(crate) fn executable() -> io::Result<PathBuf> {
-    match cfg!(target_os = "linux") {
-        true => Ok(format!("/proc/{}/exe", std::process::id()).into()),
-        false => env::current_exe(),
+    let path = env::current_exe();
+    #[cfg(target_os = "linux")]
+    if !path
+        .as_ref()
+        .is_ok_and(|path| is_same_file(path, "/proc/self/exe"))
+    {
+        return Ok(format!("/proc/{}/exe", std::process::id()).into());
     }
+    path
+}
+
+#[cfg(target_os = "linux")]
+fn is_same_file(one: &Path, other: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    identity(one).is_some_and(|file| identity(Path::new(other)) == Some(file))
 }
 
 /// Whether a link that ended so may have lost what the other side said last: on Windows a reset throws
