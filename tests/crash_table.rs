@@ -47,7 +47,8 @@ macro_rules! crash_table {
                 $(
                     #[test]
                     fn $phase() {
-                        run(Link::$link, concat!(stringify!($fault), " ", stringify!($phase)), "");
+                        let play = concat!(stringify!($fault), " ", stringify!($phase));
+                        run(Link::$link, "scenario_entry", play, "");
                     }
                 )+
             })+

@@ -596,8 +596,7 @@ fn bury(worker: &Worker, cause: Option<io::Error>) {
 
 /// Whether a link that ended so may hide that calls have started: frames were lost, or not read.
 fn hides_starts(cause: &io::Error) -> bool {
-    let ended = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
-    link::loses_frames(cause) || !ended.contains(&cause.kind())
+    link::loses_frames(cause) || !link::is_end(cause)
 }
 
 /// One more worker died with these before they had started. Gives those first that have seen enough of
@@ -675,8 +674,7 @@ impl End {
             Some(status) => status.to_string(),
             None => "unknown exit status".into(),
         };
-        let broken = |cause: &&io::Error| cause.kind() == io::ErrorKind::InvalidData;
-        if let Some(cause) = self.cause.as_ref().filter(broken) {
+        if let Some(cause) = self.cause.as_ref().filter(|cause| !link::is_end(cause)) {
             how = format!("{how}; {cause}");
         }
         let words = self

@@ -476,6 +476,17 @@ fn is_same_file(one: &Path, other: &str) -> bool {
     identity(one).is_some_and(|file| identity(Path::new(other)) == Some(file))
 }
 
+/// Whether this is how a link ends when the other side is gone.
+pub(crate) fn is_end(error: &io::Error) -> bool {
+    let ends = [
+        io::ErrorKind::UnexpectedEof,
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::ConnectionAborted,
+        io::ErrorKind::BrokenPipe,
+    ];
+    ends.contains(&error.kind())
+}
+
 /// Whether a link that ended so may have lost what the other side said last: on Windows a reset throws
 /// away what was not read yet. Then nobody knows what had started.
 pub(crate) fn loses_frames(error: &io::Error) -> bool {

@@ -124,7 +124,7 @@ pub(super) struct InFlight {
 struct Letter {
     worker: Arc<Worker>,
     frames: Vec<u8>,
-    /// Whether the worker had nothing to do before this.
+    /// Whether this comes after other calls, all of them done.
     first: bool,
 }
 
@@ -193,7 +193,7 @@ impl State {
                 Some(at) => at,
                 None => {
                     let worker = Arc::clone(&hand.worker);
-                    let first = hand.flight.is_empty();
+                    let first = hand.flight.is_empty() && hand.dealt > 0;
                     mail.push(Letter {
                         worker,
                         frames: Vec::new(),

@@ -30,11 +30,11 @@ use std::time::{Duration, Instant};
 
 /// Makes tests of functions: each is run as a scenario over both kinds of link, as `unix::name` and
 /// `tcp::name`. After `in` stands what a shell does before it becomes the scenario. The programs are
-/// further functions, for [`program`].
+/// further functions, for [`program`]. Once per module.
 macro_rules! scenarios {
     (
         programs: [$($program:ident),* $(,)?]
-        $($play:ident $(, in $shell:literal)?;)*
+        $($play:ident $(in $shell:literal)?;)*
     ) => {
         #[test]
         #[ignore = "no test: scenarios run here, each in a process of its own"]
@@ -44,16 +44,19 @@ macro_rules! scenarios {
                 &[$((stringify!($program), $program as fn())),*],
             );
         }
-        scenarios! { @link unix Unix $($play $(, in $shell)?;)* }
-        scenarios! { @link tcp Tcp $($play $(, in $shell)?;)* }
+        scenarios! { @link unix Unix $($play $(in $shell)?;)* }
+        scenarios! { @link tcp Tcp $($play $(in $shell)?;)* }
     };
-    (@link $module:ident $link:ident $($play:ident $(, in $shell:literal)?;)*) => {
+    (@link $module:ident $link:ident $($play:ident $(in $shell:literal)?;)*) => {
         mod $module {
             use $crate::scenario::{Link, run};
             $(
                 #[test]
                 fn $play() {
-                    run(Link::$link, stringify!($play), concat!($($shell)?));
+                    // The entry stands beside this module. The harness leaves out the crate's name.
+                    let (_, path) = module_path!().split_once("::").unwrap();
+                    let entry = path.replace(stringify!($module), "scenario_entry");
+                    run(Link::$link, &entry, stringify!($play), concat!($($shell)?));
                 }
             )*
         }
@@ -68,10 +71,12 @@ pub(crate) enum Link {
 }
 
 /// What a scenario may take. Most take milliseconds: this is for machines that are busy.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(45);
 /// What anything else may take that is waited for.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
+/// The environment of a scenario: which test enters it, what it plays, and where its home is.
+const ENTRY: &str = "UNSYNC_TEST_ENTRY";
 const PLAY: &str = "UNSYNC_TEST_PLAY";
 const HOME: &str = "UNSYNC_TEST_HOME";
 const APPLAUSE: &str = "the scenario came to its end";
@@ -79,15 +84,16 @@ const APPLAUSE: &str = "the scenario came to its end";
 // ------------------------------------------------------------------------------- around a scenario
 
 /// Runs a scenario in a process of its own, and fails with all that it said if it fails, hangs, or
-/// leaves anything behind.
-pub(crate) fn run(link: Link, play: &str, shell: &str) {
+/// leaves anything behind. `entry` is the name of the test that calls [`enter`].
+pub(crate) fn run(link: Link, entry: &str, play: &str, shell: &str) {
     let home = Home::new();
     let mut command = Command::new("sh");
     command
         .arg("-c")
         .arg(format!("{shell}\nexec \"$0\" \"$@\""))
         .arg(env::current_exe().unwrap());
-    as_play(&mut command, play)
+    as_play(&mut command, entry, play)
+        .env(ENTRY, entry)
         .env(HOME, &home.0)
         .env("TMPDIR", home.temporary())
         .env("UNSYNC_LINK", format!("{link:?}").to_lowercase())
@@ -136,10 +142,10 @@ pub(crate) fn run(link: Link, play: &str, shell: &str) {
     );
 }
 
-fn as_play<'a>(command: &'a mut Command, play: &str) -> &'a mut Command {
+fn as_play<'a>(command: &'a mut Command, entry: &str, play: &str) -> &'a mut Command {
     let arguments = [
+        entry,
         "--exact",
-        "scenario_entry",
         "--include-ignored",
         "--nocapture",
         "--test-threads=1",
@@ -264,9 +270,32 @@ pub(crate) fn program(name: &str) -> Command {
 /// The same of a copy of the test binary.
 pub(crate) fn program_at(executable: &Path, name: &str) -> Command {
     let mut command = Command::new(executable);
-    as_play(&mut command, name)
+    as_play(&mut command, &env::var(ENTRY).expect("a scenario"), name)
         .stdin(Stdio::null())
         .process_group(0);
+    command
+}
+
+/// For `worker_command`: a process that plays a program instead of the worker. What the library adds to
+/// the command is ignored.
+pub(crate) fn program_as_worker(name: &str) -> Command {
+    let program = program(name);
+    let arguments: Vec<_> = program.get_args().map(|it| it.to_string_lossy()).collect();
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("exec \"$0\" {}", arguments.join(" ")));
+    command.arg(program.get_program()).env(PLAY, name);
+    command
+}
+
+/// For `worker_command`: the worker, after a shell has done something.
+pub(crate) fn worker_after(shell: &str, executable: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("{shell}\nexec \"$0\" \"$@\""))
+        .arg(executable);
     command
 }
 
@@ -379,11 +408,16 @@ impl Guest {
     }
 }
 
-/// In a call: waits at a gate until the scenario lets it go. What this returns keeps
-/// [`Guest::leave`] waiting.
-pub(crate) fn wait_at(gate: &str) -> UnixStream {
+/// In a call: comes to a gate. It stays there as long as what this returns lives.
+pub(crate) fn come_to(gate: &str) -> UnixStream {
     let mut stream = UnixStream::connect(gate).unwrap();
     stream.write_all(&process::id().to_le_bytes()).unwrap();
+    stream
+}
+
+/// The same, and waits until the scenario lets it go.
+pub(crate) fn wait_at(gate: &str) -> UnixStream {
+    let mut stream = come_to(gate);
     let _ = stream.read(&mut [0]);
     stream
 }
@@ -420,6 +454,18 @@ pub(crate) fn state_of(process: u32) -> Option<char> {
 /// The process group.
 pub(crate) fn group_of(process: u32) -> Option<u32> {
     stat(process).get(2)?.parse().ok()
+}
+
+/// Stops a process, and waits until all of it has stopped.
+pub(crate) fn freeze(process: u32) {
+    kill("STOP", &[process]);
+    until("the process is stopped", || {
+        let threads = fs::read_dir(format!("/proc/{process}/task"))
+            .unwrap()
+            .flatten();
+        let mut states = threads.map(|thread| state_of(thread.file_name().to_str()?.parse().ok()?));
+        states.all(|state| state == Some('T'))
+    });
 }
 
 /// The state of the thread of a worker that runs its calls.
@@ -470,7 +516,7 @@ pub(crate) fn resident(process: u32) -> u64 {
         << 10
 }
 
-/// What the descriptors of this process refer to.
+/// What the descriptors of this process refer to. The sockets of `/proc/net` are known by it.
 pub(crate) fn descriptors() -> Vec<String> {
     let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
     // The one that reads the directory is closed when its link is followed.
@@ -492,8 +538,9 @@ pub(crate) fn threads() -> Vec<String> {
     names
 }
 
+/// What is in a directory, if there is one.
 fn entries(directory: &Path) -> Vec<String> {
-    let names = fs::read_dir(directory).unwrap().flatten();
+    let names = fs::read_dir(directory).into_iter().flatten().flatten();
     names
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()

@@ -1,0 +1,530 @@
+//! Many calls, large values, much to say: what the pool may hold, and whom it may keep waiting.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use unsync::{ErrorKind, cpu};
+
+use crate::scenario::{Gate, SOON, children, file, resident, until, wait_at};
+use crate::*;
+
+scenarios! {
+    programs: []
+    n14_unjoined_handles_do_not_stall;
+    n15_join_in_reverse_order;
+    n16_queue_100k_under_ulimit_64 in "ulimit -n 64";
+    n17_big_arg_does_not_block_submit;
+    n18_echo_of_many_sizes;
+    n18_echo_of_64_mib_of_bytes;
+    n18_echo_of_64_mib_of_floats;
+    n19_too_large_fails_only_the_call;
+    n19_limit_of_values_is_none_of_panics;
+    n19_limit_of_values_is_none_of_recalls;
+    n19_limit_of_values_holds_for_progress;
+    n42_slow_call_among_10k_quick_ones_holds_up_none;
+    n42_slow_call_makes_the_pool_grow;
+    n42_handed_out_calls_run_once;
+    n57_arguments_are_dropped_after_the_send;
+    n57_result_is_dropped_with_its_handle;
+    progress_newest_wins_and_last_arrives;
+    progress_said_before_anybody_listens;
+    progress_flood_of_a_million;
+    progress_elsewhere_is_nothing;
+}
+
+fn n14_unjoined_handles_do_not_stall() {
+    install(workers(2));
+    let proof = file("proof");
+    let calls: Vec<_> = (0..500)
+        .map(|line| cpu(note, (proof.clone(), line)))
+        .collect();
+    assert!(unsync::drain(SOON));
+    let mut proofs = notes(&proof);
+    proofs.sort();
+    assert!(proofs.into_iter().eq(0..500));
+    assert!(calls.iter().all(|call| call.is_done()));
+}
+
+fn echo(value: u32) -> u32 {
+    value
+}
+
+fn n15_join_in_reverse_order() {
+    install(workers(2));
+    let calls: Vec<_> = (0..1000).map(|value| cpu(echo, (value,))).collect();
+    for (value, call) in calls.into_iter().enumerate().rev() {
+        assert_eq!(call.result().unwrap() as usize, value);
+    }
+}
+
+fn n16_queue_100k_under_ulimit_64() {
+    install(workers(4));
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
+    assert!(files.contains(" 64 "), "{files}");
+    let started = Instant::now();
+    let calls: Vec<_> = (0..100_000).map(|value| cpu(echo, (value,))).collect();
+    for (value, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.result().unwrap() as usize, value);
+    }
+    println!("100,000 calls in {:?}", started.elapsed());
+}
+
+fn sum(bytes: Vec<u8>) -> u64 {
+    bytes.into_iter().map(u64::from).sum()
+}
+
+const BULK: usize = 64 << 20;
+
+fn n17_big_arg_does_not_block_submit() {
+    install(workers(1));
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    // No worker is there to take them.
+    let large: Vec<_> = (0..3u8)
+        .map(|value| cpu(sum, (vec![value; BULK],)))
+        .collect();
+    let small = cpu(echo, (7,));
+    assert!(!running.is_done());
+    guest.leave();
+    running.result().unwrap();
+    for (value, call) in large.into_iter().enumerate() {
+        assert_eq!(call.result().unwrap(), (value * BULK) as u64);
+    }
+    assert_eq!(small.result().unwrap(), 7);
+}
+
+fn echo_bytes(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+
+fn echo_floats(floats: Vec<f64>) -> Vec<f64> {
+    floats
+}
+
+fn n18_echo_of_64_mib_of_bytes() {
+    install(workers(2));
+    let pattern: Vec<u8> = (0..BULK).map(|at| (at % 251) as u8).collect();
+    let calls: Vec<_> = (0..2)
+        .map(|_| cpu(echo_bytes, (pattern.clone(),)))
+        .collect();
+    for call in calls {
+        assert!(call.result().unwrap() == pattern);
+    }
+}
+
+/// Around the limits of all buffers on the way.
+fn n18_echo_of_many_sizes() {
+    install(workers(2));
+    let around = [
+        0,
+        1 << 10,
+        4 << 10,
+        16 << 10,
+        32 << 10,
+        48 << 10,
+        64 << 10,
+        128 << 10,
+        1 << 20,
+    ];
+    let sizes = around
+        .into_iter()
+        .flat_map(|size: usize| size.saturating_sub(40)..size + 4);
+    let sent: Vec<Vec<u8>> = sizes
+        .map(|size| (0..size).map(|at| (at % 251) as u8).collect())
+        .collect();
+    let calls: Vec<_> = sent
+        .iter()
+        .map(|bytes| cpu(echo_bytes, (bytes.clone(),)))
+        .collect();
+    for (bytes, call) in sent.into_iter().zip(calls) {
+        assert!(call.result().unwrap() == bytes, "{} bytes", bytes.len());
+    }
+}
+
+fn n18_echo_of_64_mib_of_floats() {
+    install(workers(1));
+    let pattern: Vec<f64> = (0..BULK / 8).map(|at| at as f64 / 3.0).collect();
+    assert!(cpu(echo_floats, (pattern.clone(),)).result().unwrap() == pattern);
+}
+
+fn make_bytes(number: usize) -> Vec<u8> {
+    vec![1; number]
+}
+
+fn n19_too_large_fails_only_the_call() {
+    const LIMIT: usize = 1 << 20;
+    install(workers(1).frame_bytes_max(LIMIT));
+    let worker = cpu(pid, ()).result().unwrap();
+    // The length of a vector and what the frame says of itself take some bytes, too.
+    let (most, more) = (LIMIT - 64, LIMIT + 1);
+    assert_eq!(cpu(sum, (vec![1; most],)).result().unwrap(), most as u64);
+    assert_eq!(cpu(make_bytes, (most,)).result().unwrap().len(), most);
+
+    let call = cpu(sum, (vec![1; more],));
+    assert!(call.is_done(), "it cannot be sent");
+    let error = assert_kind(call.result(), ErrorKind::TooLarge);
+    assert_says(
+        &error,
+        &[
+            "the arguments of `sum`",
+            "1048576",
+            "started at tests/faults/bulk.rs:",
+        ],
+    );
+
+    let beside: Vec<_> = (0..3).map(|value| cpu(echo, (value,))).collect();
+    let error = assert_kind(cpu(make_bytes, (more,)).result(), ErrorKind::TooLarge);
+    assert_says(&error, &["the result of `make_bytes`", "1048576"]);
+    assert!(error.worker_exit().is_none());
+    for (value, call) in beside.into_iter().enumerate() {
+        assert_eq!(call.result().unwrap() as usize, value);
+    }
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+fn panic_at_length(length: usize) {
+    panic!("{}", "x".repeat(length));
+}
+
+fn n19_limit_of_values_is_none_of_panics() {
+    install(workers(1).frame_bytes_max(256));
+    let worker = cpu(pid, ()).result().unwrap();
+    for length in [10, 1000, 100_000] {
+        let error = assert_kind(
+            cpu(panic_at_length, (length,)).result(),
+            ErrorKind::Panicked,
+        );
+        assert_says(
+            &error,
+            &[
+                "`panic_at_length` panicked at tests/faults/bulk.rs:",
+                "xxxxxxxx",
+            ],
+        );
+        assert!(error.worker_exit().is_none());
+    }
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+/// The list of calls that are taken back is longer than a value may be.
+fn n19_limit_of_values_is_none_of_recalls() {
+    install(workers(2).frame_bytes_max(256));
+    let gate = Gate::new();
+    let (calls, mut guests) = occupy(&gate, 2);
+    guests.remove(0).leave();
+    teach_that_calls_are_quick();
+    let slow = cpu(stay, (gate.path(),));
+    let handed_out: Vec<_> = (0..100).map(|value| cpu(echo, (value,))).collect();
+    let slow_guest = gate.guest();
+    // From now on there is a free worker.
+    guests.remove(0).leave();
+    for (value, call) in handed_out.into_iter().enumerate() {
+        assert_eq!(call.result().unwrap() as usize, value);
+    }
+    assert!(!slow.is_done());
+    let worker = slow_guest.process;
+    slow_guest.leave();
+    assert_eq!(slow.result().unwrap(), worker);
+    for call in calls {
+        call.result().unwrap();
+    }
+}
+
+fn say_bytes(number: usize) -> usize {
+    unsync::progress(7u8);
+    unsync::progress(vec![1u8; number]);
+    number
+}
+
+/// What is too large to be sent is not sent; the call has done nothing wrong.
+fn n19_limit_of_values_holds_for_progress() {
+    install(workers(1).frame_bytes_max(256));
+    let worker = cpu(pid, ()).result().unwrap();
+    assert_eq!(cpu(say_bytes, (100,)).result().unwrap(), 100);
+    assert_eq!(cpu(say_bytes, (1 << 20,)).result().unwrap(), 1 << 20);
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+// ---------------------------------------------------------------------------------------- batching
+
+/// How much later a call was done than any that was made after it.
+fn worst_overtaking(ends: &[Instant]) -> Duration {
+    let mut earliest_after = *ends.last().unwrap();
+    let mut worst = Duration::ZERO;
+    for end in ends.iter().rev() {
+        earliest_after = earliest_after.min(*end);
+        worst = worst.max(*end - earliest_after);
+    }
+    worst
+}
+
+fn n42_slow_call_among_10k_quick_ones_holds_up_none() {
+    install(workers(2));
+    idle_workers(2);
+    let gate = Gate::new();
+    let quick = || (0..5_000).map(|value| cpu(echo, (value,)).map(|_| Instant::now()));
+    let mut calls: Vec<_> = quick().collect();
+    let slow = cpu(stay, (gate.path(),));
+    calls.extend(quick());
+    let ends: Vec<_> = calls
+        .into_iter()
+        .map(|call| call.result().unwrap())
+        .collect();
+    assert!(!slow.is_done());
+    gate.guest().leave();
+    slow.result().unwrap();
+    let worst = worst_overtaking(&ends);
+    println!("overtaken by {worst:?} at worst");
+    assert!(worst < Duration::from_millis(500), "{worst:?}");
+}
+
+/// Two workers may live, and one does: what lies behind the slow call at that one goes to the other.
+fn n42_slow_call_makes_the_pool_grow() {
+    install(workers(2));
+    teach_that_calls_are_quick();
+    assert_eq!(children().len(), 1);
+    let (gate, proof) = (Gate::new(), file("proof"));
+    let slow = cpu(stay, (gate.path(),));
+    let quick: Vec<_> = (0..50)
+        .map(|line| cpu(note, (proof.clone(), line)))
+        .collect();
+    for call in quick {
+        assert!(
+            call.wait_timeout(SOON),
+            "it waits for a call that waits for it"
+        );
+        call.result().unwrap();
+    }
+    assert!(notes(&proof).into_iter().eq(0..50), "one after the other");
+    gate.guest().leave();
+    slow.result().unwrap();
+}
+
+fn n42_handed_out_calls_run_once() {
+    install(workers(2));
+    let (gate, proof) = (Gate::new(), file("proof"));
+    for round in 0..20 {
+        // One of the two learns that calls are quick, while the other one is busy.
+        let (calls, mut guests) = occupy(&gate, 2);
+        guests.remove(0).leave();
+        teach_that_calls_are_quick();
+        let slow = cpu(stay, (gate.path(),));
+        let lines = round * 100..round * 100 + 100;
+        let quick: Vec<_> = lines.map(|line| cpu(note, (proof.clone(), line))).collect();
+        guests.push(gate.guest());
+        guests.remove(0).leave();
+        for call in quick {
+            call.result().unwrap();
+        }
+        assert!(!slow.is_done());
+        guests.remove(0).leave();
+        for call in calls.into_iter().chain([slow]) {
+            call.result().unwrap();
+        }
+    }
+    let mut proofs = notes(&proof);
+    proofs.sort();
+    assert!(proofs.into_iter().eq(0..2000));
+}
+
+// ------------------------------------------------------------------------------------------ memory
+
+/// A value that counts its drops in this process.
+struct Counted(u8);
+
+static DROPS: AtomicU32 = AtomicU32::new(0);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        DROPS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+unsync::wire!(struct Counted(value));
+
+fn pass(value: Counted) -> Counted {
+    value
+}
+
+fn drops() -> u32 {
+    DROPS.load(Ordering::Relaxed)
+}
+
+fn n57_arguments_are_dropped_after_the_send() {
+    install(workers(1));
+    let before = resident(process::id());
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let call = cpu(pass, (Counted(1),));
+    assert_eq!(drops(), 1, "what was encoded is not needed any more");
+    gate.guest().leave();
+    running.result().unwrap();
+    drop(call.result().unwrap());
+    assert_eq!(drops(), 2, "the result");
+
+    // Of large arguments not even the bytes stay, though their call still runs.
+    let (waits, gate) = (cpu(sum_and_stay, (vec![1; BULK], gate.path())), gate);
+    let guest = gate.guest();
+    until("the bytes of the arguments are freed", || {
+        resident(process::id()) < before + BULK as u64 / 2
+    });
+    guest.leave();
+    assert_eq!(waits.result().unwrap(), BULK as u64);
+}
+
+fn sum_and_stay(bytes: Vec<u8>, gate: String) -> u64 {
+    drop(wait_at(&gate));
+    sum(bytes)
+}
+
+fn n57_result_is_dropped_with_its_handle() {
+    install(workers(1));
+    let gate = Gate::new();
+    let kept = cpu(pass, (Counted(2),));
+    assert!(kept.wait_timeout(SOON));
+    assert_eq!(drops(), 1, "the argument");
+    drop(kept);
+    assert_eq!(drops(), 2, "a result that was there");
+    let running = cpu(stay, (gate.path(),));
+    drop(cpu(pass, (Counted(3),)));
+    assert_eq!(drops(), 3, "the argument");
+    gate.guest().leave();
+    running.result().unwrap();
+    assert!(unsync::drain(SOON));
+    assert_eq!(drops(), 4, "a result that nobody waited for");
+}
+
+// ---------------------------------------------------------------------------------------- progress
+
+fn count_and_stay(to: u32, gate: String) -> u32 {
+    (0..to).for_each(unsync::progress);
+    drop(wait_at(&gate));
+    unsync::progress(to);
+    to
+}
+
+/// Whoever listens is busy with the first value until all were said.
+fn listen_slowly(to: u32) -> Vec<u32> {
+    let gate = Gate::new();
+    let (go, wait) = mpsc::channel::<()>();
+    let (seen, values) = mpsc::channel();
+    let call = cpu(count_and_stay, (to, gate.path())).on_progress(move |n: u32| {
+        let _ = wait.recv();
+        let _ = seen.send(n);
+    });
+    gate.guest().leave();
+    assert_eq!(call.result().unwrap(), to);
+    drop(go);
+    values.iter().collect()
+}
+
+fn progress_newest_wins_and_last_arrives() {
+    install(workers(1));
+    let seen = listen_slowly(1000);
+    assert!(
+        seen.len() <= 2,
+        "one that was looked at, and the newest: {seen:?}"
+    );
+    assert_eq!(seen.last(), Some(&1000));
+    // With a listener that is quick, they come in their order.
+    let (listener, values) = ear::<u32>();
+    let call = cpu(report, (1000,)).on_progress(listener);
+    assert_eq!(call.result().unwrap(), 1000);
+    let heard: Vec<u32> = values.iter().collect();
+    assert!(heard.is_sorted() && heard.last() == Some(&999), "{heard:?}");
+}
+
+fn report(to: u32) -> u32 {
+    (0..to).for_each(unsync::progress);
+    to
+}
+
+fn progress_said_before_anybody_listens() {
+    install(workers(1));
+    let gate = Gate::new();
+    let call = cpu(count_and_stay, (5, gate.path()));
+    let guest = gate.guest();
+    let (first, values) = ear::<u32>();
+    let call = call.on_progress(first);
+    // It says no more for now, so this is what it said before.
+    while values.recv_timeout(SOON).unwrap() < 4 {}
+    guest.leave();
+    assert_eq!(values.recv_timeout(SOON).unwrap(), 5);
+    call.result().unwrap();
+    assert!(values.recv_timeout(SOON).is_err(), "the listener is gone");
+    // Nobody says anything after the end.
+    let (late, values) = ear::<u32>();
+    let done = cpu(report, (3,));
+    done.wait();
+    let done = done.on_progress(late);
+    assert!(values.recv_timeout(SOON).is_err());
+    done.result().unwrap();
+}
+
+const FLOOD: u32 = 1_000_000;
+
+fn progress_flood_of_a_million() {
+    install(workers(1));
+    cpu(pid, ()).result().unwrap();
+    let (before, started) = (resident(process::id()), Instant::now());
+    let peak = Arc::new(AtomicU32::new(0));
+    let watch = Arc::clone(&peak);
+    let call = cpu(report, (FLOOD,)).on_progress(move |_: u32| {
+        let grown = resident(process::id()).saturating_sub(before) >> 10;
+        watch.fetch_max(grown as u32, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(10));
+    });
+    assert_eq!(call.result().unwrap(), FLOOD);
+    let peak = peak.load(Ordering::Relaxed);
+    println!(
+        "{FLOOD} values in {:?}, {peak} KiB more memory at most",
+        started.elapsed()
+    );
+    assert!(peak < 16 << 10, "{peak} KiB");
+}
+
+fn report_from_a_helper(gate: String) {
+    thread::spawn(|| unsync::progress(13u32)).join().unwrap();
+    drop(wait_at(&gate));
+}
+
+fn progress_elsewhere_is_nothing() {
+    install(workers(1));
+    unsync::progress(13u32);
+    let gate = Gate::new();
+    let (listener, values) = ear::<u32>();
+    let call = cpu(report_from_a_helper, (gate.path(),)).on_progress(listener);
+    gate.guest().leave();
+    call.result().unwrap();
+    assert!(values.iter().next().is_none());
+    // A value of another type is ignored, and so is a panic of the listener.
+    let (listener, values) = ear::<String>();
+    let call = cpu(report, (3,)).on_progress(listener);
+    call.result().unwrap();
+    assert!(values.iter().next().is_none());
+    let call = cpu(report, (3,)).on_progress(|n: u32| panic!("do not tell me {n}"));
+    call.result().unwrap();
+    assert_eq!(cpu(echo, (1,)).result().unwrap(), 1);
+}
+
+unsync::register!(
+    echo,
+    sum,
+    sum_and_stay,
+    echo_bytes,
+    echo_floats,
+    make_bytes,
+    panic_at_length,
+    say_bytes,
+    pass,
+    count_and_stay,
+    report,
+    report_from_a_helper,
+);

@@ -1,0 +1,418 @@
+//! Workers that die: who notices, and what is said.
+
+use std::error::Error as _;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::panic::{self, resume_unwind};
+use std::path::Path;
+use std::process::{self, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use unsync::{ErrorKind, cpu};
+
+use crate::scenario::{
+    Gate, Guest, SOON, file, freeze, is_gone, kill, until, wait_at, worker_after,
+};
+use crate::*;
+
+scenarios! {
+    programs: []
+    n01_idle_kill_is_invisible;
+    n01_idle_kill_just_before_a_call_is_invisible;
+    n01_running_kill_is_noticed_soon;
+    n02_all_workers_killed_at_once;
+    n03_workers_kill_each_other_1;
+    n03_workers_kill_each_other_2;
+    n03_workers_kill_each_other_5;
+    n03_workers_kill_each_other_13;
+    n04_dead_before_start_is_queued_again;
+    n05_started_call_is_never_rerun;
+    n04_out_of_memory;
+    n04_out_of_memory_before_the_start;
+    n04_out_of_memory_for_the_result in "ulimit -S -v 300000";
+    n27_panic_hook_of_the_function;
+    n28_panic_that_no_hook_sees;
+    n31_grandchild_does_not_hide_death;
+    n35_last_words_in_the_error;
+    n35_last_words_are_no_novel;
+    n63_abort_after_the_panic_hook;
+    backtrace_is_the_source_if_asked_for in "export RUST_BACKTRACE=1";
+    backtrace_is_none_if_not_asked_for;
+}
+
+fn n01_idle_kill_is_invisible() {
+    install(workers(2));
+    let before = idle_workers(2);
+    kill("KILL", &before);
+    until("the dead are reaped", || {
+        before.iter().all(|worker| is_gone(*worker))
+    });
+    for _ in 0..10 {
+        assert!(!before.contains(&cpu(pid, ()).result().unwrap()));
+    }
+}
+
+/// Whatever the pool knows by then: the call may be dealt to a worker that is as good as dead.
+fn n01_idle_kill_just_before_a_call_is_invisible() {
+    install(workers(1));
+    for _ in 0..50 {
+        let before = cpu(pid, ()).result().unwrap();
+        kill("KILL", &[before]);
+        assert_ne!(cpu(pid, ()).result().unwrap(), before);
+    }
+}
+
+fn n01_running_kill_is_noticed_soon() {
+    install(workers(1));
+    let mut delays: Vec<Duration> = Vec::new();
+    for _ in 0..20 {
+        let gate = Gate::new();
+        let call = cpu(stay, (gate.path(),));
+        let guest = gate.guest();
+        kill("KILL", &[guest.process]);
+        let killed = Instant::now();
+        assert_kind(call.result(), ErrorKind::WorkerLost);
+        delays.push(killed.elapsed());
+    }
+    delays.sort();
+    println!("noticed after {:?}, at worst {:?}", delays[10], delays[19]);
+    assert!(delays[10] < Duration::from_millis(500), "{delays:?}");
+}
+
+fn n02_all_workers_killed_at_once() {
+    install(workers(4));
+    let gate = Gate::new();
+    let (calls, guests) = occupy(&gate, 4);
+    let queued: Vec<_> = (0..8).map(|_| cpu(pid, ())).collect();
+    let before: Vec<u32> = guests.iter().map(|guest| guest.process).collect();
+    kill("KILL", &before);
+    for call in calls {
+        let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+        assert_eq!(error.worker_exit().unwrap().signal(), Some(9));
+    }
+    for call in queued {
+        assert!(!before.contains(&call.result().unwrap()));
+    }
+}
+
+fn kill_all(gate: String, victims: String) {
+    drop(wait_at(&gate));
+    let victims = fs::read_to_string(victims).unwrap();
+    let mut kill = Command::new("kill");
+    // Those that another one was quicker to kill are missing.
+    let _ = kill
+        .arg("-KILL")
+        .args(victims.lines())
+        .stderr(Stdio::null())
+        .status();
+    thread::park();
+}
+
+fn n03_workers_kill_each_other(number: usize) {
+    install(workers(number));
+    for round in 0..3 {
+        let (gate, list) = (Gate::new(), file(&format!("victims-{round}")));
+        let calls: Vec<_> = (0..number)
+            .map(|_| cpu(kill_all, (gate.path(), list.clone())))
+            .collect();
+        let guests: Vec<Guest> = calls.iter().map(|_| gate.guest()).collect();
+        let victims: Vec<_> = guests
+            .iter()
+            .map(|guest| guest.process.to_string())
+            .collect();
+        fs::write(&list, victims.join("\n")).unwrap();
+        let queued: Vec<_> = (0..number).map(|_| cpu(pid, ())).collect();
+        drop(guests);
+        for call in calls {
+            let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+            assert_eq!(error.worker_exit().unwrap().signal(), Some(9));
+        }
+        for call in queued {
+            call.result().unwrap();
+        }
+    }
+}
+
+fn n03_workers_kill_each_other_1() {
+    n03_workers_kill_each_other(1);
+}
+
+fn n03_workers_kill_each_other_2() {
+    n03_workers_kill_each_other(2);
+}
+
+fn n03_workers_kill_each_other_5() {
+    n03_workers_kill_each_other(5);
+}
+
+fn n03_workers_kill_each_other_13() {
+    n03_workers_kill_each_other(13);
+}
+
+fn n04_dead_before_start_is_queued_again() {
+    install(workers(1));
+    let (worker, proof) = (cpu(pid, ()).result().unwrap(), file("proof"));
+    // It can be dealt a call, and cannot start it.
+    freeze(worker);
+    let call = cpu(note, (proof.clone(), 1));
+    let next = cpu(note, (proof.clone(), 2));
+    kill("KILL", &[worker]);
+    assert_ne!(call.result().unwrap(), worker);
+    next.result().unwrap();
+    assert_eq!(notes(&proof), [1, 2]);
+}
+
+fn note_and_die(proof: String, how: u32) {
+    note(proof, how);
+    match how {
+        0 => process::exit(0),
+        1 => process::abort(),
+        _ => kill("KILL", &[process::id()]),
+    }
+    thread::park();
+}
+
+fn n05_started_call_is_never_rerun() {
+    install(workers(2));
+    let proof = file("proof");
+    let calls: Vec<_> = (0..9)
+        .map(|how| cpu(note_and_die, (proof.clone(), how)))
+        .collect();
+    for call in calls {
+        assert_kind(call.result(), ErrorKind::WorkerLost);
+        cpu(pid, ()).result().unwrap();
+    }
+    assert!(unsync::drain(SOON));
+    let mut proofs = notes(&proof);
+    proofs.sort();
+    assert_eq!(proofs, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+fn allocate(bytes: usize) -> usize {
+    vec![1_u8; bytes].iter().filter(|byte| **byte == 1).count()
+}
+
+fn measure(bytes: Vec<u8>) -> usize {
+    bytes.len()
+}
+
+/// Workers that may have so many MiB.
+fn poor_workers(mebibytes: usize) -> unsync::Config {
+    let shell = format!("ulimit -v {}", mebibytes << 10);
+    workers(1).worker_command(move |executable| worker_after(&shell, executable))
+}
+
+fn n04_out_of_memory() {
+    install(poor_workers(512));
+    assert_eq!(cpu(allocate, (1 << 20,)).result().unwrap(), 1 << 20);
+    let error = assert_kind(cpu(allocate, (1 << 30,)).result(), ErrorKind::WorkerLost);
+    assert_says(
+        &error,
+        &[
+            "`allocate`",
+            "SIGABRT",
+            "memory allocation of 1073741824 bytes failed",
+        ],
+    );
+    assert_eq!(cpu(allocate, (1 << 20,)).result().unwrap(), 1 << 20);
+}
+
+/// No worker can even take the arguments. That is tried three times, and harms nobody else.
+fn n04_out_of_memory_before_the_start() {
+    install(poor_workers(128));
+    let call = cpu(measure, (vec![1; 256 << 20],));
+    let next = cpu(measure, (vec![1; 1 << 20],));
+    let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+    assert_says(
+        &error,
+        &[
+            "`measure` was not started by any of 3 worker processes",
+            "memory",
+        ],
+    );
+    assert_eq!(next.result().unwrap(), 1 << 20);
+}
+
+fn fill(bytes: usize) -> Vec<u8> {
+    vec![1; bytes]
+}
+
+/// The worker has the memory for the result, and the program has not.
+fn n04_out_of_memory_for_the_result() {
+    let rich = |executable: &Path| worker_after("ulimit -S -v unlimited", executable);
+    install(workers(1).worker_command(rich));
+    let error = assert_kind(
+        cpu(fill, (256 << 20,)).result().map(drop),
+        ErrorKind::WorkerLost,
+    );
+    assert_says(&error, &["`fill`", "memory"]);
+    assert_eq!(cpu(fill, (1 << 20,)).result().unwrap().len(), 1 << 20);
+}
+
+fn panic_without_hook() {
+    panic::set_hook(Box::new(|_| {}));
+    panic!("caught all the same");
+}
+
+/// The function took our hook away. What was caught is still told, and the next one too.
+fn n27_panic_hook_of_the_function() {
+    install(workers(1));
+    for _ in 0..2 {
+        let error = assert_kind(cpu(panic_without_hook, ()).result(), ErrorKind::Panicked);
+        assert_says(
+            &error,
+            &["`panic_without_hook` panicked: caught all the same"],
+        );
+    }
+}
+
+fn unwind_by_hand() {
+    resume_unwind(Box::new("by hand".to_owned()));
+}
+
+fn n28_panic_that_no_hook_sees() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    let error = assert_kind(cpu(unwind_by_hand, ()).result(), ErrorKind::Panicked);
+    assert_says(&error, &["`unwind_by_hand` panicked: by hand"]);
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+/// Starts a process that holds everything that a process inherits, and dies.
+fn leave_a_child_and_die(proof: String) {
+    let child = Command::new("sleep").arg("600").spawn().unwrap();
+    note(proof, child.id());
+    eprintln!("the child lives on");
+    process::abort();
+}
+
+fn n31_grandchild_does_not_hide_death() {
+    install(workers(1));
+    let (proof, started) = (file("proof"), Instant::now());
+    let outcome = cpu(leave_a_child_and_die, (proof.clone(),)).result();
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "after {:?}",
+        started.elapsed()
+    );
+    let error = assert_kind(outcome, ErrorKind::WorkerLost);
+    assert_says(&error, &["SIGABRT", "the child lives on"]);
+    cpu(pid, ()).result().unwrap();
+    kill("KILL", &notes(&proof));
+}
+
+fn say_and_die() {
+    eprintln!("a first word");
+    eprintln!("and a last");
+    process::exit(3);
+}
+
+fn n35_last_words_in_the_error() {
+    install(workers(1));
+    let error = assert_kind(cpu(say_and_die, ()).result(), ErrorKind::WorkerLost);
+    assert_says(&error, &["exit status: 3", "a first word\nand a last"]);
+    // What the one before it said is not what this one said.
+    let error = assert_kind(cpu(die_silently, ()).result(), ErrorKind::WorkerLost);
+    assert!(!error.to_string().contains("last"), "{error}");
+}
+
+fn die_silently() {
+    process::exit(3);
+}
+
+fn talk_and_die() {
+    let mut stderr = io::stderr();
+    for _ in 0..10_000 {
+        stderr.write_all(b"0123456789\n").unwrap();
+    }
+    eprintln!("to cut it short");
+    process::exit(3);
+}
+
+fn n35_last_words_are_no_novel() {
+    install(workers(1));
+    let error = assert_kind(cpu(talk_and_die, ()).result(), ErrorKind::WorkerLost);
+    assert_says(&error, &["to cut it short"]);
+    assert!(
+        error.to_string().len() < 4096,
+        "{} bytes",
+        error.to_string().len()
+    );
+}
+
+/// What `panic = "abort"` makes of a program: the hook runs, and then nothing does any more.
+fn panic_and_abort() {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        hook(info);
+        process::abort();
+    }));
+    panic!("out of cheese");
+}
+
+fn n63_abort_after_the_panic_hook() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    let error = assert_kind(cpu(panic_and_abort, ()).result(), ErrorKind::Panicked);
+    let place = format!("panicked at {}:", file!());
+    let ended = format!("worker process {worker} ended with it");
+    assert_says(
+        &error,
+        &[
+            "`panic_and_abort`",
+            &place,
+            "out of cheese",
+            &ended,
+            "SIGABRT",
+        ],
+    );
+    assert_eq!(error.worker_exit().unwrap().signal(), Some(6));
+    assert_eq!(
+        error
+            .into_panic()
+            .unwrap()
+            .downcast_ref::<String>()
+            .unwrap(),
+        "out of cheese"
+    );
+    assert_ne!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+fn panic_deep_down() {
+    #[inline(never)]
+    fn a_function_to_be_named() {
+        panic!("down here");
+    }
+    a_function_to_be_named();
+}
+
+fn backtrace_is_the_source_if_asked_for() {
+    install(workers(1));
+    let error = assert_kind(cpu(panic_deep_down, ()).result(), ErrorKind::Panicked);
+    let source = error.source().expect("a backtrace").to_string();
+    assert!(source.contains("a_function_to_be_named"), "{source}");
+}
+
+fn backtrace_is_none_if_not_asked_for() {
+    install(workers(1));
+    let error = assert_kind(cpu(panic_deep_down, ()).result(), ErrorKind::Panicked);
+    assert!(error.source().is_none());
+}
+
+unsync::register!(
+    kill_all,
+    note_and_die,
+    allocate,
+    measure,
+    fill,
+    panic_without_hook,
+    unwind_by_hand,
+    leave_a_child_and_die,
+    say_and_die,
+    die_silently,
+    talk_and_die,
+    panic_and_abort,
+    panic_deep_down,
+);

@@ -1,0 +1,627 @@
+//! The link under attack: strangers that connect, and workers that talk nonsense.
+//!
+//! A fake worker is a program of ours that accepts the invitation and then says what a test wants. So
+//! this module knows what an invitation and a frame look like.
+
+use std::env;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use unsync::{Config, ErrorKind, Wire, cpu};
+
+use crate::scenario::{
+    Gate, Link, SOON, descriptors, file, link, program_as_worker, resident, until, wait_at,
+    wait_within, worker_after,
+};
+use crate::*;
+
+scenarios! {
+    programs: [
+        serve_in_drips, garble, garble_after_start, speak_unknown_kind, speak_as_the_parent,
+        lie_about_a_length, lie_about_a_huge_length, tear_a_frame, tear_a_header,
+        show_a_wrong_secret, die_when_connected, die_with_the_call,
+    ]
+    fake_worker_can_serve;
+    n20_lying_length_prefix_allocates_nothing;
+    n20_lying_length_prefix_above_the_limit;
+    n20_lying_length_in_an_argument;
+    n21_garbage_frame_before_the_start;
+    n21_garbage_frame_after_the_start;
+    n21_frame_of_an_unknown_kind;
+    n21_frame_that_only_the_parent_sends;
+    n22_truncated_frame;
+    n22_truncated_header;
+    n23_wrong_token_of_a_stranger;
+    n23_wrong_token_of_a_worker;
+    n23_wrong_token_of_a_parent;
+    n23_silent_strangers;
+    n24_second_connection_refused;
+    worker_without_an_invitation_leaves;
+    worker_leaves_when_the_parent_garbles;
+    worker_without_a_temporary_directory in "export TMPDIR=/nonexistent";
+    n48_worker_that_dies_when_connected;
+    n48_worker_that_dies_with_the_call;
+}
+
+// -------------------------------------------------------------------------------- what is mirrored
+
+/// What the parent writes to the standard input of a worker.
+struct Invitation {
+    address: Address,
+    /// What the worker has to say first.
+    child: u128,
+    /// The answer.
+    parent: u128,
+    frame_bytes_max: u64,
+    stack_size: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Address {
+    Path(PathBuf),
+    Port(u16),
+}
+
+unsync::wire!(
+    enum Address {
+        Path(path),
+        Port(port),
+    }
+);
+unsync::wire!(struct Invitation { address, child, parent, frame_bytes_max, stack_size });
+
+const CALL: u32 = 1;
+const START: u32 = 5;
+const PROGRESS: u32 = 6;
+const DONE: u32 = 8;
+const MARK: u32 = 0x756e_7300;
+
+fn frame(kind: u32, call: u64, length: u64, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (MARK | kind).to_le_bytes().to_vec();
+    frame.extend(call.to_le_bytes());
+    frame.extend(length.to_le_bytes());
+    frame.extend(payload);
+    frame
+}
+
+fn start(call: u64) -> Vec<u8> {
+    frame(START, call, 0, &[])
+}
+
+/// A call that gave a `u32`.
+fn done(call: u64, value: u32) -> Vec<u8> {
+    let payload = [&[0][..], &value.to_le_bytes()].concat();
+    frame(DONE, call, payload.len() as u64, &payload)
+}
+
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+impl Address {
+    fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Address::Path(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(SOON))?;
+                Box::new(stream)
+            }
+            Address::Port(port) => {
+                let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, *port))?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(SOON))?;
+                Box::new(stream)
+            }
+        })
+    }
+}
+
+/// The address of the one worker that this process is just starting.
+fn address() -> Address {
+    let mut found = None;
+    until("a worker is invited", || {
+        found = match link() {
+            Link::Unix => fs::read_dir(env::temp_dir())
+                .unwrap()
+                .flatten()
+                .next()
+                .map(|it| it.path().join("link"))
+                .filter(|path| path.exists())
+                .map(Address::Path),
+            Link::Tcp => listening_port().map(Address::Port),
+        };
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+fn listening_port() -> Option<u16> {
+    let ours = descriptors();
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, inode) = (fields[1], fields[3], fields[9]);
+        let is_ours = state == "0A" && ours.contains(&format!("\"socket:[{inode}]\""));
+        let (_, port) = local.split_once(':')?;
+        u16::from_str_radix(port, 16).ok().filter(|_| is_ours)
+    })
+}
+
+// -------------------------------------------------------------------------------- the fake workers
+
+/// Accepts the invitation; gives the link and the number of the first call.
+fn pretend() -> (Box<dyn Stream>, u64) {
+    let mut link = accept_invitation(|secret| secret);
+    let mut header = [0; 20];
+    link.read_exact(&mut header).unwrap();
+    assert_eq!(header[..4], (MARK | CALL).to_le_bytes());
+    let call = u64::from_le_bytes(header[4..12].try_into().unwrap());
+    let length = u64::from_le_bytes(header[12..].try_into().unwrap());
+    let mut payload = vec![0; length as usize];
+    link.read_exact(&mut payload).unwrap();
+    (link, call)
+}
+
+fn accept_invitation(secret: impl Fn(u128) -> u128) -> Box<dyn Stream> {
+    let mut bytes = Vec::new();
+    io::stdin().read_to_end(&mut bytes).unwrap();
+    let invitation = Invitation::decode(&mut bytes.as_slice()).unwrap();
+    let mut link = invitation.address.connect().unwrap();
+    link.write_all(&secret(invitation.child).to_le_bytes())
+        .unwrap();
+    let mut answer = [0; 16];
+    if link.read_exact(&mut answer).is_err() {
+        process::exit(9);
+    }
+    assert_eq!(answer, invitation.parent.to_le_bytes());
+    link
+}
+
+/// Waits for the parent to end the link, or this process.
+fn await_the_end(mut link: Box<dyn Stream>) {
+    let _ = io::copy(&mut link, &mut io::sink());
+}
+
+fn serve_in_drips() {
+    let (mut link, call) = pretend();
+    let strange = call + 1000;
+    let said = [
+        frame(PROGRESS, strange, 0, &[]),
+        done(strange, 1),
+        start(strange),
+        start(call),
+        frame(PROGRESS, call, 1, &[7]),
+        done(call, 4711),
+        done(call, 4712),
+    ];
+    for byte in said.concat() {
+        link.write_all(&[byte]).unwrap();
+    }
+    await_the_end(link);
+}
+
+fn garble() {
+    let (mut link, _) = pretend();
+    link.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    await_the_end(link);
+}
+
+fn garble_after_start() {
+    let (mut link, call) = pretend();
+    link.write_all(&start(call)).unwrap();
+    link.write_all(&[0xff; 100_000]).unwrap();
+    await_the_end(link);
+}
+
+fn speak_unknown_kind() {
+    let (mut link, call) = pretend();
+    link.write_all(&[start(call), frame(99, call, 0, &[])].concat())
+        .unwrap();
+    await_the_end(link);
+}
+
+fn speak_as_the_parent() {
+    let (mut link, call) = pretend();
+    link.write_all(&[start(call), frame(CALL, call, 0, &[])].concat())
+        .unwrap();
+    await_the_end(link);
+}
+
+fn lie_about_a_length() {
+    let (mut link, call) = pretend();
+    link.write_all(&start(call)).unwrap();
+    link.write_all(&frame(DONE, call, 1 << 29, &[0; 100_000]))
+        .unwrap();
+    drop(wait_at(&env::var("GATE").unwrap()));
+    process::exit(6);
+}
+
+fn lie_about_a_huge_length() {
+    let (mut link, call) = pretend();
+    link.write_all(&start(call)).unwrap();
+    link.write_all(&frame(DONE, call, u64::MAX, &[0; 100]))
+        .unwrap();
+    await_the_end(link);
+}
+
+fn tear_a_frame() {
+    let (mut link, call) = pretend();
+    link.write_all(&start(call)).unwrap();
+    link.write_all(&frame(DONE, call, 100, &[0; 50])).unwrap();
+    process::exit(6);
+}
+
+fn tear_a_header() {
+    let (mut link, call) = pretend();
+    link.write_all(&start(call)).unwrap();
+    link.write_all(&done(call, 1)[..7]).unwrap();
+    process::exit(6);
+}
+
+fn show_a_wrong_secret() {
+    accept_invitation(|secret| !secret);
+}
+
+fn die_when_connected() {
+    let _link = accept_invitation(|secret| secret);
+    eprintln!("too early");
+    process::exit(5);
+}
+
+fn die_with_the_call() {
+    let _link = pretend();
+    eprintln!("too early");
+    process::exit(5);
+}
+
+/// The first workers are fake, the later ones are real. Tells how many were started.
+fn fake_first(number: u32, program: &'static str, config: Config) -> Arc<AtomicU32> {
+    let started = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&started);
+    install(config.worker_command(move |executable| {
+        match counter.fetch_add(1, Ordering::Relaxed) < number {
+            true => program_as_worker(program),
+            false => Command::new(executable),
+        }
+    }));
+    started
+}
+
+/// The one call that meets the fake worker is lost, for these reasons; the next one is fine.
+fn lost_to(program: &'static str, reasons: &[&str]) -> Error {
+    fake_first(1, program, workers(1));
+    let lost = cpu(pid, ());
+    let next = cpu(pid, ());
+    let error = assert_kind(lost.result(), ErrorKind::WorkerLost);
+    assert_says(
+        &error,
+        &[
+            "`pid` lost its worker process",
+            "started at tests/faults/link.rs:",
+        ],
+    );
+    assert_says(&error, reasons);
+    next.result().unwrap();
+    error
+}
+
+/// The proof that the fakes of the other tests get as far as they shall.
+fn fake_worker_can_serve() {
+    fake_first(1, "serve_in_drips", workers(1));
+    let (listener, values) = ear::<u8>();
+    let call = cpu(pid, ()).on_progress(listener);
+    assert_eq!(call.result().unwrap(), 4711);
+    assert_eq!(values.iter().collect::<Vec<_>>(), [7]);
+}
+
+fn n20_lying_length_prefix_allocates_nothing() {
+    let gate = Gate::new();
+    let path = gate.path();
+    let config = workers(1).worker_command(move |_| {
+        let mut command = program_as_worker("lie_about_a_length");
+        command.env("GATE", &path);
+        command
+    });
+    install(config);
+    let before = resident(process::id());
+    let call = cpu(pid, ());
+    let guest = gate.guest();
+    let grown = resident(process::id()).saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes");
+    guest.leave();
+    let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+    assert_eq!(error.worker_exit().unwrap().code(), Some(6));
+}
+
+fn n20_lying_length_prefix_above_the_limit() {
+    let error = lost_to(
+        "lie_about_a_huge_length",
+        &["a frame longer than the limit arrived"],
+    );
+    assert!(error.worker_exit().is_some());
+}
+
+/// Says that it holds more than it does.
+struct Liar(Vec<u8>);
+
+impl Wire for Liar {
+    fn encode(&self, out: &mut Vec<u8>) {
+        (u64::MAX / 2).encode(out);
+        out.extend(&self.0);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Liar, Error> {
+        Vec::decode(input).map(Liar)
+    }
+}
+
+fn listen_to(lie: Liar) -> usize {
+    lie.0.len()
+}
+
+fn lie() -> Liar {
+    Liar(vec![1; 10])
+}
+
+fn n20_lying_length_in_an_argument() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    let error = assert_kind(
+        cpu(listen_to, (Liar(vec![1; 10]),)).result(),
+        ErrorKind::Codec,
+    );
+    assert_says(&error, &["the arguments of `listen_to`"]);
+    let error = cpu(lie, ()).result().map(drop);
+    assert_kind(error, ErrorKind::Codec);
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+/// It may have said that it started the call, so nobody else gets that.
+fn n21_garbage_frame_before_the_start() {
+    let started = fake_first(1, "garble", workers(1));
+    let error = assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
+    let words = [
+        "`pid` lost its worker process",
+        "something that is no frame arrived",
+    ];
+    assert_says(&error, &words);
+    cpu(pid, ()).result().unwrap();
+    assert_eq!(started.load(Ordering::Relaxed), 2);
+}
+
+fn n21_garbage_frame_after_the_start() {
+    lost_to(
+        "garble_after_start",
+        &["something that is no frame arrived"],
+    );
+}
+
+fn n21_frame_of_an_unknown_kind() {
+    lost_to(
+        "speak_unknown_kind",
+        &["something that is no frame arrived"],
+    );
+}
+
+fn n21_frame_that_only_the_parent_sends() {
+    lost_to("speak_as_the_parent", &[]);
+}
+
+fn n22_truncated_frame() {
+    let error = lost_to("tear_a_frame", &["exit status: 6"]);
+    assert_eq!(error.worker_exit().unwrap().code(), Some(6));
+}
+
+fn n22_truncated_header() {
+    let error = lost_to("tear_a_header", &["exit status: 6"]);
+    assert_eq!(error.worker_exit().unwrap().code(), Some(6));
+}
+
+// ------------------------------------------------------------------------------------ the strangers
+
+/// Starts a worker that takes its time: until what this returns is dropped.
+fn start_slowly() -> (unsync::Unfuture<u32>, impl FnOnce()) {
+    let door = file("door");
+    let status = Command::new("mkfifo").arg(&door).status();
+    assert!(status.unwrap().success());
+    let shell = format!(": < {door}");
+    install(workers(1).worker_command(move |executable| worker_after(&shell, executable)));
+    (cpu(pid, ()), move || drop(fs::File::create(door).unwrap()))
+}
+
+fn is_refused(stranger: &mut dyn Stream) -> bool {
+    // The end, or a reset: what the stranger said was not read to its end.
+    match stranger.read(&mut [0; 32]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
+fn n23_wrong_token_of_a_stranger() {
+    let (call, open) = start_slowly();
+    for length in [0, 1, 15, 16, 17, 100_000] {
+        let mut stranger = address().connect().unwrap();
+        let said = stranger.write_all(&vec![0; length]);
+        assert!(said.is_ok() || length > 16, "{said:?}");
+        if length >= 16 {
+            assert!(is_refused(&mut *stranger), "a stranger was answered");
+        }
+    }
+    open();
+    call.result().unwrap();
+}
+
+fn n23_wrong_token_of_a_worker() {
+    let started = fake_first(u32::MAX, "show_a_wrong_secret", workers(1));
+    let error = assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
+    assert_eq!(error.worker_exit().unwrap().code(), Some(9), "{error}");
+    assert_eq!(started.load(Ordering::Relaxed), 3);
+}
+
+/// They cost time, and nothing else.
+fn n23_silent_strangers() {
+    let (call, open) = start_slowly();
+    let mut strangers: Vec<_> = (0..3).map(|_| address().connect().unwrap()).collect();
+    open();
+    call.result().unwrap();
+    for stranger in &mut strangers {
+        assert!(is_refused(&mut **stranger));
+    }
+}
+
+fn n24_second_connection_refused() {
+    let (call, open) = start_slowly();
+    let address = address();
+    open();
+    call.result().unwrap();
+    let error = address.connect().map(drop).unwrap_err();
+    let refused = match address {
+        Address::Path(_) => io::ErrorKind::NotFound,
+        Address::Port(_) => io::ErrorKind::ConnectionRefused,
+    };
+    assert_eq!(error.kind(), refused, "{error}");
+    cpu(pid, ()).result().unwrap();
+}
+
+// -------------------------------------------------------------------------------- the fake parents
+
+/// A real worker, whose invitation this test writes.
+fn invite(invitation: &[u8]) -> Child {
+    let arguments = [
+        "__unsync_test_worker",
+        "--exact",
+        "--include-ignored",
+        "--nocapture",
+        "--test-threads=1",
+        "-q",
+        "unsync::worker",
+    ];
+    let mut worker = Command::new(env::current_exe().unwrap())
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = worker.stdin.take().unwrap().write_all(invitation);
+    worker
+}
+
+/// How it ended, and what it said.
+fn end_of(mut worker: Child) -> (Option<i32>, String) {
+    let status = wait_within(&mut worker, SOON).expect("the worker leaves");
+    let mut words = String::new();
+    worker
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut words)
+        .unwrap();
+    (status.code(), words)
+}
+
+/// Invites a worker to a listener of this test; gives the connection after the worker's secret.
+fn meet() -> (Child, Box<dyn Stream>, u128) {
+    let (child, parent) = (0x1234_5678_9abc, 0xdef0_1234);
+    let (frame_bytes_max, stack_size) = (1 << 20, 1 << 20);
+    let invite_to = |address| {
+        let mut bytes = Vec::new();
+        let invitation = Invitation {
+            address,
+            child,
+            parent,
+            frame_bytes_max,
+            stack_size,
+        };
+        invitation.encode(&mut bytes);
+        invite(&bytes)
+    };
+    let (worker, mut stream): (_, Box<dyn Stream>) = match link() {
+        Link::Unix => {
+            let path = PathBuf::from(file("link"));
+            let listener = UnixListener::bind(&path).unwrap();
+            let worker = invite_to(Address::Path(path));
+            (worker, Box::new(listener.accept().unwrap().0))
+        }
+        Link::Tcp => {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let worker = invite_to(Address::Port(listener.local_addr().unwrap().port()));
+            (worker, Box::new(listener.accept().unwrap().0))
+        }
+    };
+    let mut secret = [0; 16];
+    stream.read_exact(&mut secret).unwrap();
+    assert_eq!(secret, child.to_le_bytes());
+    (worker, stream, parent)
+}
+
+fn n23_wrong_token_of_a_parent() {
+    let (worker, mut stream, parent) = meet();
+    stream.write_all(&(parent ^ 1).to_le_bytes()).unwrap();
+    let (code, words) = end_of(worker);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(
+        words.contains("this is a worker process and nobody waits for it"),
+        "{words}"
+    );
+}
+
+fn worker_without_an_invitation_leaves() {
+    for invitation in [&b""[..], b"\0", b"nonsense", &[0xff; 5000]] {
+        let (code, words) = end_of(invite(invitation));
+        assert_eq!(code, Some(1), "{words}");
+        assert!(
+            words.contains("this is a worker process and nobody waits for it"),
+            "{words}"
+        );
+    }
+}
+
+fn worker_leaves_when_the_parent_garbles() {
+    let (worker, mut stream, parent) = meet();
+    stream.write_all(&parent.to_le_bytes()).unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
+    let (code, words) = end_of(worker);
+    assert_eq!(code, Some(0), "{words}");
+}
+
+/// Without a directory for its socket, the link goes over TCP.
+fn worker_without_a_temporary_directory() {
+    install(workers(1));
+    cpu(pid, ()).result().unwrap();
+}
+
+// ----------------------------------------------------------------------------------- crash loops
+
+fn die_before_the_start(program: &'static str) {
+    let started = fake_first(u32::MAX, program, workers(2));
+    let calls: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
+    for call in calls {
+        let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+        assert_says(
+            &error,
+            &["`pid`", "too early", "started at tests/faults/link.rs:"],
+        );
+        assert_eq!(error.worker_exit().unwrap().code(), Some(5));
+    }
+    let started = started.load(Ordering::Relaxed);
+    println!("{started} workers were started");
+    assert!(started <= 60, "{started}");
+}
+
+fn n48_worker_that_dies_when_connected() {
+    die_before_the_start("die_when_connected");
+}
+
+fn n48_worker_that_dies_with_the_call() {
+    die_before_the_start("die_with_the_call");
+}
+
+unsync::register!(listen_to, lie);

@@ -1,0 +1,588 @@
+//! Workers that do not start: because of the executable, the system, the settings, or the program.
+
+use std::env;
+use std::error::Error as _;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{self, Command, Stdio};
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use unsync::{ErrorKind, cpu};
+
+use crate::scenario::{
+    Gate, SOON, children, file, is_gone, kill, program_at, threads, until, wait_within,
+    worker_after,
+};
+use crate::*;
+
+scenarios! {
+    programs: [
+        delete_itself, delete_itself_under_a_wrapper, replace_itself, replace_itself_under_a_wrapper,
+        run_out_of_processes,
+    ]
+    n39_exe_deleted;
+    n39_exe_deleted_under_a_wrapper;
+    n40_exe_replaced;
+    n40_exe_replaced_under_a_wrapper;
+    n41_exe_missing_override;
+    n41_exe_not_executable;
+    n41_exe_of_no_known_format;
+    n41_exe_missing_for_a_while;
+    n42_cwd_missing;
+    n42_cwd_of_the_parent_deleted;
+    n43_eagain_backoff;
+    n44_emfile_backoff in "ulimit -n 64";
+    n44_emfile_for_good in "ulimit -n 64";
+    n44_emfile_waits_for_the_living in "ulimit -n 64";
+    n44_emfile_at_every_step in "ulimit -n 64";
+    n47_nested_cpu_runs_in_the_same_process;
+    n48_crash_loop_cap;
+    n48_crash_loop_waits_for_the_living;
+    n50_never_connects_timeout;
+    n50_never_connects_shutdown;
+    warm_starts_all_workers_and_no_more;
+    worker_command_decides_on_environment_and_directory;
+    worker_under_a_long_temporary_path
+        in "TMPDIR=$UNSYNC_TEST_HOME/$(printf '%0100d' 0); mkdir $TMPDIR";
+    stack_is_as_large_as_it_was_asked_for;
+}
+
+// ---------------------------------------------------------------------------------- the executable
+
+/// Runs a program from a copy of this executable, which it may do with what it likes.
+fn run_copy(play: &str) {
+    let copy = file("copy");
+    fs::copy(env::current_exe().unwrap(), &copy).unwrap();
+    let mut program = program_at(Path::new(&copy), play).spawn().unwrap();
+    let status = wait_within(&mut program, SOON).expect("the program ends");
+    assert!(status.success(), "{status}");
+}
+
+/// Workers are to be had, and further ones too.
+fn use_two_workers() {
+    let worker = cpu(pid, ()).result().unwrap();
+    kill("KILL", &[worker]);
+    assert_ne!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+fn delete_itself() {
+    fs::remove_file(env::current_exe().unwrap()).unwrap();
+    install(workers(1));
+    use_two_workers();
+}
+
+/// The path that a wrapper is given has to mean this very executable too.
+fn delete_itself_under_a_wrapper() {
+    fs::remove_file(env::current_exe().unwrap()).unwrap();
+    install(workers(1).worker_command(|executable| worker_after("", executable)));
+    use_two_workers();
+}
+
+fn n39_exe_deleted() {
+    run_copy("delete_itself");
+    assert!(!Path::new(&file("copy")).exists());
+}
+
+fn n39_exe_deleted_under_a_wrapper() {
+    run_copy("delete_itself_under_a_wrapper");
+}
+
+fn put_another_in_its_place() {
+    let other = file("other");
+    fs::write(&other, "#!/bin/sh\nexit 77\n").unwrap();
+    fs::set_permissions(&other, PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(other, env::current_exe().unwrap()).unwrap();
+}
+
+fn replace_itself() {
+    put_another_in_its_place();
+    install(workers(1));
+    use_two_workers();
+}
+
+fn replace_itself_under_a_wrapper() {
+    put_another_in_its_place();
+    install(workers(1).worker_command(|executable| worker_after("", executable)));
+    use_two_workers();
+}
+
+fn n40_exe_replaced() {
+    run_copy("replace_itself");
+    assert_eq!(
+        fs::read_to_string(file("copy")).unwrap(),
+        "#!/bin/sh\nexit 77\n"
+    );
+}
+
+fn n40_exe_replaced_under_a_wrapper() {
+    run_copy("replace_itself_under_a_wrapper");
+}
+
+/// All calls fail soon and for this reason, earlier and later ones.
+fn assert_no_worker(kind: io::ErrorKind) {
+    let started = Instant::now();
+    for _ in 0..2 {
+        let calls: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
+        for call in calls {
+            let error = assert_kind(call.result(), ErrorKind::Os);
+            assert_says(&error, &["`pid`", "started at tests/faults/start.rs:"]);
+            let source = error.source().expect("what the system said");
+            let source = source
+                .downcast_ref::<io::Error>()
+                .expect("what the system said");
+            assert_eq!(source.kind(), kind, "{error}");
+        }
+    }
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+}
+
+fn n41_exe_missing_override() {
+    install(workers(2).worker_command(|_| Command::new("/no/such/worker")));
+    assert_no_worker(io::ErrorKind::NotFound);
+}
+
+fn n41_exe_not_executable() {
+    let path = file("worker");
+    fs::write(&path, "#!/bin/sh\n").unwrap();
+    install(workers(2).worker_command(move |_| Command::new(&path)));
+    assert_no_worker(io::ErrorKind::PermissionDenied);
+}
+
+fn n41_exe_of_no_known_format() {
+    let path = file("worker");
+    fs::write(&path, [0; 100]).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    install(workers(2).worker_command(move |_| Command::new(&path)));
+    let error = assert_kind(cpu(pid, ()).result(), ErrorKind::Os);
+    let source = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
+    assert_eq!(source.raw_os_error(), Some(8), "{error}");
+}
+
+fn n41_exe_missing_for_a_while() {
+    let path = file("worker");
+    let given = path.clone();
+    install(workers(2).worker_command(move |_| Command::new(&given)));
+    assert_no_worker(io::ErrorKind::NotFound);
+    std::os::unix::fs::symlink(env::current_exe().unwrap(), path).unwrap();
+    let calls: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
+    for call in calls {
+        call.result().unwrap();
+    }
+}
+
+fn n42_cwd_missing() {
+    install(workers(2).worker_command(|executable| {
+        let mut command = Command::new(executable);
+        command.current_dir("/no/such/directory");
+        command
+    }));
+    assert_no_worker(io::ErrorKind::NotFound);
+}
+
+fn n42_cwd_of_the_parent_deleted() {
+    let directory = file("directory");
+    fs::create_dir(&directory).unwrap();
+    env::set_current_dir(&directory).unwrap();
+    fs::remove_dir(&directory).unwrap();
+    install(workers(1));
+    cpu(pid, ()).result().unwrap();
+}
+
+// ------------------------------------------------------------------------------------- the system
+
+/// Threads that do nothing but count.
+struct Crowd(Vec<(Sender<()>, thread::JoinHandle<()>)>);
+
+impl Crowd {
+    /// As many as the system allows.
+    fn gather() -> Crowd {
+        let mut crowd = Vec::new();
+        loop {
+            let (stay, left) = mpsc::channel::<()>();
+            let thread = thread::Builder::new().stack_size(64 << 10).spawn(move || {
+                let _ = left.recv();
+            });
+            match thread {
+                Ok(thread) => crowd.push((stay, thread)),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+                    return Crowd(crowd);
+                }
+            }
+        }
+    }
+
+    fn disperse(&mut self, number: usize) {
+        for (stay, thread) in self.0.drain(..number) {
+            drop(stay);
+            thread.join().unwrap();
+        }
+    }
+
+    fn disperse_all(mut self) {
+        self.disperse(self.0.len());
+    }
+}
+
+/// For a user that may have few processes, threads included.
+fn run_out_of_processes() {
+    install(workers(2));
+    let before = threads().len();
+    // Not even the thread of an attendant is to be had.
+    let crowd = Crowd::gather();
+    let error = assert_kind(cpu(pid, ()).result(), ErrorKind::Os);
+    assert_says(&error, &["`pid`", "started at tests/faults/start.rs:"]);
+    crowd.disperse_all();
+
+    // There is a worker, and a second one cannot be had: the calls wait for the first.
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    let crowd = Crowd::gather();
+    let queued: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
+    assert!(!running.is_done() && !queued.iter().any(unsync::Unfuture::is_done));
+    let worker = guest.process;
+    guest.leave();
+    running.result().unwrap();
+    for call in queued {
+        assert_eq!(call.result().unwrap(), worker);
+    }
+    assert_kind(cpu(abort, ()).result(), ErrorKind::WorkerLost);
+    until("the worker's threads have gone", || {
+        threads().len() == crowd.0.len() + before
+    });
+    crowd.disperse_all();
+
+    // The attendant gets its thread, and no process. It tries again.
+    let mut crowd = Crowd::gather();
+    crowd.disperse(1);
+    let call = cpu(pid, ());
+    crowd.disperse_all();
+    call.result().unwrap();
+    unsync::shutdown(SOON).unwrap();
+    println!("out of processes, and in again");
+}
+
+/// Root may have as many as it likes, and any other user has some already: so this takes root, to be a
+/// user that nobody is.
+fn n43_eagain_backoff() {
+    let identity = Command::new("id").arg("-u").output().unwrap().stdout;
+    if identity != b"0\n" {
+        println!("not root: nothing is tested");
+        return;
+    }
+    let (room, executable) = (file("room"), file("room/test"));
+    fs::create_dir(&room).unwrap();
+    for directory in [room.as_str(), &file("")] {
+        fs::set_permissions(directory, PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    fs::copy(env::current_exe().unwrap(), &executable).unwrap();
+    let program = program_at(Path::new(&executable), "run_out_of_processes");
+    let nobody = (100_000 + process::id()).to_string();
+    let mut limited = Command::new("setpriv");
+    limited
+        .args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"])
+        .args(["prlimit", "--nproc=60"])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .envs(
+            program
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .env("TMPDIR", &room)
+        .process_group(0);
+    let mut program = limited.spawn().unwrap();
+    let status = wait_within(&mut program, SOON).expect("the program ends");
+    assert!(status.success(), "{status}");
+    fs::remove_file(executable).unwrap();
+    assert_eq!(fs::read_dir(room).unwrap().count(), 0);
+}
+
+/// All descriptors that are to be had.
+fn hoard() -> Vec<File> {
+    let mut files = Vec::new();
+    loop {
+        match File::open("/dev/null") {
+            Ok(file) => files.push(file),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(24), "{error}");
+                return files;
+            }
+        }
+    }
+}
+
+fn n44_emfile_backoff() {
+    install(workers(1));
+    let files = hoard();
+    let call = cpu(pid, ());
+    // Its attendant has the trouble, and tries again.
+    drop(files);
+    call.result().unwrap();
+}
+
+fn n44_emfile_for_good() {
+    install(workers(2));
+    let files = hoard();
+    let calls: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
+    for call in calls {
+        let error = assert_kind(call.result(), ErrorKind::Os);
+        assert_says(&error, &["`pid`", "started at tests/faults/start.rs:"]);
+        let source = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
+        assert_eq!(source.raw_os_error(), Some(24), "{error}");
+    }
+    drop(files);
+    cpu(pid, ()).result().unwrap();
+}
+
+fn n44_emfile_waits_for_the_living() {
+    install(workers(2));
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    let files = hoard();
+    let queued: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
+    let worker = guest.process;
+    guest.leave();
+    running.result().unwrap();
+    for call in queued {
+        assert_eq!(call.result().unwrap(), worker);
+    }
+    drop(files);
+}
+
+/// However few descriptors there are: a call is run, or it says why not; and nothing leaks.
+fn n44_emfile_at_every_step() {
+    install(workers(1));
+    for free in [1, 3, 5, 6, 7, 8] {
+        let mut files = hoard();
+        files.truncate(files.len() - free);
+        match cpu(pid, ()).result() {
+            Ok(worker) => {
+                println!("{free} descriptors are enough");
+                kill("KILL", &[worker]);
+                until("the worker is reaped", || is_gone(worker));
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Os, "{error}");
+                println!("{free} descriptors are not enough: {error}");
+            }
+        }
+    }
+    cpu(pid, ()).result().unwrap();
+}
+
+// ------------------------------------------------------------------------------------ the program
+
+/// Calls itself, in a worker: gives the processes on the way down.
+fn nest(depth: u32) -> Vec<u32> {
+    let mut processes = vec![process::id()];
+    if depth > 0 {
+        unsync::warm();
+        processes.extend(cpu(nest, (depth - 1,)).result().unwrap());
+    }
+    processes
+}
+
+fn nest_and_panic() -> String {
+    cpu(panic_at_last, ()).result().unwrap_err().to_string()
+}
+
+fn panic_at_last() {
+    panic!("at last");
+}
+
+fn nest_and_abort() {
+    cpu(abort, ()).result().unwrap();
+}
+
+fn abort() {
+    process::abort();
+}
+
+fn n47_nested_cpu_runs_in_the_same_process() {
+    install(workers(2));
+    let processes = cpu(nest, (20,)).result().unwrap();
+    assert_eq!(processes, vec![processes[0]; 21]);
+    assert_eq!(children().into_iter().collect::<Vec<_>>(), [processes[0]]);
+    let text = cpu(nest_and_panic, ()).result().unwrap();
+    assert!(text.contains("panic") && text.contains("at last"), "{text}");
+    let error = assert_kind(cpu(nest_and_abort, ()).result(), ErrorKind::WorkerLost);
+    assert_says(&error, &["`nest_and_abort`", "SIGABRT"]);
+}
+
+// ------------------------------------------------------------------------------------ crash loops
+
+/// Workers that end at once, until a file says that the trouble is over. The other file tells how many
+/// were started.
+fn trouble() -> (unsync::Config, String, String) {
+    let (starts, over) = (file("starts"), file("over"));
+    let shell = format!("echo 1 >> {starts}; [ -e {over} ] || {{ echo boom >&2; exit 7; }}");
+    let config = workers(2).worker_command(move |executable| worker_after(&shell, executable));
+    (config, starts, over)
+}
+
+fn n48_crash_loop_cap() {
+    let (config, starts, over) = trouble();
+    install(config);
+    let calls: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
+    for call in calls {
+        let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+        assert_eq!(error.worker_exit().unwrap().code(), Some(7));
+        let hints = ["`pid`", "exit status: 7", "boom", "`unsync::init()`"];
+        assert_says(&error, &hints);
+        assert_says(&error, &["started at tests/faults/start.rs:"]);
+    }
+    assert!(unsync::drain(SOON));
+    let started = notes(&starts).len();
+    println!("{started} workers were started");
+    assert!(started <= 12, "{started}");
+    File::create(over).unwrap();
+    cpu(pid, ()).result().unwrap();
+}
+
+/// As long as there is a worker, calls wait for it rather than fail.
+fn n48_crash_loop_waits_for_the_living() {
+    let (config, starts, over) = trouble();
+    File::create(&over).unwrap();
+    install(config);
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    fs::remove_file(over).unwrap();
+    let queued: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
+    until("a second worker was tried", || notes(&starts).len() >= 4);
+    assert!(!queued.iter().any(unsync::Unfuture::is_done));
+    let worker = guest.process;
+    guest.leave();
+    running.result().unwrap();
+    for call in queued {
+        assert_eq!(call.result().unwrap(), worker);
+    }
+    let started = notes(&starts).len();
+    println!("{started} workers were started");
+    assert!(started <= 40, "{started}");
+}
+
+fn hang(executable: &Path) -> Command {
+    let mut command = worker_after("echo stuck >&2; exec sleep 600", executable);
+    command.stdout(Stdio::null());
+    command
+}
+
+fn n50_never_connects_timeout() {
+    let limit = Duration::from_millis(300);
+    install(workers(1).start_timeout(limit).worker_command(hang));
+    let started = Instant::now();
+    let calls: Vec<_> = (0..3).map(|_| cpu(pid, ())).collect();
+    for call in calls {
+        let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+        assert_says(
+            &error,
+            &[
+                "`pid`",
+                "300ms",
+                "stuck",
+                "started at tests/faults/start.rs:",
+            ],
+        );
+    }
+    let took = started.elapsed();
+    assert!(
+        took >= limit && took < limit + Duration::from_secs(10),
+        "{took:?}"
+    );
+    until("the hanging worker is reaped", || children().is_empty());
+}
+
+fn n50_never_connects_shutdown() {
+    install(
+        workers(1)
+            .start_timeout(Duration::from_secs(3600))
+            .worker_command(hang),
+    );
+    let call = cpu(pid, ());
+    until("the worker is there", || !children().is_empty());
+    let asked = Instant::now();
+    let outcome = unsync::shutdown(Duration::from_secs(2));
+    println!("shut down after {:?}: {outcome:?}", asked.elapsed());
+    if outcome.is_err() {
+        kill("KILL", &children().into_iter().collect::<Vec<_>>());
+    }
+    outcome.unwrap();
+    assert!(children().is_empty());
+    assert_kind(call.result(), ErrorKind::ShutDown);
+}
+
+// -------------------------------------------------------------------------------------- set-up
+
+fn warm_starts_all_workers_and_no_more() {
+    install(workers(3));
+    unsync::warm();
+    until("three workers are there", || children().len() == 3);
+    unsync::warm();
+    let started = children();
+    let used = idle_workers(3);
+    assert!(used.iter().all(|worker| started.contains(worker)));
+    assert_eq!(children(), started);
+}
+
+fn surroundings() -> (Option<String>, Option<String>, String) {
+    let directory = env::current_dir().unwrap().to_string_lossy().into_owned();
+    (env::var("ADDED").ok(), env::var("TMPDIR").ok(), directory)
+}
+
+fn worker_command_decides_on_environment_and_directory() {
+    let directory = file("directory");
+    fs::create_dir(&directory).unwrap();
+    let inside = directory.clone();
+    install(workers(1).worker_command(move |executable| {
+        let mut command = Command::new(executable);
+        command
+            .env("ADDED", "there")
+            .env_remove("TMPDIR")
+            .current_dir(&inside);
+        command
+    }));
+    let seen = cpu(surroundings, ()).result().unwrap();
+    assert_eq!(seen, (Some("there".to_owned()), None, directory));
+}
+
+/// Too long for the address of a socket: the link goes over TCP.
+fn worker_under_a_long_temporary_path() {
+    assert!(env::temp_dir().as_os_str().len() > 108);
+    install(workers(1));
+    cpu(pid, ()).result().unwrap();
+}
+
+/// Uses so many KiB of stack.
+fn dig(depth: u32) -> u32 {
+    let ground = std::hint::black_box([depth as u8; 1024]);
+    if depth == 0 {
+        0
+    } else {
+        u32::from(ground[7] == depth as u8) + dig(depth - 1)
+    }
+}
+
+fn stack_is_as_large_as_it_was_asked_for() {
+    install(workers(1).stack_size(64 << 20));
+    // The frames of a debug build are larger than what they hold.
+    assert_eq!(cpu(dig, (20 << 10,)).result().unwrap(), 20 << 10);
+}
+
+unsync::register!(
+    nest,
+    nest_and_panic,
+    panic_at_last,
+    nest_and_abort,
+    abort,
+    surroundings,
+    dig,
+);
