@@ -66,43 +66,12 @@ where
     A: Wire,
     F::Output: Send + 'static,
 {
-    match prepare(origin, entrypoint, args) {
-        Ok(call) => call.start(),
-        Err(error) => Unfuture::failed(error),
+    if !is_worker() {
+        return processes::call(origin, entrypoint, args);
     }
-}
-
-/// A call that was checked and encoded, and waits to be started.
-pub(crate) enum Prepared<T> {
-    /// For a worker process.
-    Remote(processes::Prepared<T>),
-    /// For this process, which is a worker.
-    Nested(Origin, processes::Nested<T>),
-}
-
-pub(crate) fn prepare<F, A>(
-    origin: Origin,
-    entrypoint: F,
-    args: A,
-) -> Result<Prepared<F::Output>, Error>
-where
-    F: Entrypoint<A>,
-    A: Wire,
-    F::Output: Send + 'static,
-{
-    let prepared = match is_worker() {
-        false => processes::prepare(origin, entrypoint, args).map(Prepared::Remote),
-        true => processes::nested(entrypoint, args).map(|call| Prepared::Nested(origin, call)),
-    };
-    prepared.map_err(|error| error.started_at(origin))
-}
-
-impl<T: Wire + Send + 'static> Prepared<T> {
-    pub(crate) fn start(self) -> Unfuture<T> {
-        match self {
-            Prepared::Remote(call) => call.submit(),
-            Prepared::Nested(origin, call) => thread_at(origin, call).flatten(),
-        }
+    match processes::nested(entrypoint, args) {
+        Ok(call) => thread_at(origin, call).flatten(),
+        Err(error) => Unfuture::failed(error.started_at(origin)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Many at once.
 //!
-//! Nobody polls here: each piece of work reports when it ends, so that n pieces cost n steps, whatever
-//! their order.
+//! Nobody polls here: each piece of work reports when it ends, so that n pieces cost n steps,
+//! whatever their order.
 //!
 //! Floor 4: imports the future.
 
@@ -49,8 +49,8 @@ where
 
 /// Waits for all: what became of each, in the order of the input.
 ///
-/// It does not fail. Cancelling it, and a deadline, ends it at once: the works that have not ended are
-/// cancelled and told as such, beside the outcomes that are there. Of nothing it is ready.
+/// It does not fail. Cancelling it, and a deadline, ends it at once: the works that have not ended
+/// are cancelled and told as such, beside the outcomes that are there. Of nothing it is ready.
 ///
 /// # Examples
 ///
@@ -153,7 +153,7 @@ struct Settling<T> {
 
 impl<T: Send + 'static> Stop for Settling<T> {
     fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        // Before any is stopped: what they end as by that takes its time, or is a value all the same.
+        // Before any is stopped: a job may give its value all the same, and the rest takes time.
         let resolved = lock(&self.open).take();
         self.all.stop_each(reason);
         if let Some(Gathering { promise, parts, .. }) = resolved {
@@ -174,12 +174,13 @@ impl<T: Send + 'static> Stop for Settling<T> {
 
 /// The first to finish wins, with a value or an error; the others are cancelled.
 ///
-/// A losing call in a worker process is killed. A losing thread job that runs goes on unheard, since a
-/// thread cannot be stopped. Cancelling the race cancels them all.
+/// A losing call in a worker process is killed. A losing thread job that runs goes on unheard,
+/// since a thread cannot be stopped. Cancelling the race cancels them all.
 ///
 /// # Errors
 ///
-/// Resolves as the winner if that failed, and as [`ErrorKind::Abandoned`] if there is nobody to win.
+/// Resolves as the winner if that failed, and as [`ErrorKind::Abandoned`] if there is nobody to
+/// win.
 ///
 /// # Examples
 ///

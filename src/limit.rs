@@ -19,19 +19,18 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::ambient::spawn_at;
-use crate::chain::prepare;
+use crate::ambient::{self, spawn_at};
 use crate::error::{Origin, discard};
-use crate::processes::{Entrypoint, Wire};
-use crate::threads::thread_at;
+use crate::processes::{self, Entrypoint, Wire, is_worker};
+use crate::threads;
 use crate::unfuture::Unfuture;
 
 /// At most so many of its works run at once, of all three kinds together; the others wait in order.
 ///
-/// What it gives is an [`Unfuture`] as any other. Cancelling one that waits takes it out of the line;
-/// once it runs, cancelling it does what it does to work of its kind, and
-/// [`run_timeout`](Unfuture::run_timeout) counts from there. A place is free again when the work has
-/// really ended: a thread job that runs on after its deadline keeps it.
+/// What it gives is an [`Unfuture`] as any other. Cancelling one that waits takes it out of the
+/// line; once it runs, cancelling it does what it does to work of its kind, and
+/// [`run_timeout`](Unfuture::run_timeout) counts from there. A place is free again when the work
+/// has really ended: a thread job that runs on after its deadline keeps it.
 ///
 /// Clones are the same limit. Work that waits for other work of the same limit keeps its place
 /// meanwhile, so enough of it waits for ever: give the inner work a limit of its own.
@@ -73,7 +72,8 @@ impl Limit {
         F::Output: Send + 'static,
     {
         let origin = Location::caller();
-        self.run(origin, move || spawn_at(origin, future))
+        let (task, start) = ambient::prepare(origin, future);
+        self.run(origin, task, start)
     }
 
     /// [`thread`](crate::thread()), when its turn has come.
@@ -84,7 +84,8 @@ impl Limit {
         T: Send + 'static,
     {
         let origin = Location::caller();
-        self.run(origin, move || thread_at(origin, closure))
+        let (job, start) = threads::prepare(origin, closure);
+        self.run(origin, job, start)
     }
 
     /// [`cpu`](crate::cpu()), when its turn has come. The arguments are encoded at once.
@@ -96,23 +97,35 @@ impl Limit {
         F::Output: Send + 'static,
     {
         let origin = Location::caller();
-        match prepare(origin, entrypoint, args) {
-            Ok(call) => self.run(origin, move || call.start()),
-            Err(error) => Unfuture::failed(error),
-        }
+        let limited = match is_worker() {
+            false => processes::prepare(origin, entrypoint, args)
+                .map(|(call, start)| self.run(origin, call, start)),
+            true => processes::nested(entrypoint, args).map(|call| {
+                let (job, start) = threads::prepare(origin, call);
+                self.run(origin, job.flatten(), start)
+            }),
+        };
+        limited.unwrap_or_else(|error| Unfuture::failed(error.started_at(origin)))
     }
 
-    fn run<T, S>(&self, origin: Origin, start: S) -> Unfuture<T>
+    /// Has work started in its turn.
+    fn run<T, S>(&self, origin: Origin, work: Unfuture<T>, start: S) -> Unfuture<T>
     where
         T: Send + 'static,
-        S: FnOnce() -> Unfuture<T> + Send + 'static,
+        S: FnOnce() + Send + 'static,
     {
+        let begin = |(permit, work, start): (Permit, Unfuture<T>, S)| {
+            let held = permit.hold(work);
+            start();
+            held
+        };
         match Gate::enter(&self.0) {
-            Ok(permit) => permit.hold(start()),
+            Ok(permit) => begin((permit, work, start)),
             Err(turn) => {
-                #[allow(clippy::async_yields_async, reason = "flattened, to be stopped as one")]
-                let queued = async move { turn.await.hold(start()) };
-                spawn_at(origin, queued).flatten_queued()
+                let known = work.stopper();
+                // Started after the task has ended, so that there is always one thing to stop.
+                let queued = spawn_at(origin, async move { (turn.await, work, start) });
+                queued.proceed(known, begin)
             }
         }
     }

@@ -42,8 +42,8 @@ impl<T: Send + 'static> From<JoinHandle<T>> for Unfuture<T> {
 
 /// The first value of a channel, or [`ErrorKind::Abandoned`] if it is closed without one.
 ///
-/// Later values are dropped with the channel. Cancelling it does nothing once a pool thread waits: drop
-/// the senders.
+/// Later values are dropped with the channel. Cancelling it does nothing once a pool thread waits:
+/// drop the senders.
 ///
 /// # Examples
 ///
@@ -69,9 +69,9 @@ impl<T: Send + 'static> From<Receiver<T>> for Unfuture<T> {
 
 /// The exit status of a child process. Cancelling it, or a deadline, kills the process.
 ///
-/// The child is reaped, however it ends; only if there is no thread to wait for it, it is left alone, as
-/// std does it. Its standard input is closed, as by [`Child::wait`]; take piped output out before, and
-/// read it, or the child may wait for ever with a full pipe.
+/// The child is reaped, however it ends; only if there is no thread to wait for it, it is left
+/// alone, as std does it. Its standard input is closed, as by [`Child::wait`]; take piped output
+/// out before, and read it, or the child may wait for ever with a full pipe.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! A thread for a value that must stay on one.
 //!
 //! ```text
-//!   call(f) ──▶ queue ──▶ the thread: make the value; take a call, run it, take the next; drop the value
+//!   call(f) ──▶ queue ──▶ the thread: make the value; run one call after the other; drop the value
 //! ```
 //!
 //! The thread is the value's own, so its calls may block as long as they like and count against no
@@ -27,13 +27,13 @@ use crate::unfuture::{Reason, Stop, Unfuture, Work};
 
 /// A value on a thread of its own, which it never leaves: it need not be `Send`.
 ///
-/// For what must stay where it was made: a connection, the handle of a window, the context of a foreign
-/// library, anything with an [`Rc`](std::rc::Rc) in it. The closure that makes it runs on its thread, and
-/// so does everything that is done with it, one call after the other. Dropping the `Pinned` ends the
-/// thread after the calls that were queued, and the value with it.
+/// For what must stay where it was made: a connection, the handle of a window, the context of a
+/// foreign library, anything with an [`Rc`](std::rc::Rc) in it. The closure that makes it runs on
+/// its thread, and so does everything that is done with it, one call after the other. Dropping the
+/// `Pinned` ends the thread after the calls that were queued, and the value with it.
 ///
-/// It has an owner, so [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone; like any
-/// thread that nobody joins, it ends unheard with the process.
+/// It has an owner, so [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone;
+/// like any thread that nobody joins, it ends unheard with the process.
 ///
 /// If making the value panics, every call fails as that panic. If the operating system refuses the
 /// thread, every call fails as [`ErrorKind::Os`](crate::ErrorKind::Os).
@@ -82,15 +82,15 @@ impl<V: 'static> Pinned<V> {
 
     /// Runs a closure with the value, after those that were queued before.
     ///
-    /// [`cancel`](Unfuture::cancel) skips a call that is queued; its closure is dropped when its turn
-    /// comes. One that runs cannot be stopped; it sees [`is_cancelled`](crate::is_cancelled) and gives
-    /// its value. Waiting in it for any other work is fine.
+    /// [`cancel`](Unfuture::cancel) skips a call that is queued; its closure is dropped when its
+    /// turn comes. One that runs cannot be stopped; it sees [`is_cancelled`](crate::is_cancelled)
+    /// and gives its value. Waiting in it for any other work is fine.
     ///
     /// # Errors
     ///
-    /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if the closure
-    /// panics. The value stays as the panic left it, and later calls get it like that: as with a
-    /// `Mutex`, whose poison is ignored.
+    /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if the
+    /// closure panics. The value stays as the panic left it, and later calls get it like that: as
+    /// with a `Mutex`, whose poison is ignored.
     #[track_caller]
     pub fn call<F, R>(&self, f: F) -> Unfuture<R>
     where

@@ -1,8 +1,8 @@
 //! One run, many waiters.
 //!
-//! The outcome is kept for all; whoever asks gets a clone, made on the spot and outside of every lock.
-//! The ending itself is an `Unfuture` as any other: it cancels, and threads wait for it. Only tasks are
-//! kept here, because a slot wakes one and these are many.
+//! The outcome is kept for all; whoever asks gets a clone, made on the spot and outside of every
+//! lock. The ending itself is an `Unfuture` as any other: it cancels, and threads wait for it. Only
+//! tasks are kept here, because a slot wakes one and these are many.
 //!
 //! Floor 4: imports the future.
 
@@ -53,9 +53,9 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 
 /// An [`Unfuture`] with many owners, made by [`Unfuture::shared`]: many waiters, one run.
 ///
-/// Each clone waits for itself and gives a clone of the outcome, as often as it is asked. Put what is
-/// costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek). The last clone to be
-/// dropped lets the work go on, or cancels it if it is tied by
+/// Each clone waits for itself and gives a clone of the outcome, as often as it is asked. Put what
+/// is costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek). The last clone to
+/// be dropped lets the work go on, or cancels it if it is tied by
 /// [`cancel_on_drop`](Unfuture::cancel_on_drop).
 pub struct Shared<T> {
     kept: Arc<Kept<T>>,

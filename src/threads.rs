@@ -67,14 +67,31 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
+    let (job, submit) = prepare(origin, closure);
+    submit();
+    job
+}
+
+/// A job, and what queues it.
+pub(crate) fn prepare<F, T>(
+    origin: Origin,
+    closure: F,
+) -> (Unfuture<T>, impl FnOnce() + Send + 'static)
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
     let job = Arc::new(Closure::new(closure, origin));
-    match settings() {
-        Ok(_) => POOL.submit(job.clone()),
-        Err(error) => {
-            job.refuse(error);
+    let submit = {
+        let job = job.clone();
+        move || match settings() {
+            Ok(_) => POOL.submit(job),
+            Err(error) => {
+                job.refuse(error);
+            }
         }
-    }
-    Unfuture::of(job)
+    };
+    (Unfuture::of(job), submit)
 }
 
 // --------------------------------------------------------------------------------------- the job

@@ -298,69 +298,43 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// assert_eq!(outer.flatten().result().unwrap(), 1);
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
-        self.flatten_as(false)
-    }
-
-    /// [`flatten`](Unfuture::flatten) for outer work that does nothing but wait for its turn: the
-    /// whole begins when the inner work does.
-    pub(crate) fn flatten_queued(self) -> Unfuture<T> {
-        self.flatten_as(true)
-    }
-
-    fn flatten_as(self, queued: bool) -> Unfuture<T> {
-        let stage = Stage {
-            current: self.stopper(),
-            reason: None,
-            queued,
-            asked: Some(Vec::new()),
-        };
-        let stages = Arc::new(Stages(Mutex::new(stage)));
-        let (promise, flat) = self.derive(Some(stages.clone()));
-        self.when_done(move |outcome| match outcome {
-            Ok(inner) => {
-                stages.advance(inner.stopper());
-                inner.when_done(move |outcome| promise.finish(outcome));
-            }
-            Err(error) => promise.fail(error),
-        });
-        flat
+        self.proceed(None, |inner| inner)
     }
 }
 
-/// What a flattened `Unfuture` stops and watches: the work that is under way.
-struct Stages(Mutex<Stage>);
+/// What an `Unfuture` of two works, one after the other, stops: the one that is under way, and the
+/// reason to stop, if there was one. It is kept, because a stop may come when the outer work has just
+/// ended and the inner has not been started yet.
+struct Stages {
+    stage: Mutex<Stage>,
+    /// The inner work, where it is known from the start.
+    known: Option<Arc<dyn Stop>>,
+}
 
 struct Stage {
     current: Option<Arc<dyn Stop>>,
-    /// The reason to stop, if there was one. It is kept, because a stop may come when the outer work
-    /// has just ended and the inner is not known yet.
     reason: Option<Reason>,
-    /// Whether the outer work only waits for its turn.
-    queued: bool,
-    /// What the inner work is to be asked; `None` once it is known.
-    asked: Option<Vec<Ask>>,
 }
-
-type Ask = Box<dyn FnOnce(Arc<dyn Stop>) + Send>;
 
 impl Stages {
     fn lock(&self) -> MutexGuard<'_, Stage> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn advance(&self, inner: Option<Arc<dyn Stop>>) {
         let mut stage = self.lock();
         let outer = mem::replace(&mut stage.current, inner.clone());
-        let (reason, asked) = (stage.reason, stage.asked.take());
+        let reason = stage.reason;
         drop(stage);
         drop(outer);
-        let Some(inner) = inner else { return };
-        for ask in asked.into_iter().flatten() {
-            ask(Arc::clone(&inner));
-        }
-        if let Some(reason) = reason {
+        if let (Some(inner), Some(reason)) = (inner, reason) {
             inner.stop(reason);
         }
+    }
+
+    /// What is to be watched.
+    fn watched(&self) -> Option<Arc<dyn Stop>> {
+        self.known.clone().or_else(|| self.lock().current.clone())
     }
 }
 
@@ -370,33 +344,18 @@ impl Stop for Stages {
         stage.reason.get_or_insert(reason);
         let current = stage.current.clone();
         drop(stage);
-        current.is_some_and(|work| work.stop(reason))
+        current.is_some_and(|stage| stage.stop(reason))
     }
 
     fn when_begun(self: Arc<Self>, call: OnBegin) {
-        let mut stage = self.lock();
-        let queued = stage.queued;
-        if let Some(asked) = stage.asked.as_mut().filter(|_| queued) {
-            return asked.push(Box::new(move |inner| inner.when_begun(call)));
-        }
-        let current = stage.current.clone();
-        drop(stage);
-        match current {
+        match self.watched() {
             Some(work) => work.when_begun(call),
             None => call(),
         }
     }
 
-    /// Progress is that of the inner work: outer work says nothing, since an `Unfuture` cannot come
-    /// from a worker process.
     fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
-        let mut stage = self.lock();
-        if let Some(asked) = &mut stage.asked {
-            return asked.push(Box::new(move |inner| inner.when_progress(watcher)));
-        }
-        let current = stage.current.clone();
-        drop(stage);
-        if let Some(work) = current {
+        if let Some(work) = self.watched() {
             work.when_progress(watcher);
         }
     }
@@ -554,6 +513,34 @@ impl<T> Unfuture<T> {
             Some(work) => work.slot().when_done(Box::new(next)),
             None => next(Err(already_taken())),
         }
+    }
+
+    /// Goes on with the work that `start` starts from the value, as one piece of work. Where that
+    /// `inner` work is known before, it is the one to be watched: the outer does nothing but wait until
+    /// it may be started.
+    pub(crate) fn proceed<U, F>(self, inner: Option<Arc<dyn Stop>>, start: F) -> Unfuture<U>
+    where
+        T: 'static,
+        U: Send + 'static,
+        F: FnOnce(T) -> Unfuture<U> + Send + 'static,
+    {
+        let stages = Arc::new(Stages {
+            stage: Mutex::new(Stage {
+                current: self.stopper(),
+                reason: None,
+            }),
+            known: inner,
+        });
+        let (promise, whole) = self.derive(Some(stages.clone()));
+        self.when_done(move |outcome| match outcome {
+            Ok(value) => {
+                let inner = start(value);
+                stages.advance(inner.stopper());
+                inner.when_done(move |outcome| promise.finish(outcome));
+            }
+            Err(error) => promise.fail(error),
+        });
+        whole
     }
 
     /// Ready when the work has ended; leaves the outcome in place.

@@ -1,6 +1,6 @@
-//! Many at once: `join_all`, `settle_all`, `race`, `as_completed`, and one for many: `Shared`. What each
-//! does when the work beneath it gives a value, panics, is cancelled or loses its worker process, for
-//! all three kinds of work.
+//! Many at once: `join_all`, `settle_all`, `race`, `as_completed`, and one for many: `Shared`. What
+//! each does when the work beneath it gives a value, panics, is cancelled or loses its worker
+//! process, for all three kinds of work.
 
 mod support;
 
@@ -82,8 +82,8 @@ fn ending(n: u64) -> Vec<(&'static str, Unfuture<u64>, Result<u64, ErrorKind>)> 
     ]
 }
 
-/// Work of each kind that ends only when it is stopped, and the process of the call. A job on a thread
-/// sees to it itself.
+/// Work of each kind that ends only when it is stopped, and the process of the call. A job on a
+/// thread sees to it itself.
 fn endless() -> (Vec<Unfuture<u64>>, u32) {
     let (started, running) = mpsc::channel();
     let job = unsync::thread(move || {
@@ -1103,8 +1103,8 @@ mod shared {
         });
     }
 
-    /// A clone that panics is the trouble of who asked for it, and of nobody else. It is foreign code,
-    /// so it may call back.
+    /// A clone that panics is the trouble of who asked for it, and of nobody else. It is foreign
+    /// code, so it may call back.
     #[test]
     fn a_clone_may_panic_and_call_back() {
         struct Moody(Arc<Mutex<Option<Shared<Moody>>>>, Arc<AtomicUsize>);
@@ -1218,8 +1218,8 @@ fn auto_traits() {
     send(&completed.next_done());
 }
 
-/// The value of a chain of joins, each of the one before and of a ready one: nothing is as deep as the
-/// chain is long.
+/// The value of a chain of joins, each of the one before and of a ready one: nothing is as deep as
+/// the chain is long.
 #[test]
 fn a_long_chain_of_joins_does_not_overflow_the_stack() {
     limit(HEAVY, || {

@@ -1,8 +1,8 @@
 //! Time: deadlines for futures, sleeps that are reset, intervals; each on the ambient thread, under
 //! `block_on`, and under an executor that is neither: a hand that polls.
 //!
-//! No test is right by sleeping. Where time passes on purpose, what is asserted is that nothing came
-//! too early, and that values follow from the moments that were seen.
+//! No test is right by sleeping. Where time passes on purpose, what is asserted is that nothing
+//! came too early, and that values follow from the moments that were seen.
 
 mod support;
 
@@ -15,7 +15,9 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Counter, CountingWaker, Drops, Gate, HEAVY, QUICK, in_child, limit, poll, quick};
+use support::{
+    Counter, CountingWaker, Drops, Gate, HEAVY, QUICK, fence, in_child, limit, poll, quick,
+};
 use unsync::{ErrorKind, Interval, MissedTicks, Sleep, timeout};
 
 /// Long enough to be told from now, short enough for a test.
@@ -288,6 +290,8 @@ mod resets {
             waker.wait_for(1);
             assert!(reset.elapsed() >= BRIEF);
             assert!(waker.poll(&mut sleep).is_ready());
+            // Who wakes it holds it until it has.
+            fence();
             assert_eq!((waker.wakes(), waker.held()), (1, 0));
         });
     }
@@ -451,7 +455,8 @@ mod intervals {
     fn late(policy: MissedTicks) -> (Interval, Instant, [Instant; 2]) {
         let mut ticks = unsync::interval(PERIOD).missed(policy);
         let first = tick(&mut ticks);
-        // With Delay the second is due a whole period after the first was taken, which is before now.
+        // With Delay the second is due a whole period after the first was taken, which is before
+        // now.
         pass(Instant::now() + PERIOD * 5 / 2);
         let before = Instant::now();
         let second = tick(&mut ticks);
@@ -610,6 +615,7 @@ mod intervals {
                 }
                 assert_eq!(waker.wakes(), wakes);
             }
+            fence();
             assert_eq!(waker.held(), 0);
         });
     }

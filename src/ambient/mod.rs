@@ -42,7 +42,7 @@ use task::{Key, Newborn, Tasks, Ticket};
 use timer::{Alarm, TimerKey, Timers};
 
 pub use local::spawn_local;
-pub(crate) use task::spawn_at;
+pub(crate) use task::{prepare, spawn_at};
 pub use task::{spawn, spawn_now};
 pub use timer::{
     Interval, MissedTicks, Sleep, Timeout, YieldNow, interval, sleep, sleep_until, timeout,

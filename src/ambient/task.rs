@@ -52,9 +52,23 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    let (task, launch) = prepare(origin, future);
+    launch();
+    task
+}
+
+/// A task, and what starts it. Until then it cannot be stopped.
+pub(crate) fn prepare<F>(
+    origin: Origin,
+    future: F,
+) -> (Unfuture<F::Output>, impl FnOnce() + Send + 'static)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
     let task = Arc::new(Task::<F::Output>::new(origin));
-    launch(Box::pin(Some(future)), task.clone());
-    Unfuture::of(task)
+    let (body, ticket): (Body, _) = (Box::pin(Some(future)), task.clone());
+    (Unfuture::of(task), move || launch(body, ticket))
 }
 
 /// Starts a future on the calling thread and moves it to the ambient thread if it is not ready.

@@ -49,8 +49,8 @@ impl Timers {
     }
 }
 
-/// Wakes its sleeper when it is dropped: because its time has come, or because it was lost on its way
-/// or at the end, when the sleeper has to see that there is no timer.
+/// Wakes its sleeper when it is dropped: because its time has come, or because it was lost on its
+/// way or at the end, when the sleeper has to see that there is no timer.
 pub(super) struct Alarm(Arc<Sleeper>);
 
 impl Drop for Alarm {
@@ -229,8 +229,8 @@ impl Future for Sleep {
 
     /// # Panics
     ///
-    /// If it has to wait and there is no ambient thread to wake it: the operating system refused it,
-    /// or it was shut down.
+    /// If it has to wait and there is no ambient thread to wake it: the operating system refused
+    /// it, or it was shut down.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_elapsed() {
             drop(self.disarm());
@@ -273,8 +273,8 @@ fn set_timer(key: TimerKey, alarm: Alarm) -> bool {
 
 /// Gives a future until so long from now.
 ///
-/// It is polled before the deadline is looked at: a future that is ready wins, however late. Both may
-/// borrow and need not be `Send`; for work that runs already there is
+/// It is polled before the deadline is looked at: a future that is ready wins, however late. Both
+/// may borrow and need not be `Send`; for work that runs already there is
 /// [`Unfuture::timeout`](crate::Unfuture::timeout). Under any executor, as [`sleep`].
 ///
 /// # Errors
@@ -379,12 +379,12 @@ pub struct Interval {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MissedTicks {
-    /// The ticks that were missed follow at once, until it has caught up. There are as many ticks as
-    /// there were periods.
+    /// The ticks that were missed follow at once, until it has caught up. There are as many ticks
+    /// as there were periods.
     #[default]
     Burst,
-    /// The next tick comes a whole period after the late one was taken, and all that follow shift with
-    /// it. Two are never taken closer to each other than that.
+    /// The next tick comes a whole period after the late one was taken, and all that follow shift
+    /// with it. Two are never taken closer to each other than that.
     Delay,
     /// The ticks that were missed are left out. All are multiples of the period.
     Skip,

@@ -61,28 +61,39 @@ struct Call<T> {
 enum Progress {
     Unwatched(Option<Vec<u8>>),
     Watched(Arc<OnProgress>),
-    /// The call is over.
-    Over,
+    /// The call is over. What it said last, if nobody has heard it yet.
+    Over(Option<Vec<u8>>),
 }
 
-/// A call that is encoded and not queued yet.
-pub(crate) struct Prepared<T> {
-    call: Arc<Call<T>>,
-    item: Item,
-}
-
-/// Checks a call to a worker process, and encodes it.
-pub(crate) fn prepare<F, A>(
-    origin: Origin,
-    _: F,
-    arguments: A,
-) -> Result<Prepared<F::Output>, Error>
+/// Queues a call to a worker process.
+pub(crate) fn call<F, A>(origin: Origin, entrypoint: F, arguments: A) -> Unfuture<F::Output>
 where
     F: Entrypoint<A>,
     A: Wire,
     F::Output: Send + 'static,
 {
-    let (id, name, frame) = encode::<F, A>(&arguments)?;
+    match prepare(origin, entrypoint, arguments) {
+        Ok((call, submit)) => {
+            submit();
+            call
+        }
+        Err(error) => Unfuture::failed(error),
+    }
+}
+
+/// A call that is encoded, and what queues it.
+pub(crate) fn prepare<F, A>(
+    origin: Origin,
+    _: F,
+    arguments: A,
+) -> Result<(Unfuture<F::Output>, impl FnOnce() + Send + 'static), Error>
+where
+    F: Entrypoint<A>,
+    A: Wire,
+    F::Output: Send + 'static,
+{
+    let encoded = encode::<F, A>(&arguments);
+    let (id, name, frame) = encoded.map_err(|error| error.started_at(origin))?;
     let call = Arc::new(Call {
         slot: Slot::new(origin),
         id,
@@ -90,14 +101,7 @@ where
         progress: Mutex::new(Progress::Unwatched(None)),
     });
     let item = Item::new(id, call.clone(), frame);
-    Ok(Prepared { call, item })
-}
-
-impl<T: Wire + Send + 'static> Prepared<T> {
-    pub(crate) fn submit(self) -> Unfuture<T> {
-        POOL.submit(self.item);
-        Unfuture::of(self.call)
-    }
+    Ok((Unfuture::of(call), move || POOL.submit(item)))
 }
 
 /// Starts worker processes up to the limit, so that the first calls need not wait for them.
@@ -142,7 +146,7 @@ where
     }))
 }
 
-pub(crate) type Nested<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
+type Nested<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
 
 /// Checks that a call can be made, and writes its frame.
 fn encode<F, A>(arguments: &A) -> Result<(u64, &'static str, Vec<u8>), Error>
@@ -211,7 +215,7 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
         let watcher = match &mut *self.progress() {
             Progress::Watched(watcher) => Arc::clone(watcher),
             Progress::Unwatched(latest) => return *latest = Some(payload.to_vec()),
-            Progress::Over => return,
+            Progress::Over(_) => return,
         };
         watcher(payload);
     }
@@ -244,7 +248,13 @@ impl<T> Call<T> {
 
     fn settle(&self, outcome: Result<T, Error>) -> bool {
         // The watcher goes first: it has seen the last of it.
-        let watcher = mem::replace(&mut *self.progress(), Progress::Over);
+        let mut progress = self.progress();
+        let last = match &mut *progress {
+            Progress::Unwatched(last) | Progress::Over(last) => last.take(),
+            Progress::Watched(_) => None,
+        };
+        let watcher = mem::replace(&mut *progress, Progress::Over(last));
+        drop(progress);
         drop(watcher);
         self.slot
             .finish(outcome.map_err(|error| error.started_at(self.slot.origin)))
@@ -311,12 +321,16 @@ impl<T: Wire + Send + 'static> Stop for Call<T> {
     fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
         let watcher: Arc<OnProgress> = Arc::from(watcher);
         let mut progress = self.progress();
-        let before = match &mut *progress {
-            Progress::Unwatched(latest) => latest.take(),
-            Progress::Watched(_) => None,
-            Progress::Over => return,
+        let (before, over) = match &mut *progress {
+            Progress::Unwatched(latest) => (latest.take(), false),
+            Progress::Watched(_) => (None, false),
+            Progress::Over(last) => (last.take(), true),
         };
-        let replaced = mem::replace(&mut *progress, Progress::Watched(Arc::clone(&watcher)));
+        let next = match over {
+            true => Progress::Over(None),
+            false => Progress::Watched(Arc::clone(&watcher)),
+        };
+        let replaced = mem::replace(&mut *progress, next);
         drop(progress);
         drop(replaced);
         if let Some(payload) = before {

@@ -216,10 +216,10 @@ fn n19_limit_of_values_is_none_of_panics() {
 /// The list of calls that are taken back is longer than a value may be.
 fn n19_limit_of_values_is_none_of_recalls() {
     install(workers(2).frame_bytes_max(256));
-    let gate = Gate::new();
-    let (calls, mut guests) = occupy(&gate, 2);
+    let (calls, mut guests) = occupy(2);
     guests.remove(0).leave();
     teach_that_calls_are_quick();
+    let gate = Gate::new();
     let slow = cpu(stay, (gate.path(),));
     let handed_out: Vec<_> = (0..100).map(|value| cpu(echo, (value,))).collect();
     let slow_guest = gate.guest();
@@ -312,7 +312,7 @@ fn n42_handed_out_calls_run_once() {
     let (gate, proof) = (Gate::new(), file("proof"));
     for round in 0..20 {
         // One of the two learns that calls are quick, while the other one is busy.
-        let (calls, mut guests) = occupy(&gate, 2);
+        let (calls, mut guests) = occupy(2);
         guests.remove(0).leave();
         teach_that_calls_are_quick();
         let slow = cpu(stay, (gate.path(),));

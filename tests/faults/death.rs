@@ -83,8 +83,7 @@ fn n01_running_kill_is_noticed_soon() {
 
 fn n02_all_workers_killed_at_once() {
     install(workers(4));
-    let gate = Gate::new();
-    let (calls, guests) = occupy(&gate, 4);
+    let (calls, guests) = occupy(4);
     let queued: Vec<_> = (0..8).map(|_| cpu(pid, ())).collect();
     let before: Vec<u32> = guests.iter().map(|guest| guest.process).collect();
     kill("KILL", &before);
@@ -199,7 +198,7 @@ fn measure(bytes: Vec<u8>) -> usize {
 }
 
 /// Workers that may have so many MiB.
-fn poor_workers(mebibytes: usize) -> unsync::Config {
+fn poor_workers(mebibytes: usize) -> Config {
     let shell = format!("ulimit -v {}", mebibytes << 10);
     workers(1).worker_command(move |executable| worker_after(&shell, executable))
 }

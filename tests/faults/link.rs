@@ -425,7 +425,7 @@ fn n22_truncated_header() {
 // ------------------------------------------------------------------------------------ the strangers
 
 /// Starts a worker that takes its time: until what this returns is dropped.
-fn start_slowly() -> (unsync::Unfuture<u32>, impl FnOnce()) {
+fn start_slowly() -> (Unfuture<u32>, impl FnOnce()) {
     let door = file("door");
     let status = Command::new("mkfifo").arg(&door).status();
     assert!(status.unwrap().success());

@@ -40,7 +40,7 @@ use std::io::Write;
 use std::process;
 use std::sync::mpsc::{self, Receiver};
 
-use unsync::{Config, Error, ErrorKind, cpu};
+use unsync::{Config, Error, ErrorKind, Unfuture, cpu};
 
 #[path = "../scenario/mod.rs"]
 #[macro_use]
@@ -105,17 +105,18 @@ fn workers(most: usize) -> Config {
     Config::new().processes(most)
 }
 
-/// Calls that stay at a gate, one in each worker.
-fn occupy(gate: &Gate, workers: usize) -> (Vec<unsync::Unfuture<u32>>, Vec<Guest>) {
-    let calls: Vec<_> = (0..workers).map(|_| cpu(stay, (gate.path(),))).collect();
-    let guests = calls.iter().map(|_| gate.guest()).collect();
-    (calls, guests)
+/// Calls that stay, one in each worker, and the guests that they are.
+fn occupy(workers: usize) -> (Vec<Unfuture<u32>>, Vec<Guest>) {
+    // A gate for each, because they come in any order.
+    let gates: Vec<Gate> = (0..workers).map(|_| Gate::new()).collect();
+    let calls = gates.iter().map(|gate| cpu(stay, (gate.path(),)));
+    let calls = calls.collect();
+    (calls, gates.iter().map(Gate::guest).collect())
 }
 
 /// The workers that there are, once there are that many, with nothing to do.
 fn idle_workers(number: usize) -> Vec<u32> {
-    let gate = Gate::new();
-    let (calls, guests) = occupy(&gate, number);
+    let (calls, guests) = occupy(number);
     guests.into_iter().for_each(Guest::leave);
     let workers: Vec<u32> = calls
         .into_iter()

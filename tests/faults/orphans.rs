@@ -466,7 +466,7 @@ fn deaf_victim() {
         command
     }));
     let calls = [cpu(stay, (gate.clone(),)), cpu(stay, (gate,))];
-    let outcomes = calls.map(unsync::Unfuture::result);
+    let outcomes = calls.map(Unfuture::result);
     let (unharmed, harmed): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
     assert_eq!((unharmed.len(), harmed.len()), (1, 1), "{harmed:?}");
     for outcome in harmed {

@@ -245,7 +245,7 @@ fn run_out_of_processes() {
     let guest = gate.guest();
     let crowd = Crowd::gather();
     let queued: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
-    assert!(!running.is_done() && !queued.iter().any(unsync::Unfuture::is_done));
+    assert!(!running.is_done() && !queued.iter().any(Unfuture::is_done));
     let worker = guest.process;
     guest.leave();
     running.result().unwrap();
@@ -421,7 +421,7 @@ fn n47_nested_cpu_runs_in_the_same_process() {
 
 /// Workers that end at once, until a file says that the trouble is over. The other file tells how many
 /// were started.
-fn trouble() -> (unsync::Config, String, String) {
+fn trouble() -> (Config, String, String) {
     let (starts, over) = (file("starts"), file("over"));
     let shell = format!("echo 1 >> {starts}; [ -e {over} ] || {{ echo boom >&2; exit 7; }}");
     let config = workers(2).worker_command(move |executable| worker_after(&shell, executable));
@@ -458,7 +458,7 @@ fn n48_crash_loop_waits_for_the_living() {
     fs::remove_file(over).unwrap();
     let queued: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
     until("a second worker was tried", || notes(&starts).len() >= 4);
-    assert!(!queued.iter().any(unsync::Unfuture::is_done));
+    assert!(!queued.iter().any(Unfuture::is_done));
     let worker = guest.process;
     guest.leave();
     running.result().unwrap();

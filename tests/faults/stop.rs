@@ -286,8 +286,7 @@ fn n11_cancel_is_not_seen_by_the_next_call() {
 
 fn n12_cancel_running_kills_only_it() {
     install(workers(2));
-    let gate = Gate::new();
-    let (mut calls, mut guests) = occupy(&gate, 2);
+    let (mut calls, mut guests) = occupy(2);
     let queued = cpu(pid, ());
     let (cancelled, mut victim) = (calls.remove(0), guests.remove(0));
     assert!(cancelled.cancel());
@@ -356,8 +355,7 @@ const THAW: Duration = Duration::from_secs(8);
 
 fn n37_sigstop_worker_others_progress() {
     install(workers(2));
-    let gate = Gate::new();
-    let (calls, guests) = occupy(&gate, 2);
+    let (calls, guests) = occupy(2);
     freeze(guests[0].process);
     let others: Vec<_> = (0..20).map(|_| cpu(pid, ())).collect();
     let (frozen, free) = (guests[0].process, guests[1].process);

@@ -1,0 +1,598 @@
+//! `Limit`: never more than so many, in order, whatever becomes of those that run and of those that
+//! wait, for all three kinds of work.
+
+mod support;
+
+unsync::test_worker!();
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use support::{
+    Bomb, Counter, Drops, Gate, HEAVY, Log, QUICK, eventually, fence, in_child, limit, on_ambient,
+    quick,
+};
+use unsync::{ErrorKind, Limit, Unfuture};
+
+fn same(n: u64) -> u64 {
+    n
+}
+fn boom(_: u64) -> u64 {
+    panic!("boom")
+}
+fn die(_: u64) -> u64 {
+    std::process::exit(3)
+}
+fn hang(_: u64) -> u64 {
+    unsync::progress(std::process::id());
+    loop {
+        thread::sleep(Duration::from_secs(60));
+    }
+}
+/// Tells its progress, and ends.
+fn tell(n: u64) -> u64 {
+    unsync::progress(n);
+    n
+}
+/// Works under a limit of its own, in a worker process.
+fn limited_there(n: u64) -> u64 {
+    let limit = Limit::new(2);
+    let works = (0..n).map(|n| match n % 3 {
+        0 => limit.spawn(async move { n }),
+        1 => limit.thread(move || n),
+        _ => limit.cpu(same, (n,)),
+    });
+    unsync::join_all(works).result().unwrap().iter().sum()
+}
+fn unregistered(n: u64) -> u64 {
+    n
+}
+unsync::register!(same, boom, die, hang, tell, limited_there);
+
+/// A place that is taken until the gate is opened.
+fn occupied(limit: &Limit) -> (Gate, Unfuture<()>) {
+    let gate = Gate::new();
+    let opened = gate.clone();
+    let (started, running) = mpsc::channel();
+    let holder = limit.thread(move || {
+        started.send(()).unwrap();
+        opened.wait();
+    });
+    running.recv().unwrap();
+    (gate, holder)
+}
+
+/// Fails if the limit has no place left.
+fn assert_free(limit: &Limit) {
+    limit.spawn(async {}).result().unwrap();
+    assert!(format!("{limit:?}").starts_with("Limit(0 of"), "{limit:?}");
+}
+
+/// How many run at once, and the most that ever did.
+#[derive(Clone, Default)]
+struct Crowd(Arc<[AtomicUsize; 2]>);
+
+struct Member(Crowd);
+
+impl Crowd {
+    fn enter(&self) -> Member {
+        let now = self.0[0].fetch_add(1, Ordering::SeqCst) + 1;
+        self.0[1].fetch_max(now, Ordering::SeqCst);
+        Member(self.clone())
+    }
+
+    fn most(&self) -> usize {
+        self.0[1].load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.0.0[0].fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+mod numbers {
+    use super::*;
+
+    #[test]
+    fn ten_thousand_under_a_limit_of_eight() {
+        limit(HEAVY, || {
+            let (limit, crowd) = (Limit::new(8), Crowd::default());
+            let works = (0..10_000_u64).map(|n| {
+                let crowd = crowd.clone();
+                match n % 2 {
+                    0 => limit.thread(move || {
+                        let _here = crowd.enter();
+                        n
+                    }),
+                    _ => limit.spawn(async move {
+                        let _here = crowd.enter();
+                        unsync::yield_now().await;
+                        n
+                    }),
+                }
+            });
+            let values = unsync::join_all(works).result().unwrap();
+            assert!(values.into_iter().eq(0..10_000));
+            assert!((1..=8).contains(&crowd.most()), "{}", crowd.most());
+            assert_free(&limit);
+        });
+    }
+
+    /// As many as it says, too: eight that wait for each other.
+    #[test]
+    fn the_whole_limit_is_used() {
+        quick(|| {
+            let limit = Limit::new(8);
+            let here = Counter::new();
+            let works = (0..8).map(|_| {
+                let here = here.clone();
+                limit.thread(move || {
+                    here.add();
+                    here.wait_for(8);
+                })
+            });
+            unsync::join_all(works).result().unwrap();
+        });
+    }
+
+    #[test]
+    fn all_kinds_share_it_and_start_in_order() {
+        limit(HEAVY, || {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let order = Log::new();
+            let works: Vec<_> = (0..9_u64)
+                .map(|n| {
+                    let order = order.clone();
+                    match n % 3 {
+                        0 => limit.spawn(async move {
+                            order.push(n);
+                            n
+                        }),
+                        1 => limit.thread(move || {
+                            order.push(n);
+                            n
+                        }),
+                        _ => limit
+                            .cpu(tell, (n,))
+                            .on_progress(move |n: u64| order.push(n)),
+                    }
+                })
+                .collect();
+            assert_eq!(format!("{limit:?}"), "Limit(1 of 1 running, 9 waiting)");
+            gate.open();
+            let values = unsync::join_all(works).result().unwrap();
+            assert!(values.into_iter().eq(0..9));
+            fence();
+            // What a call says of its progress comes on its own way, and in the order of the calls.
+            let (calls, rest): (Vec<u64>, Vec<u64>) =
+                order.entries().iter().partition(|n| *n % 3 == 2);
+            assert_eq!((rest, calls), (vec![0, 1, 3, 4, 6, 7], vec![2, 5, 8]));
+            assert_free(&limit);
+        });
+    }
+
+    #[test]
+    fn clones_are_the_same_limit() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, holder) = occupied(&limit.clone());
+            let waiting = limit.spawn(async {});
+            fence();
+            assert!(!waiting.is_done());
+            gate.open();
+            waiting.result().unwrap();
+            holder.result().unwrap();
+        });
+    }
+
+    #[test]
+    fn of_zero_is_refused() {
+        let refused = catch_unwind(|| Limit::new(0));
+        let text = *refused.unwrap_err().downcast::<&str>().unwrap();
+        assert_eq!(text, "under a limit of 0 nothing would ever run");
+        assert!(format!("{:?}", Limit::new(usize::MAX)).contains("0 of"));
+    }
+
+    #[test]
+    fn in_a_worker_process() {
+        limit(HEAVY, || {
+            assert_eq!(unsync::cpu(limited_there, (30,)).result().unwrap(), 435);
+        });
+    }
+}
+
+mod ends {
+    use super::*;
+
+    /// Whatever a work ends as, its place is free when that is seen, and the error is its own.
+    #[test]
+    fn every_end_frees_the_place() {
+        limit(HEAVY, || {
+            let limit = Limit::new(1);
+            let check = |work: Unfuture<u64>, expected: Result<u64, ErrorKind>| {
+                let outcome = work.result().map_err(|error| error.kind());
+                assert_eq!(outcome, expected);
+                assert_eq!(format!("{limit:?}"), "Limit(0 of 1 running, 0 waiting)");
+            };
+            let panicked = Err(ErrorKind::Panicked);
+            for held in [false, true] {
+                let start = |start: &dyn Fn() -> Unfuture<u64>| match held {
+                    false => start(),
+                    true => {
+                        let (gate, _holder) = occupied(&limit);
+                        let work = start();
+                        gate.open();
+                        work
+                    }
+                };
+                check(start(&|| limit.spawn(async { 1 })), Ok(1));
+                check(start(&|| limit.thread(|| 2)), Ok(2));
+                check(start(&|| limit.cpu(same, (3,))), Ok(3));
+                check(start(&|| limit.spawn(async { panic!("boom") })), panicked);
+                check(start(&|| limit.thread(|| panic!("boom"))), panicked);
+                check(start(&|| limit.cpu(boom, (0,))), panicked);
+                check(start(&|| limit.cpu(die, (0,))), Err(ErrorKind::WorkerLost));
+                let bomb = || {
+                    limit.spawn(async {
+                        let _bomb = Bomb("in the drop");
+                        0
+                    })
+                };
+                check(start(&bomb), panicked);
+                let endless = || limit.spawn(std::future::pending());
+                let late = || endless().run_timeout(Duration::from_millis(1));
+                check(start(&late), Err(ErrorKind::TimedOut));
+            }
+        });
+    }
+
+    #[test]
+    fn cancelling_what_runs_frees_the_place() {
+        limit(HEAVY, || {
+            let limit = Limit::new(1);
+            let (started, running) = mpsc::channel();
+            let task = limit.spawn(async move {
+                started.send(()).unwrap();
+                std::future::pending::<()>().await
+            });
+            running.recv().unwrap();
+            assert!(task.cancel());
+            assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            let (sender, receiver) = mpsc::channel();
+            let call = limit
+                .cpu(hang, (0,))
+                .on_progress(move |pid: u32| sender.send(pid).unwrap());
+            receiver.recv().unwrap();
+            assert!(call.cancel());
+            assert_eq!(call.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            assert_free(&limit);
+        });
+    }
+
+    /// A thread cannot be stopped, so it counts for as long as it runs.
+    #[test]
+    fn a_cancelled_job_that_still_runs_keeps_its_place() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, holder) = occupied(&limit);
+            let waiting = limit.thread(|| 1);
+            assert!(!holder.cancel());
+            let holder = holder.timeout(Duration::ZERO);
+            assert_eq!(holder.result().unwrap_err().kind(), ErrorKind::TimedOut);
+            fence();
+            assert!(!waiting.is_done());
+            assert_eq!(format!("{limit:?}"), "Limit(1 of 1 running, 1 waiting)");
+            gate.open();
+            assert_eq!(waiting.result().unwrap(), 1);
+        });
+    }
+
+    #[test]
+    fn a_job_sees_that_it_was_cancelled() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let (started, running) = mpsc::channel();
+            let job = limit.thread(move || {
+                started.send(()).unwrap();
+                while !unsync::is_cancelled() {
+                    thread::yield_now();
+                }
+                "tidied up"
+            });
+            gate.open();
+            running.recv().unwrap();
+            job.cancel();
+            assert_eq!(job.result().unwrap(), "tidied up");
+        });
+    }
+
+    #[test]
+    fn dropping_what_runs_or_waits_lets_it_go_on() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, holder) = occupied(&limit);
+            let ran = Counter::new();
+            for n in 0..3 {
+                let ran = ran.clone();
+                drop(match n {
+                    0 => limit.spawn(async move { ran.add() }),
+                    _ => limit.thread(move || ran.add()),
+                });
+            }
+            drop((holder, limit));
+            gate.open();
+            ran.wait_for(3);
+        });
+    }
+
+    /// Nothing is as deep as the line is long.
+    #[test]
+    fn a_long_line_of_failures() {
+        in_child("ends::a_long_line_of_failures", HEAVY, &[], || {
+            let limit = Limit::new(1);
+            let (gate, holder) = occupied(&limit);
+            let works: Vec<_> = (0..30_000_u64)
+                .map(|n| match n % 3 {
+                    0 => limit.spawn(async move { n }),
+                    1 => limit.thread(move || n),
+                    _ => limit.cpu(same, (n,)),
+                })
+                .collect();
+            let shutdown = thread::spawn(|| unsync::shutdown(Duration::from_millis(100)));
+            let outcomes = unsync::settle_all(works).result().unwrap();
+            let kinds = outcomes
+                .into_iter()
+                .map(|outcome| outcome.unwrap_err().kind());
+            assert!(kinds.into_iter().all(|kind| kind == ErrorKind::ShutDown));
+            gate.open();
+            holder.result().unwrap();
+            let _late = shutdown.join().unwrap();
+            let after = limit.thread(|| 1).result().unwrap_err();
+            assert_eq!(after.kind(), ErrorKind::ShutDown);
+        });
+    }
+}
+
+mod waiting {
+    use super::*;
+
+    #[test]
+    fn cancelling_what_waits_frees_its_place() {
+        limit(HEAVY, || {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let drops = Drops::new();
+            let [first, second] = [0, 1].map(|_| drops.token());
+            let works = [
+                limit.spawn(async move {
+                    drop(first);
+                    0
+                }),
+                limit.thread(move || {
+                    drop(second);
+                    0
+                }),
+                limit.cpu(hang, (0,)),
+            ];
+            let last = limit.thread(|| 5);
+            assert!(works.iter().all(Unfuture::cancel));
+            for work in works {
+                assert_eq!(work.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            }
+            drops.wait_for(2);
+            let futures_place = &drops.places()[0];
+            assert!(futures_place.is_ambient(), "{futures_place:?}");
+            eventually(QUICK, "only one waits", || {
+                let seen = format!("{limit:?}");
+                (seen == "Limit(1 of 1 running, 1 waiting)", seen)
+            });
+            gate.open();
+            assert_eq!(last.result().unwrap(), 5);
+            assert_free(&limit);
+        });
+    }
+
+    #[test]
+    fn a_scope_that_ends_while_it_waits() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let drops = Drops::new();
+            let token = drops.token();
+            drop(limit.thread(move || drop(token)).cancel_on_drop());
+            drops.wait_for(1);
+            gate.open();
+            assert_free(&limit);
+        });
+    }
+
+    #[test]
+    fn a_deadline_passes_while_it_waits() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let ran = Counter::new();
+            let counted = ran.clone();
+            let late = limit
+                .thread(move || counted.add())
+                .timeout(Duration::from_millis(10));
+            assert_eq!(late.result().unwrap_err().kind(), ErrorKind::TimedOut);
+            gate.open();
+            assert_free(&limit);
+            assert_eq!(ran.count(), 0);
+        });
+    }
+
+    /// Only what runs has its time counted.
+    #[test]
+    fn run_timeout_does_not_count_the_wait() {
+        limit(HEAVY, || {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let time = Duration::from_millis(100);
+            let quick = [
+                limit.spawn(async { 1 }).run_timeout(time * 100),
+                limit.thread(|| 2).run_timeout(time * 100),
+                limit.cpu(same, (3,)).run_timeout(time * 100),
+            ];
+            let late = [
+                limit.spawn(std::future::pending()).run_timeout(time),
+                limit.cpu(hang, (0,)).run_timeout(time),
+            ];
+            thread::sleep(time * 3);
+            assert!(late.iter().all(|late| !late.is_done()));
+            gate.open();
+            assert_eq!(unsync::join_all(quick).result().unwrap(), [1, 2, 3]);
+            for late in late {
+                assert_eq!(late.result().unwrap_err().kind(), ErrorKind::TimedOut);
+            }
+            assert_free(&limit);
+        });
+    }
+
+    #[test]
+    fn a_call_that_waits_can_be_watched() {
+        limit(HEAVY, || {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let (sender, seen) = mpsc::channel();
+            let call = limit
+                .cpu(tell, (7,))
+                .on_progress(move |n: u64| sender.send(n).unwrap());
+            gate.open();
+            assert_eq!(call.result().unwrap(), 7);
+            assert_eq!(seen.iter().last(), Some(7));
+        });
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_made_fails_at_once() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, holder) = occupied(&limit);
+            let (refused, line) = (limit.cpu(unregistered, (1,)), line!());
+            assert!(refused.is_done());
+            let error = refused.result().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotRegistered);
+            assert!(
+                error.to_string().contains(&format!("limit.rs:{line}")),
+                "{error}"
+            );
+            gate.open();
+            holder.result().unwrap();
+            assert_free(&limit);
+        });
+    }
+
+    #[test]
+    fn errors_say_where_the_work_was_started() {
+        quick(|| {
+            let limit = Limit::new(1);
+            for held in [false, true] {
+                let holder = held.then(|| occupied(&limit));
+                let (failed, line) = (limit.thread(|| -> u8 { panic!("boom") }), line!());
+                assert!(format!("{failed:?}").contains(&format!("limit.rs:{line}")));
+                if let Some((gate, _)) = holder {
+                    gate.open();
+                }
+                let text = failed.result().unwrap_err().to_string();
+                assert!(text.contains(&format!("limit.rs:{line}")), "{text}");
+                let (failed, line) = (limit.spawn(async { panic!("boom") }), line!());
+                let failed: Unfuture<()> = failed;
+                let text = failed.result().unwrap_err().to_string();
+                assert!(text.contains(&format!("limit.rs:{line}")), "{text}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_future_is_polled_and_dropped_on_the_ambient_thread() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let drops = Drops::new();
+            let token = drops.token();
+            let task = limit.spawn(async move {
+                unsync::yield_now().await;
+                drop(token);
+                on_ambient()
+            });
+            gate.open();
+            assert!(task.result().unwrap());
+            assert!(drops.places()[0].is_ambient());
+        });
+    }
+
+    #[test]
+    fn from_inside_works_of_another_limit() {
+        quick(|| {
+            let (outer, inner) = (Limit::new(2), Limit::new(1));
+            let works = (0..20_u64).map(|n| {
+                let inner = inner.clone();
+                match n % 2 {
+                    0 => outer.spawn(async move { inner.thread(move || n).await.unwrap() }),
+                    _ => outer.thread(move || inner.spawn(async move { n }).result().unwrap()),
+                }
+            });
+            assert_eq!(
+                unsync::join_all(works)
+                    .result()
+                    .unwrap()
+                    .iter()
+                    .sum::<u64>(),
+                190
+            );
+        });
+    }
+
+    /// Cancelled at about the moment when the place is handed over: it is never lost.
+    #[test]
+    fn races_of_cancel_and_turn() {
+        limit(HEAVY, || {
+            let limit = Limit::new(1);
+            let rounds = limit.clone();
+            support::race(
+                5_000,
+                |number| {
+                    let (promise, unfuture) = unsync::promise::<()>();
+                    let holder = limit.spawn(async { drop(unfuture.await) });
+                    let waiting = match number % 2 {
+                        0 => limit.spawn(async {}),
+                        _ => limit.thread(|| ()),
+                    };
+                    (promise, (holder, waiting))
+                },
+                |_, promise| promise.set(()),
+                |_, (holder, waiting)| {
+                    waiting.cancel();
+                    holder.result().unwrap();
+                    if let Err(error) = waiting.result() {
+                        assert_eq!(error.kind(), ErrorKind::Cancelled);
+                    }
+                },
+            );
+            fence();
+            assert_free(&rounds);
+        });
+    }
+}
+
+#[test]
+fn auto_traits() {
+    fn all<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe + Clone>() {}
+    all::<Limit>();
+    fn send(_: impl Future + Send) {}
+    send(Limit::new(1).spawn(async {}));
+    let limit = Limit::new(1);
+    let unharmed = catch_unwind(AssertUnwindSafe(|| limit.thread(|| panic!("there"))));
+    let failed: Unfuture<()> = unharmed.unwrap();
+    assert!(failed.result().is_err());
+}
