@@ -27,6 +27,8 @@ pub(crate) struct Slot<T> {
     done: AtomicBool,
     /// Whether the work is to be stopped when the `Unfuture` is dropped.
     pub(crate) tied: AtomicBool,
+    /// Whether a waker was ever left here.
+    asked: AtomicBool,
     /// One of `QUEUED`, `WATCHED`, `BEGUN`, in this order.
     phase: AtomicU8,
     pub(crate) origin: Origin,
@@ -91,6 +93,7 @@ impl<T> Slot<T> {
         Slot {
             done: AtomicBool::new(!matches!(state, State::Pending { .. })),
             tied: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             phase: AtomicU8::new(QUEUED),
             origin,
             state: Mutex::new(state),
@@ -236,7 +239,10 @@ impl<T> Slot<T> {
             State::Pending { .. } => false,
             State::Done(..) | State::Taken => true,
         };
-        if !self.is_done() && !known(&self.lock()) {
+        // Only the `Unfuture` polls, so nobody else writes this.
+        let first = !self.asked.load(Ordering::Relaxed);
+        if !self.is_done() && (first || !known(&self.lock())) {
+            self.asked.store(true, Ordering::Relaxed);
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
             let mut waker = Next::Wake(cx.waker().clone());
             if let State::Pending { next, .. } = &mut *self.lock() {

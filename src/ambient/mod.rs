@@ -4,7 +4,7 @@
 //!   any thread                         the ambient thread
 //!   ──────────                         ───────────────────────────────────────────────
 //!   spawn ──Start──▶ injector ──▶ tick: 1. the local queue, as long as it was at the start
-//!   waker ──Wake───▶ (mpsc)             2. the injector, one batch
+//!   waker ──Wake───▶ (a lock)           2. the injector, one batch
 //!   sleep ──Arm────▶                    3. the timers that are due
 //!                                       nothing left: spin, then park until a message or a deadline
 //!   own wakers, spawns and sleeps ──▶ local queue and timers, without a lock
@@ -15,9 +15,12 @@
 //! - **Tick**: nothing in it can starve the rest, because what is queued meanwhile waits for the next.
 //! - **Wall**: one around every step. The thread outlives every panic.
 //!
-//! Floor 3: imports the future, the error, the settings, the watch and the spin, no other engine. The injector has no limit,
-//! like every `spawn`: who spawns faster than the thread works fills the memory.
+//! The injector has no limit, like every `spawn`: who spawns faster than the thread works fills the
+//! memory.
+//!
+//! Floor 3: imports the future, the error, the settings, the watch and the spin, no other engine.
 
+mod injector;
 mod local;
 mod task;
 mod timer;
@@ -25,19 +28,20 @@ mod timer;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
 use crate::config::{Settings, settings};
 use crate::error::{discard, wall};
 use crate::role::{Role, set_role};
+use crate::slot::OnBegin;
 use crate::spin::Spin;
 use crate::unfuture::{OnQuiet, Reason};
 use crate::watch::{OnList, Stalls, Stats};
 
+use injector::Injector;
 use task::{Key, Newborn, Tasks, Ticket};
 use timer::{Alarm, TimerKey, Timers};
 
@@ -61,6 +65,8 @@ enum Message {
     Arm(TimerKey, Alarm),
     /// Forget this timer.
     Disarm(TimerKey),
+    /// Call this when the task has begun.
+    WhenBegun(Arc<dyn Ticket>, OnBegin),
     /// Call this when no task is left.
     WhenQuiet(OnQuiet),
     /// Call this with a list of all tasks.
@@ -103,18 +109,33 @@ struct Local {
 /// Sends a message to the ambient thread and starts that thread if it is the first.
 ///
 /// Gives the message back if there is no such thread and none can be had.
+// Inlined, so that a message is written where it is to lie: moving one that was just written costs
+// more than all the rest.
+#[inline]
 fn post(message: Message) -> Result<(), (Message, Refused)> {
-    let mut message = Some(message);
-    // A thread whose locals are gone is on its way out, so it is not the ambient one.
-    let _ = LOCAL.try_with(|local| {
-        if local.is_ambient.get() {
-            local.queue.borrow_mut().extend(message.take());
-        }
-    });
-    match message {
-        None => Ok(()),
-        Some(message) => inject(message),
+    if is_ambient() {
+        LOCAL.with(|local| local.queue.borrow_mut().push_back(message));
+        Ok(())
+    } else {
+        inject(message)
     }
+}
+
+/// Queues one more poll of a task that exists.
+fn wake(key: Key) {
+    if is_ambient() {
+        LOCAL.with(|local| local.queue.borrow_mut().push_back(Message::Wake(key)));
+    } else {
+        // The thread that gave out the waker is there, so the message cannot be refused.
+        discard(inject(Message::Wake(key)));
+    }
+}
+
+fn is_ambient() -> bool {
+    // A thread whose locals are gone is on its way out, so it is not the ambient one.
+    LOCAL
+        .try_with(|local| local.is_ambient.get())
+        .unwrap_or(false)
 }
 
 /// Sends a message through the injector, even from the ambient thread itself.
@@ -122,18 +143,20 @@ fn inject(message: Message) -> Result<(), (Message, Refused)> {
     match injector() {
         Ok(injector) => injector
             .send(message)
-            .map_err(|error| (error.0, Refused::Closed)),
+            .map_err(|message| (message, Refused::Closed)),
         Err(refused) => Err((message, refused)),
     }
 }
 
-static INJECTOR: OnceLock<Sender<Message>> = OnceLock::new();
+static INJECTOR: Injector = Injector::new();
+/// Set when the thread was started.
+static STARTED: AtomicBool = AtomicBool::new(false);
 /// Held while the thread is started or closed; whether it was closed before it was ever started.
 static STARTING: Mutex<bool> = Mutex::new(false);
 
-fn injector() -> Result<&'static Sender<Message>, Refused> {
-    if let Some(injector) = INJECTOR.get() {
-        return Ok(injector);
+fn injector() -> Result<&'static Injector, Refused> {
+    if STARTED.load(Ordering::Acquire) {
+        return Ok(&INJECTOR);
     }
     // Racing first calls: one starts the thread, the others wait for it. A refusal is not kept: the
     // next call tries again.
@@ -141,39 +164,38 @@ fn injector() -> Result<&'static Sender<Message>, Refused> {
     if *closed {
         return Err(Refused::Closed);
     }
-    if INJECTOR.get().is_none() {
+    if !STARTED.load(Ordering::Acquire) {
         let settings = settings().ok();
         let prefix = settings.map_or("unsync", |settings| &settings.thread_name);
         let mut thread = thread::Builder::new().name(format!("{prefix}-ambient"));
         if let Some(bytes) = settings.and_then(|settings| settings.stack_size) {
             thread = thread.stack_size(bytes);
         }
-        let (sender, receiver) = mpsc::channel();
-        thread
-            .spawn(move || run(receiver, settings))
-            .map_err(Refused::Os)?;
-        discard(INJECTOR.set(sender));
+        thread.spawn(move || run(settings)).map_err(Refused::Os)?;
+        STARTED.store(true, Ordering::Release);
     }
-    INJECTOR.get().ok_or(Refused::Closed)
+    Ok(&INJECTOR)
+}
+
+/// Sends a message if there was ever an ambient thread.
+fn ask(message: Message) {
+    let refused = match STARTED.load(Ordering::Acquire) {
+        true => INJECTOR.send(message).err(),
+        false => Some(message),
+    };
+    if let Some(message) = refused {
+        message.call();
+    }
 }
 
 /// Calls once no async task is left; at once if there was never one.
 pub(crate) fn when_quiet(call: OnQuiet) {
-    match INJECTOR.get() {
-        Some(injector) => {
-            if let Err(closed) = injector.send(Message::WhenQuiet(call)) {
-                closed.0.call();
-            }
-        }
-        None => call(0),
-    }
+    ask(Message::WhenQuiet(call));
 }
 
 /// Gives a list of the async tasks to `call`, which is dropped if there is no ambient thread.
 pub(crate) fn list(call: OnList) {
-    if let Some(injector) = INJECTOR.get() {
-        discard(injector.send(Message::List(call)));
-    }
+    ask(Message::List(call));
 }
 
 pub(crate) fn count(stats: &mut Stats) {
@@ -185,14 +207,7 @@ pub(crate) fn close(call: OnQuiet) {
     let mut closed = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     *closed = true;
     drop(closed);
-    match INJECTOR.get() {
-        Some(injector) => {
-            if let Err(closed) = injector.send(Message::Close(call)) {
-                closed.0.call();
-            }
-        }
-        None => call(0),
-    }
+    ask(Message::Close(call));
 }
 
 impl Message {
@@ -205,7 +220,7 @@ impl Message {
 }
 
 /// The life of the ambient thread.
-fn run(injector: Receiver<Message>, settings: Option<&'static Settings>) {
+fn run(settings: Option<&'static Settings>) {
     set_role(Role::Ambient);
     let hooks = settings.and_then(|settings| settings.on_thread_start.as_ref());
     discard(wall(|| hooks.iter().for_each(|hook| hook())));
@@ -216,43 +231,43 @@ fn run(injector: Receiver<Message>, settings: Option<&'static Settings>) {
     let mut tasks = Tasks::new(around_poll, stalls);
     let closing = LOCAL.with(|local| {
         local.is_ambient.set(true);
-        let closing = serve(local, &injector, &mut tasks);
-        end(local, &injector, &mut tasks);
+        let mut arrived = VecDeque::new();
+        let closing = serve(local, &mut arrived, &mut tasks);
+        end(local, arrived, &mut tasks);
         local.is_ambient.set(false);
         closing
     });
-    // What comes from now on finds nobody: it is given back to its sender, or resolves itself.
-    drop(injector);
     closing(0);
 }
 
 /// Runs ticks until it is told to close; gives whom to tell that it has.
-fn serve(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> OnQuiet {
+fn serve(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> OnQuiet {
     loop {
         tasks.tick();
-        let mut closing = tick(local, injector, tasks);
-        if closing.is_none() && local.queue.borrow().is_empty() {
-            closing = idle(local, injector, tasks).and_then(|message| step(local, tasks, message));
-        }
-        if let Some(closing) = closing {
+        if let Some(closing) = tick(local, arrived, tasks) {
             return closing;
+        }
+        if arrived.is_empty() && local.queue.borrow().is_empty() {
+            idle(local, tasks);
         }
     }
 }
 
 /// Drops everything that is left. Destructors may ask for more, which is refused.
-fn end(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) {
+fn end(local: &Local, mut arrived: VecDeque<Message>, tasks: &mut Tasks) {
+    // What comes from now on finds nobody: it is given back to its sender.
+    arrived.extend(INJECTOR.close());
     tasks.close();
     let timers = local.timers.borrow_mut().drain();
     drop(timers);
     let queued = || local.queue.borrow_mut().pop_front();
-    while let Some(message) = queued().or_else(|| injector.try_recv().ok()) {
+    while let Some(message) = queued().or_else(|| arrived.pop_front()) {
         discard(wall(|| message.call()));
     }
 }
 
 /// Gives whom to tell when it met the message to close.
-fn tick(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> Option<OnQuiet> {
+fn tick(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> Option<OnQuiet> {
     let queued = local.queue.borrow().len();
     for _ in 0..queued {
         let message = local.queue.borrow_mut().pop_front();
@@ -261,8 +276,12 @@ fn tick(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> Optio
             return closing;
         }
     }
-    for message in injector.try_iter().take(BATCH) {
-        let closing = step(local, tasks, message);
+    if arrived.is_empty() {
+        INJECTOR.take(arrived);
+    }
+    for _ in 0..BATCH.min(arrived.len()) {
+        let message = arrived.pop_front();
+        let closing = message.and_then(|message| step(local, tasks, message));
         if closing.is_some() {
             return closing;
         }
@@ -297,6 +316,12 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
             let removed = local.timers.borrow_mut().disarm(key);
             discard(removed);
         }
+        Message::WhenBegun(ticket, call) if ticket.is_unplaced() => {
+            // Its start stands in the local queue.
+            let message = Message::WhenBegun(ticket, call);
+            local.queue.borrow_mut().push_back(message);
+        }
+        Message::WhenBegun(_, call) => call(),
         Message::WhenQuiet(call) => tasks.when_quiet(call),
         Message::List(call) => call(tasks.list()),
         Message::Close(call) => return Some(call),
@@ -305,29 +330,16 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
 }
 
 /// Waits for a message or the next deadline.
-fn idle(local: &Local, injector: &Receiver<Message>, tasks: &mut Tasks) -> Option<Message> {
+fn idle(local: &Local, tasks: &mut Tasks) {
     static SPIN: Spin = Spin::new();
     tasks.tell_if_quiet();
     let deadline = local.timers.borrow().next();
     let awaited = || {
-        let message = injector.try_recv().ok();
         let due = || deadline.is_some_and(|at| at <= Instant::now());
-        if message.is_some() || due() {
-            Some(message)
-        } else {
-            None
-        }
+        (!INJECTOR.is_empty() || due()).then_some(())
     };
-    if let Some(message) = SPIN.attempt(awaited) {
-        return message;
+    if SPIN.attempt(awaited).is_none() {
+        INJECTOR.wait(deadline);
+        tasks.look_at_clock();
     }
-    let message = match deadline {
-        None => injector.recv().ok(),
-        Some(at) => {
-            let left = at.saturating_duration_since(Instant::now());
-            injector.recv_timeout(left).ok()
-        }
-    };
-    tasks.look_at_clock();
-    message
 }

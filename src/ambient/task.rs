@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
-use super::{Message, Refused, post};
+use super::{Message, Refused, post, wake};
 use crate::config::AroundPoll;
 use crate::error::{Error, Origin, discard, wall};
 use crate::slot::{OnBegin, Slot};
@@ -96,7 +96,6 @@ where
 {
     let task = Arc::new(Task::<F::Output>::new(Location::caller()));
     let body: Body = Box::pin(Some(future));
-    task.slot.begin();
     // It counts as queued, so wakes are not lost: the ambient thread polls it again in any case.
     let waker = Waker::from(Arc::clone(&task));
     if let Some(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
@@ -107,10 +106,14 @@ where
 
 /// Sends a future to the ambient thread.
 fn launch(body: Body, ticket: Arc<dyn Ticket>) {
-    let newborn = Newborn(Some((body, Arc::clone(&ticket))));
+    let newborn = Newborn(Some((body, ticket)));
     if let Err((message, refused)) = post(Message::Start(newborn)) {
-        if let Refused::Os(error) = refused {
-            ticket.fail(Error::os("the ambient thread could not be started", error));
+        if let (Message::Start(newborn), Refused::Os(error)) = (&message, refused) {
+            let error = Error::os("the ambient thread could not be started", error);
+            newborn
+                .0
+                .iter()
+                .for_each(|(_, ticket)| ticket.fail(error.clone()));
         }
         // Was it not that, it resolves as shut down.
         discard(message);
@@ -178,6 +181,9 @@ impl<T> Task<T> {
 
 /// A task without the type of its value.
 pub(super) trait Ticket: Any + Send + Sync {
+    fn is_unplaced(&self) -> bool {
+        !self.is_done() && self.key().load(Ordering::Relaxed) == UNPLACED
+    }
     fn key(&self) -> &AtomicU64;
     fn queued(&self) -> &AtomicBool;
     fn waker(self: Arc<Self>) -> Waker;
@@ -185,7 +191,6 @@ pub(super) trait Ticket: Any + Send + Sync {
     fn is_done(&self) -> bool;
     fn is_stopped(&self) -> bool;
     fn origin(&self) -> Origin;
-    fn begin(&self);
     fn fail(&self, error: Error);
 }
 
@@ -211,9 +216,6 @@ impl<T: Send + 'static> Ticket for Task<T> {
     fn origin(&self) -> Origin {
         self.slot.origin
     }
-    fn begin(&self) {
-        self.slot.begin();
-    }
     fn fail(&self, error: Error) {
         // Lost to a stop if it fails because of that.
         let _ = self.decide(ENDED);
@@ -227,8 +229,7 @@ impl<T: Send + 'static> Wake for Task<T> {
     }
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            // The thread that gave out this waker is there, so the message cannot be refused.
-            discard(post(Message::Wake(self.key.load(Ordering::Relaxed))));
+            wake(self.key.load(Ordering::Relaxed));
         }
     }
 }
@@ -243,8 +244,9 @@ impl<T: Send + 'static> Stop for Task<T> {
         first != Err(ENDED)
     }
 
+    /// The ambient thread knows: what is asked now comes behind the start of the task.
     fn when_begun(self: Arc<Self>, call: OnBegin) {
-        self.slot.when_begun(call);
+        discard(post(Message::WhenBegun(self, call)));
     }
 }
 
@@ -408,7 +410,6 @@ impl Tasks {
         let key = Key::from(place.generation) << PLACE_BITS | index as Key;
         ticket.key().store(key, Ordering::Relaxed);
         let waker = Arc::clone(&ticket).waker();
-        ticket.begin();
         place.task = Some(Live {
             body: Some(body),
             ticket,
