@@ -210,7 +210,7 @@ struct Pool {
 }
 
 struct State {
-    queue: VecDeque<Arc<dyn Job>>,
+    queue: VecDeque<Queued>,
     /// Threads that live or are being started, the foreman among them.
     threads: usize,
     /// Parked and not claimed. Who claims one takes it off this count, under the same lock: so two
@@ -229,8 +229,8 @@ struct State {
     long: bool,
     /// Jobs done, for the foreman to see the queue move.
     finished: u64,
-    /// Jobs that run, each in the place of its thread.
-    running: Vec<Option<(Arc<dyn Job>, Instant)>>,
+    /// Where the jobs that run were started, and when they began; each in the place of its thread.
+    running: Vec<Option<(Origin, Instant)>>,
     /// Places of threads that have ended.
     free: Vec<usize>,
     /// Set by the shutdown, for good.
@@ -239,6 +239,13 @@ struct State {
     when_quiet: Vec<OnQuiet>,
     /// To be called when no thread is left.
     when_empty: Vec<OnQuiet>,
+}
+
+/// With the origin beside it, so that nobody who holds the lock looks into the job: its memory is
+/// with the core that made it, and fetching it takes longer than all the rest.
+struct Queued {
+    job: Arc<dyn Job>,
+    origin: Origin,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -338,13 +345,14 @@ impl Pool {
     }
 
     fn submit(&'static self, job: Arc<dyn Job>) {
+        let origin = job.origin();
         let mut state = self.lock();
         if state.closed {
             drop(state);
             job.refuse(Reason::ShutDown.error(CULPRIT));
             return;
         }
-        state.queue.push_back(job);
+        state.queue.push_back(Queued { job, origin });
         self.queued.store(state.queue.len(), Ordering::Relaxed);
         let order = state.staff();
         drop(state);
@@ -412,7 +420,7 @@ impl Pool {
         };
         self.queued.store(state.queue.len(), Ordering::Relaxed);
         drop(state);
-        for job in stranded {
+        for Queued { job, .. } in stranded {
             let source = io::Error::new(error.kind(), error.to_string());
             job.refuse(Error::os(
                 "no thread could be started for a thread job",
@@ -454,34 +462,26 @@ impl Pool {
         place: usize,
     ) -> MutexGuard<'static, State> {
         let mut now = Instant::now();
-        // The last job, to be dropped when the lock is free: it may be the last to hold a value.
-        let mut ended = None;
         loop {
-            if let Some(job) = state.queue.pop_front() {
+            if let Some(Queued { job, origin }) = state.queue.pop_front() {
                 self.queued.store(state.queue.len(), Ordering::Relaxed);
                 let order = state.staff();
-                state.running[place] = Some((Arc::clone(&job), now));
+                state.running[place] = Some((origin, now));
                 drop(state);
                 self.carry_out(order);
-                discard(ended.take());
                 JOB.set(Some(job));
                 JOB.with_borrow(|job| job.iter().for_each(|job| job.run()));
+                // It may be the last to hold a value.
                 discard(JOB.take());
                 let took = now.elapsed();
                 now += took;
                 state = self.lock();
-                ended = state.running[place].take();
+                state.running[place] = None;
                 state.finished += 1;
                 state.long &= took >= LONG;
                 continue;
             }
-            if let Some(ended) = ended.take() {
-                state = self.tell(state);
-                drop(state);
-                discard(ended);
-                state = self.lock();
-                continue;
-            }
+            state = self.tell(state);
             if state.closed {
                 return state;
             }
@@ -616,7 +616,7 @@ impl Pool {
 
 /// The jobs that are queued or run.
 pub(crate) fn list() -> Vec<TaskInfo> {
-    let info = |job: &Arc<dyn Job>, since: Option<Instant>| TaskInfo {
+    let info = |origin: Origin, since: Option<Instant>| TaskInfo {
         kind: WorkKind::Thread,
         state: if since.is_some() {
             WorkState::Running
@@ -624,17 +624,14 @@ pub(crate) fn list() -> Vec<TaskInfo> {
             WorkState::Queued
         },
         age: since.map(|since| since.elapsed()),
-        started_at: job.origin(),
+        started_at: origin,
         name: None,
     };
     let state = POOL.lock();
-    let running = state
-        .running
-        .iter()
-        .flatten()
-        .map(|(job, since)| info(job, Some(*since)));
+    let running = state.running.iter().flatten();
     running
-        .chain(state.queue.iter().map(|job| info(job, None)))
+        .map(|(origin, since)| info(origin, Some(*since)))
+        .chain(state.queue.iter().map(|queued| info(queued.origin, None)))
         .collect()
 }
 
@@ -662,7 +659,7 @@ pub(crate) fn close(call: OnQuiet) {
     drop(POOL.tell(state));
     POOL.work.notify_all();
     POOL.watch.notify_all();
-    for job in queue {
+    for Queued { job, .. } in queue {
         job.refuse(Reason::ShutDown.error(CULPRIT));
         discard(job);
     }

@@ -88,9 +88,11 @@ pub(crate) enum Refused {
 const BATCH: usize = 256;
 
 thread_local! {
+    /// Set while this thread is the ambient one and serves. It needs no drop, so it can be asked to
+    /// the last and costs one look; where it is set, `LOCAL` is there.
+    static IS_AMBIENT: Cell<bool> = const { Cell::new(false) };
     static LOCAL: Local = const {
         Local {
-            is_ambient: Cell::new(false),
             queue: RefCell::new(VecDeque::new()),
             timers: RefCell::new(Timers::new()),
         }
@@ -101,7 +103,6 @@ thread_local! {
 ///
 /// No borrow of it lasts while foreign code runs.
 struct Local {
-    is_ambient: Cell<bool>,
     queue: RefCell<VecDeque<Message>>,
     timers: RefCell<Timers>,
 }
@@ -113,7 +114,7 @@ struct Local {
 // more than all the rest.
 #[inline]
 fn post(message: Message) -> Result<(), (Message, Refused)> {
-    if is_ambient() {
+    if IS_AMBIENT.get() {
         LOCAL.with(|local| local.queue.borrow_mut().push_back(message));
         Ok(())
     } else {
@@ -123,19 +124,12 @@ fn post(message: Message) -> Result<(), (Message, Refused)> {
 
 /// Queues one more poll of a task that exists.
 fn wake(key: Key) {
-    if is_ambient() {
+    if IS_AMBIENT.get() {
         LOCAL.with(|local| local.queue.borrow_mut().push_back(Message::Wake(key)));
     } else {
         // The thread that gave out the waker is there, so the message cannot be refused.
         discard(inject(Message::Wake(key)));
     }
-}
-
-fn is_ambient() -> bool {
-    // A thread whose locals are gone is on its way out, so it is not the ambient one.
-    LOCAL
-        .try_with(|local| local.is_ambient.get())
-        .unwrap_or(false)
 }
 
 /// Sends a message through the injector, even from the ambient thread itself.
@@ -230,11 +224,11 @@ fn run(settings: Option<&'static Settings>) {
         .and_then(Stalls::watch);
     let mut tasks = Tasks::new(around_poll, stalls);
     let closing = LOCAL.with(|local| {
-        local.is_ambient.set(true);
+        IS_AMBIENT.set(true);
         let mut arrived = VecDeque::new();
         let closing = serve(local, &mut arrived, &mut tasks);
         end(local, arrived, &mut tasks);
-        local.is_ambient.set(false);
+        IS_AMBIENT.set(false);
         closing
     });
     closing(0);

@@ -545,7 +545,7 @@ fn step_within(
 pub(super) static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 /// Ticks between two looks at the clock.
-const CLOCK: u32 = 16;
+const CLOCK: u32 = 64;
 /// Empty places that are kept for the next tasks; the memory of a larger burst is given back when its
 /// last task has ended.
 const PLACES_KEPT: usize = 4096;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{LOCAL, Message, inject, post};
+use super::{IS_AMBIENT, LOCAL, Message, inject, post};
 use crate::error::{Error, Origin, discard, wall};
 use crate::unfuture::Reason;
 
@@ -209,14 +209,14 @@ impl Sleep {
         let Some(armed) = self.armed.take() else {
             return waker;
         };
-        let removed = LOCAL.try_with(|local| match local.is_ambient.get() {
-            true => Some(local.timers.borrow_mut().disarm(armed.key)),
+        let removed = match IS_AMBIENT.get() {
+            true => LOCAL.with(|local| local.timers.borrow_mut().disarm(armed.key)),
             false => None,
-        });
+        };
         match removed {
             // Found, or fired already: on the ambient thread itself there is no third case…
-            Ok(Some(Some(alarm))) => drop(alarm),
-            Ok(Some(None)) if !armed.from_elsewhere => {}
+            Some(alarm) => drop(alarm),
+            None if IS_AMBIENT.get() && !armed.from_elsewhere => {}
             // …unless the timer was set from another thread: then this goes in behind it.
             _ => discard(inject(Message::Disarm(armed.key))),
         }
@@ -253,18 +253,10 @@ impl Drop for Sleep {
 
 /// Says whether the timer went through the injector.
 fn set_timer(key: TimerKey, alarm: Alarm) -> bool {
-    let mut alarm = Some(alarm);
-    // A thread whose locals are gone is on its way out, so it is not the ambient one.
-    let _ = LOCAL.try_with(|local| {
-        if local.is_ambient.get() {
-            let mut timers = local.timers.borrow_mut();
-            alarm
-                .take()
-                .into_iter()
-                .for_each(|alarm| timers.arm(key, alarm));
-        }
-    });
-    let Some(alarm) = alarm else { return false };
+    if IS_AMBIENT.get() {
+        LOCAL.with(|local| local.timers.borrow_mut().arm(key, alarm));
+        return false;
+    }
     if let Err((_, refused)) = post(Message::Arm(key, alarm)) {
         panic!("no timer without the ambient thread: {refused:?}");
     }
