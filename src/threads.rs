@@ -256,12 +256,19 @@ enum Foreman {
     Watching,
 }
 
+/// What a thread of the pool is for.
+#[derive(Clone, Copy, PartialEq)]
+enum Duty {
+    Work,
+    Watch,
+}
+
 /// What is to be done when the lock is free again.
 enum Order {
     Nothing,
     Wake,
     WakeForeman,
-    Start(fn(&'static Pool)),
+    Start(Duty),
 }
 
 /// A job that takes longer than this is worth another thread: starting one costs about as much.
@@ -301,14 +308,14 @@ impl State {
             Order::Wake
         } else if self.active() < cores() && self.room() > 0 {
             self.threads += 1;
-            Order::Start(Pool::work)
+            Order::Start(Duty::Work)
         } else if self.foreman == Foreman::Resting && self.room() > 0 {
             self.foreman = Foreman::Watching;
             Order::WakeForeman
         } else if self.foreman == Foreman::Absent && self.room() > 0 {
             self.foreman = Foreman::Starting;
             self.threads += 1;
-            Order::Start(Pool::watch)
+            Order::Start(Duty::Watch)
         } else {
             Order::Nothing
         }
@@ -371,7 +378,7 @@ impl Pool {
     }
 
     /// Starts a thread that is already counted; says whether there is one.
-    fn start(&'static self, duty: fn(&'static Pool)) -> bool {
+    fn start(&'static self, duty: Duty) -> bool {
         static NUMBER: AtomicUsize = AtomicUsize::new(1);
         let settings = settings().ok();
         let prefix = settings.map_or("unsync", |settings| &settings.thread_name);
@@ -388,12 +395,15 @@ impl Pool {
                 resumes: || POOL.resumes(),
                 is_cancelled,
             });
-            duty(self);
+            match duty {
+                Duty::Work => self.work(),
+                Duty::Watch => self.watch(),
+            }
         };
         match thread.spawn(body) {
             Ok(_) => true,
             Err(error) => {
-                self.refused(&error);
+                self.refused(duty, &error);
                 false
             }
         }
@@ -401,10 +411,10 @@ impl Pool {
 
     /// The operating system refused a thread. The jobs wait for those that live; if none of them can
     /// ever take a job, they fail.
-    fn refused(&self, error: &io::Error) {
+    fn refused(&self, duty: Duty, error: &io::Error) {
         let mut state = self.lock();
         state.threads -= 1;
-        if state.foreman == Foreman::Starting {
+        if duty == Duty::Watch {
             state.foreman = Foreman::Absent;
         }
         if state.foreman == Foreman::Resting {
@@ -602,7 +612,7 @@ impl Pool {
                 }
                 state.threads += 1;
                 drop(state);
-                let started = self.start(Pool::work);
+                let started = self.start(Duty::Work);
                 state = self.lock();
                 if !started {
                     return (state, true);
