@@ -295,15 +295,19 @@ fn n42_slow_call_makes_the_pool_grow() {
     let quick: Vec<_> = (0..50)
         .map(|line| cpu(note, (proof.clone(), line)))
         .collect();
+    let guest = gate.guest();
     for call in quick {
         assert!(
             call.wait_timeout(SOON),
             "it waits for a call that waits for it"
         );
-        call.result().unwrap();
+        assert_ne!(call.result().unwrap(), guest.process);
     }
-    assert!(notes(&proof).into_iter().eq(0..50), "one after the other");
-    gate.guest().leave();
+    // In any order: the other worker may be there before the first one has given back what it had.
+    let mut proofs = notes(&proof);
+    proofs.sort();
+    assert!(proofs.into_iter().eq(0..50), "each of them once");
+    guest.leave();
     slow.result().unwrap();
 }
 
@@ -459,12 +463,15 @@ fn progress_said_before_anybody_listens() {
     assert_eq!(values.recv_timeout(SOON).unwrap(), 5);
     call.result().unwrap();
     assert!(values.recv_timeout(SOON).is_err(), "the listener is gone");
-    // Nobody says anything after the end.
+    // After the end there is what it said last, once, and nothing more.
     let (late, values) = ear::<u32>();
     let done = cpu(report, (3,));
     done.wait();
     let done = done.on_progress(late);
-    assert!(values.recv_timeout(SOON).is_err());
+    assert_eq!(values.iter().collect::<Vec<_>>(), [2]);
+    let (later, values) = ear::<u32>();
+    let done = done.on_progress(later);
+    assert_eq!(values.iter().collect::<Vec<_>>(), []);
     done.result().unwrap();
 }
 

@@ -175,7 +175,7 @@ fn n54_shutdown_while_submitting() {
     let submitters: Vec<_> = (0..4).map(|_| thread::spawn(submit)).collect();
     until("there is work", || DONE.load(Ordering::Relaxed) >= 100);
     // There is always more to do, so it does not get quiet.
-    unsync::shutdown(Duration::from_secs(1)).unwrap();
+    shut_down(Duration::from_secs(1));
     assert!(children().is_empty());
     for submitter in submitters {
         assert!(submitter.join().unwrap() > 0);
@@ -186,7 +186,7 @@ fn n54_shutdown_ends_what_runs_and_what_waits() {
     install(workers(2));
     let running: Vec<_> = (0..2).map(|_| cpu(spin, ())).collect();
     let waiting: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
-    unsync::shutdown(Duration::from_millis(500)).unwrap();
+    shut_down(Duration::from_millis(500));
     assert!(children().is_empty());
     for call in running {
         assert!(call.is_done());

@@ -589,7 +589,11 @@ fn worker_leaves_when_the_parent_garbles() {
         .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
     let (code, words) = end_of(worker);
-    assert_eq!(code, Some(0), "{words}");
+    assert_eq!(code, Some(1), "{words}");
+    assert!(
+        words.contains("cannot read its link: something that is no frame arrived"),
+        "{words}"
+    );
 }
 
 /// Without a directory for its socket, the link goes over TCP.

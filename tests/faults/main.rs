@@ -39,13 +39,14 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::process;
 use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 use unsync::{Config, Error, ErrorKind, Unfuture, cpu};
 
 #[path = "../scenario/mod.rs"]
 #[macro_use]
 mod scenario;
-use scenario::{Gate, Guest, wait_at};
+use scenario::{Gate, Guest, SOON, wait_at};
 
 mod bulk;
 mod death;
@@ -129,6 +130,15 @@ fn idle_workers(number: usize) -> Vec<u32> {
 fn teach_that_calls_are_quick() {
     for _ in 0..300 {
         cpu(pid, ()).result().unwrap();
+    }
+}
+
+/// Ends everything, for a scenario in which something runs for ever. A busy machine may not let all of it
+/// go within the limit, and says so; then only the ends of what was stopped are left to be waited for.
+fn shut_down(limit: Duration) {
+    if let Err(error) = unsync::shutdown(limit) {
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        unsync::shutdown(SOON).unwrap();
     }
 }
 

@@ -300,9 +300,13 @@ fn n29_parent_terminated() {
 }
 
 /// Starts a worker that does not get ready before it is allowed to.
+///
+/// It has an output of its own, like the worker of any program: that of a test's worker ends with the
+/// test, and the harness gives up when it cannot print, before the worker comes to itself.
 fn starting_victim() {
-    let (asked, allowed) = (file("asked"), file("allowed"));
-    let shell = format!("echo $$ > {asked}.new; mv {asked}.new {asked}; : < {allowed}");
+    let (asked, allowed, output) = (file("asked"), file("allowed"), file("output"));
+    let ask = format!("echo $$ > {asked}.new; mv {asked}.new {asked}");
+    let shell = format!("exec >> {output} 2>&1; {ask}; : < {allowed}");
     install(workers(1).worker_command(move |executable| {
         // The path that is given means the parent's executable, and that is gone by then.
         assert!(executable.exists());
@@ -434,7 +438,7 @@ fn n32_kill_children_with_a_shutdown() {
     let grandchild = cpu(have_a_child, ()).result().unwrap();
     let running = cpu(have_a_child_and_stay, (gate.path(),));
     let guest = gate.guest();
-    unsync::shutdown(Duration::from_millis(500)).unwrap();
+    shut_down(Duration::from_millis(500));
     assert_kind(running.result(), ErrorKind::ShutDown);
     until("the grandchild is dead", || is_dead(grandchild));
     drop(guest);

@@ -438,7 +438,7 @@ fn n38_sigstop_while_running_then_shutdown_bounded() {
     let call = cpu(stay, (gate.path(),));
     let guest = gate.guest();
     freeze(guest.process);
-    unsync::shutdown(Duration::from_secs(1)).unwrap();
+    shut_down(Duration::from_millis(500));
     assert_kind(call.result(), ErrorKind::ShutDown);
     assert!(is_gone(guest.process));
 }
