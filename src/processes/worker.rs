@@ -185,7 +185,9 @@ fn serve() -> ! {
     let (link, terms) = match link::connect() {
         Ok(connected) => connected,
         Err(error) => {
-            eprintln!("unsync: this is a worker process and nobody waits for it: {error}");
+            complain(&format!(
+                "this is a worker process and nobody waits for it: {error}"
+            ));
             process::exit(1);
         }
     };
@@ -220,13 +222,19 @@ fn serve() -> ! {
         // Foreign code can end a thread. A worker without its lane is of no use, and must not look as
         // if it were.
         Ok(lane) => drop(lane.join()),
-        Err(error) => eprintln!("unsync: a worker process got no thread: {error}"),
+        Err(error) => complain(&format!("a worker process got no thread: {error}")),
     }
     process::abort()
 }
 
 fn stack_size(terms: Terms) -> usize {
     usize::try_from(terms.stack_size).unwrap_or(usize::MAX)
+}
+
+/// Says why the process ends. Whoever was to read it may be gone: `eprintln` would panic then, and the
+/// process would not end.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "unsync: {text}");
 }
 
 /// Ends the process. The handlers that run at the exit of a process may hang; the program that this
@@ -286,7 +294,7 @@ impl Worker {
                 Ok(Some(_) | None) => leave(),
                 Err(error) if link::is_end(&error) => leave(),
                 Err(error) => {
-                    eprintln!("unsync: a worker process cannot read its link: {error}");
+                    complain(&format!("a worker process cannot read its link: {error}"));
                     process::exit(1);
                 }
             };
