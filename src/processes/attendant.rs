@@ -33,9 +33,11 @@ pub(super) struct Worker {
     words: Option<Arc<LastWords>>,
 }
 
-/// Workers that may die with a call before they start it, and workers in a row that may die before
-/// they start any.
+/// Workers that may die with a call before they start it.
 const DEATHS: u32 = 3;
+/// Workers in a row that may die before they start any call: as many as two calls that kill whoever
+/// gets them. The calls behind those shall not suffer for it.
+const BARREN: u32 = 2 * DEATHS;
 /// Times in a row that the operating system may refuse to start a worker.
 const TRIES: u32 = 5;
 /// The first pause after a failure; each further one is four times as long.
@@ -561,7 +563,7 @@ fn bury(worker: &Worker, cause: Option<io::Error>) {
     lost.extend(doomed);
     let stopped = requeue(&mut state, back);
     // Workers die one after the other before they start anything: so would the next ones.
-    let hopeless = state.barren >= DEATHS && state.workers.is_empty();
+    let hopeless = state.barren > BARREN && state.workers.is_empty();
     let queue = if hopeless {
         std::mem::take(&mut state.queue)
     } else {
