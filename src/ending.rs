@@ -1,13 +1,12 @@
 //! The end: waiting for all work, and shutting down.
 //!
-//! Floor 4: imports the engines.
+//! Floor 4: imports the future and the engines.
 
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, discard};
-use crate::role::{blocking, role};
-use crate::unfuture::OnQuiet;
+use crate::error::{Error, ErrorKind};
+use crate::role::role;
+use crate::unfuture::{OnQuiet, promise};
 use crate::{ambient, processes, threads};
 
 /// What can be asked of every engine. It answers with the number of works that it ever began.
@@ -108,32 +107,20 @@ const RESERVE: Duration = Duration::from_millis(200);
 /// Asks every engine, and waits for the answers. Gives the name of one that has not answered by the
 /// deadline.
 fn ask(engines: &Ask, deadline: Option<Instant>) -> Result<[u64; 3], &'static str> {
-    let (answers, answered) = mpsc::channel();
-    for (index, (_, engine)) in engines.iter().enumerate() {
-        let answers = answers.clone();
-        // Who asked may have stopped waiting.
-        engine(Box::new(move |works| discard(answers.send((index, works)))));
-    }
-    // Then an answer that was dropped with a thread that ended shows as the end of the channel.
-    drop(answers);
-    let mut works = [None; 3];
-    blocking(|| {
-        while works.contains(&None) {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let answer = match left {
-                None => answered.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(left) => answered.recv_timeout(left),
-            };
-            match answer {
-                Ok((index, number)) => works[index] = Some(number),
-                Err(RecvTimeoutError::Timeout) => break,
-                // Nobody is left to answer: an engine that has ended is quiet.
-                Err(RecvTimeoutError::Disconnected) => works = works.map(|work| work.or(Some(0))),
-            }
-        }
+    let asked = engines.map(|(name, engine)| {
+        let (promise, answer) = promise();
+        engine(Box::new(move |works| promise.set(works)));
+        (name, answer)
     });
-    match works.iter().position(Option::is_none) {
-        Some(silent) => Err(engines[silent].0),
-        None => Ok(works.map(Option::unwrap_or_default)),
+    let mut works = [0; 3];
+    for (works, (name, answer)) in works.iter_mut().zip(asked) {
+        match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+            None => answer.wait(),
+            Some(left) if answer.wait_timeout(left) => {}
+            Some(_) => return Err(name),
+        }
+        // An answer that was dropped with a thread that ended: that engine is quiet.
+        *works = answer.result().unwrap_or(0);
     }
+    Ok(works)
 }

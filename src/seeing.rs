@@ -1,10 +1,10 @@
 //! Seeing in: what the engines are doing.
 //!
-//! Floor 4: imports the engines and the watch.
+//! Floor 4: imports the future, the engines and the watch.
 
-use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::unfuture::promise;
 use crate::watch::{Stats, TaskInfo};
 use crate::{ambient, processes, role, threads};
 
@@ -52,9 +52,14 @@ pub fn tasks() -> Vec<TaskInfo> {
     let mut all = threads::list();
     all.extend(processes::list());
     if !role::role().is_ambient() {
-        let (answer, answered) = mpsc::channel();
-        ambient::list(Box::new(move |tasks| drop(answer.send(tasks))));
-        all.extend(answered.recv_timeout(PATIENCE).unwrap_or_default());
+        let (promise, answer) = promise();
+        ambient::list(Box::new(move |tasks| promise.set(tasks)));
+        if answer.wait_timeout(PATIENCE) {
+            all.extend(answer.result().unwrap_or_default());
+        } else {
+            // So nobody is told that an answer was lost.
+            answer.cancel();
+        }
     }
     all
 }
