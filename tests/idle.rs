@@ -194,6 +194,42 @@ fn while_pool_threads_and_workers_retire() {
     });
 }
 
+fn echo(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+unsync::register!(echo);
+
+/// The buffers of a large call serve the next one, but not for long.
+#[test]
+fn large_buffers_are_given_back() {
+    in_child("large_buffers_are_given_back", HEAVY, &[], || {
+        const LARGE: usize = 48 << 20;
+        for _ in 0..3 {
+            let back = unsync::cpu(echo, (vec![1; LARGE],)).result().unwrap();
+            assert_eq!(back.len(), LARGE);
+        }
+        for process in [workers(), vec![std::process::id()]].concat() {
+            eventually(QUICK, "the memory of a large call is given back", || {
+                let resident = resident_bytes(process);
+                (resident < LARGE / 2, resident)
+            });
+        }
+        assert_idle("without them");
+    });
+}
+
+fn resident_bytes(process: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes: usize = kibibytes
+        .unwrap()
+        .trim_end_matches("kB")
+        .trim()
+        .parse()
+        .unwrap();
+    kibibytes << 10
+}
+
 /// The state of a thread: `R` for running, `S` for sleeping.
 fn state_of(task: &Path) -> Option<char> {
     let stat = fs::read_to_string(task.join("stat")).ok()?;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::frame::{self, Frames, Kind};
 use super::link::{self, Reader, Refusal, Stream, Terms};
 use super::pool::{Hand, InFlight, Item, POOL, State, has_grace};
+use super::spare;
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
 use crate::config::{Settings, settings};
@@ -146,6 +147,8 @@ fn attend(number: u64) {
         Err(io::Error::other("the attendant panicked"))
     });
     bury(&worker, end.err());
+    // There may be no attendant left who would do it when it is time.
+    spare::clear(Duration::ZERO);
 }
 
 // -------------------------------------------------------------------------------------- the start
@@ -326,7 +329,7 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                     silence += pulse;
-                    frames.relax();
+                    spare::clear(spare::REST);
                     if rest(worker, silence, settings) {
                         return farewell(worker, &mut source);
                     }
@@ -367,10 +370,11 @@ fn started(worker: &Worker, id: u64) {
         return;
     };
     entry.started = Some(Instant::now());
-    let frame = std::mem::take(&mut entry.item.frame);
+    let mut frame = std::mem::take(&mut entry.item.frame);
     let call = Arc::clone(&entry.item.call);
     let stopped = entry.stop;
     drop(state);
+    spare::give(&mut frame);
     drop(frame);
     call.begin();
     match stopped {

@@ -10,6 +10,8 @@
 
 use std::io::{self, Read};
 
+use super::spare;
+
 /// The kinds of frames, with what the payload is and who sends it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
@@ -115,7 +117,14 @@ fn broken(what: &str) -> io::Error {
 }
 
 /// Bytes read at once. Most frames are small: many come with one read.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = spare::LARGE;
+
+/// Where frames come from.
+pub(crate) trait Source: Read {
+    /// Appends so many bytes, or fewer if the stream ends before. After an error what was read is
+    /// there.
+    fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()>;
+}
 
 /// Cuts frames out of a stream.
 pub(crate) struct Frames {
@@ -126,14 +135,14 @@ pub(crate) struct Frames {
     start: usize,
     end: usize,
     /// The payload of a frame that the chunk is too small for. Grows as bytes arrive, so a length
-    /// that lies allocates nothing; kept for the next one.
+    /// that lies allocates nothing.
     large: Vec<u8>,
     /// The header that belongs to `large`, while that is being filled.
     filling: Option<Header>,
 }
 
-/// A large payload buffer that is kept over an idle time.
-const LARGE_KEPT: usize = 1 << 20;
+/// What the length of a frame is trusted for.
+const RESERVE: usize = 1 << 20;
 
 impl Frames {
     pub(crate) fn new(limit: usize) -> Frames {
@@ -157,8 +166,11 @@ impl Frames {
     /// or one above the limit.
     pub(crate) fn next(
         &mut self,
-        source: &mut impl Read,
+        source: &mut impl Source,
     ) -> io::Result<Option<(Kind, u64, &[u8])>> {
+        if self.filling.is_none() {
+            spare::give(&mut self.large);
+        }
         let Header { kind, call, length } = loop {
             if let Some(header) = self.filling {
                 self.fill_large(header, source)?;
@@ -170,6 +182,7 @@ impl Frames {
                 Some(header) if waiting.len() >= HEADER + header.length => break header,
                 Some(header) if HEADER + header.length > CHUNK => {
                     self.large.clear();
+                    spare::lend(&mut self.large);
                     self.large.extend_from_slice(&waiting[HEADER..]);
                     (self.start, self.end) = (0, 0);
                     self.filling = Some(header);
@@ -192,13 +205,6 @@ impl Frames {
         }
     }
 
-    /// Gives memory back that only an unusually large frame needed.
-    pub(crate) fn relax(&mut self) {
-        if self.filling.is_none() && self.large.capacity() > LARGE_KEPT {
-            self.large = Vec::new();
-        }
-    }
-
     /// Reads once; `false` at the end of the stream.
     fn fill_chunk(&mut self, source: &mut impl Read) -> io::Result<bool> {
         if self.start > 0 {
@@ -214,10 +220,10 @@ impl Frames {
         }
     }
 
-    fn fill_large(&mut self, header: Header, source: &mut impl Read) -> io::Result<()> {
+    fn fill_large(&mut self, header: Header, source: &mut impl Source) -> io::Result<()> {
         let missing = header.length - self.large.len();
-        self.large.reserve(missing.min(LARGE_KEPT));
-        source.take(missing as u64).read_to_end(&mut self.large)?;
+        self.large.reserve(missing.min(RESERVE));
+        source.read_many(missing, &mut self.large)?;
         match self.large.len() == header.length {
             true => Ok(()),
             false => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -228,6 +234,17 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    macro_rules! sources {
+        ($($source:ty)*) => {$(
+            impl Source for $source {
+                fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
+                    self.take(count as u64).read_to_end(into).map(drop)
+                }
+            }
+        )*};
+    }
+    sources!(&[u8] Drip<'_>);
 
     /// Gives one byte at a time, and says `WouldBlock` between any two.
     struct Drip<'a>(&'a [u8], bool);
@@ -285,8 +302,7 @@ mod tests {
             assert!(frames.take_payload(length) == payload, "{length} bytes");
         }
         assert!(frames.next(&mut source).unwrap().is_none());
-        frames.relax();
-        assert!(frames.large.capacity() <= LARGE_KEPT);
+        assert!(frames.large.capacity() <= CHUNK);
     }
 
     #[test]
@@ -344,7 +360,7 @@ mod tests {
         let mut frames = Frames::new(1 << 30);
         let error = frames.next(&mut lie.as_slice()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        assert!(frames.large.capacity() <= 2 * LARGE_KEPT);
+        assert!(frames.large.capacity() <= 2 * RESERVE);
 
         lie[12..20].copy_from_slice(&u64::MAX.to_le_bytes());
         let error = Frames::new(1 << 30).next(&mut lie.as_slice()).unwrap_err();

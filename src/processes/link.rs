@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 #[cfg(unix)]
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use super::frame::Source;
 use super::wire::Wire;
 use crate::spin::Spin;
 
@@ -143,6 +144,15 @@ impl Read for Reader<'_> {
         }
         self.switch(false)?;
         self.stream.read(buffer)
+    }
+}
+
+impl Source for Reader<'_> {
+    /// Blocks at once: more bytes come than one look finds. Straight from the stream into the memory:
+    /// a reader in between would have std fill that with zeros first.
+    fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        self.switch(false)?;
+        on!(self.stream, stream => stream.take(count as u64).read_to_end(into)).map(drop)
     }
 }
 

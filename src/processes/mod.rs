@@ -27,6 +27,7 @@ mod frame;
 mod link;
 mod pool;
 pub(crate) mod registry;
+mod spare;
 pub(crate) mod wire;
 pub(crate) mod worker;
 
@@ -138,10 +139,11 @@ where
     F: Entrypoint<A>,
     A: Wire,
 {
-    let (_, _, frame) = encode::<F, A>(&arguments)?;
+    let (_, _, mut payload) = encode::<F, A>(&arguments)?;
+    payload.drain(..frame::HEADER);
     Ok(Box::new(move || {
         let mut output = Vec::new();
-        worker::perform(&frame[frame::HEADER..], &mut output)?;
+        worker::perform(payload, &mut output)?;
         F::Output::decode(&mut output.as_slice())
     }))
 }
@@ -175,6 +177,7 @@ where
     };
     let id = pool::next_id();
     let mut frame = Vec::with_capacity(64);
+    spare::lend(&mut frame);
     let start = frame::begin(&mut frame, Kind::Call, id);
     entrypoint.encode(&mut frame);
     if let Err(payload) = wall(|| arguments.encode(&mut frame)) {
@@ -184,6 +187,11 @@ where
         ));
     }
     frame::end(&mut frame, start);
+    if frame.len() <= spare::LARGE && frame.capacity() > spare::LARGE {
+        let small = frame.clone();
+        spare::give(&mut frame);
+        frame = small;
+    }
     if frame.len() - frame::HEADER > settings.frame_bytes_max {
         return Err(Error::new(
             ErrorKind::TooLarge,

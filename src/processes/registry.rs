@@ -12,6 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::spare;
 use super::wire::Wire;
 use crate::error::Error;
 
@@ -99,17 +100,21 @@ impl<F: Entrypoint<A>, A> Registration<F, A> {
 pub trait Registered: Sync {
     /// See [`id_of`].
     fn id(&self) -> u64;
-    /// Decodes the arguments, calls the function and encodes what it returns.
-    fn run(&self, arguments: &[u8], output: &mut Vec<u8>) -> Result<(), Error>;
+    /// Decodes the arguments, which stand behind the [`id`](Self::id), calls the function and appends
+    /// what it returns.
+    fn run(&self, payload: Vec<u8>, output: &mut Vec<u8>) -> Result<(), Error>;
 }
 
 impl<F: Entrypoint<A>, A: Wire> Registered for Registration<F, A> {
     fn id(&self) -> u64 {
         id_of::<F>()
     }
-    fn run(&self, mut arguments: &[u8], output: &mut Vec<u8>) -> Result<(), Error> {
-        let decoded = A::decode(&mut arguments)?;
-        self.function.call(decoded).encode(output);
+    fn run(&self, mut payload: Vec<u8>, output: &mut Vec<u8>) -> Result<(), Error> {
+        let arguments = A::decode(&mut &payload[size_of::<u64>()..])?;
+        spare::give(&mut payload);
+        let value = self.function.call(arguments);
+        spare::lend(output);
+        value.encode(output);
         Ok(())
     }
 }

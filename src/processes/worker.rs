@@ -25,6 +25,7 @@ use std::time::Duration;
 use super::frame::{self, Frames, Kind};
 use super::link::{self, Reader, Stream, Terms};
 use super::registry;
+use super::spare;
 use super::wire::Wire;
 use crate::error::{Error, ErrorKind, discard, panic_message, wall};
 use crate::role::{Role, role, set_role};
@@ -342,7 +343,7 @@ impl Worker {
                 if !outbox.is_empty() {
                     self.send(&outbox);
                     outbox.clear();
-                    outbox.shrink_to(OUTBOX_KEPT);
+                    spare::give(&mut outbox);
                 }
                 self.wait()
             });
@@ -352,7 +353,7 @@ impl Worker {
                     frame::plain(&mut outbox, Kind::Start, call);
                     self.send(&outbox);
                     outbox.clear();
-                    self.run(call, &payload, &mut outbox);
+                    self.run(call, payload, &mut outbox);
                 }
             }
         }
@@ -369,13 +370,17 @@ impl Worker {
         static SPIN: Spin = Spin::new();
         loop {
             SPIN.attempt(|| (self.queued.load(Ordering::Relaxed) > 0).then_some(()));
+            spare::clear(spare::REST);
             let mut queue = self.queue();
-            while queue.jobs.is_empty() {
+            if queue.jobs.is_empty() {
                 queue.waiting = true;
-                queue = self
-                    .arrived
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                queue = if spare::is_empty() {
+                    let woken = self.arrived.wait(queue);
+                    woken.unwrap_or_else(PoisonError::into_inner)
+                } else {
+                    let woken = self.arrived.wait_timeout(queue, spare::REST);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                };
                 queue.waiting = false;
             }
             drop(queue);
@@ -407,7 +412,7 @@ impl Worker {
     }
 
     /// Runs one call and appends its `Done`.
-    fn run(&self, call: u64, payload: &[u8], outbox: &mut Vec<u8>) {
+    fn run(&self, call: u64, payload: Vec<u8>, outbox: &mut Vec<u8>) {
         let start = frame::begin(outbox, Kind::Done, call);
         let body = outbox.len();
         outbox.push(Ending::Value as u8);
@@ -496,9 +501,6 @@ pub fn progress(value: impl Wire) {
     }
 }
 
-/// The memory for results that the lane keeps while it is idle.
-const OUTBOX_KEPT: usize = 1 << 20;
-
 /// How a call ended, as the first byte of its `Done`.
 #[derive(Clone, Copy)]
 pub(crate) enum Ending {
@@ -510,8 +512,8 @@ pub(crate) enum Ending {
 }
 
 /// Decodes a call, runs it, and appends what it returns.
-pub(crate) fn perform(mut payload: &[u8], output: &mut Vec<u8>) -> Result<(), Error> {
-    let id = u64::decode(&mut payload)?;
+pub(crate) fn perform(payload: Vec<u8>, output: &mut Vec<u8>) -> Result<(), Error> {
+    let id = u64::decode(&mut payload.as_slice())?;
     let entry = registry::find(id).ok_or_else(|| {
         Error::new(
             ErrorKind::NotRegistered,
