@@ -498,9 +498,14 @@ pub(crate) fn is_end(error: &io::Error) -> bool {
 }
 
 /// Whether a link that ended so may have lost what the other side said last: on Windows a reset throws
-/// away what was not read yet. Then nobody knows what had started.
+/// away what was not read yet, and a write that comes after it turns it into an abort. Then nobody knows
+/// what had started.
 pub(crate) fn loses_frames(error: &io::Error) -> bool {
-    cfg!(windows) && error.kind() == io::ErrorKind::ConnectionReset
+    let lost = [
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::ConnectionAborted,
+    ];
+    cfg!(windows) && lost.contains(&error.kind())
 }
 
 /// Kills the processes that a worker started, as far as they stayed in its group. std can signal one
