@@ -1,5 +1,3 @@
-#![cfg(target_os = "linux")]
-#![forbid(unsafe_code)]
 //! The crash table: ways to fail × phases of a call.
 //!
 //! In every cell a pool of two workers has a sibling running in the one, and the fault strikes the
@@ -7,6 +5,8 @@
 //! and the queued calls are fine, and so are those that come later.
 //!
 //! Linux only: the faults are signals and the proofs are in `/proc`.
+#![cfg(target_os = "linux")]
+#![forbid(unsafe_code)]
 
 use std::hint::black_box;
 use std::os::unix::process::{CommandExt, ExitStatusExt};

@@ -1,9 +1,9 @@
-#![cfg(target_os = "linux")]
-#![forbid(unsafe_code)]
 //! Number 45 of the faults: a program that forgot `init`, or calls it too late. In a test binary of its
 //! own, because it must not have a `test_worker!` either.
 //!
-//! Linux only, as `faults`.
+//! Linux only, as `faults`: what it looks for stands in `/proc`.
+#![cfg(target_os = "linux")]
+#![forbid(unsafe_code)]
 
 use std::process::Command;
 use std::sync::Arc;

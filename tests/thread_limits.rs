@@ -8,6 +8,7 @@ mod support;
 
 unsync::test_worker!();
 
+#[cfg(target_os = "linux")]
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};

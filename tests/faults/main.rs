@@ -1,5 +1,3 @@
-#![cfg(target_os = "linux")]
-#![forbid(unsafe_code)]
 //! The process pool under real faults: real kills, limits, deleted files, strangers.
 //!
 //! The numbers in the names are those of the list of acceptance tests that the pool was built to. A
@@ -34,6 +32,8 @@
 //! - The link's descriptor cannot be closed in safe code. `exec` closes it, in `crash_table`.
 //!
 //! Linux only: the faults are signals and limits, and the proofs are in `/proc`.
+#![cfg(target_os = "linux")]
+#![forbid(unsafe_code)]
 
 use std::fs::{self, File};
 use std::io::Write;
