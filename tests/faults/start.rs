@@ -509,13 +509,7 @@ fn n50_never_connects_shutdown() {
     );
     let call = cpu(pid, ());
     until("the worker is there", || !children().is_empty());
-    let asked = Instant::now();
-    let outcome = unsync::shutdown(Duration::from_secs(2));
-    println!("shut down after {:?}: {outcome:?}", asked.elapsed());
-    if outcome.is_err() {
-        kill("KILL", &children().into_iter().collect::<Vec<_>>());
-    }
-    outcome.unwrap();
+    shut_down(Duration::from_millis(500));
     assert!(children().is_empty());
     assert_kind(call.result(), ErrorKind::ShutDown);
 }
