@@ -65,6 +65,7 @@ fn tasks(table: &Table) {
             assert_eq!(sum(tasks), n * (n - 1) / 2);
         });
     }
+    table.note("flat: of few tasks the spawning thread and the ambient one wait for each other");
     table.section("tasks: all there at once, each yields");
     for count in decades(table.options.amount(1_000_000, 10_000)) {
         let each = table.options.amount(2_000_000, 20_000).div_ceil(count);
@@ -78,6 +79,7 @@ fn tasks(table: &Table) {
             unsync::join_all(tasks).result().expect("they end");
         });
     }
+    table.note("flat until 250 bytes for each are more than the caches hold: then every poll waits for memory");
 }
 
 fn pool(table: &Table) {
@@ -95,6 +97,7 @@ fn pool(table: &Table) {
             Some(setting),
         );
     }
+    table.note("flat but for the start of a thread, some 7 µs for each");
     table.section("threads: trivial jobs, so many allowed");
     let jobs = table.options.amount(300_000, 3_000);
     for count in &counts {
@@ -107,6 +110,9 @@ fn pool(table: &Table) {
             Some(setting),
         );
     }
+    table.note(
+        "flat: however many are allowed, trivial jobs get no more threads than there are cores",
+    );
 }
 
 fn workers(table: &Table) {
@@ -126,6 +132,7 @@ fn workers(table: &Table) {
             Some(setting),
         );
     }
+    table.note("flat but for the start of a process, some 0.1 ms for each");
     table.section("workers: trivial calls");
     let calls = table.options.amount(50_000, 500);
     for count in counts {
@@ -138,6 +145,10 @@ fn workers(table: &Table) {
             Some(setting),
         );
     }
+    table.note(
+        "bends where there are more workers than cores: they take turns, so each finds fewer calls",
+    );
+    table.note("waiting, parks more often, and its answers come in smaller bundles");
 }
 
 fn payloads(table: &Table) {
@@ -164,6 +175,8 @@ fn payloads(table: &Table) {
         let text = format!("{}/s", readable_bytes(rate.round()));
         table.row_with(&name, 1, &samples, &[("bytes_per_second", rate, text)]);
     }
+    table.note("up to some KiB the round trip, from there on the bytes; above the size of the caches every");
+    table.note("copy goes to memory, and the decoded value is fresh memory, of which each page costs a fault");
 }
 
 fn memory(table: &Table) {
@@ -182,6 +195,7 @@ fn memory(table: &Table) {
             fresh(table, &format!("{count} {name}"), what, count, setting);
         }
     }
+    table.note("flat; a sleeping task costs its timer as well");
 }
 
 fn sum(all: Vec<Unfuture<usize>>) -> usize {
@@ -232,6 +246,14 @@ fn measure(what: &str, amount: usize) -> String {
     let mut kept: Vec<Unfuture<()>> = Vec::with_capacity(amount);
     let settle = || unsync::spawn(async {}).result().expect("it ends");
     let (gate, closed) = mpsc::channel::<()>();
+    let jobs = || sum((0..amount).map(|i| unsync::thread(move || i)).collect());
+    let calls = || sum((0..amount).map(|i| unsync::cpu(same, (i,))).collect());
+    match what {
+        // What their threads and processes take to start belongs to the rows that wait.
+        "jobs" => _ = jobs(),
+        "calls" => _ = calls(),
+        _ => {}
+    }
     // Of work that waits there is so much for each thread or worker: it takes its time if they grow.
     let (turns, operations) = match what {
         "naps" => (4, 4),
@@ -261,18 +283,13 @@ fn measure(what: &str, amount: usize) -> String {
             kept.drain(..)
                 .for_each(|job| job.result().expect("it ends"));
         }
-        "jobs" => {
-            let jobs: Vec<_> = (0..amount).map(|i| unsync::thread(move || i)).collect();
-            sum(jobs);
-        }
+        "jobs" => _ = jobs(),
         "waits" => {
             kept.extend((0..amount * turns).map(|_| unsync::cpu(nap, (10,))));
             kept.drain(..)
                 .for_each(|call| call.result().expect("it ends"));
         }
-        "calls" => {
-            sum((0..amount).map(|i| unsync::cpu(same, (i,))).collect());
-        }
+        "calls" => _ = calls(),
         unknown => panic!("nobody measures {unknown}"),
     });
     let grown = resident().unwrap_or(0).saturating_sub(before);

@@ -227,6 +227,13 @@ impl Table {
         }
     }
 
+    /// What the rows above do not say themselves.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.options.json {
+            println!("    {text}");
+        }
+    }
+
     /// One row: nanoseconds for each operation.
     pub(crate) fn row(&self, name: &str, operations: usize, samples: &Samples) {
         self.row_with(name, operations, samples, &[]);
