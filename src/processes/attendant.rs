@@ -334,6 +334,12 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                         return farewell(worker, &mut source);
                     }
                 }
+                // What was said after a frame that was cut off is lost too: it may have been a start.
+                io::ErrorKind::ConnectionReset
+                    if frames.is_torn() && worker.link.drops_what_is_under_way() =>
+                {
+                    return Err(io::Error::other("the link was reset within a frame"));
+                }
                 _ => return Err(error),
             },
         }

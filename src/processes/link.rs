@@ -90,6 +90,12 @@ impl Stream {
         on!(self, stream => stream.set_read_timeout(limit))
     }
 
+    /// Whether a process that ends with something unread takes along what it had written and this side
+    /// had no room for. A Unix socket has no such stretch on the way.
+    pub(crate) fn drops_what_is_under_way(&self) -> bool {
+        matches!(self, Stream::Tcp(_))
+    }
+
     /// Ends the link towards the other side: it finds the end when it has read what is under way.
     pub(crate) fn shut_down_writing(&self) {
         let _ = on!(self, stream => stream.shutdown(std::net::Shutdown::Write));

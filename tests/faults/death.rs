@@ -10,10 +10,11 @@ use std::process::{self, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use unsync::{ErrorKind, cpu};
+use unsync::{Error, ErrorKind, Wire, cpu};
 
 use crate::scenario::{
-    Gate, Guest, SOON, file, freeze, is_gone, kill, until, wait_at, worker_after,
+    Gate, Guest, Link, SOON, file, freeze, is_dead, is_gone, kill, link, until, wait_at,
+    worker_after,
 };
 use crate::*;
 
@@ -29,6 +30,7 @@ scenarios! {
     n03_workers_kill_each_other_13;
     n04_dead_before_start_is_queued_again;
     n05_started_call_is_never_rerun;
+    n05_started_call_is_never_rerun_though_its_start_was_not_heard;
     n04_out_of_memory;
     n04_out_of_memory_before_the_start;
     n04_out_of_memory_for_the_result in "ulimit -S -v 300000";
@@ -187,6 +189,66 @@ fn n05_started_call_is_never_rerun() {
     let mut proofs = notes(&proof);
     proofs.sort();
     assert_eq!(proofs, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+/// A result whose reader waits until it is allowed to go on: nothing more is read of its worker meanwhile.
+struct Pause(String);
+
+impl Wire for Pause {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Pause, Error> {
+        let gate = String::decode(input)?;
+        drop(wait_at(&gate));
+        Ok(Pause(gate))
+    }
+}
+
+fn pause_the_reader(gate: String) -> Pause {
+    Pause(gate)
+}
+
+fn note_and_stay(proof: String, gate: String) {
+    note(proof, 1);
+    drop(wait_at(&gate));
+}
+
+/// TCP throws away what is still under way when a process ends and has something unread.
+fn n05_started_call_is_never_rerun_though_its_start_was_not_heard() {
+    install(workers(1));
+    teach_that_calls_are_quick();
+    let (pause, gate, proof) = (Gate::new(), Gate::new(), file("proof"));
+    let paused = cpu(pause_the_reader, (pause.path(),));
+    let reader = pause.guest();
+    // It fills a link of TCP, so the start of the next one does not get through.
+    let size = if link() == Link::Tcp {
+        1 << 20
+    } else {
+        1 << 10
+    };
+    let large = cpu(fill, (size,));
+    let running = cpu(note_and_stay, (proof.clone(), gate.path()));
+    let guest = gate.guest();
+    freeze(guest.process);
+    let behind = cpu(pid, ());
+    kill("KILL", &[guest.process]);
+    until("the worker is dead", || is_dead(guest.process));
+    reader.leave();
+    paused.result().unwrap();
+    assert_kind(running.result(), ErrorKind::WorkerLost);
+    // What has become of the one before it and the one behind it depends on the link.
+    for outcome in [large.result().map(drop), behind.result().map(drop)] {
+        println!("{outcome:?}");
+        assert!(
+            outcome.is_ok()
+                || assert_kind(outcome, ErrorKind::WorkerLost)
+                    .worker_exit()
+                    .is_some()
+        );
+    }
+    assert_eq!(notes(&proof), [1]);
 }
 
 fn allocate(bytes: usize) -> usize {
@@ -404,6 +466,8 @@ fn backtrace_is_none_if_not_asked_for() {
 
 unsync::register!(
     kill_all,
+    pause_the_reader,
+    note_and_stay,
     note_and_die,
     allocate,
     measure,
