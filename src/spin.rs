@@ -21,6 +21,10 @@ pub(crate) fn set_budget(budget: Duration) {
     );
 }
 
+fn budget() -> Duration {
+    Duration::from_nanos(BUDGET_NS.load(Relaxed))
+}
+
 /// A place that waits, with what it learned about its waits.
 pub(crate) struct Spin {
     /// Above zero: so many misses are left before this place gives up spinning. Below: so many
@@ -45,26 +49,33 @@ impl Spin {
     /// A success that comes after the budget counts as a miss: the thread lost its core to somebody
     /// else, so the machine is busy and parking would have been as quick.
     pub(crate) fn attempt<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
-        if let Some(found) = attempt() {
-            return Some(found);
+        let found = attempt();
+        if found.is_some() || !self.pays() {
+            return found;
         }
-        let budget = Duration::from_nanos(BUDGET_NS.load(Relaxed));
-        if budget.is_zero() || !self.may_spin() {
-            return None;
-        }
-        let started = Instant::now();
+        thread::yield_now();
+        self.look(attempt)
+    }
+
+    /// The same for a place that has to prepare for it, and has asked before whether it pays.
+    pub(crate) fn look<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+        let (budget, started) = (budget(), Instant::now());
         loop {
-            thread::yield_now();
             let found = attempt();
             let in_time = started.elapsed() <= budget;
             if found.is_some() || !in_time {
                 self.learn(found.is_some() && in_time);
                 return found;
             }
+            thread::yield_now();
         }
     }
 
-    fn may_spin(&self) -> bool {
+    /// Whether the next wait should look before it parks.
+    pub(crate) fn pays(&self) -> bool {
+        if budget().is_zero() {
+            return false;
+        }
         let credit = self.credit.load(Relaxed);
         if credit < 0 {
             // Lost updates between threads only shift the next trial by a wait or two.

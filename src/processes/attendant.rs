@@ -160,6 +160,7 @@ fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
     let terms = Terms {
         frame_bytes_max: settings.frame_bytes_max as u64,
         stack_size: settings.stack_size.unwrap_or(STACK) as u64,
+        spin: settings.spin,
     };
     let barren = POOL.lock().barren;
     if barren > 0 {
@@ -284,7 +285,7 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
     let mut grace: Option<(Instant, u64)> = None;
     let pulse = settings.keep_alive.clamp(MOMENT, FROZEN);
     let mut silence = Duration::ZERO;
-    worker.link.set_read_timeout(Some(pulse))?;
+    source.set_timeout(Some(pulse));
     loop {
         let next = frames.next(&mut source);
         if next.is_ok() {
@@ -321,7 +322,7 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                     .map(|end| (end, id));
             }
             Ok(Some((Kind::Pong, ..))) => {
-                source.make_blocking()?;
+                source.make_blocking();
                 load(worker);
             }
             Ok(Some(_)) => return Err(io::ErrorKind::InvalidData.into()),
@@ -355,7 +356,7 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             } else {
                 pulse
             };
-            worker.link.set_read_timeout(Some(limit))?;
+            source.set_timeout(Some(limit));
         }
     }
 }
@@ -540,7 +541,7 @@ fn leave(state: &mut State, worker: &Worker) {
 /// Waits until a worker that was taken out has left.
 fn farewell(worker: &Worker, source: &mut Reader<'_>) -> io::Result<()> {
     worker.dismiss();
-    worker.link.set_read_timeout(Some(FAREWELL))?;
+    source.set_timeout(Some(FAREWELL));
     let mut remains = [0; 64];
     while source.read(&mut remains)? > 0 {}
     Ok(())

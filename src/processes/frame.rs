@@ -196,6 +196,12 @@ impl Frames {
         Ok(Some((kind, call, &self.chunk[payload])))
     }
 
+    /// Whether the next frame is here as a whole.
+    pub(crate) fn is_ready(&self) -> bool {
+        let waiting = &self.chunk[self.start..self.end];
+        matches!(header(waiting, self.limit), Ok(Some(header)) if waiting.len() >= HEADER + header.length)
+    }
+
     /// The payload of the last frame, which has this length, as the caller's own: a large one is given
     /// away, a small one copied.
     pub(crate) fn take_payload(&mut self, length: usize) -> Vec<u8> {

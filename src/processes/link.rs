@@ -113,6 +113,7 @@ pub(crate) struct Reader<'a> {
     stream: &'a Stream,
     spin: Spin,
     nonblocking: bool,
+    timeout: Option<Duration>,
 }
 
 impl<'a> Reader<'a> {
@@ -121,34 +122,46 @@ impl<'a> Reader<'a> {
             stream,
             spin: Spin::new(),
             nonblocking: false,
+            timeout: None,
         }
     }
 
     /// For a write that this thread is about to make and that may take long.
-    pub(crate) fn make_blocking(&mut self) -> io::Result<()> {
-        self.switch(false)
+    pub(crate) fn make_blocking(&mut self) {
+        self.switch(false);
     }
 
-    fn switch(&mut self, nonblocking: bool) -> io::Result<()> {
+    /// How long a read may block; `None` for ever.
+    pub(crate) fn set_timeout(&mut self, limit: Option<Duration>) {
+        if self.timeout != limit {
+            // It fails only on a link that has ended, as the next read tells.
+            let _ = on!(self.stream, stream => stream.set_read_timeout(limit));
+            self.timeout = limit;
+        }
+    }
+
+    fn switch(&mut self, nonblocking: bool) {
         if self.nonblocking != nonblocking {
-            self.stream.set_nonblocking(nonblocking)?;
+            // As above.
+            let _ = self.stream.set_nonblocking(nonblocking);
             self.nonblocking = nonblocking;
         }
-        Ok(())
     }
 }
 
 impl Read for Reader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.switch(true)?;
-        let found = self.spin.attempt(|| match self.stream.read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            read => Some(read),
-        });
-        if let Some(read) = found {
-            return read;
+        if self.spin.pays() {
+            self.switch(true);
+            let found = self.spin.look(|| match self.stream.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+                read => Some(read),
+            });
+            if let Some(read) = found {
+                return read;
+            }
         }
-        self.switch(false)?;
+        self.switch(false);
         self.stream.read(buffer)
     }
 }
@@ -157,7 +170,7 @@ impl Source for Reader<'_> {
     /// Blocks at once: more bytes come than one look finds. Straight from the stream into the memory:
     /// a reader in between would have std fill that with zeros first.
     fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
-        self.switch(false)?;
+        self.switch(false);
         on!(self.stream, stream => stream.take(count as u64).read_to_end(into)).map(drop)
     }
 }
@@ -179,6 +192,8 @@ pub(crate) struct Terms {
     pub(crate) frame_bytes_max: u64,
     /// The stack of the thread that runs the calls.
     pub(crate) stack_size: u64,
+    /// How long a wait looks before it parks.
+    pub(crate) spin: Duration,
 }
 
 enum Address {
@@ -193,7 +208,7 @@ crate::wire!(
     }
 );
 crate::wire!(struct Invitation { address, child, parent, terms });
-crate::wire!(struct Terms { frame_bytes_max, stack_size });
+crate::wire!(struct Terms { frame_bytes_max, stack_size, spin });
 
 enum Listener {
     #[cfg(unix)]

@@ -1,14 +1,16 @@
 //! The child side: a process that does nothing but serve calls.
 //!
 //! ```text
-//!   link ──▶ reader ──▶ queue ──▶ lane: Start, run, Done ──▶ link
-//!              └ end of the link: the process ends, whatever the lane is doing
+//!   link ──▶ lane: Start, run, Done ──▶ link            as long as calls are quick
+//!   link ──▶ follower ──▶ queue ──▶ lane                while one takes long
+//!               └ end of the link: the process ends, whatever the lane is doing
 //! ```
 //!
-//! - **The reader** never waits for the lane, so the parent can always write, and it sees the end of
-//!   the parent at once: no orphans.
 //! - **The lane** runs one call after the other on a stack of known size. It tells the start of each
-//!   before it runs it, in one write with the end of the one before.
+//!   before it runs it, in one write with the end of the one before. Between two calls it reads the
+//!   link itself: every further thread that a call passes through costs as much as the call.
+//! - **The follower** takes the link over when a call runs for longer than a moment. So the parent can
+//!   always write, and its end is seen at once: no orphans.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::Cell;
@@ -17,9 +19,9 @@ use std::env;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use super::frame::{self, Frames, Kind};
@@ -29,7 +31,7 @@ use super::spare;
 use super::wire::Wire;
 use crate::error::{Error, ErrorKind, discard, panic_message, wall};
 use crate::role::{Role, role, set_role};
-use crate::spin::Spin;
+use crate::spin::{self, Spin};
 
 /// The only argument of a worker process, by which it knows itself. Processes that it starts do not
 /// inherit arguments.
@@ -160,17 +162,33 @@ struct Worker {
     arrived: Condvar,
     /// The length of the queue, for the lane while it looks without the lock.
     queued: AtomicUsize,
-    /// The call that runs, and 0 between two.
+    /// The call that runs or ran last.
     running: AtomicU64,
+    /// Whether the lane has something to do, and does not read the link.
+    busy: AtomicBool,
+    /// Whether the follower has to be woken when a call begins.
+    asleep: AtomicBool,
+    follower: OnceLock<Thread>,
     /// The last call that the parent wants to end by itself.
     cancelled: AtomicU64,
 }
 
 struct Queue {
     jobs: VecDeque<Job>,
+    /// The reading end of the link, while nobody reads. What it brings comes after the jobs.
+    incoming: Option<Incoming>,
     /// Whether the lane is parked.
     waiting: bool,
 }
+
+struct Incoming {
+    frames: Frames,
+    source: Reader<'static>,
+}
+
+/// A call that runs for longer than this does not run on its own any more: what the parent says
+/// meanwhile is heard.
+const LONG: Duration = Duration::from_millis(1);
 
 enum Job {
     Call { call: u64, payload: Vec<u8> },
@@ -192,17 +210,22 @@ fn serve() -> ! {
             process::exit(1);
         }
     };
+    spin::set_budget(terms.spin);
     let worker = WORKER.get_or_init(|| Worker {
         link,
         terms,
         writing: Mutex::new(()),
         queue: Mutex::new(Queue {
             jobs: VecDeque::new(),
+            incoming: None,
             waiting: false,
         }),
         arrived: Condvar::new(),
         queued: AtomicUsize::new(0),
         running: AtomicU64::new(0),
+        busy: AtomicBool::new(false),
+        asleep: AtomicBool::new(false),
+        follower: OnceLock::new(),
         cancelled: AtomicU64::new(0),
     });
     // If memory runs out, a worker is the better one to lose. Only Linux has this.
@@ -215,10 +238,15 @@ fn serve() -> ! {
     let lane = thread::Builder::new()
         .name("unsync-call".into())
         .stack_size(stack_size(terms));
-    let reader = thread::Builder::new().name("unsync-link".into());
-    let threads = reader
-        .spawn(|| worker.read())
-        .and_then(|_| lane.spawn(|| worker.lane()));
+    worker.queue().incoming = Some(Incoming {
+        frames: Frames::new(usize::MAX),
+        source: Reader::new(&worker.link),
+    });
+    let follower = thread::Builder::new().name("unsync-link".into());
+    let threads = follower.spawn(|| worker.follow()).and_then(|follower| {
+        worker.follower.get_or_init(|| follower.thread().clone());
+        lane.spawn(|| worker.lane())
+    });
     match threads {
         // Foreign code can end a thread. A worker without its lane is of no use, and must not look as
         // if it were.
@@ -266,48 +294,35 @@ impl Worker {
         }
     }
 
-    /// Reads until the link ends, and ends the process then.
-    fn read(&self) -> ! {
-        let mut frames = Frames::new(usize::MAX);
-        let mut source = Reader::new(&self.link);
-        loop {
-            let job = match frames.next(&mut source) {
-                Ok(Some((Kind::Call, call, payload))) => {
-                    let length = payload.len();
-                    Job::Call {
-                        call,
-                        payload: frames.take_payload(length),
-                    }
-                }
-                Ok(Some((Kind::Ping, ..))) => Job::Pong,
-                Ok(Some((Kind::Recall, ..))) => {
-                    self.recall();
-                    continue;
-                }
-                Ok(Some((Kind::Cancel, call, _))) => {
-                    self.cancelled.store(call, Ordering::Relaxed);
-                    let mut frame = Vec::new();
-                    frame::plain(&mut frame, Kind::Cancelling, call);
-                    self.send(&frame);
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Ok(Some(_) | None) => leave(),
-                Err(error) if link::is_end(&error) => leave(),
-                Err(error) => {
+    /// Takes the next frame; gives the job that it brings, if any. At the end of the link the process
+    /// ends.
+    fn receive(&self, incoming: &mut Incoming) -> Option<Job> {
+        match incoming.frames.next(&mut incoming.source) {
+            Ok(Some((Kind::Call, call, payload))) => {
+                let length = payload.len();
+                let payload = incoming.frames.take_payload(length);
+                return Some(Job::Call { call, payload });
+            }
+            Ok(Some((Kind::Ping, ..))) => return Some(Job::Pong),
+            Ok(Some((Kind::Recall, ..))) => self.recall(),
+            Ok(Some((Kind::Cancel, call, _))) => {
+                self.cancelled.store(call, Ordering::Relaxed);
+                let mut frame = Vec::new();
+                frame::plain(&mut frame, Kind::Cancelling, call);
+                self.send(&frame);
+            }
+            Ok(Some(_) | None) => leave(),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => spare::clear(spare::REST),
+                _ if link::is_end(&error) => leave(),
+                _ => {
                     complain(&format!("a worker process cannot read its link: {error}"));
                     process::exit(1);
                 }
-            };
-            let mut queue = self.queue();
-            queue.jobs.push_back(job);
-            self.queued.store(queue.jobs.len(), Ordering::Relaxed);
-            let waiting = queue.waiting;
-            drop(queue);
-            if waiting {
-                self.arrived.notify_one();
-            }
+            },
         }
+        None
     }
 
     /// Gives back what has not started.
@@ -338,55 +353,137 @@ impl Worker {
         set_role(Role::Call { is_cancelled });
         let mut outbox = Vec::new();
         loop {
-            let job = self.take().unwrap_or_else(|| {
-                // Nothing follows that this could travel with.
-                if !outbox.is_empty() {
-                    self.send(&outbox);
-                    outbox.clear();
-                    spare::give(&mut outbox);
-                }
-                self.wait()
-            });
-            match job {
+            match self.next(&mut outbox) {
                 Job::Pong => frame::plain(&mut outbox, Kind::Pong, 0),
                 Job::Call { call, payload } => {
                     frame::plain(&mut outbox, Kind::Start, call);
                     self.send(&outbox);
                     outbox.clear();
+                    self.begin(call);
                     self.run(call, payload, &mut outbox);
                 }
             }
         }
     }
 
-    fn take(&self) -> Option<Job> {
-        let mut queue = self.queue();
-        let job = queue.jobs.pop_front();
-        self.queued.store(queue.jobs.len(), Ordering::Relaxed);
-        job
-    }
-
-    fn wait(&self) -> Job {
-        static SPIN: Spin = Spin::new();
+    /// The next job: one that the follower has left, or one that the lane itself finds in the link.
+    fn next(&self, outbox: &mut Vec<u8>) -> Job {
         loop {
-            SPIN.attempt(|| (self.queued.load(Ordering::Relaxed) > 0).then_some(()));
-            spare::clear(spare::REST);
             let mut queue = self.queue();
-            if queue.jobs.is_empty() {
-                queue.waiting = true;
-                queue = if spare::is_empty() {
-                    let woken = self.arrived.wait(queue);
-                    woken.unwrap_or_else(PoisonError::into_inner)
-                } else {
-                    let woken = self.arrived.wait_timeout(queue, spare::REST);
-                    woken.unwrap_or_else(PoisonError::into_inner).0
-                };
-                queue.waiting = false;
-            }
-            drop(queue);
-            if let Some(job) = self.take() {
+            if let Some(job) = queue.jobs.pop_front() {
+                self.queued.store(queue.jobs.len(), Ordering::Relaxed);
                 return job;
             }
+            let incoming = queue.incoming.take();
+            drop(queue);
+            let Some(mut incoming) = incoming else {
+                self.finish(outbox);
+                self.wait();
+                continue;
+            };
+            if !incoming.frames.is_ready() {
+                if outbox.len() > spare::LARGE {
+                    incoming.source.make_blocking();
+                }
+                self.finish(outbox);
+                // An idle lane has nothing to look after but the buffers.
+                let rest = (!spare::is_empty()).then_some(spare::REST);
+                incoming.source.set_timeout(rest);
+            }
+            let job = self.receive(&mut incoming);
+            self.queue().incoming = Some(incoming);
+            if let Some(job) = job {
+                return job;
+            }
+        }
+    }
+
+    /// Nothing follows that the end of the last call could travel with.
+    fn finish(&self, outbox: &mut Vec<u8>) {
+        if !outbox.is_empty() {
+            self.send(outbox);
+            outbox.clear();
+            spare::give(outbox);
+        }
+        self.busy.store(false, Ordering::SeqCst);
+    }
+
+    /// Waits for the follower to leave a job, or the link.
+    fn wait(&self) {
+        static SPIN: Spin = Spin::new();
+        SPIN.attempt(|| (self.queued.load(Ordering::Relaxed) > 0).then_some(()));
+        let mut queue = self.queue();
+        while queue.jobs.is_empty() && queue.incoming.is_none() {
+            queue.waiting = true;
+            queue = self
+                .arrived
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+            queue.waiting = false;
+        }
+    }
+
+    /// From now on the lane cannot read the link.
+    fn begin(&self, call: u64) {
+        self.running.store(call, Ordering::Relaxed);
+        // Either this sees that the follower sleeps, or the follower sees this before it does.
+        self.busy.store(true, Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            if let Some(follower) = self.follower.get() {
+                follower.unpark();
+            }
+        }
+    }
+
+    /// The life of the thread that reads the link while the lane is at a long call. As long as calls
+    /// are quick it only looks now and then whether they still are; while there are none it sleeps.
+    fn follow(&self) -> ! {
+        loop {
+            let before = self.running.load(Ordering::Relaxed);
+            thread::park_timeout(LONG);
+            if self.running.load(Ordering::Relaxed) != before {
+                continue;
+            }
+            if self.busy.load(Ordering::SeqCst) {
+                // Without it the lane has just begun to read.
+                let incoming = self.queue().incoming.take();
+                if let Some(incoming) = incoming {
+                    self.relieve(incoming);
+                }
+                continue;
+            }
+            self.asleep.store(true, Ordering::SeqCst);
+            if !self.busy.load(Ordering::SeqCst) {
+                thread::park();
+            }
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Reads the link until the lane can do it again.
+    fn relieve(&self, mut incoming: Incoming) {
+        incoming.source.set_timeout(Some(spare::REST));
+        let mut busy = true;
+        while busy {
+            let job = self.receive(&mut incoming);
+            busy = self.busy.load(Ordering::SeqCst);
+            if let Some(job) = job {
+                let mut queue = self.queue();
+                queue.jobs.push_back(job);
+                self.queued.store(queue.jobs.len(), Ordering::Relaxed);
+                self.call_lane(queue);
+            }
+        }
+        let mut queue = self.queue();
+        queue.incoming = Some(incoming);
+        self.call_lane(queue);
+    }
+
+    fn call_lane(&self, queue: MutexGuard<'_, Queue>) {
+        let waiting = queue.waiting;
+        drop(queue);
+        if waiting {
+            self.arrived.notify_one();
         }
     }
 
@@ -417,9 +514,7 @@ impl Worker {
         let body = outbox.len();
         outbox.push(Ending::Value as u8);
         RUNNING.set(Some(call));
-        self.running.store(call, Ordering::Relaxed);
         let outcome = wall(|| perform(payload, outbox));
-        self.running.store(0, Ordering::Relaxed);
         RUNNING.set(None);
         let length = outbox.len() - body;
         let (ending, message) = match outcome {

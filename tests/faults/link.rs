@@ -60,6 +60,7 @@ struct Invitation {
     parent: u128,
     frame_bytes_max: u64,
     stack_size: u64,
+    spin: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -74,7 +75,7 @@ unsync::wire!(
         Port(port),
     }
 );
-unsync::wire!(struct Invitation { address, child, parent, frame_bytes_max, stack_size });
+unsync::wire!(struct Invitation { address, child, parent, frame_bytes_max, stack_size, spin });
 
 const CALL: u32 = 1;
 const START: u32 = 5;
@@ -537,6 +538,7 @@ fn meet() -> (Child, Box<dyn Stream>, u128) {
             parent,
             frame_bytes_max,
             stack_size,
+            spin: Duration::ZERO,
         };
         invitation.encode(&mut bytes);
         invite(&bytes)
