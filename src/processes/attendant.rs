@@ -12,9 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::frame::{self, Frames, Kind};
+use super::frame::{self, Frame, Frames, Kind};
 use super::link::{self, Reader, Refusal, Stream, Terms};
-use super::pool::{Hand, InFlight, Item, POOL, State, has_grace};
+use super::pool::{Hand, InFlight, Item, POOL, Remote, State, has_grace};
 use super::spare;
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
@@ -287,45 +287,17 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
     let mut silence = Duration::ZERO;
     source.set_timeout(Some(pulse));
     loop {
-        let next = frames.next(&mut source);
-        if next.is_ok() {
+        let heard = frames.wait(&mut source);
+        if heard.is_ok() {
             silence = Duration::ZERO;
         }
-        match next {
-            Ok(None) => return Ok(()),
-            Ok(Some((Kind::Start, id, _))) => started(worker, id),
-            Ok(Some((Kind::Progress, id, payload))) => {
-                let call = POOL
-                    .lock()
-                    .workers
-                    .get_mut(&worker.number)
-                    .and_then(|hand| Some(Arc::clone(&hand.find(id)?.item.call)));
-                if let Some(call) = call {
-                    call.progress(payload);
-                }
-            }
-            Ok(Some((Kind::Panic, id, payload))) => panicked(worker, id, payload),
-            Ok(Some((Kind::Done, id, payload))) => {
-                if done(worker, id, payload) {
+        match heard {
+            Ok(false) => return Ok(()),
+            Ok(true) => {
+                if advance(worker, &mut frames) {
                     return farewell(worker, &mut source);
                 }
             }
-            Ok(Some((Kind::Returned, _, mut payload))) => {
-                let ids = Vec::<u64>::decode(&mut payload).map_err(io::Error::other)?;
-                if returned(worker, &ids) {
-                    return farewell(worker, &mut source);
-                }
-            }
-            Ok(Some((Kind::Cancelling, id, _))) => {
-                grace = Instant::now()
-                    .checked_add(settings.cancel_grace)
-                    .map(|end| (end, id));
-            }
-            Ok(Some((Kind::Pong, ..))) => {
-                source.make_blocking();
-                load(worker);
-            }
-            Ok(Some(_)) => return Err(io::ErrorKind::InvalidData.into()),
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -343,6 +315,36 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                 }
                 _ => return Err(error),
             },
+        }
+        match frames.take() {
+            None => {}
+            Some((Kind::Progress, id, payload)) => {
+                let call = POOL
+                    .lock()
+                    .workers
+                    .get_mut(&worker.number)
+                    .and_then(|hand| Some(Arc::clone(&hand.find(id)?.item.call)));
+                if let Some(call) = call {
+                    call.progress(payload);
+                }
+            }
+            Some((Kind::Panic, id, payload)) => panicked(worker, id, payload),
+            Some((Kind::Returned, _, mut payload)) => {
+                let ids = Vec::<u64>::decode(&mut payload).map_err(io::Error::other)?;
+                if returned(worker, &ids) {
+                    return farewell(worker, &mut source);
+                }
+            }
+            Some((Kind::Cancelling, id, _)) => {
+                grace = Instant::now()
+                    .checked_add(settings.cancel_grace)
+                    .map(|end| (end, id));
+            }
+            Some((Kind::Pong, ..)) => {
+                source.make_blocking();
+                load(worker);
+            }
+            Some(_) => return Err(io::ErrorKind::InvalidData.into()),
         }
         if let Some((end, id)) = grace {
             let left = end.saturating_duration_since(Instant::now());
@@ -369,29 +371,89 @@ fn is_in_flight(worker: &Worker, id: u64) -> bool {
         .is_some_and(|hand| hand.find(id).is_some())
 }
 
-fn started(worker: &Worker, id: u64) {
-    let mut state = POOL.lock();
-    state.barren = 0;
-    let hand = state.workers.get_mut(&worker.number);
-    let Some(entry) = hand.and_then(|hand| hand.find(id)) else {
-        return;
+/// What the worker has begun and ended, as far as it is here, in one go; says whether the worker is to
+/// leave.
+fn advance(worker: &Worker, frames: &mut Frames) -> bool {
+    let tidings = || {
+        let known = |(kind, ..): &Frame<'_>| matches!(kind, Kind::Start | Kind::Done);
+        frames.ready().take_while(known)
     };
-    entry.started = Some(Instant::now());
-    let mut frame = std::mem::take(&mut entry.item.frame);
-    let call = Arc::clone(&entry.item.call);
-    let stopped = entry.stop;
-    drop(state);
-    spare::give(&mut frame);
-    drop(frame);
-    call.begin();
-    match stopped {
-        None => {}
-        Some((reason, _)) if has_grace(reason) => {
-            let mut cancel = Vec::new();
-            frame::plain(&mut cancel, Kind::Cancel, id);
-            worker.send(&cancel);
+    let count = tidings().count();
+    let bloated = tidings().any(|(kind, ..)| kind == Kind::Done) && is_bloated(worker);
+    let (mut begun, mut over, now) = (Vec::new(), Vec::new(), Instant::now());
+    let mut state = POOL.lock();
+    let Some(hand) = state.workers.get_mut(&worker.number) else {
+        frames.skip(count);
+        return false;
+    };
+    for (kind, id, payload) in tidings() {
+        match kind {
+            Kind::Start => begun.extend(hand.begin(id, now)),
+            _ => over.extend(hand.finish(id, now).map(|entry| (entry, payload))),
         }
-        Some(_) => worker.kill(),
+    }
+    hand.spent |= bloated;
+    let leaves = !over.is_empty() && hand.spent && hand.flight.is_empty() && !hand.recalling;
+    // Half a window is still under way, so that a refill carries many calls at once.
+    let refill = !over.is_empty() && hand.flight.len() <= hand.window / 2;
+    if leaves {
+        leave(&mut state, worker);
+    }
+    if !begun.is_empty() {
+        state.barren = 0;
+    }
+    state.settling += over.len();
+    if refill {
+        POOL.proceed(state);
+    } else {
+        drop(state);
+    }
+    for start in begun {
+        start.tell(worker);
+    }
+    let settled = over.len();
+    for (entry, payload) in over {
+        match entry.stop {
+            None => entry.item.call.done(payload, entry.panic),
+            // It ended by itself when it was asked to.
+            Some((reason, _)) => {
+                let took = entry
+                    .started
+                    .map_or(Duration::ZERO, |started| now - started);
+                let error = stopped_after(&entry.item, reason, took);
+                entry.item.call.fail(error);
+            }
+        }
+    }
+    if settled > 0 {
+        POOL.settled(settled);
+    }
+    frames.skip(count);
+    leaves
+}
+
+/// A call that has begun, and is told so.
+pub(super) struct Begun {
+    pub(super) id: u64,
+    pub(super) call: Arc<dyn Remote>,
+    /// Of no more use.
+    pub(super) frame: Vec<u8>,
+    pub(super) stop: Option<Reason>,
+}
+
+impl Begun {
+    fn tell(mut self, worker: &Worker) {
+        spare::give(&mut self.frame);
+        self.call.begin();
+        match self.stop {
+            None => {}
+            Some(reason) if has_grace(reason) => {
+                let mut cancel = Vec::new();
+                frame::plain(&mut cancel, Kind::Cancel, self.id);
+                worker.send(&cancel);
+            }
+            Some(_) => worker.kill(),
+        }
     }
 }
 
@@ -404,50 +466,6 @@ fn panicked(worker: &Worker, id: u64, mut payload: &[u8]) {
     if let Some(entry) = hand.and_then(|hand| hand.find(id)) {
         entry.panic = Some(report);
     }
-}
-
-/// Settles a call that is over; says whether the worker is to leave.
-fn done(worker: &Worker, id: u64, payload: &[u8]) -> bool {
-    let bloated = is_bloated(worker);
-    let mut state = POOL.lock();
-    let Some(hand) = state.workers.get_mut(&worker.number) else {
-        return false;
-    };
-    let Some(place) = hand.flight.iter().position(|entry| entry.item.id == id) else {
-        return false;
-    };
-    let Some(entry) = hand.flight.remove(place) else {
-        return false;
-    };
-    let took = entry
-        .started
-        .map_or(Duration::ZERO, |started| started.elapsed());
-    hand.learn(took);
-    hand.spent |= bloated;
-    let leaves = hand.spent && hand.flight.is_empty() && !hand.recalling;
-    if leaves {
-        leave(&mut state, worker);
-    }
-    let refill = state.workers.get(&worker.number).is_none_or(|hand| {
-        // Half a window is still under way, so that a refill carries many calls at once.
-        hand.flight.len() <= hand.window / 2
-    });
-    state.settling += 1;
-    if refill {
-        POOL.proceed(state);
-    } else {
-        drop(state);
-    }
-    match entry.stop {
-        None => entry.item.call.done(payload, entry.panic),
-        // It ended by itself when it was asked to.
-        Some((reason, _)) => {
-            let error = stopped_after(&entry.item, reason, took);
-            entry.item.call.fail(error);
-        }
-    }
-    POOL.settled(1);
-    leaves
 }
 
 /// Whether the worker holds more memory than it may.

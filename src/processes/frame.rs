@@ -126,6 +126,9 @@ pub(crate) trait Source: Read {
     fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()>;
 }
 
+/// The kind, the number of the call, and the payload.
+pub(crate) type Frame<'a> = (Kind, u64, &'a [u8]);
+
 /// Cuts frames out of a stream.
 pub(crate) struct Frames {
     /// The largest payload that is taken.
@@ -164,42 +167,82 @@ impl Frames {
     ///
     /// Those of the source; `UnexpectedEof` within a frame; `InvalidData` for bytes that are no frame
     /// or one above the limit.
-    pub(crate) fn next(
-        &mut self,
-        source: &mut impl Source,
-    ) -> io::Result<Option<(Kind, u64, &[u8])>> {
+    pub(crate) fn next(&mut self, source: &mut impl Source) -> io::Result<Option<Frame<'_>>> {
+        self.wait(source)?;
+        Ok(self.take())
+    }
+
+    /// The next frame, if it is here as a whole.
+    pub(crate) fn take(&mut self) -> Option<Frame<'_>> {
+        let Header { kind, call, length } = self.pass()?;
+        let payload = match HEADER + length > CHUNK {
+            true => &self.large[..],
+            false => &self.chunk[self.start - length..self.start],
+        };
+        Some((kind, call, payload))
+    }
+
+    /// Waits for the next frame without taking it; `false` at the end of the stream. Fails as `next`
+    /// does.
+    pub(crate) fn wait(&mut self, source: &mut impl Source) -> io::Result<bool> {
         if self.filling.is_none() {
             spare::give(&mut self.large);
         }
-        let Header { kind, call, length } = loop {
-            if let Some(header) = self.filling {
-                self.fill_large(header, source)?;
-                self.filling = None;
-                return Ok(Some((header.kind, header.call, &self.large)));
-            }
+        while !self.is_ready() {
             let waiting = &self.chunk[self.start..self.end];
-            match header(waiting, self.limit)? {
-                Some(header) if waiting.len() >= HEADER + header.length => break header,
-                Some(header) if HEADER + header.length > CHUNK => {
+            match (self.filling, header(waiting, self.limit)?) {
+                (Some(header), _) => self.fill_large(header, source)?,
+                (None, Some(header)) if HEADER + header.length > CHUNK => {
                     self.large.clear();
                     spare::lend(&mut self.large);
                     self.large.extend_from_slice(&waiting[HEADER..]);
                     (self.start, self.end) = (0, 0);
                     self.filling = Some(header);
                 }
-                _ if !self.fill_chunk(source)? => return Ok(None),
-                _ => {}
+                (None, _) if !self.fill_chunk(source)? => return Ok(false),
+                (None, _) => {}
             }
-        };
-        let payload = self.start + HEADER..self.start + HEADER + length;
-        self.start = payload.end;
-        Ok(Some((kind, call, &self.chunk[payload])))
+        }
+        Ok(true)
     }
 
-    /// Whether the next frame is here as a whole.
+    /// The frames that are here as a whole.
+    pub(crate) fn ready(&self) -> impl Iterator<Item = Frame<'_>> {
+        let (mut at, mut large) = (self.start, self.filling);
+        std::iter::from_fn(move || {
+            if let Some(header) = large.take() {
+                let is_whole = self.large.len() == header.length;
+                return is_whole.then_some((header.kind, header.call, &self.large[..]));
+            }
+            let rest = &self.chunk[at..self.end];
+            let header = header(rest, self.limit).ok()??;
+            let payload = rest.get(HEADER..HEADER + header.length)?;
+            at += HEADER + header.length;
+            Some((header.kind, header.call, payload))
+        })
+    }
+
+    /// Passes over so many of them.
+    pub(crate) fn skip(&mut self, count: usize) {
+        for _ in 0..count {
+            self.pass();
+        }
+    }
+
+    fn pass(&mut self) -> Option<Header> {
+        if !self.is_ready() {
+            return None;
+        }
+        if self.filling.is_some() {
+            return self.filling.take();
+        }
+        let header = header(&self.chunk[self.start..self.end], self.limit).ok()??;
+        self.start += HEADER + header.length;
+        Some(header)
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
-        let waiting = &self.chunk[self.start..self.end];
-        matches!(header(waiting, self.limit), Ok(Some(header)) if waiting.len() >= HEADER + header.length)
+        self.ready().next().is_some()
     }
 
     /// The payload of the last frame, which has this length, as the caller's own: a large one is given
@@ -326,7 +369,10 @@ mod tests {
             match frames.next(&mut source) {
                 Ok(Some((_, _, payload))) => lengths.push(payload.len()),
                 Ok(None) => break,
-                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    assert!(frames.take().is_none(), "half a frame");
+                }
             }
         }
         assert_eq!(lengths, [3, CHUNK + 10, 0]);

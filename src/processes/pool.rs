@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::attendant::{self, Worker};
+use super::attendant::{self, Begun, Worker};
 use super::frame::{self, Kind};
 use super::worker::PanicReport;
 use crate::config::settings;
@@ -298,11 +298,14 @@ impl Hand {
         let Some(front) = self.flight.front() else {
             return self.is_idle();
         };
-        let unstarted: usize = self.flight.iter().map(|entry| entry.item.frame.len()).sum();
         let free = !self.recalling && !self.loading && !self.spent;
+        let unstarted = || -> usize {
+            let frames = self.flight.iter().map(|entry| entry.item.frame.len());
+            frames.sum()
+        };
         free && self.flight.len() < self.window
-            && unstarted + bytes <= DIRECT
             && !front.is_slow(now)
+            && unstarted() + bytes <= DIRECT
     }
 
     fn push(&mut self, item: Item, now: Instant) {
@@ -324,8 +327,32 @@ impl Hand {
         self.flight.iter_mut().find(|entry| entry.item.id == id)
     }
 
+    /// The start of a call is acknowledged.
+    pub(super) fn begin(&mut self, id: u64, now: Instant) -> Option<Begun> {
+        let entry = self.find(id)?;
+        entry.started = Some(now);
+        Some(Begun {
+            id,
+            call: Arc::clone(&entry.item.call),
+            frame: std::mem::take(&mut entry.item.frame),
+            stop: entry.stop.map(|(reason, _)| reason),
+        })
+    }
+
+    /// A call is over.
+    pub(super) fn finish(&mut self, id: u64, now: Instant) -> Option<InFlight> {
+        let place = self.flight.iter().position(|entry| entry.item.id == id)?;
+        let entry = self.flight.remove(place)?;
+        self.learn(
+            entry
+                .started
+                .map_or(Duration::ZERO, |started| now - started),
+        );
+        Some(entry)
+    }
+
     /// Learns from a call that took so long.
-    pub(super) fn learn(&mut self, took: Duration) {
+    fn learn(&mut self, took: Duration) {
         self.pace = (self.pace * 3 + took) / 4;
         let calls = WINDOW.as_nanos() / self.pace.as_nanos().max(1);
         let calls = usize::try_from(calls).unwrap_or(WINDOW_CALLS);
