@@ -364,35 +364,14 @@ pub(crate) fn launch(
     wanted: impl Fn() -> bool,
 ) -> Result<(Child, Stream), Refusal> {
     let deadline = Instant::now().checked_add(limit);
-    let (listener, address) = Listener::open()?;
-    let invitation = Invitation {
-        address,
-        child: secret(),
-        parent: secret(),
-        terms,
-    };
-    let mut bytes = Vec::new();
-    invitation.encode(&mut bytes);
     let mut lead = Lead::attach(&mut command)?;
     own_group(&mut command);
     let mut child = command.spawn()?;
     // The command still holds the child's end of the lead.
     drop(command);
+    // While the child comes up: it asks for the invitation when it is there.
     born(&mut child);
-    let met = lead
-        .tell(&mut child, &bytes)
-        .map_err(Refusal::Os)
-        .and_then(|()| {
-            meet(
-                &listener,
-                &mut lead,
-                &mut child,
-                &invitation,
-                deadline,
-                wanted,
-            )
-        });
-    match met {
+    match invite(&mut lead, &mut child, terms, deadline, wanted) {
         Ok(stream) => Ok((child, stream)),
         Err(refusal) => {
             let _ = child.kill();
@@ -405,6 +384,26 @@ pub(crate) fn launch(
             }
         }
     }
+}
+
+fn invite(
+    lead: &mut Lead,
+    child: &mut Child,
+    terms: Terms,
+    deadline: Option<Instant>,
+    wanted: impl Fn() -> bool,
+) -> Result<Stream, Refusal> {
+    let (listener, address) = Listener::open()?;
+    let invitation = Invitation {
+        address,
+        child: secret(),
+        parent: secret(),
+        terms,
+    };
+    let mut bytes = Vec::new();
+    invitation.encode(&mut bytes);
+    lead.tell(child, &bytes)?;
+    meet(&listener, lead, child, &invitation, deadline, wanted)
 }
 
 fn meet(
@@ -577,16 +576,18 @@ pub(crate) fn connect() -> io::Result<(Stream, Terms)> {
     io::stdin().lock().read_to_end(&mut bytes)?;
     let invitation = Invitation::decode(&mut bytes.as_slice())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let connected = accept(&invitation);
+    let knocked = knock(&invitation);
     #[cfg(unix)]
     if let Address::Path(path) = &invitation.address {
         // Nobody else comes this way, and the parent may be gone and unable to do this.
         remove(path);
     }
-    connected.map(|stream| (stream, invitation.terms))
+    let stream = knocked?;
+    expect_secret(&stream, invitation.parent)?;
+    Ok((stream, invitation.terms))
 }
 
-fn accept(invitation: &Invitation) -> io::Result<Stream> {
+fn knock(invitation: &Invitation) -> io::Result<Stream> {
     let stream = match &invitation.address {
         #[cfg(unix)]
         Address::Path(path) => Stream::Unix(UnixStream::connect(path)?),
@@ -598,9 +599,8 @@ fn accept(invitation: &Invitation) -> io::Result<Stream> {
             Stream::Tcp(stream)
         }
     };
-    announce();
     stream.write_all(&invitation.child.to_le_bytes())?;
-    expect_secret(&stream, invitation.parent)?;
+    announce();
     Ok(stream)
 }
 

@@ -243,9 +243,11 @@ fn serve() -> ! {
         source: Reader::new(&worker.link),
     });
     let follower = thread::Builder::new().name("unsync-link".into());
-    let threads = follower.spawn(|| worker.follow()).and_then(|follower| {
+    // The lane first: the first call waits for it.
+    let threads = lane.spawn(|| worker.lane()).and_then(|lane| {
+        let follower = follower.spawn(|| worker.follow())?;
         worker.follower.get_or_init(|| follower.thread().clone());
-        lane.spawn(|| worker.lane())
+        Ok(lane)
     });
     match threads {
         // Foreign code can end a thread. A worker without its lane is of no use, and must not look as
