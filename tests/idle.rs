@@ -144,6 +144,11 @@ fn while_work_is_pending() {
             move || gate.wait()
         });
         let nested = unsync::thread(move || job.result());
+        // Time that will count from a start that is far away, or that never comes.
+        let place = unsync::Limit::new(1);
+        let holder = place.spawn(unsync::sleep(Duration::from_secs(3600)));
+        let in_line = [(); 2].map(|()| place.spawn(async {}).run_timeout(QUICK));
+        assert!(in_line[1].cancel());
         let threads = [
             thread::spawn(move || task.result().is_ok()),
             thread::spawn(move || unsync::block_on(nested).is_ok()),
@@ -168,7 +173,9 @@ fn while_work_is_pending() {
         assert_idle("while work is pending");
         gate.open();
         promise.set(1);
-        assert!(sleeper.cancel());
+        assert!(sleeper.cancel() && holder.cancel());
+        let ended = in_line.map(|work| work.result().is_ok());
+        assert_eq!(ended, [true, false]);
         assert_eq!(threads.map(|thread| thread.join().unwrap()), [true; 4]);
     });
 }

@@ -36,7 +36,6 @@ use std::time::Instant;
 use crate::config::{Settings, settings};
 use crate::error::{discard, wall};
 use crate::role::{Role, set_role};
-use crate::slot::OnBegin;
 use crate::spin::Spin;
 use crate::unfuture::{OnQuiet, Reason};
 use crate::watch::{OnList, Stalls, Stats};
@@ -65,8 +64,6 @@ enum Message {
     Arm(TimerKey, Alarm),
     /// Forget this timer.
     Disarm(TimerKey),
-    /// Call this when the task has begun.
-    WhenBegun(Arc<dyn Ticket>, OnBegin),
     /// Call this when no task is left.
     WhenQuiet(OnQuiet),
     /// Call this with a list of all tasks.
@@ -310,12 +307,6 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
             let removed = local.timers.borrow_mut().disarm(key);
             discard(removed);
         }
-        Message::WhenBegun(ticket, call) if ticket.is_unplaced() => {
-            // Its start stands in the local queue.
-            let message = Message::WhenBegun(ticket, call);
-            local.queue.borrow_mut().push_back(message);
-        }
-        Message::WhenBegun(_, call) => call(),
         Message::WhenQuiet(call) => tasks.when_quiet(call),
         Message::List(call) => call(tasks.list()),
         Message::Close(call) => return Some(call),

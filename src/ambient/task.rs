@@ -181,9 +181,7 @@ impl<T> Task<T> {
 
 /// A task without the type of its value.
 pub(super) trait Ticket: Any + Send + Sync {
-    fn is_unplaced(&self) -> bool {
-        !self.is_done() && self.key().load(Ordering::Relaxed) == UNPLACED
-    }
+    fn begin(&self);
     fn key(&self) -> &AtomicU64;
     fn queued(&self) -> &AtomicBool;
     fn waker(self: Arc<Self>) -> Waker;
@@ -195,6 +193,9 @@ pub(super) trait Ticket: Any + Send + Sync {
 }
 
 impl<T: Send + 'static> Ticket for Task<T> {
+    fn begin(&self) {
+        self.slot.begin();
+    }
     fn key(&self) -> &AtomicU64 {
         &self.key
     }
@@ -244,9 +245,8 @@ impl<T: Send + 'static> Stop for Task<T> {
         first != Err(ENDED)
     }
 
-    /// The ambient thread knows: what is asked now comes behind the start of the task.
     fn when_begun(self: Arc<Self>, call: OnBegin) {
-        discard(post(Message::WhenBegun(self, call)));
+        self.slot.when_begun(call);
     }
 }
 
@@ -409,6 +409,7 @@ impl Tasks {
         let place = &mut self.places[index];
         let key = Key::from(place.generation) << PLACE_BITS | index as Key;
         ticket.key().store(key, Ordering::Relaxed);
+        ticket.begin();
         let waker = Arc::clone(&ticket).waker();
         place.task = Some(Live {
             body: Some(body),
