@@ -113,7 +113,10 @@ pub(super) fn start(number: u64) {
 
 /// The life of an attendant.
 fn attend(number: u64) {
-    let launched = settings().and_then(launch);
+    let launched = settings().and_then(|settings| {
+        let panicked = |payload| Error::panicked("the hook `worker_command`", payload);
+        wall(|| launch(settings)).unwrap_or_else(|payload| Err(panicked(payload)))
+    });
     let worker = match launched {
         Ok(Some(launched)) => launched,
         Ok(None) => {

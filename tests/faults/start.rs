@@ -47,6 +47,7 @@ scenarios! {
     n50_never_connects_shutdown;
     warm_starts_all_workers_and_no_more;
     worker_command_decides_on_environment_and_directory;
+    worker_command_panics;
     worker_under_a_long_temporary_path
         in "TMPDIR=$UNSYNC_TEST_HOME/$(printf '%0100d' 0); mkdir $TMPDIR";
     stack_is_as_large_as_it_was_asked_for;
@@ -546,6 +547,18 @@ fn worker_command_decides_on_environment_and_directory() {
     }));
     let seen = cpu(surroundings, ()).result().unwrap();
     assert_eq!(seen, (Some("there".to_owned()), None, directory));
+}
+
+fn worker_command_panics() {
+    install(workers(2).worker_command(|_| panic!("no command today")));
+    for _ in 0..3 {
+        let calls = [cpu(pid, ()), cpu(pid, ())];
+        for call in calls {
+            let error = assert_kind(call.result(), ErrorKind::Panicked);
+            assert!(error.to_string().contains("no command today"), "{error}");
+        }
+    }
+    assert!(unsync::drain(SOON));
 }
 
 /// Too long for the address of a socket: the link goes over TCP.
