@@ -68,6 +68,8 @@ pub(crate) type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 const THREADS: usize = 512;
 /// A hundred years: as long as anybody waits, and short enough to be added to any point in time.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Parking and being woken take less than this on any machine.
+const SPIN_MAX: Duration = Duration::from_millis(1);
 /// More threads or processes than this are a slip of the pen.
 const MOST: usize = 1 << 20;
 
@@ -132,8 +134,8 @@ impl Config {
         self
     }
 
-    /// How long a wait looks again before it parks. Default: 50 µs; zero turns it off. It turns itself
-    /// off where it does not pay.
+    /// How long a wait looks again before it parks, up to 1 ms: every deadline may pass by so much.
+    /// Default: 50 µs; zero turns it off. It turns itself off where it does not pay.
     pub fn spin(mut self, time: Duration) -> Config {
         self.settings.spin = time;
         self
@@ -270,6 +272,12 @@ impl Config {
         {
             return Err(refused(&format!(
                 "stack_size is {bytes}, more than memory can be"
+            )));
+        }
+        if settings.spin > SPIN_MAX {
+            return Err(refused(&format!(
+                "spin is {:?}, more than {SPIN_MAX:?}",
+                settings.spin
             )));
         }
         if settings.thread_name.contains('\0') {

@@ -142,6 +142,7 @@ mod settings {
                 ("frame_bytes_max", Config::new().frame_bytes_max(0)),
                 ("start_timeout", Config::new().start_timeout(zero)),
                 ("stall", Config::new().stall(zero)),
+                ("spin", Config::new().spin(Duration::from_millis(2))),
                 ("thread_name", Config::new().thread_name("a\0b")),
             ];
             for (name, config) in nonsense {
