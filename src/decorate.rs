@@ -9,7 +9,8 @@
 /// [`Unfuture`](crate::Unfuture) of what it says it returns, and keeps its visibility, attributes,
 /// docs and arguments.
 ///
-/// Arguments move to another thread, so they are owned: no references but `&'static`, no `self`.
+/// Arguments move to another thread, so they are owned: no references but `&'static`, no `self`. They
+/// are names with types, and the functions have no generics.
 /// Inside a body the function's own name means the decorated function, which starts further work;
 /// inside a `#[cpu]` body it means the plain one, since that runs in a worker already.
 ///
@@ -86,6 +87,18 @@ macro_rules! unsync {
             $crate::cpu($name, ($($crate::__argument!($first $($second)?),)*))
         }
         $crate::unsync! { $($rest)* }
+    };
+    // What did not match above: without these two it would match the last one, for ever.
+    (@$kind:ident $kept:tt $visibility:vis $(async)? fn $name:ident $($rest:tt)*) => {
+        ::core::compile_error!(::core::concat!(
+            "`unsync!` takes no function like `",
+            ::core::stringify!($name),
+            "`: it has to have a body and arguments of the form `name: Type`, no generics and no \
+             `self`, and a `#[cpu] fn` is not `async`"
+        ));
+    };
+    (@$kind:ident $kept:tt $($rest:tt)*) => {
+        ::core::compile_error!("`unsync!` takes only `async fn`, `fn` and `#[cpu] fn`");
     };
     ($($item:tt)+) => {
         $crate::unsync! { @fn [] $($item)+ }
