@@ -20,6 +20,11 @@ use crate::error::Error;
 ///
 /// `A` is the tuple of its arguments; they and the result are [`Wire`]. Implemented for every
 /// function of up to twelve arguments; nothing else implements it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot run in a worker process",
+    note = "it has to be a function of up to twelve arguments, or a closure that captures nothing",
+    note = "its arguments and its result have to be `unsync::Wire`, which `unsync::wire!` implements"
+)]
 pub trait Entrypoint<A>: Copy + Send + Sync + 'static {
     /// What the function returns.
     type Output: Wire;
