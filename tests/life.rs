@@ -793,6 +793,7 @@ mod shutdown {
             fence();
             unsync::shutdown(WHILE).unwrap();
             assert_eq!((drops.count(), Arc::strong_count(&shared)), (3, 1));
+            assert_eq!(unsync::stats().async_tasks, 0);
             assert!(drops.places().iter().all(Place::is_ambient));
             for task in tasks {
                 assert!(task.is_done());

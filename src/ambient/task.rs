@@ -475,6 +475,7 @@ impl Tasks {
         }
         self.stalls.iter().for_each(Stalls::end);
         (self.places, self.free) = (Vec::new(), Vec::new());
+        LIVE.store(0, Ordering::Relaxed);
         self.tell_if_quiet();
     }
 
