@@ -438,6 +438,8 @@ impl Pool {
             ));
             discard(job);
         }
+        // Nobody else may be left to tell.
+        drop(self.tell(self.lock()));
     }
 
     fn blocks(&'static self) {
