@@ -148,12 +148,19 @@ impl<T> Slot<T> {
 
     pub(crate) fn finish_with(&self, outcome: Result<T, Error>, shell: Option<Shell>) -> bool {
         let mut state = self.lock();
-        let State::Pending { next, waiting, .. } = &mut *state else {
+        let State::Pending {
+            next,
+            waiting,
+            on_begin,
+        } = &mut *state
+        else {
             drop(state);
             discard((outcome, shell));
             return false;
         };
         let (next, waiting) = (mem::replace(next, Next::Nobody), *waiting);
+        // Of work that never began. To be dropped without the lock.
+        let _unneeded = mem::take(on_begin);
         let handed = match next {
             Next::Call(_) | Next::Drop => {
                 *state = State::Taken;
