@@ -4,11 +4,12 @@
 //! Floor 4: imports the ambient engine, the codec and the future.
 
 use std::future::poll_fn;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::ambient::{sleep_until, spawn};
+use crate::ambient::{sleep_until, spawn, spawn_at};
 use crate::error::{Error, Origin, discard};
 use crate::processes::Wire;
 use crate::unfuture::{Promise, Reason, Stop, Unfuture};
@@ -22,7 +23,10 @@ impl<T: Send + 'static> Unfuture<T> {
     ///
     /// # Errors
     ///
-    /// Resolves as [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline.
+    /// Resolves as [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline; and at once, if there is
+    /// no ambient thread to keep it: as [`ErrorKind::ShutDown`](crate::ErrorKind) after a shutdown, as
+    /// [`ErrorKind::Os`](crate::ErrorKind) if the operating system refuses the thread. The work is
+    /// cancelled in these cases too.
     ///
     /// # Examples
     ///
@@ -112,8 +116,8 @@ struct Deadline<T> {
 /// What is there until the work or its time has ended.
 struct Open<T> {
     promise: Promise<T>,
-    /// Tied: dropping it takes the timer back.
-    timer: Option<Unfuture<()>>,
+    /// To take the timer back.
+    timer: Option<Arc<dyn Stop>>,
 }
 
 impl<T: Send + 'static> Deadline<T> {
@@ -148,8 +152,8 @@ impl<T: Send + 'static> Deadline<T> {
         let Some(end) = Instant::now().checked_add(limit) else {
             return;
         };
-        let pending = Arc::clone(&open);
-        let timer = spawn(async move {
+        let (pending, lost, unlimited) = (Arc::clone(&open), Arc::clone(&open), work.clone());
+        let timer = spawn_at(origin, async move {
             sleep_until(end).await;
             let reason = Reason::TimedOut(limit);
             if !work.is_some_and(|work| work.stop(reason)) {
@@ -160,13 +164,30 @@ impl<T: Send + 'static> Deadline<T> {
                 );
             }
         });
-        let timer = timer.cancel_on_drop();
+        let stopper = timer.stopper();
+        // There is no ambient thread to keep the deadline, or no more: who counts on it must not wait
+        // for ever. A timer that was taken back fails as well, and finds everything resolved.
+        timer.when_done(move |outcome| {
+            if let Some(error) = outcome.err().filter(|_| is_open(&lost)) {
+                close(&lost, Err(error));
+                unlimited.map(|work| work.stop(Reason::Cancelled));
+            }
+        });
         let unneeded = match open.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(open) => open.timer.replace(timer),
-            None => Some(timer),
+            Some(open) => mem::replace(&mut open.timer, stopper),
+            None => stopper,
         };
-        drop(unneeded);
+        take_back(unneeded);
     }
+}
+
+fn take_back(timer: Option<Arc<dyn Stop>>) {
+    timer.map(|timer| timer.stop(Reason::Cancelled));
+}
+
+fn is_open<T>(open: &Mutex<Option<Open<T>>>) -> bool {
+    let open = open.lock().unwrap_or_else(PoisonError::into_inner);
+    open.is_some()
 }
 
 /// Resolves what is not resolved yet.
@@ -175,7 +196,7 @@ fn close<T>(open: &Mutex<Option<Open<T>>>, outcome: Result<T, Error>) {
     match open {
         Some(Open { promise, timer }) => {
             promise.finish(outcome);
-            drop(timer);
+            take_back(timer);
         }
         None => discard(outcome),
     }

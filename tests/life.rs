@@ -20,7 +20,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, eventually, fence, in_child,
+    Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, eventually, fence,
+    in_child,
 };
 use unsync::{Config, Error, ErrorKind, Limit, Unfuture};
 
@@ -1227,6 +1228,37 @@ mod shutdown {
             }
             assert!(first.wait_timeout(SLACK), "race hangs");
             assert_kind(first.result(), ErrorKind::ShutDown, "a race");
+        });
+    }
+
+    /// A deadline that nobody can keep any more is not waited for: also not the one of work that no
+    /// engine of the library does.
+    #[test]
+    fn ends_what_waits_for_a_deadline() {
+        const NAME: &str = "shutdown::ends_what_waits_for_a_deadline";
+        in_child(NAME, HEAVY, &[], || {
+            let (kept, awaited): (Vec<_>, Vec<_>) =
+                (0..4).map(|_| unsync::promise::<Token>()).unzip();
+            let mut awaited = awaited.into_iter();
+            let mut next = || awaited.next().unwrap();
+            let mut works = vec![next().timeout(LONG), next().run_timeout(LONG)];
+            fence();
+            unsync::shutdown(WHILE).unwrap();
+            let brief = Duration::from_millis(1);
+            works.extend([next().timeout(brief), next().run_timeout(brief)]);
+            for (number, work) in works.into_iter().enumerate() {
+                assert!(work.wait_timeout(SLACK), "{number} hangs");
+                let error = work.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ShutDown, "{number}: {error}");
+                assert!(error.to_string().contains(file!()), "{number}: {error}");
+            }
+            // Who keeps the promises is told, and may keep them all the same.
+            let drops = Drops::new();
+            for promise in kept {
+                assert!(promise.is_cancelled());
+                promise.set(drops.token());
+            }
+            assert_eq!(drops.count(), 4);
         });
     }
 
