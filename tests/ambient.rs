@@ -17,8 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, Token, fence, in_child,
-    limit, poll, quick, waker_with,
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, fence, in_child, limit,
+    poll, quick, waker_with,
 };
 use unsync::{ErrorKind, Unfuture};
 
@@ -953,7 +953,7 @@ mod blocking {
 
 mod panics {
     use super::*;
-    use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+    use std::panic::panic_any;
 
     /// The ambient thread is the same as before the test, and works.
     fn unharmed(before: &Place) {
@@ -1159,147 +1159,6 @@ mod panics {
             ];
             for task in tasks {
                 assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Panicked);
-            }
-            unharmed(&before);
-        });
-    }
-
-    /// Every combination of what can go wrong with what becomes of the `Unfuture`: each has its
-    /// outcome, and drops what it has exactly once.
-    #[test]
-    fn combinations() {
-        #[derive(Clone, Copy, Debug)]
-        struct Case {
-            local: bool,
-            poll_panics: bool,
-            drop_panics: bool,
-            value_panics: bool,
-            fate: Fate,
-        }
-        #[derive(Clone, Copy, Debug, PartialEq)]
-        enum Fate {
-            DroppedAtOnce,
-            DroppedWhilePending,
-            DroppedUnread,
-            Polled,
-            Taken,
-        }
-        /// Counts its drop, and panics then if it is told to.
-        struct Part {
-            panics: bool,
-            _token: Token,
-        }
-        impl Drop for Part {
-            fn drop(&mut self) {
-                assert!(!self.panics, "in the drop of a part");
-            }
-        }
-        fn check(case: Case) {
-            let (futures, values) = (Drops::new(), Drops::new());
-            let (reached, gate) = (Gate::new(), Gate::new());
-            let make = {
-                let future = Part {
-                    panics: case.drop_panics,
-                    _token: futures.token(),
-                };
-                let mut value = Some(values.clone());
-                let (reached, gate) = (reached.clone(), gate.clone());
-                let mut pass = Box::pin(async move { gate.pass().await });
-                move || {
-                    poll_fn(move |cx| {
-                        let _future = &future;
-                        reached.open();
-                        if pass.as_mut().poll(cx).is_pending() {
-                            return Poll::Pending;
-                        }
-                        assert!(!case.poll_panics, "in a poll");
-                        let _token = value.take().unwrap().token();
-                        Poll::Ready(Part {
-                            panics: case.value_panics,
-                            _token,
-                        })
-                    })
-                }
-            };
-            let mut task = match case.local {
-                false => unsync::spawn(make()),
-                true => unsync::spawn_local(make),
-            };
-            let outcome = match case.fate {
-                Fate::DroppedAtOnce => {
-                    drop(task);
-                    gate.open();
-                    None
-                }
-                Fate::DroppedWhilePending => {
-                    reached.wait();
-                    drop(task);
-                    gate.open();
-                    None
-                }
-                Fate::DroppedUnread => {
-                    gate.open();
-                    task.wait();
-                    // Whether this may panic is a question of its own.
-                    let _ = catch_unwind(AssertUnwindSafe(|| drop(task)));
-                    None
-                }
-                Fate::Polled => {
-                    let waker = CountingWaker::new();
-                    reached.wait();
-                    assert!(waker.poll(&mut task).is_pending());
-                    gate.open();
-                    waker.wait_for(1);
-                    match waker.poll(&mut task) {
-                        Poll::Ready(outcome) => Some(outcome),
-                        Poll::Pending => panic!("{case:?}: woken too early"),
-                    }
-                }
-                Fate::Taken => {
-                    gate.open();
-                    Some(task.result())
-                }
-            };
-            futures.wait_for(1);
-            fence();
-            let ends_well = !case.poll_panics && !case.drop_panics;
-            if let Some(outcome) = outcome {
-                match outcome {
-                    Ok(value) => {
-                        assert!(ends_well, "{case:?}");
-                        let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
-                    }
-                    Err(error) => {
-                        assert!(!ends_well, "{case:?}: {error}");
-                        assert_eq!(error.kind(), ErrorKind::Panicked, "{case:?}");
-                    }
-                }
-            }
-            let made = usize::from(!case.poll_panics);
-            assert_eq!((futures.count(), values.count()), (1, made), "{case:?}");
-            assert!(futures.places()[0].is_ambient(), "{case:?}");
-        }
-        in_child("panics::combinations", HEAVY, &[], || {
-            let before = ambient();
-            let flags = [false, true];
-            for fate in [
-                Fate::DroppedAtOnce,
-                Fate::DroppedWhilePending,
-                Fate::DroppedUnread,
-                Fate::Polled,
-                Fate::Taken,
-            ] {
-                for bits in 0..16 {
-                    let [local, poll_panics, drop_panics, value_panics] =
-                        [0, 1, 2, 3].map(|bit| flags[bits >> bit & 1]);
-                    check(Case {
-                        local,
-                        poll_panics,
-                        drop_panics,
-                        value_panics,
-                        fate,
-                    });
-                }
             }
             unharmed(&before);
         });
