@@ -1,0 +1,291 @@
+//! What a step does when the thing beneath it panics, is cancelled, or loses its worker process: every
+//! step × every kind of work × every such end × before the step is made and after. Each time the step
+//! ends the same way, at once, with the error of the work itself; and work under a [`Limit`] gives its
+//! place back.
+//!
+//! Left out, because it has no meaning here: that a worker process dies under a task or a job, which
+//! have none; and that a job is cancelled while it runs, which gives its value all the same.
+
+mod support;
+
+unsync::test_worker!();
+
+use std::future::pending;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use support::{Gate, HEAVY, fence, in_child};
+use unsync::{Error, ErrorKind, Limit, Unfuture};
+
+/// A limit that does not pass in the test.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Does what it is told through a socket, so that nobody has to guess when it runs.
+fn obey(port: u16) -> u64 {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut order = [0];
+    socket.read_exact(&mut order).unwrap();
+    match order[0] {
+        b'p' => panic!("boom"),
+        b'd' => std::process::exit(3),
+        _ => 1,
+    }
+}
+
+fn same(n: u64) -> u64 {
+    n
+}
+
+unsync::register!(obey, same);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Task,
+    Job,
+    Call,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Panics,
+    IsCancelled,
+    Dies,
+}
+
+const BENEATH: [(Kind, End); 7] = [
+    (Kind::Task, End::Panics),
+    (Kind::Task, End::IsCancelled),
+    (Kind::Job, End::Panics),
+    (Kind::Job, End::IsCancelled),
+    (Kind::Call, End::Panics),
+    (Kind::Call, End::IsCancelled),
+    (Kind::Call, End::Dies),
+];
+
+/// Work, and what ends it.
+type Beneath = (Unfuture<u64>, Box<dyn FnOnce()>);
+
+fn beneath(kind: Kind, end: End, limit: Option<&Limit>) -> Beneath {
+    let gate = Gate::new();
+    let opened = gate.clone();
+    let (work, told): (Unfuture<u64>, Box<dyn FnOnce()>) = match (kind, end) {
+        (Kind::Task, _) => {
+            let body = async move {
+                opened.pass().await;
+                panic!("boom")
+            };
+            let work = match limit {
+                Some(limit) => limit.spawn(body),
+                None => unsync::spawn(body),
+            };
+            (work, Box::new(move || gate.open()))
+        }
+        (Kind::Job, _) => {
+            // There is one thread, and a job that is to be cancelled waits for it.
+            let before = (end == End::IsCancelled).then(|| {
+                let opened = gate.clone();
+                unsync::thread(move || opened.wait())
+            });
+            let body = move || {
+                opened.wait();
+                panic!("boom")
+            };
+            let work = match limit {
+                Some(limit) => limit.thread(body),
+                None => unsync::thread(body),
+            };
+            let end = move || {
+                gate.open();
+                before.into_iter().for_each(|job| job.result().unwrap());
+            };
+            (work, Box::new(end))
+        }
+        (Kind::Call, _) => {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let work = match limit {
+                Some(limit) => limit.cpu(obey, (port,)),
+                None => unsync::cpu(obey, (port,)),
+            };
+            let (mut socket, _) = listener.accept().unwrap();
+            let order = if end == End::Dies { b"d" } else { b"p" };
+            (work, Box::new(move || socket.write_all(order).unwrap()))
+        }
+    };
+    if end != End::IsCancelled {
+        return (work, told);
+    }
+    let canceller = work.canceller();
+    let cancel = move || {
+        assert!(canceller.cancel(), "it is cancelled in time");
+        if kind == Kind::Job {
+            told();
+        }
+    };
+    (work, Box::new(cancel))
+}
+
+type Step = (&'static str, fn(Unfuture<u64>) -> Unfuture<u64>);
+
+/// Each passes the outcome of what is beneath it on.
+const STEPS: [Step; 15] = [
+    ("nothing", |work| work),
+    ("then", |work| {
+        let step = work.then(async |ended| {
+            assert!(ended.is_done());
+            ended.result()
+        });
+        step.flatten()
+    }),
+    ("map", |work| work.map(skipped)),
+    ("and_then", |work| work.and_then(async |n| skipped(n))),
+    ("map_thread", |work| work.map_thread(skipped)),
+    ("map_cpu", |work| work.map_cpu(same)),
+    ("flatten", |work| Unfuture::ready(work).flatten()),
+    ("await", |work| unsync::spawn(work).flatten()),
+    ("race", |work| {
+        unsync::race([unsync::spawn(pending()), work])
+    }),
+    ("join_all", |work| {
+        let all = unsync::join_all([unsync::spawn(pending()), work]);
+        all.map(|_| unreachable!("one of them fails"))
+    }),
+    ("settle_all", |work| {
+        let all = unsync::settle_all([work, Unfuture::ready(1)]);
+        all.map(|mut all| all.swap_remove(0)).flatten()
+    }),
+    ("shared", |work| unsync::spawn(work.shared()).flatten()),
+    ("Unfuture::timeout", |work| work.timeout(LONG)),
+    ("run_timeout", |work| work.run_timeout(LONG)),
+    ("timeout", |work| {
+        unsync::spawn(unsync::timeout(LONG, work))
+            .flatten()
+            .flatten()
+    }),
+];
+
+fn skipped(n: u64) -> u64 {
+    unreachable!("there is no value {n}")
+}
+
+#[track_caller]
+fn assert_ended(error: Error, kind: Kind, end: End, what: &str) {
+    let expected = match end {
+        End::Panics => ErrorKind::Panicked,
+        End::IsCancelled => ErrorKind::Cancelled,
+        End::Dies => ErrorKind::WorkerLost,
+    };
+    assert_eq!(error.kind(), expected, "{what}: {error}");
+    let text = error.to_string();
+    assert!(text.contains(file!()), "{what} names its start: {text}");
+    let code = error.worker_exit().and_then(|status| status.code());
+    assert_eq!(code, (end == End::Dies).then_some(3), "{what}: {text}");
+    match (end, error.into_panic()) {
+        (End::Panics, Ok(payload)) => {
+            // From another process only the text comes.
+            let said = payload.downcast_ref::<&str>().copied();
+            let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            let said = said.unwrap_or_default();
+            assert!(said.contains("boom"), "{what}: {said} of {kind:?}");
+        }
+        (End::IsCancelled | End::Dies, Err(_)) => {}
+        (_, panic) => panic!("{what}: {panic:?}"),
+    }
+}
+
+fn every_cell(mut cell: impl FnMut(Kind, End, Step, bool, &str)) {
+    for (kind, end) in BENEATH {
+        for step in STEPS {
+            for early in [true, false] {
+                let what = format!("{} over {kind:?} that {end:?}, early: {early}", step.0);
+                cell(kind, end, step, early, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_is_beneath_a_step() {
+    const NAME: &str = "whatever_is_beneath_a_step";
+    in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+        every_cell(|kind, end, (_, step), early, what| {
+            let (work, ends) = beneath(kind, end, None);
+            let work = if early {
+                ends();
+                work.wait();
+                step(work)
+            } else {
+                let work = step(work);
+                fence();
+                assert!(!work.is_done(), "{what}: too early");
+                ends();
+                work
+            };
+            assert_ended(work.result().unwrap_err(), kind, end, what);
+        });
+    });
+}
+
+/// The same under a limit: one that waits behind it gets its turn, whatever the one before ended as.
+#[test]
+fn whatever_is_beneath_a_step_under_a_limit() {
+    const NAME: &str = "whatever_is_beneath_a_step_under_a_limit";
+    in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+        let limit = Limit::new(1);
+        every_cell(|kind, end, (_, step), early, what| {
+            let (work, ends) = beneath(kind, end, Some(&limit));
+            let next = limit.spawn(async { 5 });
+            fence();
+            assert_eq!(
+                format!("{limit:?}"),
+                "Limit(1 of 1 running, 1 waiting)",
+                "{what}"
+            );
+            let work = if early {
+                ends();
+                work.wait();
+                step(work)
+            } else {
+                let work = step(work);
+                ends();
+                work
+            };
+            assert_ended(work.result().unwrap_err(), kind, end, what);
+            assert_eq!(next.result().unwrap(), 5, "{what}");
+            assert_eq!(format!("{limit:?}"), "Limit(0 of 1 running, 0 waiting)");
+        });
+    });
+}
+
+/// And while it waits for its turn: then it can only be cancelled, and whoever stands behind it moves
+/// up.
+#[test]
+fn whatever_waits_for_its_turn_beneath_a_step() {
+    const NAME: &str = "whatever_waits_for_its_turn_beneath_a_step";
+    in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+        let limit = Limit::new(1);
+        for kind in [Kind::Task, Kind::Job, Kind::Call] {
+            for (name, step) in STEPS {
+                let what = &format!("{name} over {kind:?}");
+                let (held, holder) = unsync::promise::<()>();
+                let holder = limit.spawn(async { drop(holder.await) });
+                let work = match kind {
+                    Kind::Task => limit.spawn(async { 1 }),
+                    Kind::Job => limit.thread(|| 1),
+                    Kind::Call => limit.cpu(same, (1,)),
+                };
+                let next = limit.spawn(async { 5 });
+                let canceller = work.canceller();
+                let work = step(work);
+                fence();
+                assert!(canceller.cancel(), "{what}");
+                assert_ended(work.result().unwrap_err(), kind, End::IsCancelled, what);
+                assert!(!next.is_done(), "{what}: the place is still taken");
+                held.set(());
+                assert_eq!(next.result().unwrap(), 5, "{what}");
+                holder.result().unwrap();
+            }
+        }
+    });
+}
