@@ -373,6 +373,7 @@ impl<T> Iterator for AsCompleted<T> {
     /// # Panics
     ///
     /// On the ambient thread if none has, since that would stop every async task.
+    #[track_caller]
     fn next(&mut self) -> Option<(usize, Result<T, Error>)> {
         loop {
             match self.look() {

@@ -156,6 +156,7 @@ impl<T> Shared<T> {
     /// # Panics
     ///
     /// On the ambient thread if the work has not ended, since that would stop every async task.
+    #[track_caller]
     pub fn wait(&self) {
         self.ended.wait();
     }
@@ -165,6 +166,7 @@ impl<T> Shared<T> {
     /// # Panics
     ///
     /// On the ambient thread if the work has not ended, since that would stop every async task.
+    #[track_caller]
     pub fn wait_timeout(&self, limit: Duration) -> bool {
         self.ended.wait_timeout(limit)
     }

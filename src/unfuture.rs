@@ -87,6 +87,7 @@ impl<T> Unfuture<T> {
     /// # Panics
     ///
     /// On the ambient thread if the work has not ended, since that would stop every async task.
+    #[track_caller]
     pub fn wait(&self) {
         self.wait_until(None);
     }
@@ -98,11 +99,13 @@ impl<T> Unfuture<T> {
     /// # Panics
     ///
     /// On the ambient thread if the work has not ended, since that would stop every async task.
+    #[track_caller]
     pub fn wait_timeout(&self, limit: Duration) -> bool {
         // A deadline too far to be told is no deadline.
         self.wait_until(Instant::now().checked_add(limit))
     }
 
+    #[track_caller]
     fn wait_until(&self, deadline: Option<Instant>) -> bool {
         let Some(work) = &self.work else { return true };
         let slot = work.slot();

@@ -1,5 +1,12 @@
 //! The future by its states: {pending, done, failed, taken, abandoned} × what one can do with it, and
 //! the contract with wakers, with threads that race, and with values that are dropped.
+//!
+//! Left out, because it has no meaning here:
+//! - a sender that waits until nobody wants its value, and its waker: a `Promise` is asked, it does not
+//!   wait;
+//! - an end that is closed while the other goes on: either is dropped as a whole;
+//! - taking the payload of an error that is no panic panics at its caller: it gives the error back;
+//! - numbers of tasks, and the context that a destructor sees: a task has its line for a name.
 
 mod support;
 
@@ -13,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use support::{
     Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, fence,
-    limit, panicking_waker, poll, quick, race, waker_with,
+    in_child, limit, panicking_waker, poll, quick, race, waker_with,
 };
-use unsync::{Error, ErrorKind, Promise, Sleep, Unfuture, YieldNow};
+use unsync::{Canceller, Error, ErrorKind, Interval, Promise, Sleep, Timeout, Unfuture, YieldNow};
 
 // --------------------------------------------------------------------------------------- the table
 
@@ -261,9 +268,9 @@ fn by_state_drop() {
     quick(|| {
         for state in STATES {
             let mut subject = subject(state);
-            let waker = panicking_waker();
+            let waker = CountingWaker::new();
             if state == Pending {
-                assert!(poll(&mut subject.unfuture, &waker).is_pending());
+                assert!(waker.poll(&mut subject.unfuture).is_pending());
             }
             drop(subject.unfuture);
             let had_value = usize::from(matches!(state, Done | Taken));
@@ -273,6 +280,7 @@ fn by_state_drop() {
                 promise.set(subject.drops.token());
                 assert_eq!(subject.drops.places(), [Place::here()]);
             }
+            assert_eq!((waker.wakes(), waker.held()), (0, 0), "{state:?}");
         }
     });
 }
@@ -311,15 +319,16 @@ fn by_state_drop_of_what_is_tied() {
     quick(|| {
         for state in STATES {
             let subject = subject(state);
-            let waker = panicking_waker();
+            let waker = CountingWaker::new();
             let mut tied = subject.unfuture.cancel_on_drop();
             if state == Pending {
-                assert!(poll(&mut tied, &waker).is_pending());
+                assert!(waker.poll(&mut tied).is_pending());
             }
             drop(tied);
             let had_value = usize::from(matches!(state, Done | Taken));
             assert_eq!(subject.drops.count(), had_value, "{state:?}");
             assert!(subject.promise.is_none_or(|promise| promise.is_cancelled()));
+            assert_eq!(waker.held(), 0, "{state:?}");
         }
     });
 }
@@ -898,9 +907,17 @@ fn a_value_that_panics_in_its_drop_does_not_reach_who_drops_the_unfuture() {
         drop(early);
         gate.open();
         fence();
-        let late = Unfuture::ready(Bomb("dropped with its unfuture"));
-        let silent = catch_unwind(AssertUnwindSafe(|| drop(late)));
-        assert!(silent.is_ok(), "dropping an `Unfuture` panicked");
+        let text = "dropped with its unfuture";
+        let ended = [
+            Unfuture::ready(Bomb(text)),
+            unsync::spawn(async { Bomb(text) }),
+            unsync::thread(|| Bomb(text)),
+        ];
+        for late in ended {
+            late.wait();
+            let silent = catch_unwind(AssertUnwindSafe(|| drop(late)));
+            assert!(silent.is_ok(), "dropping an `Unfuture` panicked");
+        }
     });
 }
 
@@ -1136,6 +1153,7 @@ fn an_error_keeps_the_payload_for_one() {
 /// Every way to start work names the line that called it.
 #[test]
 fn an_error_says_where_the_work_was_started() {
+    const DECORATED: u32 = line!() + 1;
     unsync::unsync! {
         async fn asynchronous() { panic_any("async fn") }
         fn blocking() { panic_any("fn") }
@@ -1182,6 +1200,13 @@ fn an_error_says_where_the_work_was_started() {
             (!named).then(|| format!("`{work}` on line {line}: {error}"))
         });
         assert_eq!(Vec::from_iter(wrong), [""; 0]);
+        // A pointer to a function hides who calls it.
+        let pointer: fn() -> Unfuture<()> = asynchronous;
+        let error = pointer().result().unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("{}:{DECORATED}:", file!())),
+            "{error}"
+        );
         // Blocking on the ambient thread names the work that was waited for.
         let (promise, pending) = unsync::promise::<u8>();
         let line = line!() - 1;
@@ -1189,6 +1214,54 @@ fn an_error_says_where_the_work_was_started() {
         let error = refused.result().unwrap_err().to_string();
         assert!(error.contains(&format!("{}:{line}:", file!())), "{error}");
         drop(promise);
+    });
+}
+
+/// Where a panic is the answer, it points at the caller.
+#[test]
+fn a_panic_names_the_line_of_the_caller() {
+    const NAME: &str = "a_panic_names_the_line_of_the_caller";
+    in_child(NAME, HEAVY, &[], || {
+        let places = Log::new();
+        std::panic::set_hook(Box::new({
+            let places = places.clone();
+            move |info| {
+                let at = info.location().unwrap();
+                places.push((at.file().to_owned(), at.line()));
+            }
+        }));
+        let pending = || unsync::spawn(std::future::pending::<u8>());
+        type Refused = Box<dyn FnOnce() + Send>;
+        /// What is refused on the ambient thread, and its line.
+        macro_rules! refused {
+            ($($work:ident),*; $refused:expr) => {{
+                $(let $work = $work();)*
+                (line!(), Box::new(move || _ = $refused) as Refused)
+            }};
+        }
+        let shared = || pending().shared();
+        let completed = || unsync::as_completed([pending()]);
+        #[rustfmt::skip]
+        let refused = [
+            refused!(pending; pending.wait()),
+            refused!(pending; pending.wait_timeout(QUICK)),
+            refused!(shared; shared.wait()),
+            refused!(shared; shared.wait_timeout(QUICK)),
+            refused!(completed; { let mut completed = completed; completed.next() }),
+            refused!(; unsync::block_on(async {})),
+            refused!(; unsync::drain(QUICK)),
+            refused!(; unsync::Limit::new(0)),
+            refused!(; unsync::interval(Duration::ZERO)),
+        ];
+        let mut lines = Vec::new();
+        for (line, refused) in refused {
+            lines.push((file!().to_owned(), line));
+            let error = unsync::spawn(async move { refused() })
+                .result()
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Panicked, "line {line}");
+        }
+        assert_eq!(places.entries(), lines);
     });
 }
 
@@ -1226,6 +1299,9 @@ const _: () = {
     sound::<ErrorKind>();
     const fn mobile<T: Send + Sync + Unpin + Debug + 'static>() {}
     mobile::<Sleep>();
+    mobile::<Interval>();
+    mobile::<Timeout<std::future::Ready<u8>>>();
+    mobile::<Canceller>();
     mobile::<YieldNow>();
     const fn error<T: std::error::Error + Clone>() {}
     error::<Error>();
