@@ -11,6 +11,10 @@
 ///
 /// Arguments move to another thread, so they are owned: no references but `&'static`, no `self`. They
 /// are names with types, and the functions have no generics.
+///
+/// A report names the line that calls the function; called through a function pointer, which does not
+/// know its caller, it names the line of `unsync!`.
+///
 /// Inside a body the function's own name means the decorated function, which starts further work;
 /// inside a `#[cpu]` body it means the plain one, since that runs in a worker already.
 ///

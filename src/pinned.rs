@@ -32,8 +32,9 @@ use crate::unfuture::{Reason, Stop, Unfuture, Work};
 /// its thread, and so does everything that is done with it, one call after the other. Dropping the
 /// `Pinned` ends the thread after the calls that were queued, and the value with it.
 ///
-/// It has an owner, so [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone;
-/// like any thread that nobody joins, it ends unheard with the process.
+/// It has an owner, so [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone: they
+/// do not wait for its calls, which run on, and so do those that are made later. What a call starts
+/// elsewhere is refused then. Like any thread that nobody joins, it ends unheard with the process.
 ///
 /// If making the value panics, every call fails as that panic. If the operating system refuses the
 /// thread, every call fails as [`ErrorKind::Os`](crate::ErrorKind::Os).

@@ -54,9 +54,13 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 /// An [`Unfuture`] with many owners, made by [`Unfuture::shared`]: many waiters, one run.
 ///
 /// Each clone waits for itself and gives a clone of the outcome, as often as it is asked. Put what
-/// is costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek). The last clone to
-/// be dropped lets the work go on, or cancels it if it is tied by
-/// [`cancel_on_drop`](Unfuture::cancel_on_drop).
+/// is costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek).
+///
+/// [`cancel`](Shared::cancel) on any clone stops the one work, and all clones give
+/// [`ErrorKind::Cancelled`](crate::ErrorKind); dropping a clone, or cancelling a task that awaits one,
+/// stops nothing. The last clone to be dropped lets the work go on, or cancels it if it is tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop). At a [`shutdown`](crate::shutdown) all clones give
+/// [`ErrorKind::ShutDown`](crate::ErrorKind) if the work ends so; an outcome that is there stays.
 pub struct Shared<T> {
     kept: Arc<Kept<T>>,
     /// The ending, without the outcome. Only of the clones, so it is dropped with the last of them.

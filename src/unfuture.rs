@@ -123,7 +123,8 @@ impl<T> Unfuture<T> {
     /// Stops the work, if it has not ended; says whether it will end as
     /// [`ErrorKind::Cancelled`].
     ///
-    /// - An async task: its future is dropped on the ambient thread.
+    /// - An async task: its future is dropped on the ambient thread. During a poll that poll is
+    ///   finished first; the task ends as cancelled even if it gave the value, unless it panicked.
     /// - A thread job: it is taken out of the queue. One that runs cannot be stopped; it sees
     ///   [`is_cancelled`](crate::is_cancelled) and gives its value.
     /// - A call in a worker process: it is taken out of the queue, or its worker is killed.

@@ -97,6 +97,13 @@ impl Sleeper {
 /// executor: the timer lives on the ambient thread, whoever polls is woken. It is set by the first
 /// poll but counts from this call.
 ///
+/// # Panics
+///
+/// Not this call, but the poll that has to wait when there is no ambient thread to be had: after a
+/// [`shutdown`](crate::shutdown), or if the operating system refuses the thread. So does a sleep that
+/// waits on another executor during the shutdown: it is woken, and polled again. What is over
+/// already, or never will be, does not panic.
+///
 /// # Examples
 ///
 /// ```
@@ -111,6 +118,10 @@ pub fn sleep(duration: Duration) -> Sleep {
 }
 
 /// Waits until a point in time. See [`sleep`].
+///
+/// # Panics
+///
+/// As [`sleep`].
 pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep::new(Some(deadline))
 }
@@ -159,6 +170,10 @@ impl Sleep {
     ///
     /// Who awaits it is woken at the new time and not at the old one.
     ///
+    /// # Panics
+    ///
+    /// If somebody awaits it and there is no ambient thread to be had. See [`sleep`].
+    ///
     /// # Examples
     ///
     /// ```
@@ -175,6 +190,10 @@ impl Sleep {
     }
 
     /// Begins anew: over at this point in time. See [`reset`](Sleep::reset).
+    ///
+    /// # Panics
+    ///
+    /// As [`reset`](Sleep::reset).
     pub fn reset_until(&mut self, deadline: Instant) {
         self.set(Some(deadline));
     }
@@ -273,6 +292,10 @@ fn set_timer(key: TimerKey, alarm: Alarm) -> bool {
 ///
 /// [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline.
 ///
+/// # Panics
+///
+/// As the future does; and as [`sleep`] if the future has to wait.
+///
 /// # Examples
 ///
 /// ```
@@ -327,7 +350,7 @@ impl<F> fmt::Debug for Timeout<F> {
 ///
 /// # Panics
 ///
-/// If the period is zero.
+/// If the period is zero. A [`tick`](Interval::tick) that has to wait panics as [`sleep`] does.
 ///
 /// # Examples
 ///
@@ -393,6 +416,10 @@ impl Interval {
     /// Waits for the next tick; gives when it was due.
     ///
     /// The future may be dropped before it is ready: no tick is lost.
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait and there is no ambient thread to be had. See [`sleep`].
     pub async fn tick(&mut self) -> Instant {
         let awaited = !self.next.is_elapsed();
         (&mut self.next).await;
