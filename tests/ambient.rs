@@ -4,6 +4,16 @@
 //! The tests of one binary share one ambient thread, and so does everything here: none of them may
 //! depend on being alone. Where a defect would end the process, or a count is of the whole process,
 //! the test runs in a process of its own.
+//!
+//! Left out, because it has no meaning here:
+//! - a budget of polls for each task: there is none, a round of the loop ends by itself;
+//! - a pending task that goes with its last waker: it stays, as in other executors, until it is
+//!   cancelled or all is shut down;
+//! - a hook that queues a woken task, and what it may do: there is none to be written by users;
+//! - an executor that is dropped, also by a panic of its owner: it has no owner. Its end is the
+//!   shutdown, in `life.rs`;
+//! - the captures of a future that are dropped while its panic unwinds: the panic is caught before.
+//!   Its locals are.
 
 mod support;
 
@@ -712,6 +722,36 @@ mod waking {
         });
     }
 
+    /// Before a panic, and from a destructor that runs while it unwinds: the wakes arrive, and the panic
+    /// is the one that it was.
+    #[test]
+    fn a_task_may_wake_while_its_panic_unwinds() {
+        quick(|| {
+            let (promise, awaited) = unsync::promise();
+            let other = unsync::spawn(awaited).flatten();
+            let (mut promise, polls) = (Some(promise), Counter::new());
+            let task = unsync::spawn({
+                let polls = polls.clone();
+                async move {
+                    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+                    waker.wake_by_ref();
+                    let _last = OnDrop(move || {
+                        waker.wake_by_ref();
+                        let promise = promise.take().unwrap();
+                        promise.set(thread::panicking());
+                    });
+                    polls.add();
+                    std::panic::panic_any("the cause");
+                }
+            });
+            let error = task.map(|(): ()| ()).result().unwrap_err();
+            assert!(error.to_string().contains("the cause"), "{error}");
+            assert!(other.result().unwrap(), "it was dropped while unwinding");
+            fence();
+            assert_eq!(polls.count(), 1);
+        });
+    }
+
     #[test]
     fn values_go_to_and_fro_between_a_thread_and_a_task() {
         const ROUNDS: usize = 5_000;
@@ -815,27 +855,65 @@ mod blocking {
         });
     }
 
+    /// Tokens without a wake-up are no reason to poll, nor are the wake-ups of others.
     #[test]
     fn block_on_polls_when_it_is_woken_and_only_then() {
+        const CALLS: usize = 3;
         quick(|| {
-            let (gate, mut polls) = (Gate::new(), 0);
-            let opener = thread::spawn({
-                let gate = gate.clone();
-                move || {
-                    // Tokens without a wake-up are no reason to poll.
+            let (gates, polled) = ([(); CALLS].map(|()| Gate::new()), Counter::new());
+            thread::scope(|scope| {
+                let calls = gates.each_ref().map(|gate| {
+                    let polled = &polled;
+                    scope.spawn(move || {
+                        let (mut polls, mut pass) = (0, std::pin::pin!(gate.pass()));
+                        unsync::block_on(poll_fn(|cx| {
+                            polls += 1;
+                            let state = pass.as_mut().poll(cx);
+                            polled.add();
+                            state
+                        }));
+                        polls
+                    })
+                });
+                polled.wait_for(CALLS);
+                for (call, gate) in calls.into_iter().zip(&gates) {
+                    for _ in 0..100 {
+                        call.thread().unpark();
+                        thread::yield_now();
+                    }
                     gate.open();
+                    assert_eq!(call.join().unwrap(), 2, "polls for one wake-up");
                 }
             });
-            let mut pass = std::pin::pin!(gate.pass());
-            let here = thread::current();
-            unsync::block_on(poll_fn(|cx| {
-                polls += 1;
-                here.unpark();
-                pass.as_mut().poll(cx)
-            }));
-            opener.join().unwrap();
-            assert!(polls <= 2, "{polls} polls for one wake-up");
         });
+    }
+
+    /// Wakes after a while, and says so before: a poll that comes earlier was not caused by it.
+    fn wake_later(waker: &Waker) -> Arc<AtomicBool> {
+        let (waker, woken) = (waker.clone(), Arc::new(AtomicBool::new(false)));
+        let says = Arc::clone(&woken);
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            says.store(true, Ordering::SeqCst);
+            waker.wake();
+        });
+        woken
+    }
+
+    /// Pending until it was woken by the one that it expects, and not polled before.
+    fn woken_by(waker: impl FnOnce(&Waker) -> Arc<AtomicBool>) -> impl Future<Output = ()> {
+        let (mut waker, mut woken) = (Some(waker), None);
+        poll_fn(move |cx| match (waker.take(), &woken) {
+            (Some(waker), _) => {
+                woken = Some(waker(cx.waker()));
+                Poll::Pending
+            }
+            (None, Some(woken)) => {
+                assert!(woken.load(Ordering::SeqCst), "polled without a wake-up");
+                Poll::Ready(())
+            }
+            (None, None) => unreachable!(),
+        })
     }
 
     #[test]
@@ -850,48 +928,33 @@ mod blocking {
             }));
             assert_eq!(value, 1);
             // Nor does the wake-up that came too late reach the next.
-            let mut polls = 0;
-            unsync::block_on(poll_fn(|cx| {
-                polls += 1;
-                if polls == 1 {
-                    let waker = cx.waker().clone();
-                    thread::spawn(move || waker.wake());
-                }
-                if polls < 2 {
-                    Poll::Pending
-                } else {
-                    Poll::Ready(())
-                }
-            }));
-            assert_eq!(polls, 2);
+            unsync::block_on(woken_by(wake_later));
         });
     }
 
     #[test]
     fn nested_calls_of_block_on_have_wakers_of_their_own() {
         quick(|| {
-            let (mut outer_polls, mut inner_polls) = (0, 0);
+            let mut polls = 0;
             unsync::block_on(poll_fn(|outer| {
-                outer_polls += 1;
-                if outer_polls == 2 {
+                polls += 1;
+                if polls == 2 {
                     return Poll::Ready(());
                 }
-                unsync::block_on(poll_fn(|inner| {
-                    inner_polls += 1;
-                    assert!(!inner.waker().will_wake(outer.waker()));
-                    if inner_polls == 2 {
-                        return Poll::Ready(());
-                    }
-                    let (inner, outer) = (inner.waker().clone(), outer.waker().clone());
-                    thread::spawn(move || {
-                        (0..5).for_each(|_| outer.wake_by_ref());
-                        inner.wake();
-                    });
-                    Poll::Pending
+                // The outer one is woken at once, the inner one later.
+                unsync::block_on(woken_by(|inner| {
+                    assert!(!inner.will_wake(outer.waker()));
+                    outer.waker().wake_by_ref();
+                    wake_later(inner)
                 }));
                 Poll::Pending
             }));
-            assert_eq!((outer_polls, inner_polls), (2, 2));
+            assert_eq!(polls, 2);
+            // And the other way round: the inner one has used up its own wake-up only.
+            unsync::block_on(woken_by(|outer| {
+                unsync::block_on(woken_by(wake_later));
+                wake_later(outer)
+            }));
         });
     }
 
@@ -1161,6 +1224,108 @@ mod panics {
                 assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Panicked);
             }
             unharmed(&before);
+        });
+    }
+}
+
+/// Somebody else acts while a task is in its poll, or while it is queued for one.
+mod meanwhile {
+    use super::*;
+
+    /// Waits for it, polls it, or leaves it to itself; it ends well, or not.
+    #[test]
+    fn during_a_poll() {
+        quick(|| {
+            for panics in [false, true] {
+                for what in ["waits", "polls", "leaves"] {
+                    let (inside, go_on) = (Gate::new(), Gate::new());
+                    let (polls, drops) = (Counter::new(), Drops::new());
+                    let mut task = unsync::spawn({
+                        let (inside, go_on) = (inside.clone(), go_on.clone());
+                        let (polls, token) = (polls.clone(), drops.token());
+                        poll_fn(move |_| {
+                            let _ = &token;
+                            polls.add();
+                            inside.open();
+                            go_on.wait();
+                            assert!(!panics, "inside");
+                            Poll::Ready(5)
+                        })
+                    });
+                    inside.wait();
+                    let waker = CountingWaker::new();
+                    let outcome = match what {
+                        "waits" => {
+                            let waiter = thread::spawn(move || task.result());
+                            go_on.open();
+                            Some(waiter.join().unwrap())
+                        }
+                        "polls" => {
+                            assert!(waker.poll(&mut task).is_pending());
+                            go_on.open();
+                            waker.wait_for(1);
+                            let Poll::Ready(outcome) = waker.poll(&mut task) else {
+                                panic!("woken too early");
+                            };
+                            Some(outcome)
+                        }
+                        _ => {
+                            drop(task);
+                            go_on.open();
+                            None
+                        }
+                    };
+                    drops.wait_for(1);
+                    fence();
+                    let seen = (polls.count(), drops.count(), waker.wakes());
+                    assert_eq!(seen, (1, 1, usize::from(what == "polls")), "{what}");
+                    match outcome {
+                        Some(Ok(value)) => assert!(value == 5 && !panics, "{what}"),
+                        Some(Err(error)) => {
+                            assert!(panics && error.kind() == ErrorKind::Panicked, "{what}");
+                        }
+                        None => {}
+                    }
+                }
+            }
+        });
+    }
+
+    /// Dropped at about the moment when its task is woken for the last time: nothing is kept, and nothing
+    /// is dropped twice.
+    #[test]
+    fn an_unfuture_is_dropped_while_its_task_is_queued() {
+        const ROUNDS: usize = 5_000;
+        limit(HEAVY, || {
+            let (futures, values) = (Drops::new(), Drops::new());
+            support::race(
+                ROUNDS,
+                |_| {
+                    let (promise, awaited) = unsync::promise::<()>();
+                    let (future, value) = (futures.token(), values.token());
+                    let mut task = unsync::spawn(async move {
+                        let _future = future;
+                        awaited.await.unwrap();
+                        value
+                    });
+                    let waker = CountingWaker::new();
+                    assert!(waker.poll(&mut task).is_pending());
+                    (promise, (task, waker))
+                },
+                |_, promise| promise.set(()),
+                |_, (task, waker)| {
+                    drop(task);
+                    // Who wakes it just now holds it until it has.
+                    while waker.held() > 0 {
+                        thread::yield_now();
+                    }
+                    assert!(waker.wakes() <= 1);
+                },
+            );
+            futures.wait_for(ROUNDS);
+            values.wait_for(ROUNDS);
+            fence();
+            assert_eq!((futures.count(), values.count()), (ROUNDS, ROUNDS));
         });
     }
 }

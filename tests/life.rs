@@ -3,6 +3,11 @@
 //!
 //! Settings and the shutdown are of the whole process, so every test has a process of its own, and some
 //! have one for each case.
+//!
+//! Left out, because it has no meaning here:
+//! - a hook for the end of a thread: there is one for the start, and thread-locals have destructors;
+//! - a pool that is dropped while its jobs run, or before they panic: there is one for the process;
+//! - who waits for a wave of jobs is let go before the next wave: `drain` waits for both.
 
 mod support;
 
@@ -1220,6 +1225,9 @@ mod shutdown {
             ];
             let all = unsync::settle_all(works);
             let first = unsync::race([unsync::spawn(pending::<()>()), unsync::spawn(pending())]);
+            let joined = unsync::join_all([unsync::spawn(pending::<()>())]);
+            let completed = unsync::as_completed([unsync::spawn(pending::<()>())]);
+            let next = thread::spawn(move || completed.map(|(_, outcome)| outcome).last().unwrap());
             fence();
             unsync::shutdown(WHILE).unwrap();
             assert!(all.wait_timeout(SLACK), "settle_all hangs");
@@ -1228,6 +1236,9 @@ mod shutdown {
             }
             assert!(first.wait_timeout(SLACK), "race hangs");
             assert_kind(first.result(), ErrorKind::ShutDown, "a race");
+            assert!(joined.wait_timeout(SLACK), "join_all hangs");
+            assert_kind(joined.result(), ErrorKind::ShutDown, "a join");
+            assert_kind(next.join().unwrap(), ErrorKind::ShutDown, "one by one");
         });
     }
 

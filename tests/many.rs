@@ -1,6 +1,15 @@
 //! Many at once: `join_all`, `settle_all`, `race`, `as_completed`, and one for many: `Shared`. What
 //! each does when the work beneath it gives a value, panics, is cancelled or loses its worker
 //! process, for all three kinds of work.
+//!
+//! Left out, because it has no meaning here:
+//! - who is polled first in a join or a race, how often, and that nobody starves: the works run by
+//!   themselves, and nobody polls them in turn. For the same reason such a future has no size of its
+//!   own: it is an `Unfuture`;
+//! - works that are added to a set in use: `as_completed` takes them all at once;
+//! - the last of the clones of a `Shared` that takes the value without a clone: `result` leaves the
+//!   value in place, for the next call;
+//! - weak clones of a `Shared`, and telling whether two are of one work.
 
 mod support;
 
@@ -1191,6 +1200,72 @@ mod shared {
                     }
                 },
             );
+        });
+    }
+
+    /// What `cancel` says is so, however close the end.
+    #[test]
+    fn races_of_cancelling_and_ending() {
+        limit(HEAVY, || {
+            support::race(
+                20_000,
+                |_| {
+                    let (promise, unfuture) = unsync::promise();
+                    (promise, unfuture.shared())
+                },
+                |number, promise| promise.set(number),
+                |number, shared: Shared<usize>| {
+                    let cancelled = shared.cancel();
+                    match shared.result() {
+                        Ok(value) => assert!(value == number && !cancelled),
+                        Err(error) => {
+                            assert!(cancelled && error.kind() == ErrorKind::Cancelled, "{error}");
+                        }
+                    }
+                },
+            );
+        });
+    }
+
+    /// The waiters of all clones are let go, and the clones that come later too.
+    #[test]
+    fn a_shutdown_ends_it_for_all() {
+        in_child("shared::a_shutdown_ends_it_for_all", HEAVY, &[], || {
+            let drops = Drops::new();
+            let token = drops.token();
+            let shared = unsync::spawn(async move {
+                let _token = token;
+                std::future::pending::<u8>().await
+            });
+            let mut shared = shared.shared();
+            let ended = Unfuture::ready(5).shared();
+            ended.wait();
+            let waker = CountingWaker::new();
+            assert!(waker.poll(&mut shared).is_pending());
+            let arrived = Counter::new();
+            let waiters = [0, 1].map(|number| {
+                let (mut shared, arrived) = (shared.clone(), arrived.clone());
+                thread::spawn(move || {
+                    let waker = CountingWaker::new();
+                    if number == 1 && waker.poll(&mut shared).is_pending() {
+                        arrived.add();
+                        return unsync::block_on(shared);
+                    }
+                    arrived.add();
+                    shared.result()
+                })
+            });
+            arrived.wait_for(2);
+            unsync::shutdown(Duration::from_millis(100)).unwrap();
+            let outcomes = waiters.map(|waiter| waiter.join().unwrap());
+            let late = [shared.clone().result(), unsync::block_on(shared.clone())];
+            for outcome in outcomes.into_iter().chain(late) {
+                assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ShutDown);
+            }
+            assert_eq!((waker.wakes(), waker.held(), drops.count()), (1, 0, 1));
+            assert!(!shared.cancel(), "over");
+            // What had ended has ended, for ever.
+            assert_eq!(ended.clone().result().unwrap(), 5);
         });
     }
 

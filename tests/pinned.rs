@@ -322,6 +322,34 @@ fn what_panics_in_its_drop_harms_nobody() {
     });
 }
 
+/// It has an owner, who ends it: neither `drain` nor `shutdown` waits for it or ends it. But what its
+/// calls start is refused, like everything that is started later.
+#[test]
+fn a_shutdown_leaves_it_alone() {
+    in_child("a_shutdown_leaves_it_alone", QUICK, &[], || {
+        let drops = Drops::new();
+        let pinned = rooted(&drops);
+        let (gate, running) = occupied(&pinned);
+        let queued = pinned.call(|_| unsync::is_cancelled());
+        assert!(unsync::drain(QUICK), "there is nothing to wait for");
+        unsync::shutdown(QUICK).unwrap();
+        assert!(!running.is_done() && !queued.is_done());
+        let started = pinned.call(|_| unsync::thread(|| ()).result().unwrap_err().kind());
+        gate.open();
+        running.result().unwrap();
+        assert!(!queued.result().unwrap());
+        assert_eq!(started.result().unwrap(), ErrorKind::ShutDown);
+        let last = pinned.call(|value| *value.number.borrow());
+        let mapped = pinned.call(|_| 1).map(|one| one + 1);
+        assert_eq!(mapped.result().unwrap_err().kind(), ErrorKind::ShutDown);
+        drop(pinned);
+        assert_eq!(last.result().unwrap(), 0);
+        drops.wait_for(1);
+        // Nor does a new one need anything that is gone.
+        assert_eq!(Pinned::new(|| 2).call(|two| *two).result().unwrap(), 2);
+    });
+}
+
 #[test]
 fn the_settings_hold_for_its_thread() {
     in_child("the_settings_hold_for_its_thread", QUICK, &[], || {

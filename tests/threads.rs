@@ -2,6 +2,12 @@
 //! dropped, and floods.
 //!
 //! What depends on a limit, or counts the threads of the process, is in `thread_limits.rs`.
+//!
+//! Left out, because it has no meaning here:
+//! - a model checker that tries all orders of the pool's steps: none comes with std. Churn from many
+//!   threads stands in for it;
+//! - threads that stay for good: all of them retire;
+//! - scopes whose jobs borrow: what a job holds is its own.
 
 mod support;
 
@@ -12,8 +18,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, CountingWaker, Drops, Gate, HEAVY, OnDrop, Place, fence, limit, panicking_waker, poll,
-    quick,
+    Bomb, CountingWaker, Drops, Gate, HEAVY, OnDrop, Place, compile, fence, limit, panicking_waker,
+    poll, quick,
 };
 use unsync::{ErrorKind, Unfuture};
 
@@ -385,5 +391,62 @@ fn a_job_may_start_jobs_whatever_it_holds() {
         });
         job.result().unwrap();
         assert_eq!(receiver.recv().unwrap(), 5);
+    });
+}
+
+// ---------------------------------------------------------------------------- what does not compile
+
+/// What is not `Send` does not cross over, in or out, and nothing crosses over that is borrowed.
+#[test]
+fn what_must_stay_on_its_thread_does_not_compile() {
+    limit(HEAVY + HEAVY, || {
+        let program = |body: &str| format!("use std::rc::Rc;\nfn main() {{\n{body}\n}}\n");
+        let right = "let mut numbers = vec![2, 1];\nlet other = Rc::new(1);\n\
+                     unsync::thread(move || numbers.sort());\n\
+                     unsync::spawn_local(|| async { *Rc::new(1) });\ndrop(other);";
+        let Some((compiles, said)) = compile("stay", &program(right)) else {
+            return;
+        };
+        assert!(compiles, "{said}");
+        let not_send = "cannot be sent between threads safely";
+        let wrong = [
+            (
+                "rc_upvar",
+                "let rc = Rc::new(1); unsync::thread(move || drop(rc));",
+                not_send,
+            ),
+            ("rc_return", "unsync::thread(|| Rc::new(1));", not_send),
+            (
+                "rc_held",
+                "unsync::spawn(async { let rc = Rc::new(1); unsync::yield_now().await; drop(rc) });",
+                not_send,
+            ),
+            ("rc_given", "unsync::spawn(async { Rc::new(1) });", not_send),
+            (
+                "rc_made",
+                "let rc = Rc::new(1); unsync::spawn_local(move || async move { drop(rc) });",
+                not_send,
+            ),
+            (
+                "rc_mapped",
+                "unsync::spawn(async { 1 }).map(Rc::new);",
+                not_send,
+            ),
+            (
+                "quicksort_race",
+                "let mut numbers = [2, 1]; let half = &mut numbers[1..]; unsync::thread(move || half.sort());",
+                "does not live long enough",
+            ),
+            (
+                "scope_join_bad",
+                "let mut sum = 0; unsync::thread(|| sum += 1);",
+                "may outlive",
+            ),
+        ];
+        for (name, body, complaint) in wrong {
+            let (compiles, said) = compile("stay", &program(body)).unwrap();
+            assert!(!compiles, "{name} compiles: {body}");
+            assert!(said.contains(complaint), "{name}: {said}");
+        }
     });
 }

@@ -3,6 +3,9 @@
 //!
 //! No test is right by sleeping. Where time passes on purpose, what is asserted is that nothing
 //! came too early, and that values follow from the moments that were seen.
+//!
+//! Left out, because it has no meaning here: deadlines that are rounded to a tick or clamped to some
+//! years (they are kept as they are), and a clock that a test may stop (there is none).
 
 mod support;
 
@@ -337,6 +340,54 @@ mod resets {
             assert!(waker.poll(&mut sleep).is_pending());
             drop(sleep);
             assert_eq!((waker.wakes(), waker.held()), (0, 0));
+        });
+    }
+
+    /// It has fired, and nobody has looked: what counts is the new time.
+    #[test]
+    fn reset_future_sleep_after_fire() {
+        quick(|| {
+            let waker = CountingWaker::new();
+            let mut sleep = unsync::sleep(BRIEF);
+            if waker.poll(&mut sleep).is_pending() {
+                waker.wait_for(1);
+            }
+            let wakes = waker.wakes();
+            sleep.reset(LONG);
+            assert!(!sleep.is_elapsed());
+            assert!(waker.poll(&mut sleep).is_pending(), "its time was put off");
+            let reset = Instant::now();
+            sleep.reset(BRIEF);
+            waker.wait_for(wakes + 1);
+            assert!(reset.elapsed() >= BRIEF);
+            assert!(waker.poll(&mut sleep).is_ready());
+        });
+    }
+
+    /// Among others of the same time, some of them reset to it: it is the one that goes.
+    #[test]
+    fn drop_after_reschedule_at_new_scheduled_time() {
+        quick(|| {
+            let wakers = [(); 4].map(|()| CountingWaker::new());
+            let time = Instant::now() + BRIEF * 10;
+            let mut sleeps = wakers.each_ref().map(|waker| {
+                let mut sleep = polled(unsync::sleep(LONG), waker);
+                sleep.reset_until(time);
+                Some(sleep)
+            });
+            sleeps[1] = None;
+            // Too late to be dropped before it fires, on a busy machine.
+            let in_time = Instant::now() < time;
+            for index in [0, 2, 3] {
+                wakers[index].wait_for(1);
+                assert!(Instant::now() >= time);
+                let sleep = sleeps[index].as_mut().unwrap();
+                assert!(wakers[index].poll(sleep).is_ready());
+            }
+            fence();
+            let wakes = wakers.each_ref().map(CountingWaker::wakes);
+            assert!(wakes[1] == 0 || !in_time, "{wakes:?}");
+            assert!(wakers.iter().all(|waker| waker.held() == 0));
         });
     }
 
