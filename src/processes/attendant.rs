@@ -6,9 +6,10 @@
 //! by one thread only at a time.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,9 @@ const MOMENT: Duration = Duration::from_millis(1);
 const SMALL_TALK: usize = 1 << 20;
 /// How long an idle worker may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the rest of what a worker printed may take to be passed on. A process that the worker started
+/// may hold its streams open for ever.
+const PRINTED: Duration = Duration::from_secs(1);
 /// The stack of the thread that runs the calls: that of a main thread, as functions expect it.
 const STACK: usize = 8 << 20;
 
@@ -126,7 +130,7 @@ fn attend(number: u64) {
         }
         Err(error) => return give_up(&error),
     };
-    let (child, link, words) = worker;
+    let (child, link, words, copied) = worker;
     let pid = child.id();
     let (writing, child) = (Mutex::new(()), Mutex::new(child));
     let worker = Arc::new(Worker {
@@ -149,14 +153,14 @@ fn attend(number: u64) {
         discard(payload);
         Err(io::Error::other("the attendant panicked"))
     });
-    bury(&worker, end.err());
+    bury(&worker, end.err(), &copied);
     // There may be no attendant left who would do it when it is time.
     spare::clear(Duration::ZERO);
 }
 
 // -------------------------------------------------------------------------------------- the start
 
-type Launched = (Child, Stream, Option<Arc<LastWords>>);
+type Launched = (Child, Stream, Option<Arc<LastWords>>, Copied);
 
 /// Starts a process. `None` if it is not needed any more.
 fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
@@ -173,16 +177,17 @@ fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
     let mut tries = 0;
     loop {
         let mut words = None;
+        let (copying, copied) = mpsc::channel();
         let launched = command(settings).map_err(Refusal::Os).and_then(|command| {
             let born = |child: &mut Child| {
-                forward_stdout(child);
-                words = LastWords::listen(child);
+                forward_stdout(child, copying.clone());
+                words = LastWords::listen(child, copying);
             };
             let wanted = || !POOL.lock().closed;
             link::launch(command, terms, settings.start_timeout, born, wanted)
         });
         let refusal = match launched {
-            Ok((child, link)) => return Ok(Some((child, link, words))),
+            Ok((child, link)) => return Ok(Some((child, link, words, copied))),
             Err(Refusal::Unwanted) => return Ok(None),
             Err(refusal) => refusal,
         };
@@ -571,7 +576,7 @@ fn farewell(worker: &Worker, source: &mut Reader<'_>) -> io::Result<()> {
 // -------------------------------------------------------------------------------------- the burial
 
 /// The worker is dead, or as good as dead: settles what it had.
-fn bury(worker: &Worker, cause: Option<io::Error>) {
+fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
     let certain = !cause.as_ref().is_some_and(hides_starts);
     let mut state = POOL.lock();
     let Some(hand) = state.workers.remove(&worker.number) else {
@@ -579,9 +584,7 @@ fn bury(worker: &Worker, cause: Option<io::Error>) {
         drop(state);
         worker.link.shut_down();
         worker.reap();
-        let mut state = POOL.lock();
-        state.burying -= 1;
-        return POOL.proceed(state);
+        return rest_in_peace(copied);
     };
     state.burying += 1;
     // What has not started is in the queue again before anything else happens, so that it can be
@@ -622,8 +625,15 @@ fn bury(worker: &Worker, cause: Option<io::Error>) {
         let error = end.unstarted(item.call.name());
         item.call.fail(error);
     }
+    POOL.settled(settled);
+    rest_in_peace(copied);
+}
+
+/// The worker is reaped and its calls are settled. What it printed is passed on to the end before it
+/// counts as gone: the program may end next.
+fn rest_in_peace(copied: &Copied) {
+    let _ = copied.recv_timeout(PRINTED);
     let mut state = POOL.lock();
-    state.settling -= settled;
     state.burying -= 1;
     POOL.proceed(state);
 }
@@ -775,7 +785,7 @@ const WORDS: usize = 1024;
 const WORDS_WAIT: Duration = Duration::from_millis(100);
 
 impl LastWords {
-    fn listen(child: &mut Child) -> Option<Arc<LastWords>> {
+    fn listen(child: &mut Child, copying: Copying) -> Option<Arc<LastWords>> {
         let mut stderr = child.stderr.take()?;
         let tail = Mutex::new(Tail {
             bytes: VecDeque::new(),
@@ -787,6 +797,7 @@ impl LastWords {
         });
         let listener = Arc::clone(&words);
         let listen = move || {
+            let _copying = copying;
             copy(&mut stderr, |bytes| {
                 // A closed standard error is no reason to stop listening.
                 let _ = io::stderr().write_all(bytes);
@@ -838,13 +849,19 @@ impl LastWords {
     }
 }
 
+/// Held by whoever passes on what a worker prints, until it has come to its end.
+type Copying = mpsc::Sender<Infallible>;
+/// Ends when all that the worker printed has been passed on.
+type Copied = mpsc::Receiver<Infallible>;
+
 /// Passes on what a test's worker prints, without what the harness prints before it. Elsewhere the
 /// standard output of a worker is that of the program.
-fn forward_stdout(child: &mut Child) {
+fn forward_stdout(child: &mut Child, copying: Copying) {
     let Some(mut stdout) = child.stdout.take() else {
         return;
     };
     let forward = move || {
+        let _copying = copying;
         let (mut seen, mut byte) = (Vec::new(), [0]);
         while !seen.ends_with(TEST_MARK.as_bytes()) {
             if stdout.read_exact(&mut byte).is_err() {
