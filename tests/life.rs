@@ -1057,6 +1057,8 @@ mod shutdown {
                     });
                 }
                 let over = unsync::shutdown(Duration::from_secs(2));
+                // A busy machine may have no time for the end within that.
+                let over = over.or_else(|_| unsync::shutdown(QUICK));
                 ended.store(true, Ordering::SeqCst);
                 over.unwrap();
             });

@@ -48,13 +48,14 @@ fn n33_stdin_is_at_its_end() {
     assert_eq!(text, "for the program\n");
 }
 
-const LINES: u32 = 5_000;
+/// So many of a hundred bytes are more than a pipe holds.
+const LINES: u32 = 1_000;
 
 /// Prints much, among it what could be taken for frames.
 fn talk(lines: u32) -> u32 {
     for line in 0..lines {
-        println!("out {line} of {lines}");
-        eprintln!("err {line} of {lines}");
+        println!("{:.>100}", format!("out {line} of {lines}"));
+        eprintln!("{:.>100}", format!("err {line} of {lines}"));
     }
     io::stdout()
         .write_all(b"\x05snu\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\n")

@@ -71,9 +71,9 @@ pub(crate) enum Link {
 }
 
 /// What a scenario may take. Most take milliseconds: this is for machines that are busy.
-const LIMIT: Duration = Duration::from_secs(45);
+const LIMIT: Duration = Duration::from_secs(120);
 /// What anything else may take that is waited for.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(40);
 
 /// The environment of a scenario: which test enters it, what it plays, and where its home is.
 const ENTRY: &str = "UNSYNC_TEST_ENTRY";
