@@ -199,7 +199,7 @@ impl<T> Unfuture<T> {
         let slot = Slot::settled(Location::caller(), outcome);
         Unfuture::of(Arc::new(Promised {
             slot,
-            upstream: Mutex::new(None),
+            upstream: Mutex::new(Upstream::Nobody),
         }))
     }
 }
@@ -563,7 +563,7 @@ pub(crate) fn derived<T: Send + 'static>(
 ) -> (Promise<T>, Unfuture<T>) {
     let work = Arc::new(Promised {
         slot: Slot::new(origin),
-        upstream: Mutex::new(upstream),
+        upstream: Mutex::new(upstream.map_or(Upstream::Nobody, Upstream::Work)),
     });
     (
         Promise {
@@ -575,18 +575,28 @@ pub(crate) fn derived<T: Send + 'static>(
 
 struct Promised<T> {
     slot: Slot<T>,
-    /// What is stopped in its place. `None` once the promise was kept: so a chain of such promises is
-    /// taken apart link by link as it resolves, and not by one deep recursion at its end.
-    upstream: Mutex<Option<Arc<dyn Stop>>>,
+    upstream: Mutex<Upstream>,
+}
+
+#[derive(Clone)]
+enum Upstream {
+    /// It is kept by hand.
+    Nobody,
+    /// What is stopped in its place.
+    Work(Arc<dyn Stop>),
+    /// It was kept, and resolves just now if it has not: it cannot be stopped any more. Set before,
+    /// so that a chain of such promises is taken apart link by link as it resolves, and not by one
+    /// deep recursion at its end.
+    Kept,
 }
 
 impl<T> Promised<T> {
-    fn upstream(&self) -> MutexGuard<'_, Option<Arc<dyn Stop>>> {
+    fn upstream(&self) -> MutexGuard<'_, Upstream> {
         self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn finish(&self, outcome: Result<T, Error>) {
-        let upstream = self.upstream().take();
+        let upstream = mem::replace(&mut *self.upstream(), Upstream::Kept);
         drop(upstream);
         self.slot.finish(outcome);
     }
@@ -596,8 +606,9 @@ impl<T: Send + 'static> Stop for Promised<T> {
     fn stop(self: Arc<Self>, reason: Reason) -> bool {
         let upstream = self.upstream().clone();
         match upstream {
-            Some(upstream) => upstream.stop(reason),
-            None => {
+            Upstream::Work(upstream) => upstream.stop(reason),
+            Upstream::Kept => false,
+            Upstream::Nobody => {
                 let error = reason.error("a promise").started_at(self.slot.origin);
                 self.slot.finish(Err(error))
             }
@@ -607,14 +618,14 @@ impl<T: Send + 'static> Stop for Promised<T> {
     fn when_begun(self: Arc<Self>, call: OnBegin) {
         let upstream = self.upstream().clone();
         match upstream {
-            Some(upstream) => upstream.when_begun(call),
-            None => call(),
+            Upstream::Work(upstream) => upstream.when_begun(call),
+            Upstream::Nobody | Upstream::Kept => call(),
         }
     }
 
     fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
         let upstream = self.upstream().clone();
-        if let Some(upstream) = upstream {
+        if let Upstream::Work(upstream) = upstream {
             upstream.when_progress(watcher);
         }
     }
