@@ -142,6 +142,8 @@ fn inject(message: Message) -> Result<(), (Message, Refused)> {
 static INJECTOR: Injector = Injector::new();
 /// Set when the thread was started.
 static STARTED: AtomicBool = AtomicBool::new(false);
+/// Who asked for its end when it took no message any more; `None` once it has ended.
+static LATE: Mutex<Option<Vec<Message>>> = Mutex::new(Some(Vec::new()));
 /// Held while the thread is started or closed; whether it was closed before it was ever started.
 static STARTING: Mutex<bool> = Mutex::new(false);
 
@@ -170,13 +172,20 @@ fn injector() -> Result<&'static Injector, Refused> {
 
 /// Sends a message if there was ever an ambient thread.
 fn ask(message: Message) {
-    let refused = match STARTED.load(Ordering::Acquire) {
-        true => INJECTOR.send(message).err(),
-        false => Some(message),
-    };
-    if let Some(message) = refused {
-        message.call();
+    if !STARTED.load(Ordering::Acquire) {
+        return message.call();
     }
+    let Err(message) = INJECTOR.send(message) else {
+        return;
+    };
+    if let Message::WhenQuiet(_) | Message::Close(_) = message {
+        // It is closed, and may be dropping what is left: then the answer comes after that.
+        let mut late = LATE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(late) = &mut *late {
+            return late.push(message);
+        }
+    }
+    message.call();
 }
 
 /// Calls once no async task is left; at once if there was never one.
@@ -229,6 +238,8 @@ fn run(settings: Option<&'static Settings>) {
         closing
     });
     closing(0);
+    let late = LATE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    late.into_iter().flatten().for_each(Message::call);
 }
 
 /// Runs ticks until it is told to close; gives whom to tell that it has.
