@@ -28,8 +28,8 @@ struct Inbox {
     closed: bool,
 }
 
-/// Room for messages that is kept; the memory of a larger burst is given back after it.
-const KEPT: usize = 4096;
+/// Room for messages that a queue keeps; the memory of a larger burst is given back after it.
+pub(super) const KEPT: usize = 4096;
 
 impl Injector {
     pub(super) const fn new() -> Injector {

@@ -40,7 +40,7 @@ use crate::spin::Spin;
 use crate::unfuture::{OnQuiet, Reason};
 use crate::watch::{OnList, Stalls, Stats};
 
-use injector::Injector;
+use injector::{Injector, KEPT};
 use task::{Key, Newborn, Tasks, Ticket};
 use timer::{Alarm, TimerKey, Timers};
 
@@ -328,6 +328,10 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
 /// Waits for a message or the next deadline.
 fn idle(local: &Local, tasks: &mut Tasks) {
     static SPIN: Spin = Spin::new();
+    // It is empty.
+    if local.queue.borrow().capacity() > KEPT {
+        local.queue.replace(VecDeque::new());
+    }
     tasks.tell_if_quiet();
     let deadline = local.timers.borrow().next();
     let awaited = || {
