@@ -20,6 +20,10 @@ use crate::spin;
 /// variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those go before the defaults. Values that
 /// make no sense are refused by [`install`](Config::install).
 ///
+/// They are those of the program itself. Worker processes, which [`init`](crate::init) keeps from coming
+/// here, go by the environment variables and the defaults; only `frame_bytes_max` and `stack_size` reach
+/// them.
+///
 /// # Examples
 ///
 /// ```standalone_crate
@@ -201,7 +205,8 @@ impl Config {
         self
     }
 
-    /// Runs on the ambient thread and on every thread of the pool, before anything else does.
+    /// Runs on the ambient thread, on every thread of the pool and on those of [`Pinned`](crate::Pinned)
+    /// values, before anything else does.
     pub fn on_thread_start(mut self, hook: impl Fn() + Send + Sync + 'static) -> Config {
         self.settings.on_thread_start = Some(Box::new(hook));
         self

@@ -29,6 +29,8 @@ const CLOSE: Ask = [
 /// Work that is started meanwhile counts too. Without this, the end of the process ends unfinished
 /// work unheard, like that of a daemon thread.
 ///
+/// Called by a job of the thread pool it waits for that job too: until the limit.
+///
 /// # Panics
 ///
 /// On the ambient thread, which would wait for itself.
