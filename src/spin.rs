@@ -27,20 +27,25 @@ fn budget() -> Duration {
 
 /// A place that waits, with what it learned about its waits.
 pub(crate) struct Spin {
-    /// Above zero: so many misses are left before this place gives up spinning. Below: so many
-    /// waits park at once before the next trial.
+    /// What looking has saved here, less what it has cost, in microseconds: while there is nothing
+    /// left, waits park at once.
     credit: AtomicI32,
 }
 
-/// Misses in a row that a place may have before it parks at once.
-const PATIENCE: i32 = 8;
-/// Waits that then park at once before one of them tries again.
-const PAUSE: i32 = 64;
+/// What a place may lose before it has saved anything.
+const LOAN: i32 = 400;
+/// More than this is not saved: a place learns soon that things have changed.
+const MOST: i32 = 4_000;
+/// What a look that finds something saves, about: the wake-up of a parked thread.
+const SAVED: i32 = 40;
+/// What a wait that parks at once adds: a fraction of what it takes, so that the trials after it cost
+/// no more than that.
+const BACK: i32 = 2;
 
 impl Spin {
     pub(crate) const fn new() -> Spin {
         Spin {
-            credit: AtomicI32::new(PATIENCE),
+            credit: AtomicI32::new(LOAN),
         }
     }
 
@@ -53,21 +58,25 @@ impl Spin {
         if found.is_some() || !self.pays() {
             return found;
         }
-        thread::yield_now();
         self.look(attempt)
     }
 
     /// The same for a place that has to prepare for it, and has asked before whether it pays.
     pub(crate) fn look<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+        let found = attempt();
+        if found.is_some() {
+            // Nothing was waited for, so there is nothing to learn.
+            return found;
+        }
         let (budget, started) = (budget(), Instant::now());
         loop {
+            thread::yield_now();
             let found = attempt();
-            let in_time = started.elapsed() <= budget;
-            if found.is_some() || !in_time {
-                self.learn(found.is_some() && in_time);
+            let took = started.elapsed();
+            if found.is_some() || took > budget {
+                self.learn(took <= budget, took);
                 return found;
             }
-            thread::yield_now();
         }
     }
 
@@ -77,21 +86,20 @@ impl Spin {
             return false;
         }
         let credit = self.credit.load(Relaxed);
-        if credit < 0 {
+        if credit <= 0 {
             // Lost updates between threads only shift the next trial by a wait or two.
-            self.credit
-                .store(if credit == -1 { 1 } else { credit + 1 }, Relaxed);
+            self.credit.store(credit + BACK, Relaxed);
         }
         credit > 0
     }
 
-    fn learn(&self, hit: bool) {
-        let credit = self.credit.load(Relaxed);
-        let next = match hit {
-            true => PATIENCE,
-            false if credit <= 1 => -PAUSE,
-            false => credit - 1,
+    fn learn(&self, hit: bool, took: Duration) {
+        let gain = match hit {
+            true => SAVED,
+            false => -i32::try_from(took.as_micros()).unwrap_or(MOST).min(MOST),
         };
+        let credit = self.credit.load(Relaxed);
+        let next = (credit + gain).min(MOST);
         if next != credit {
             self.credit.store(next, Relaxed);
         }
