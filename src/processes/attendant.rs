@@ -106,7 +106,11 @@ impl Worker {
 
 /// Starts the attendant of a worker that is booked.
 pub(super) fn start(number: u64) {
-    let thread = thread::Builder::new().name(format!("unsync-cpu-{number}"));
+    let mut thread = thread::Builder::new().name(format!("unsync-cpu-{number}"));
+    // It decodes results, which is code of the program.
+    if let Some(bytes) = settings().ok().and_then(|settings| settings.stack_size) {
+        thread = thread.stack_size(bytes);
+    }
     if let Err(error) = thread.spawn(move || attend(number)) {
         give_up(&Error::os(
             "no thread could be started for a worker process",

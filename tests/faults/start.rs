@@ -582,9 +582,19 @@ fn stack_is_as_large_as_it_was_asked_for() {
     install(workers(1).stack_size(64 << 20));
     // The frames of a debug build are larger than what they hold.
     assert_eq!(cpu(dig, (20 << 10,)).result().unwrap(), 20 << 10);
+    // Where the result is decoded too.
+    assert_eq!(cpu(array, (7,)).result().unwrap()[ARRAY - 1], 7);
+}
+
+const ARRAY: usize = 3 << 20;
+
+/// It lies on the stack while it is decoded.
+fn array(item: u8) -> Box<[u8; ARRAY]> {
+    vec![item; ARRAY].into_boxed_slice().try_into().unwrap()
 }
 
 unsync::register!(
+    array,
     nest,
     nest_and_panic,
     panic_at_last,
