@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, OnUnobserved, on_unobserved};
+use crate::error::{Error, ErrorKind, OnUnobserved, discard, on_unobserved, wall};
 use crate::spin;
 
 /// The library's settings, to be installed before its first use.
@@ -331,6 +331,24 @@ pub(crate) fn settings() -> Result<&'static Settings, Error> {
         })
         .as_ref()
         .map_err(Error::clone)
+}
+
+/// A thread that is to be started, with the name and the stack that the settings say.
+pub(crate) fn new_thread(name: impl fmt::Display) -> thread::Builder {
+    let settings = settings().ok();
+    let prefix = settings.map_or("unsync", |settings| &settings.thread_name);
+    let thread = thread::Builder::new().name(format!("{prefix}-{name}"));
+    match settings.and_then(|settings| settings.stack_size) {
+        Some(bytes) => thread.stack_size(bytes),
+        None => thread,
+    }
+}
+
+/// The first thing on a thread that runs code of the program: its hook.
+pub(crate) fn on_thread_start() {
+    let settings = settings().ok();
+    let hook = settings.and_then(|settings| settings.on_thread_start.as_ref());
+    discard(wall(|| hook.iter().for_each(|hook| hook())));
 }
 
 /// The processors that this process may use; respects affinity and cgroups.

@@ -140,6 +140,11 @@ macro_rules! cpu {
             [$($first $($second)? : $type),*] [$(-> $output)?] $body [$($value,)*]
         }
     };
+    (| $($rest:tt)*) => {
+        ::core::compile_error!(
+            "a closure for a worker process writes its types: `cpu!(|n: u64| -> u64 { n * 2 }, 21)`"
+        )
+    };
     ($function:path $(, $value:expr)* $(,)?) => {{
         $crate::register!($function);
         $crate::cpu($function, ($($value,)*))

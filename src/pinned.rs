@@ -11,14 +11,12 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
 
-use crate::config::{Settings, settings};
+use crate::config::{new_thread, on_thread_start, settings};
 use crate::error::{Error, ErrorKind, Origin, discard, wall};
 use crate::role::{Role, set_role};
 use crate::slot::{OnBegin, Slot};
@@ -68,13 +66,13 @@ impl<V: 'static> Pinned<V> {
     {
         let origin = Location::caller();
         let (queue, jobs) = mpsc::channel();
-        let started = settings().and_then(|settings| {
-            start(settings, move || serve(origin, make, jobs))
-                .map_err(|error| Error::os("no thread could be started for a pinned value", error))
+        let started = settings().and_then(|_| {
+            let thread = new_thread("pinned").spawn(move || serve(origin, make, jobs));
+            thread.map_err(|error| Error::os("no thread could be started for a pinned value", error))
         });
         Pinned {
             queue: match started {
-                Ok(()) => Ok(queue),
+                Ok(_) => Ok(queue),
                 Err(error) => Err(error.started_at(origin)),
             },
             origin,
@@ -120,23 +118,10 @@ impl<V> fmt::Debug for Pinned<V> {
     }
 }
 
-fn start(settings: &'static Settings, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let name = format!("{}-pinned", settings.thread_name);
-    let mut thread = thread::Builder::new().name(name);
-    if let Some(bytes) = settings.stack_size {
-        thread = thread.stack_size(bytes);
-    }
-    let hook = settings.on_thread_start.as_ref();
-    let started = thread.spawn(move || {
-        discard(wall(|| hook.iter().for_each(|hook| hook())));
-        body();
-    });
-    started.map(drop)
-}
-
 /// The life of the thread.
 fn serve<V>(origin: Origin, make: impl FnOnce() -> V, jobs: Receiver<Job<V>>) {
     static SPIN: Spin = Spin::new();
+    on_thread_start();
     set_role(Role::Call { is_cancelled });
     let mut value = wall(make)
         .map_err(|payload| Error::panicked("making a pinned value", payload).started_at(origin));

@@ -23,10 +23,9 @@ use std::io;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::config::{cores, settings};
+use crate::config::{cores, new_thread, on_thread_start, settings};
 use crate::error::{Error, Origin, discard, wall};
 use crate::role::{Role, set_role};
 use crate::slot::{OnBegin, Slot};
@@ -235,7 +234,7 @@ struct State {
     free: Vec<usize>,
     /// Set by the shutdown, for good.
     closed: bool,
-    /// To be called when no job is queued or runs.
+    /// To be called when no job is queued or runs. Until then each `drain` that gave up is here.
     when_quiet: Vec<OnQuiet>,
     /// To be called when no thread is left.
     when_empty: Vec<OnQuiet>,
@@ -273,6 +272,8 @@ enum Order {
 
 /// A job that takes longer than this is worth another thread: starting one costs about as much.
 const LONG: Duration = Duration::from_micros(100);
+/// Room for jobs that is kept; the memory of a larger burst is given back after it.
+const QUEUE_KEPT: usize = 4096;
 /// A wait without an end, as std can do it.
 const FAR: Duration = Duration::from_secs(1 << 30);
 /// The longest time between two looks of the foreman.
@@ -380,16 +381,9 @@ impl Pool {
     /// Starts a thread that is already counted; says whether there is one.
     fn start(&'static self, duty: Duty) -> bool {
         static NUMBER: AtomicUsize = AtomicUsize::new(1);
-        let settings = settings().ok();
-        let prefix = settings.map_or("unsync", |settings| &settings.thread_name);
-        let name = format!("{prefix}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut thread = thread::Builder::new().name(name);
-        if let Some(bytes) = settings.and_then(|settings| settings.stack_size) {
-            thread = thread.stack_size(bytes);
-        }
+        let thread = new_thread(NUMBER.fetch_add(1, Ordering::Relaxed));
         let body = move || {
-            let hook = settings.and_then(|settings| settings.on_thread_start.as_ref());
-            discard(wall(|| hook.iter().for_each(|hook| hook())));
+            on_thread_start();
             set_role(Role::Pool {
                 blocks: || POOL.blocks(),
                 resumes: || POOL.resumes(),
@@ -492,6 +486,9 @@ impl Pool {
                 state.finished += 1;
                 state.long &= took >= LONG;
                 continue;
+            }
+            if state.queue.capacity() > QUEUE_KEPT {
+                state.queue = VecDeque::new();
             }
             state = self.tell(state);
             if state.closed {

@@ -293,7 +293,8 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// Waits for the inner work too.
     ///
     /// It stays the same work: cancelling the flat `Unfuture` cancels the outer work while that
-    /// runs, and the inner afterwards.
+    /// runs, and the inner afterwards. Outer work that cannot be stopped, a job that runs, says
+    /// `false` to that and gives its value; then the inner work is cancelled as soon as it is known.
     ///
     /// # Examples
     ///

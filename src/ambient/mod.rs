@@ -30,10 +30,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Instant;
 
-use crate::config::{Settings, settings};
+use crate::config::{new_thread, on_thread_start, settings};
 use crate::error::{discard, wall};
 use crate::role::{Role, set_role};
 use crate::spin::Spin;
@@ -158,13 +157,7 @@ fn injector() -> Result<&'static Injector, Refused> {
         return Err(Refused::Closed);
     }
     if !STARTED.load(Ordering::Acquire) {
-        let settings = settings().ok();
-        let prefix = settings.map_or("unsync", |settings| &settings.thread_name);
-        let mut thread = thread::Builder::new().name(format!("{prefix}-ambient"));
-        if let Some(bytes) = settings.and_then(|settings| settings.stack_size) {
-            thread = thread.stack_size(bytes);
-        }
-        thread.spawn(move || run(settings)).map_err(Refused::Os)?;
+        new_thread("ambient").spawn(run).map_err(Refused::Os)?;
         STARTED.store(true, Ordering::Release);
     }
     Ok(&INJECTOR)
@@ -220,10 +213,10 @@ impl Message {
 }
 
 /// The life of the ambient thread.
-fn run(settings: Option<&'static Settings>) {
+fn run() {
     set_role(Role::Ambient);
-    let hooks = settings.and_then(|settings| settings.on_thread_start.as_ref());
-    discard(wall(|| hooks.iter().for_each(|hook| hook())));
+    on_thread_start();
+    let settings = settings().ok();
     let around_poll = settings.and_then(|settings| settings.around_poll.as_ref());
     let stalls = settings
         .and_then(|settings| settings.stall)

@@ -79,7 +79,7 @@ where
 ///
 /// # Errors
 ///
-/// As [`spawn`].
+/// As [`spawn`], if it is not ready at once: such a future needs no thread, not even after a shutdown.
 ///
 /// # Examples
 ///
@@ -328,7 +328,7 @@ pub(super) struct Tasks {
     free: Vec<u32>,
     around_poll: Option<&'static AroundPoll>,
     stalls: Option<Stalls>,
-    /// To be called when no task is left.
+    /// To be called when no task is left. Until then each `drain` that gave up is here.
     when_quiet: Vec<OnQuiet>,
     /// Tasks that ever were.
     started: u64,

@@ -19,7 +19,7 @@ use super::pool::{Hand, InFlight, Item, POOL, Remote, State, has_grace};
 use super::spare;
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
-use crate::config::{Settings, settings};
+use crate::config::{Settings, new_thread, settings};
 use crate::error::{Error, ErrorKind, discard, wall};
 use crate::unfuture::Reason;
 
@@ -106,11 +106,8 @@ impl Worker {
 
 /// Starts the attendant of a worker that is booked.
 pub(super) fn start(number: u64) {
-    let mut thread = thread::Builder::new().name(format!("unsync-cpu-{number}"));
     // It decodes results, which is code of the program.
-    if let Some(bytes) = settings().ok().and_then(|settings| settings.stack_size) {
-        thread = thread.stack_size(bytes);
-    }
+    let thread = new_thread(format_args!("cpu-{number}"));
     if let Err(error) = thread.spawn(move || attend(number)) {
         give_up(&Error::os(
             "no thread could be started for a worker process",
@@ -257,10 +254,15 @@ fn give_up(error: &Error) {
     } else {
         VecDeque::new()
     };
+    let calls = stranded.len();
+    state.settling += calls;
     POOL.make_do(state);
     for item in stranded {
         item.call
             .fail(error.about(&format!("`{}` cannot run", item.call.name())));
+    }
+    if calls > 0 {
+        POOL.settled(calls);
     }
 }
 
@@ -818,10 +820,7 @@ impl LastWords {
             listener.ended.notify_all();
         };
         // Without the thread the pipe is closed; then the worker's words are lost, and it lives on.
-        thread::Builder::new()
-            .name("unsync-stderr".into())
-            .spawn(listen)
-            .ok()?;
+        new_thread("stderr").spawn(listen).ok()?;
         Some(words)
     }
 
@@ -878,9 +877,7 @@ fn forward_stdout(child: &mut Child, copying: Copying) {
         });
     };
     // Without the thread the pipe is closed, and printing fails in the worker.
-    let _ = thread::Builder::new()
-        .name("unsync-stdout".into())
-        .spawn(forward);
+    let _ = new_thread("stdout").spawn(forward);
 }
 
 /// Reads to the end.

@@ -150,7 +150,8 @@ const RESERVE: usize = 1 << 20;
 impl Frames {
     pub(crate) fn new(limit: usize) -> Frames {
         Frames {
-            limit,
+            // With its header it has to fit into memory.
+            limit: limit.min(isize::MAX as usize),
             chunk: vec![0; CHUNK].into_boxed_slice(),
             start: 0,
             end: 0,

@@ -85,7 +85,7 @@ pub(super) struct State {
     accepted: u64,
     /// Set by the shutdown, for good.
     pub(super) closed: bool,
-    /// To be called when no call is queued or in flight.
+    /// To be called when no call is queued or in flight. Until then each `drain` that gave up is here.
     when_quiet: Vec<OnQuiet>,
     /// To be called when no worker is left.
     when_empty: Vec<OnQuiet>,
@@ -133,6 +133,11 @@ type Mail = Vec<Letter>;
 /// Frames up to this size together may be unstarted at a worker: what a socket holds for sure, so that
 /// the write of a dealer never blocks. A larger frame is written by the attendant.
 const DIRECT: usize = 64 << 10;
+/// What a frame counts for beside its bytes: a system charges a small write for up to five times its
+/// bytes, and a socket of Linux holds 208 KiB.
+const WRITE: usize = 256;
+/// Room for calls that is kept; the memory of a larger burst is given back after it.
+const QUEUE_KEPT: usize = 4096;
 /// The work that may lie ready at a worker.
 const WINDOW: Duration = Duration::from_millis(1);
 const WINDOW_CALLS: usize = 256;
@@ -211,6 +216,9 @@ impl State {
                 frames.extend_from_slice(&item.frame);
             }
             hand.push(item, now);
+        }
+        if self.queue.is_empty() && self.queue.capacity() > QUEUE_KEPT {
+            self.queue = VecDeque::new();
         }
         self.recall(now, &mut mail);
         mail
@@ -299,13 +307,12 @@ impl Hand {
             return self.is_idle();
         };
         let free = !self.recalling && !self.loading && !self.spent;
-        let unstarted = || -> usize {
-            let frames = self.flight.iter().map(|entry| entry.item.frame.len());
-            frames.sum()
-        };
-        free && self.flight.len() < self.window
-            && !front.is_slow(now)
-            && unstarted() + bytes <= DIRECT
+        if !free || self.flight.len() >= self.window || front.is_slow(now) {
+            return false;
+        }
+        let frames = self.flight.iter().map(|entry| entry.item.frame.len());
+        let charged = |bytes| bytes + WRITE;
+        frames.chain([bytes]).map(charged).sum::<usize>() <= DIRECT
     }
 
     fn push(&mut self, item: Item, now: Instant) {

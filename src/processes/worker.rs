@@ -30,7 +30,7 @@ use super::registry;
 use super::spare;
 use super::wire::Wire;
 use crate::error::{Error, ErrorKind, discard, panic_message, wall};
-use crate::role::{Role, role, set_role};
+use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
 
 /// The only argument of a worker process, by which it knows itself. Processes that it starts do not
@@ -198,6 +198,8 @@ enum Job {
 thread_local! {
     /// The call that this thread runs, until its first panic was reported.
     static RUNNING: Cell<Option<u64>> = const { Cell::new(None) };
+    /// Whether this thread runs the calls.
+    static LANE: Cell<bool> = const { Cell::new(false) };
 }
 
 fn serve() -> ! {
@@ -353,6 +355,7 @@ impl Worker {
     /// The life of the thread that runs the calls.
     fn lane(&self) -> ! {
         set_role(Role::Call { is_cancelled });
+        LANE.set(true);
         let mut outbox = Vec::new();
         loop {
             match self.next(&mut outbox) {
@@ -585,7 +588,8 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 /// looks at the newest value only, so saying too much does no harm.
 pub fn progress(value: impl Wire) {
     let Some(worker) = WORKER.get() else { return };
-    if !matches!(role(), Role::Call { .. }) {
+    // Other threads of the function have no call of their own, and a pinned value is another's.
+    if !LANE.get() {
         return;
     }
     let mut frame = Vec::new();
