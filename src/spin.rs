@@ -21,7 +21,8 @@ pub(crate) fn set_budget(budget: Duration) {
     );
 }
 
-fn budget() -> Duration {
+/// How long a wait looks at most.
+pub(crate) fn budget() -> Duration {
     Duration::from_nanos(BUDGET_NS.load(Relaxed))
 }
 

@@ -35,7 +35,7 @@ use std::time::Instant;
 use crate::config::{new_thread, on_thread_start, settings};
 use crate::error::{discard, wall};
 use crate::role::{Role, set_role};
-use crate::spin::Spin;
+use crate::spin::{self, Spin};
 use crate::unfuture::{OnQuiet, Reason};
 use crate::watch::{OnList, Stalls, Stats};
 
@@ -327,11 +327,11 @@ fn idle(local: &Local, tasks: &mut Tasks) {
     }
     tasks.tell_if_quiet();
     let deadline = local.timers.borrow().next();
-    let awaited = || {
-        let due = || deadline.is_some_and(|at| at <= Instant::now());
-        (!INJECTOR.is_empty() || due()).then_some(())
-    };
-    if SPIN.attempt(awaited).is_none() {
+    // Of a deadline it is known when it comes, so looking for it would only burn the time until then;
+    // and parking takes several that are close to each other together.
+    let is_near = deadline.is_some_and(|at| at <= Instant::now() + spin::budget());
+    let arrived = || (!INJECTOR.is_empty()).then_some(());
+    if is_near || SPIN.attempt(arrived).is_none() {
         INJECTOR.wait(deadline);
         tasks.look_at_clock();
     }
