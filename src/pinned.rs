@@ -68,7 +68,8 @@ impl<V: 'static> Pinned<V> {
         let (queue, jobs) = mpsc::channel();
         let started = settings().and_then(|_| {
             let thread = new_thread("pinned").spawn(move || serve(origin, make, jobs));
-            thread.map_err(|error| Error::os("no thread could be started for a pinned value", error))
+            thread
+                .map_err(|error| Error::os("no thread could be started for a pinned value", error))
         });
         Pinned {
             queue: match started {
