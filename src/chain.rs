@@ -24,12 +24,18 @@ use crate::unfuture::Unfuture;
 ///
 /// In a worker process a call runs on a thread of that process: nested pools do not multiply.
 ///
+/// Workers print where the program prints. Where standard error is no terminal it passes through the
+/// program, so that errors can quote a worker's last words; then a worker costs two threads and
+/// descriptors of the program and not one, and what it prints last is lost if the program ends without
+/// [`shutdown`](crate::shutdown()).
+///
 /// # Errors
 ///
 /// The `Unfuture` resolves as
 /// - [`ErrorKind::Panicked`](crate::ErrorKind) with message and place if the function panics,
 /// - [`ErrorKind::WorkerLost`](crate::ErrorKind) with the exit status if the worker dies while it runs
-///   the function; a call that had not started is given to another worker instead,
+///   the function; a call that had not started is given to another worker instead (on Windows, where
+///   the end of a process may take along what it said last, it fails too if nobody knows),
 /// - [`ErrorKind::NotRegistered`](crate::ErrorKind) or
 ///   [`ErrorKind::NotInitialised`](crate::ErrorKind) at once, with the line to add,
 /// - [`ErrorKind::Codec`](crate::ErrorKind) or [`ErrorKind::TooLarge`](crate::ErrorKind) if arguments

@@ -10,6 +10,8 @@ use crate::contest::{Figure, Figures, Limit, Row, Target, Unit, Verdict};
 use crate::support::{Options, machine, readable, readable_bytes, today};
 use crate::{raw, rows};
 
+/// What is known of the rows that miss their target.
+const LIMITS: &str = include_str!("../LIMITS.md");
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
 
 pub(crate) fn run() {
@@ -261,6 +263,7 @@ fn page(machine: &[String], results: &[(&Row, Figures)], loaded: &[Busy]) -> Str
             if busy.is_met() { "met" } else { "**missed**" },
         );
     }
+    let _ = write!(page, "\n{LIMITS}");
     page.push_str(
         "\n## Everybody's figures\n\nCPU time is that of all threads and child processes, for one \
          operation. A contestant in brackets is there for orientation and is not set against ours.\n",
