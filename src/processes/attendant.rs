@@ -788,7 +788,7 @@ struct Tail {
 const WORDS: usize = 1024;
 /// How long the rest of it may take to arrive after the end of the worker. A process that the worker
 /// started may hold it open for ever.
-const WORDS_WAIT: Duration = Duration::from_millis(100);
+const WORDS_WAIT: Duration = Duration::from_millis(500);
 
 impl LastWords {
     fn listen(child: &mut Child, copying: Copying) -> Option<Arc<LastWords>> {
@@ -806,11 +806,12 @@ impl LastWords {
             let _copying = copying;
             copy(&mut stderr, |bytes| {
                 // A closed standard error is no reason to stop listening.
-                let _ = io::stderr().write_all(bytes);
                 let mut tail = listener.tail.lock().unwrap_or_else(PoisonError::into_inner);
                 tail.bytes.extend(bytes);
                 let surplus = tail.bytes.len().saturating_sub(WORDS);
                 tail.bytes.drain(..surplus);
+                drop(tail);
+                let _ = io::stderr().write_all(bytes);
             });
             listener
                 .tail
