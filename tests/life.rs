@@ -1068,6 +1068,8 @@ mod shutdown {
                 drop(unsync::shutdown(limit));
                 refused.wait_for(CALLERS);
             });
+            // A worker that was being started has to be there, or gone, to leave nothing behind.
+            unsync::shutdown(QUICK).unwrap();
         });
     }
 
