@@ -294,7 +294,7 @@ mod tests {
         ($($source:ty)*) => {$(
             impl Source for $source {
                 fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
-                    self.take(count as u64).read_to_end(into).map(drop)
+                    Read::take(self, count as u64).read_to_end(into).map(drop)
                 }
             }
         )*};
