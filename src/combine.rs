@@ -237,11 +237,13 @@ where
 /// # Examples
 ///
 /// ```
-/// use std::time::Duration;
-///
-/// let works = [20, 1].map(|ms| unsync::spawn(unsync::sleep(Duration::from_millis(ms))));
-/// let order: Vec<usize> = unsync::as_completed(works).map(|(index, _)| index).collect();
-/// assert_eq!(order, [1, 0]);
+/// let ((first, slow), (second, quick)) = (unsync::promise(), unsync::promise());
+/// let mut ended = unsync::as_completed([slow, quick]);
+/// second.set("b");
+/// assert!(matches!(ended.next(), Some((1, Ok("b")))));
+/// first.set("a");
+/// assert!(matches!(ended.next(), Some((0, Ok("a")))));
+/// assert!(ended.next().is_none());
 /// ```
 #[track_caller]
 pub fn as_completed<T, I>(works: I) -> AsCompleted<T>
