@@ -123,7 +123,7 @@ fn wake(key: Key) {
     if IS_AMBIENT.get() {
         LOCAL.with(|local| local.queue.borrow_mut().push_back(Message::Wake(key)));
     } else {
-        // The thread that gave out the waker is there, so the message cannot be refused.
+        // Refused only after the end, when there is nothing left to poll.
         discard(inject(Message::Wake(key)));
     }
 }

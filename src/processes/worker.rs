@@ -331,7 +331,7 @@ impl Worker {
 
     /// Gives back what has not started.
     ///
-    /// The reader may wait here for the lane to finish a write. It can, because the parent reads: it
+    /// The follower may wait here for the lane to finish a write. It can, because the parent reads: it
     /// makes no write that blocks while anything of this worker is under way.
     fn recall(&self) {
         let mut queue = self.queue();
