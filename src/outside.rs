@@ -82,7 +82,7 @@ impl<T: Send + 'static> From<Receiver<T>> for Unfuture<T> {
 /// ```
 /// use std::process::{Command, Stdio};
 ///
-/// let child = Command::new("rustc").arg("-V").stdout(Stdio::null()).spawn().unwrap();
+/// let child = Command::new("whoami").stdout(Stdio::null()).spawn().unwrap();
 /// assert!(unsync::Unfuture::from(child).result().unwrap().success());
 /// ```
 impl From<Child> for Unfuture<ExitStatus> {

@@ -57,9 +57,14 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// Makes this program able to run its own functions in worker processes: the first line of `main`.
 ///
 /// Workers are further processes of the same executable. In a worker this call serves until the
-/// program that started it ends, and never returns; so what stands before it in `main` runs in every
-/// worker too. Elsewhere it returns at once and costs nothing. A test binary has no `main` of its own:
-/// there [`test_worker!`](crate::test_worker) takes its place.
+/// program that started it ends, and never returns, on whatever thread and however often it is called;
+/// so what stands before it in `main` runs in every worker too. Elsewhere it returns at once and costs
+/// nothing. A test binary has no `main` of its own: there [`test_worker!`](crate::test_worker) takes its
+/// place.
+///
+/// # Panics
+///
+/// If a function that runs in a worker calls it: it could not return to there.
 ///
 /// # Examples
 ///
@@ -203,6 +208,15 @@ thread_local! {
 }
 
 fn serve() -> ! {
+    static SERVED: AtomicBool = AtomicBool::new(false);
+    assert!(
+        !LANE.get(),
+        "`init` belongs to the first line of `main`: this is a call in a worker process"
+    );
+    while SERVED.swap(true, Ordering::Relaxed) {
+        // Another thread serves. What comes after `init` is not for this one either.
+        thread::park();
+    }
     let (link, terms) = match link::connect() {
         Ok(connected) => connected,
         Err(error) => {
