@@ -34,7 +34,10 @@ fn main() {
 
     let error = in_time(cpu(starts_again, ())).result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
-    assert!(error.to_string().contains("first line of `main`"), "{error}");
+    assert!(
+        error.to_string().contains("first line of `main`"),
+        "{error}"
+    );
     println!("`init` within a call is its panic ... ok");
 }
 

@@ -16,9 +16,7 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
-#[cfg(unix)]
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -179,7 +177,8 @@ impl Source for Reader<'_> {
 
 /// What the child is told on its standard input: how to connect, the two secrets, and settings.
 struct Invitation {
-    address: Address,
+    /// Where the parent listens on loopback; else it listens at the place told before.
+    port: Option<u16>,
     child: Secret,
     parent: Secret,
     terms: Terms,
@@ -196,18 +195,7 @@ pub(crate) struct Terms {
     pub(crate) spin: Duration,
 }
 
-enum Address {
-    Path(PathBuf),
-    Port(u16),
-}
-
-crate::wire!(
-    enum Address {
-        Path(path),
-        Port(port),
-    }
-);
-crate::wire!(struct Invitation { address, child, parent, terms });
+crate::wire!(struct Invitation { port, child, parent, terms });
 crate::wire!(struct Terms { frame_bytes_max, stack_size, spin });
 
 enum Listener {
@@ -216,32 +204,52 @@ enum Listener {
     Tcp(TcpListener),
 }
 
+/// Where the parent will listen, if it can: a name that nobody can guess.
+#[cfg(unix)]
+fn place() -> Option<PathBuf> {
+    let wanted = env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp");
+    let directory = || env::temp_dir().join(format!("unsync-{:032x}", secret()));
+    wanted.then(|| directory().join("link"))
+}
+
+#[cfg(not(unix))]
+fn place() -> Option<PathBuf> {
+    None
+}
+
 impl Listener {
-    fn open() -> io::Result<(Listener, Address)> {
+    fn open(place: Option<PathBuf>) -> io::Result<Listener> {
         #[cfg(unix)]
-        if env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp") {
-            if let Ok(listener) = Listener::open_unix() {
-                return Ok(listener);
-            }
+        if let Some(Ok(listener)) = place.map(Listener::open_unix) {
+            return Ok(listener);
         }
+        #[cfg(not(unix))]
+        drop(place);
         let listener = TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
-        Ok((Listener::Tcp(listener), Address::Port(port)))
+        Ok(Listener::Tcp(listener))
+    }
+
+    fn port(&self) -> io::Result<Option<u16>> {
+        match self {
+            #[cfg(unix)]
+            Listener::Unix(..) => Ok(None),
+            Listener::Tcp(listener) => Ok(Some(listener.local_addr()?.port())),
+        }
     }
 
     #[cfg(unix)]
-    fn open_unix() -> io::Result<(Listener, Address)> {
+    fn open_unix(path: PathBuf) -> io::Result<Listener> {
         use std::os::unix::fs::DirBuilderExt;
-        let directory = env::temp_dir().join(format!("unsync-{:032x}", secret()));
-        fs::DirBuilder::new().mode(0o700).create(&directory)?;
-        let path = directory.join("link");
-        let bound = UnixListener::bind(&path).and_then(|listener| {
+        let bound = || {
+            let directory = path.parent().ok_or(io::ErrorKind::NotFound)?;
+            fs::DirBuilder::new().mode(0o700).create(directory)?;
+            let listener = UnixListener::bind(&path)?;
             listener.set_nonblocking(true)?;
             Ok(listener)
-        });
-        match bound {
-            Ok(listener) => Ok((Listener::Unix(listener, path.clone()), Address::Path(path))),
+        };
+        match bound() {
+            Ok(listener) => Ok(Listener::Unix(listener, path)),
             Err(error) => {
                 remove(&path);
                 Err(error)
@@ -301,8 +309,11 @@ impl Lead {
         })
     }
 
-    fn tell(&mut self, _child: &mut Child, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)?;
+    fn tell(&mut self, _child: &mut Child, what: &impl Wire) -> io::Result<()> {
+        self.stream.write_all(&encoded(what))
+    }
+
+    fn end(&mut self, _child: &mut Child) -> io::Result<()> {
         self.stream.shutdown(std::net::Shutdown::Write)
     }
 
@@ -322,18 +333,28 @@ impl Lead {
         Ok(Lead { ended: false })
     }
 
-    fn tell(&mut self, child: &mut Child, bytes: &[u8]) -> io::Result<()> {
-        self.ended = true;
-        match child.stdin.take() {
-            Some(mut stdin) => stdin.write_all(bytes),
+    fn tell(&mut self, child: &mut Child, what: &impl Wire) -> io::Result<()> {
+        match &mut child.stdin {
+            Some(stdin) => stdin.write_all(&encoded(what)),
             None => Err(io::ErrorKind::BrokenPipe.into()),
         }
+    }
+
+    fn end(&mut self, child: &mut Child) -> io::Result<()> {
+        child.stdin = None;
+        Ok(())
     }
 
     /// std has no event for "connected or dead" here; a process is started rarely.
     fn wait(&mut self, _moment: Duration) {
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+fn encoded(what: &impl Wire) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    what.encode(&mut bytes);
+    bytes
 }
 
 /// How the start of a worker can fail.
@@ -393,16 +414,19 @@ fn invite(
     deadline: Option<Instant>,
     wanted: impl Fn() -> bool,
 ) -> Result<Stream, Refusal> {
-    let (listener, address) = Listener::open()?;
+    // First of all the place: should this process end before it has invited the child, the child
+    // clears it up.
+    let place = place();
+    lead.tell(child, &place)?;
+    let listener = Listener::open(place)?;
     let invitation = Invitation {
-        address,
+        port: listener.port()?,
         child: secret(),
         parent: secret(),
         terms,
     };
-    let mut bytes = Vec::new();
-    invitation.encode(&mut bytes);
-    lead.tell(child, &bytes)?;
+    lead.tell(child, &invitation)?;
+    lead.end(child)?;
     meet(&listener, lead, child, &invitation, deadline, wanted)
 }
 
@@ -574,30 +598,38 @@ fn own_group(command: &mut Command) {
 pub(crate) fn connect() -> io::Result<(Stream, Terms)> {
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes)?;
-    let invitation = Invitation::decode(&mut bytes.as_slice())
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let knocked = knock(&invitation);
+    let mut told = bytes.as_slice();
+    let place: Option<PathBuf> = decoded(&mut told)?;
+    let connected = accept(&mut told, place.as_deref());
     #[cfg(unix)]
-    if let Address::Path(path) = &invitation.address {
+    if let Some(path) = &place {
         // Nobody else comes this way, and the parent may be gone and unable to do this.
         remove(path);
     }
-    let stream = knocked?;
+    connected
+}
+
+fn decoded<T: Wire>(bytes: &mut &[u8]) -> io::Result<T> {
+    T::decode(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn accept(told: &mut &[u8], place: Option<&Path>) -> io::Result<(Stream, Terms)> {
+    let invitation: Invitation = decoded(told)?;
+    let stream = knock(&invitation, place)?;
     expect_secret(&stream, invitation.parent)?;
     Ok((stream, invitation.terms))
 }
 
-fn knock(invitation: &Invitation) -> io::Result<Stream> {
-    let stream = match &invitation.address {
-        #[cfg(unix)]
-        Address::Path(path) => Stream::Unix(UnixStream::connect(path)?),
-        #[cfg(not(unix))]
-        Address::Path(_) => return Err(io::ErrorKind::Unsupported.into()),
-        Address::Port(port) => {
-            let stream = TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, *port))?;
+fn knock(invitation: &Invitation, place: Option<&Path>) -> io::Result<Stream> {
+    let stream = match (invitation.port, place) {
+        (Some(port), _) => {
+            let stream = TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
             stream.set_nodelay(true)?;
             Stream::Tcp(stream)
         }
+        #[cfg(unix)]
+        (None, Some(path)) => Stream::Unix(UnixStream::connect(path)?),
+        (None, _) => return Err(io::ErrorKind::InvalidData.into()),
     };
     stream.write_all(&invitation.child.to_le_bytes())?;
     announce();

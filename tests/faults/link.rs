@@ -43,6 +43,7 @@ scenarios! {
     n23_silent_strangers;
     n24_second_connection_refused;
     worker_without_an_invitation_leaves;
+    worker_clears_up_after_a_parent_that_is_gone;
     worker_leaves_when_the_parent_garbles;
     worker_without_a_temporary_directory in "export TMPDIR=/nonexistent";
     n48_worker_that_dies_when_connected;
@@ -53,7 +54,10 @@ scenarios! {
 
 /// What the parent writes to the standard input of a worker.
 struct Invitation {
-    address: Address,
+    /// The socket, if the parent could have one. This comes first, and the rest when it listens.
+    place: Option<PathBuf>,
+    /// Else it listens here.
+    port: Option<u16>,
     /// What the worker has to say first.
     child: u128,
     /// The answer.
@@ -69,13 +73,7 @@ enum Address {
     Port(u16),
 }
 
-unsync::wire!(
-    enum Address {
-        Path(path),
-        Port(port),
-    }
-);
-unsync::wire!(struct Invitation { address, child, parent, frame_bytes_max, stack_size, spin });
+unsync::wire!(struct Invitation { place, port, child, parent, frame_bytes_max, stack_size, spin });
 
 const CALL: u32 = 1;
 const START: u32 = 5;
@@ -103,6 +101,13 @@ fn done(call: u64, value: u32) -> Vec<u8> {
 
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
+
+impl Invitation {
+    fn address(&self) -> Address {
+        let port = self.port.map(Address::Port);
+        port.or(self.place.clone().map(Address::Path)).unwrap()
+    }
+}
 
 impl Address {
     fn connect(&self) -> io::Result<Box<dyn Stream>> {
@@ -172,7 +177,7 @@ fn accept_invitation(secret: impl Fn(u128) -> u128) -> Box<dyn Stream> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).unwrap();
     let invitation = Invitation::decode(&mut bytes.as_slice()).unwrap();
-    let mut link = invitation.address.connect().unwrap();
+    let mut link = invitation.address().connect().unwrap();
     link.write_all(&secret(invitation.child).to_le_bytes())
         .unwrap();
     let mut answer = [0; 16];
@@ -540,10 +545,11 @@ fn end_of(mut worker: Child) -> (Option<i32>, String) {
 fn meet() -> (Child, Box<dyn Stream>, u128) {
     let (child, parent) = (0x1234_5678_9abc, 0xdef0_1234);
     let (frame_bytes_max, stack_size) = (1 << 20, 1 << 20);
-    let invite_to = |address| {
+    let invite_to = |place, port| {
         let mut bytes = Vec::new();
         let invitation = Invitation {
-            address,
+            place,
+            port,
             child,
             parent,
             frame_bytes_max,
@@ -557,12 +563,12 @@ fn meet() -> (Child, Box<dyn Stream>, u128) {
         Link::Unix => {
             let path = PathBuf::from(file("link"));
             let listener = UnixListener::bind(&path).unwrap();
-            let worker = invite_to(Address::Path(path));
+            let worker = invite_to(Some(path), None);
             (worker, Box::new(listener.accept().unwrap().0))
         }
         Link::Tcp => {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            let worker = invite_to(Address::Port(listener.local_addr().unwrap().port()));
+            let worker = invite_to(None, Some(listener.local_addr().unwrap().port()));
             (worker, Box::new(listener.accept().unwrap().0))
         }
     };
@@ -592,6 +598,17 @@ fn worker_without_an_invitation_leaves() {
             "{words}"
         );
     }
+}
+
+/// The parent ended after it had made its directory, and before it invited the worker.
+fn worker_clears_up_after_a_parent_that_is_gone() {
+    let directory = PathBuf::from(file("directory"));
+    fs::create_dir(&directory).unwrap();
+    let mut place = Vec::new();
+    Some(directory.join("link")).encode(&mut place);
+    let (code, words) = end_of(invite(&place));
+    assert_eq!(code, Some(1), "{words}");
+    assert!(!directory.exists(), "left behind");
 }
 
 fn worker_leaves_when_the_parent_garbles() {
