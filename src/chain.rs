@@ -7,10 +7,11 @@
 //! Floor 4: imports the engines and the future.
 
 use std::future::{Future, poll_fn};
+use std::marker::PhantomData;
 use std::panic::Location;
 
 use crate::ambient::spawn;
-use crate::error::{Error, Origin};
+use crate::error::{Error, ErrorKind, Origin};
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::threads::thread_at;
 use crate::unfuture::Unfuture;
@@ -189,6 +190,11 @@ impl<T: Send + 'static> Unfuture<T> {
 
     /// Calls `f` with the outcome on the ambient thread, whatever it is.
     ///
+    /// A [`shutdown`](crate::shutdown) that comes before the outcome is one too: `f` gets
+    /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown), and after a shutdown it gets that at once, on
+    /// the calling thread. A panic of `f` is reported to
+    /// [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
+    ///
     /// # Examples
     ///
     /// ```
@@ -201,6 +207,39 @@ impl<T: Send + 'static> Unfuture<T> {
     where
         F: FnOnce(Result<T, Error>) + Send + 'static,
     {
-        drop(spawn(async move { f(self.await) }));
+        let mut owed = Owed {
+            f: Some(f),
+            origin: Location::caller(),
+            outcome: PhantomData,
+        };
+        drop(spawn(async move {
+            let outcome = self.await;
+            owed.pay(outcome);
+        }));
+    }
+}
+
+/// A callback that has not been called. A task that ends before its time calls it still.
+struct Owed<T, F: FnOnce(Result<T, Error>)> {
+    f: Option<F>,
+    origin: Origin,
+    outcome: PhantomData<fn(T)>,
+}
+
+impl<T, F: FnOnce(Result<T, Error>)> Owed<T, F> {
+    fn pay(&mut self, outcome: Result<T, Error>) {
+        if let Some(f) = self.f.take() {
+            f(outcome);
+        }
+    }
+}
+
+impl<T, F: FnOnce(Result<T, Error>)> Drop for Owed<T, F> {
+    fn drop(&mut self) {
+        let error = Error::new(
+            ErrorKind::ShutDown,
+            "no ambient thread is left to tell the outcome",
+        );
+        self.pay(Err(error.started_at(self.origin)));
     }
 }

@@ -21,8 +21,8 @@ use crate::spin;
 /// make no sense are refused by [`install`](Config::install).
 ///
 /// They are those of the program itself. Worker processes, which [`init`](crate::init) keeps from coming
-/// here, go by the environment variables and the defaults; only `frame_bytes_max` and `stack_size` reach
-/// them.
+/// here, go by the environment variables and the defaults; only `frame_bytes_max`, `stack_size` and `spin`
+/// reach them.
 ///
 /// # Examples
 ///
@@ -225,7 +225,7 @@ impl Config {
 
     /// Called with every failure that nobody looked at, on the thread where it became clear: the
     /// `Unfuture` was dropped. Cancelled work is no failure. Default: nothing, or a line on standard
-    /// error if the environment variable `UNSYNC_DEBUG` is set.
+    /// error if the environment variable `UNSYNC_DEBUG` is 1.
     pub fn on_unobserved(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Config {
         self.on_unobserved = Some(Box::new(hook));
         self
@@ -288,7 +288,8 @@ impl Config {
         if settings.thread_name.contains('\0') {
             return Err(refused("thread_name holds a nul character"));
         }
-        let debug = env::var_os("UNSYNC_DEBUG").is_some_and(|value| !value.is_empty());
+        let debug = one_of("UNSYNC_DEBUG", ["0", "1"])? == Some("1");
+        one_of("UNSYNC_LINK", ["unix", "tcp"])?;
         if debug {
             settings.stall.get_or_insert(Duration::from_millis(100));
         }
@@ -362,6 +363,21 @@ fn refused(what: &str) -> Error {
         ErrorKind::NotInitialised,
         format!("settings refused: {what}"),
     )
+}
+
+/// The value of a variable that has but a few; an empty one is none.
+fn one_of<const N: usize>(
+    variable: &str,
+    values: [&'static str; N],
+) -> Result<Option<&'static str>, Error> {
+    let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let known = values.into_iter().find(|known| value == *known);
+    known.map(Some).ok_or_else(|| {
+        let choice = values.join(" or ");
+        refused(&format!("{variable} is {value:?}, not {choice}"))
+    })
 }
 
 fn chosen(name: &str, set: Option<usize>, variable: &str, default: usize) -> Result<usize, Error> {

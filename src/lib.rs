@@ -64,7 +64,8 @@
 //!
 //! None are needed. [`Config`] has them; `UNSYNC_THREADS` and `UNSYNC_PROCESSES` set the two limits
 //! from outside, `UNSYNC_DEBUG=1` reports stalls and failures that nobody looked at on standard error,
-//! and `UNSYNC_LINK=tcp` makes workers connect over loopback TCP instead of a Unix socket.
+//! and `UNSYNC_LINK=tcp` makes workers connect over loopback TCP instead of a Unix socket. Values that
+//! make no sense are refused: the work resolves as [`ErrorKind::NotInitialised`], which says what is wrong.
 //!
 //! # What it is made of
 //!

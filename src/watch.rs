@@ -97,7 +97,7 @@ struct Poll {
 
 impl Stalls {
     /// Starts the watchdog. Without a thread to be had there are no reports.
-    pub(crate) fn watch(longest: Duration) -> Option<Stalls> {
+    pub(crate) fn watch(longest: Duration, thread: thread::Builder) -> Option<Stalls> {
         let poll = Mutex::new(Poll {
             current: None,
             number: 0,
@@ -110,7 +110,6 @@ impl Stalls {
             longest,
         });
         let watchdog = Arc::clone(&watched);
-        let thread = thread::Builder::new().name("unsync-stalls".into());
         thread.spawn(move || watchdog.report()).ok()?;
         Some(Stalls(watched))
     }

@@ -28,7 +28,7 @@ use support::{
     Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, eventually, fence,
     in_child,
 };
-use unsync::{Config, Error, ErrorKind, Limit, Unfuture};
+use unsync::{Config, Error, ErrorKind, Limit, Stats, Unfuture, WorkKind, WorkState};
 
 /// A limit that does not pass in the test.
 const LONG: Duration = Duration::from_secs(3600);
@@ -245,6 +245,8 @@ mod settings {
             ("UNSYNC_THREADS", "99999999999999999999"),
             ("UNSYNC_PROCESSES", "0"),
             ("UNSYNC_PROCESSES", "1.5"),
+            ("UNSYNC_DEBUG", "yes"),
+            ("UNSYNC_LINK", "pigeon"),
         ] {
             in_child(NAME, HEAVY, &[(variable, value)], move || {
                 let job = unsync::thread(|| ()).result().unwrap_err();
@@ -271,7 +273,8 @@ mod settings {
     fn thread_name_is_seen_by_the_system() {
         const NAME: &str = "settings::thread_name_is_seen_by_the_system";
         in_child(NAME, HEAVY, &[], || {
-            Config::new().thread_name("mine").install().unwrap();
+            let config = Config::new().thread_name("mine").stall(LONG);
+            config.install().unwrap();
             let name = || thread::current().name().unwrap_or_default().to_owned();
             assert_eq!(
                 unsync::spawn(async move { name() }).result().unwrap(),
@@ -613,14 +616,85 @@ mod reports {
     #[test]
     fn without_debugging_nothing_is_reported() {
         const NAME: &str = "reports::without_debugging_nothing_is_reported";
-        let output = in_child(NAME, HEAVY, &[("UNSYNC_DEBUG", "")], || {
-            block_the_ambient_thread(Duration::from_millis(300));
-            let (promise, awaited) = unsync::promise::<()>();
-            drop((awaited, promise));
-        });
-        if let Some(output) = output {
-            assert!(!output.contains("unsync: "), "{output}");
+        for off in ["", "0"] {
+            let output = in_child(NAME, HEAVY, &[("UNSYNC_DEBUG", off)], || {
+                block_the_ambient_thread(Duration::from_millis(300));
+                let (promise, awaited) = unsync::promise::<()>();
+                drop((awaited, promise));
+            });
+            if let Some(output) = output {
+                assert!(!output.contains("unsync: "), "{output}");
+            }
         }
+    }
+
+    /// One of each kind runs, and one more waits where there is but one place.
+    #[test]
+    fn tasks_and_stats_tell_what_there_is() {
+        const NAME: &str = "reports::tasks_and_stats_tell_what_there_is";
+        let alone = [("UNSYNC_THREADS", "1"), ("UNSYNC_PROCESSES", "1")];
+        in_child(NAME, HEAVY, &alone, || {
+            assert_eq!(unsync::stats(), Stats::default());
+            assert!(unsync::tasks().is_empty());
+
+            let started = Instant::now();
+            let line = line!();
+            let task = unsync::spawn(pending::<()>());
+            let (release, job) = blocked_job();
+            let queued_job = unsync::thread(|| ());
+            let call = unsync::cpu(sleep_for, (LONG.as_millis() as u64,));
+            let queued_call = unsync::cpu(double, (1,));
+
+            let is_running = |kind| {
+                let mut all = unsync::tasks().into_iter();
+                all.any(|it| it.kind == kind && it.state == WorkState::Running)
+            };
+            eventually(QUICK, "both run", || {
+                let both = (is_running(WorkKind::Cpu), is_running(WorkKind::Async));
+                (both == (true, true), both)
+            });
+            let stats = unsync::stats();
+            assert_eq!((stats.async_tasks, stats.threads, stats.workers), (1, 1, 1));
+            assert_eq!((stats.jobs_running, stats.jobs_queued), (1, 1));
+            assert_eq!(stats.calls_running + stats.calls_queued, 2, "{stats:?}");
+
+            let tasks = unsync::tasks();
+            assert_eq!(tasks.len(), 5, "{tasks:?}");
+            let find = |line| {
+                let mut all = tasks.iter().filter(|it| it.started_at.line() == line);
+                let found = all
+                    .next()
+                    .unwrap_or_else(|| panic!("none of {line}: {tasks:?}"));
+                assert_eq!(found.started_at.file(), file!());
+                assert!(found.age.is_none_or(|age| age <= started.elapsed()));
+                (found.kind, found.state, found.name.unwrap_or_default())
+            };
+            let (running, queued) = (WorkState::Running, WorkState::Queued);
+            assert_eq!(find(line + 1), (WorkKind::Async, running, ""));
+            assert_eq!(find(line + 3), (WorkKind::Thread, queued, ""));
+            assert_eq!(find(line + 4), (WorkKind::Cpu, running, "sleep_for"));
+            assert_eq!(find(line + 5), (WorkKind::Cpu, queued, "double"));
+            let of_running = tasks.iter().filter(|it| it.state == running);
+            assert!(of_running.clone().all(|it| it.age.is_some()), "{tasks:?}");
+            assert_eq!(of_running.count(), 3);
+
+            task.cancel();
+            call.cancel();
+            release.open();
+            job.result().unwrap();
+            queued_job.result().unwrap();
+            assert_eq!(queued_call.result().unwrap(), 2);
+            eventually(QUICK, "nothing is left", || {
+                let left = unsync::tasks();
+                (left.is_empty(), left)
+            });
+            let mut idle = Stats::default();
+            (idle.threads, idle.workers) = (1, 1);
+            eventually(QUICK, "all are idle", || {
+                let stats = unsync::stats();
+                (stats == idle, stats)
+            });
+        });
     }
 }
 
@@ -817,6 +891,44 @@ mod shutdown {
                 assert_eq!(error.kind(), ErrorKind::ShutDown, "{error}");
                 assert!(error.to_string().contains(file!()), "{error}");
             }
+        });
+    }
+
+    /// What is owed to a callback is told to it, also where nobody will know it any more.
+    #[test]
+    fn callbacks_are_called_for_all_that() {
+        const NAME: &str = "shutdown::callbacks_are_called_for_all_that";
+        in_child(NAME, HEAVY, &[], || {
+            let (told, tells) = mpsc::channel();
+            let tell = |tag| {
+                let told = told.clone();
+                move |outcome: Result<u64, Error>| {
+                    told.send((tag, outcome.map_err(|error| error.kind())))
+                        .unwrap();
+                }
+            };
+            let (promise, never) = unsync::promise();
+            never.on_done(tell("pending"));
+            unsync::spawn(pending()).on_done(tell("stopped"));
+            unsync::spawn(async { 1 }).on_done(tell("done"));
+            fence();
+            shut_down(WHILE);
+            Unfuture::ready(1).on_done(tell("later"));
+            drop(promise);
+            Unfuture::ready(1).on_done(|_: Result<u64, Error>| panic!("a callback panics"));
+            drop(told);
+            let mut all: Vec<_> = tells.iter().collect();
+            all.sort_by_key(|(tag, _)| *tag);
+            let refused = Err(ErrorKind::ShutDown);
+            assert_eq!(
+                all,
+                [
+                    ("done", Ok(1)),
+                    ("later", refused),
+                    ("pending", refused),
+                    ("stopped", refused)
+                ]
+            );
         });
     }
 

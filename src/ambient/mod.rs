@@ -220,7 +220,7 @@ fn run() {
     let around_poll = settings.and_then(|settings| settings.around_poll.as_ref());
     let stalls = settings
         .and_then(|settings| settings.stall)
-        .and_then(Stalls::watch);
+        .and_then(|longest| Stalls::watch(longest, new_thread("stalls")));
     let mut tasks = Tasks::new(around_poll, stalls);
     let closing = LOCAL.with(|local| {
         IS_AMBIENT.set(true);
