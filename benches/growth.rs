@@ -65,7 +65,7 @@ fn tasks(table: &Table) {
             assert_eq!(sum(tasks), n * (n - 1) / 2);
         });
     }
-    table.note("flat: of few tasks the spawning thread and the ambient one wait for each other");
+    table.spread("of few tasks: the spawning thread and the ambient one wait for each other");
     table.section("tasks: all there at once, each yields");
     for count in decades(table.options.amount(1_000_000, 10_000)) {
         let each = table.options.amount(2_000_000, 20_000).div_ceil(count);
@@ -79,7 +79,9 @@ fn tasks(table: &Table) {
             unsync::join_all(tasks).result().expect("they end");
         });
     }
-    table.note("flat until 250 bytes for each are more than the caches hold: then every poll waits for memory");
+    table.spread(
+        "of many: 250 bytes for each are more than the caches hold, so a poll waits for memory",
+    );
 }
 
 fn pool(table: &Table) {
@@ -97,7 +99,7 @@ fn pool(table: &Table) {
             Some(setting),
         );
     }
-    table.note("flat but for the start of a thread, some 7 µs for each");
+    table.spread("of more threads: the start of each");
     table.section("threads: trivial jobs, so many allowed");
     let jobs = table.options.amount(300_000, 3_000);
     for count in &counts {
@@ -110,9 +112,7 @@ fn pool(table: &Table) {
             Some(setting),
         );
     }
-    table.note(
-        "flat: however many are allowed, trivial jobs get no more threads than there are cores",
-    );
+    table.spread("however many are allowed, trivial jobs get a few threads");
 }
 
 fn workers(table: &Table) {
@@ -132,7 +132,7 @@ fn workers(table: &Table) {
             Some(setting),
         );
     }
-    table.note("flat but for the start of a process, some 0.1 ms for each");
+    table.spread("of more workers: the start of each process");
     table.section("workers: trivial calls");
     let calls = table.options.amount(50_000, 500);
     for count in counts {
@@ -145,10 +145,10 @@ fn workers(table: &Table) {
             Some(setting),
         );
     }
-    table.note(
-        "bends where there are more workers than cores: they take turns, so each finds fewer calls",
+    table.spread(
+        "of more workers than cores: they take turns, so each finds fewer calls waiting, parks",
     );
-    table.note("waiting, parks more often, and its answers come in smaller bundles");
+    table.note("more often, and its answers come in smaller bundles");
 }
 
 fn payloads(table: &Table) {
@@ -195,7 +195,7 @@ fn memory(table: &Table) {
             fresh(table, &format!("{count} {name}"), what, count, setting);
         }
     }
-    table.note("flat; a sleeping task costs its timer as well");
+    table.spread("a sleeping task costs its timer as well");
 }
 
 fn sum(all: Vec<Unfuture<usize>>) -> usize {

@@ -63,7 +63,8 @@ pub enum ErrorKind {
     WorkerLost,
     /// The function was not named in a [`register!`](crate::register).
     NotRegistered,
-    /// The set-up is missing or wrong: no [`init`](crate::init), or a setting that makes no sense.
+    /// The set-up is missing or wrong: no [`init`](crate::init), a setting that makes no sense, or one
+    /// that comes after the first use.
     NotInitialised,
     /// Arguments or a result could not be decoded.
     Codec,

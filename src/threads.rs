@@ -37,14 +37,16 @@ use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
 ///
 /// The pool grows on demand, far past the number of cores, and shrinks again. A closure that waits
 /// for other work of the pool gets it: threads that block in [`result`](Unfuture::result) do not
-/// count against the limit.
+/// count against the limit. A job costs an allocation and less than a microsecond, a thread that has to
+/// be started for it some more.
 ///
 /// # Errors
 ///
 /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind) if the closure panics, as
 /// [`ErrorKind::Os`](crate::ErrorKind) if the operating system refuses a thread and none is left to
-/// run the closure, and as [`ErrorKind::NotInitialised`](crate::ErrorKind) if the settings make no
-/// sense.
+/// run the closure, as [`ErrorKind::NotInitialised`](crate::ErrorKind) if the settings make no sense, and
+/// as [`ErrorKind::Cancelled`](crate::ErrorKind), [`ErrorKind::TimedOut`](crate::ErrorKind) or
+/// [`ErrorKind::ShutDown`](crate::ErrorKind) if it was stopped in time.
 ///
 /// # Examples
 ///

@@ -239,7 +239,7 @@ pub fn promise<T: Send + 'static>() -> (Promise<T>, Unfuture<T>) {
 }
 
 impl<T> Promise<T> {
-    /// Keeps the promise.
+    /// Keeps the promise. If the `Unfuture` was cancelled or its deadline has passed, the value is dropped.
     pub fn set(self, value: T) {
         self.finish(Ok(value));
     }

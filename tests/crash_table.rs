@@ -68,9 +68,9 @@ crash_table! {
     panic_while_panicking: argument_decode body result_encode idle mid_result;
     panic_in_extern_c:   argument_decode body result_encode idle mid_result;
     panic_with_text:     argument_encode argument_decode body result_encode result_decode idle mid_result;
-    panic_with_any:      argument_encode argument_decode body result_encode result_decode;
-    panic_in_drop:       argument_encode argument_decode body result_encode result_decode;
-    panic_elsewhere:     argument_encode argument_decode body result_encode result_decode;
+    panic_with_any:      argument_encode argument_decode body result_encode result_decode idle mid_result;
+    panic_in_drop:       argument_encode argument_decode body result_encode result_decode idle mid_result;
+    panic_elsewhere:     argument_encode argument_decode body result_encode result_decode idle mid_result;
     refuse_to_decode:    argument_decode result_decode;
 }
 

@@ -6,7 +6,8 @@
 //! - who is polled first in a join or a race, how often, and that nobody starves: the works run by
 //!   themselves, and nobody polls them in turn. For the same reason such a future has no size of its
 //!   own: it is an `Unfuture`;
-//! - works that are added to a set in use: `as_completed` takes them all at once;
+//! - works that are added to a set in use, or taken out of it, sets that are walked or cleared, and a
+//!   look for one that is done: `as_completed` takes all at once and gives each when it is done;
 //! - the last of the clones of a `Shared` that takes the value without a clone: `result` leaves the
 //!   value in place, for the next call;
 //! - weak clones of a `Shared`, and telling whether two are of one work.

@@ -2,7 +2,8 @@
 //! settings that make no sense, and a system that gives no thread.
 //!
 //! Limits are read at first use and threads are counted by process. So every test runs in a process of
-//! its own, with the variables that it needs.
+//! its own, with the variables that it needs. Tests in which the system refuses a thread, or in which its
+//! threads are counted, are for Linux: elsewhere std has no means for that.
 
 mod support;
 

@@ -1321,7 +1321,8 @@ const _: () = {
     let () = <Promise<u8> as NotClone<_>>::IS_NOT;
 };
 
-/// Two words, whatever is in it.
+/// Two words, whatever is in it. One would do with the table of methods beside the value, which safe code
+/// cannot have.
 const _: () = {
     assert!(size_of::<Unfuture<()>>() == 2 * size_of::<usize>());
     assert!(size_of::<Unfuture<[u8; 1000]>>() == 2 * size_of::<usize>());

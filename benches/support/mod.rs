@@ -5,6 +5,7 @@
 // Each benchmark is a program of its own and uses a part of this.
 #![allow(dead_code)]
 
+use std::cell::RefCell;
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -196,13 +197,20 @@ pub(crate) struct Table {
     pub(crate) options: Options,
     /// Of the benchmark, as the file is called.
     name: &'static str,
+    /// The rows of this section and their medians.
+    section: RefCell<Vec<(String, f64)>>,
 }
 
 impl Table {
     /// Reads the options and says where the figures are taken.
     pub(crate) fn open(name: &'static str) -> Table {
         let options = Options::parse();
-        let table = Table { options, name };
+        let section = RefCell::default();
+        let table = Table {
+            options,
+            name,
+            section,
+        };
         if table.options.json {
             let lines: Vec<String> = machine().iter().map(|line| quoted(line)).collect();
             println!(
@@ -219,11 +227,27 @@ impl Table {
 
     /// A heading over the rows that follow, and whether any of them is wanted.
     pub(crate) fn section(&self, title: &str) {
+        self.section.take();
         if !self.options.json {
             println!(
                 "\n  {title:<44} {:>9} {:>10} {:>10} {:>10} {:>12}",
                 "ops", "median", "min", "p99", "ops/s"
             );
+        }
+    }
+
+    /// How far the rows of this section lie apart, and what would explain it.
+    pub(crate) fn spread(&self, reason: &str) {
+        let rows = self.section.take();
+        let by_median = |a: &&(String, f64), b: &&(String, f64)| a.1.total_cmp(&b.1);
+        let (least, most) = (rows.iter().min_by(by_median), rows.iter().max_by(by_median));
+        if let (Some((low, least)), Some((high, most))) = (least, most) {
+            let (from, to) = (readable(*least), readable(*most));
+            let times = most / least;
+            self.note(&format!(
+                "from {from} ({low}) to {to} ({high}), {times:.1} times as much"
+            ));
+            self.note(reason);
         }
     }
 
@@ -248,6 +272,7 @@ impl Table {
         more: &[(&str, f64, String)],
     ) {
         let (median, min, p99) = (samples.median(), samples.min(), samples.p99());
+        self.section.borrow_mut().push((name.to_owned(), median));
         if self.options.json {
             let mut line = format!(
                 "{{\"bench\":{},\"row\":{},\"operations\":{operations},\"samples\":{},\

@@ -29,8 +29,10 @@ use crate::watch::{Stalls, TaskInfo, WorkKind, WorkState};
 /// # Errors
 ///
 /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind) if the future or its
-/// destructor panics, and as [`ErrorKind::Os`](crate::ErrorKind) if this is the first use and the
-/// operating system refuses the ambient thread.
+/// destructor panics, as [`ErrorKind::Os`](crate::ErrorKind) if this is the first use and the operating
+/// system refuses the ambient thread, and as [`ErrorKind::Cancelled`](crate::ErrorKind),
+/// [`ErrorKind::TimedOut`](crate::ErrorKind) or [`ErrorKind::ShutDown`](crate::ErrorKind) if it was
+/// stopped.
 ///
 /// # Examples
 ///

@@ -175,7 +175,8 @@ pub(crate) fn find(id: u64) -> Option<&'static Entry> {
 ///
 /// It stands anywhere, normally beside the function, in any crate of the program: functions by path,
 /// generic ones with their types, closures that capture nothing. Arguments and result are
-/// [`Wire`](crate::Wire).
+/// [`Wire`](crate::Wire). A closure has no name to call it by: where it is called as well, that is
+/// [`cpu!`](crate::cpu!).
 ///
 /// A constructor in the executable's init section links each into a list before `main`. For that the
 /// macro writes an `#[unsafe(link_section)]` attribute into your crate. It is the one thing of this

@@ -62,6 +62,14 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// nothing. A test binary has no `main` of its own: there [`test_worker!`](crate::test_worker) takes its
 /// place.
 ///
+/// On Linux a worker runs the very file that this program runs, also where that was replaced or deleted
+/// since. Elsewhere it is the file that has the name now: whoever replaces a program while it runs there
+/// gets workers of the new one, and they need not understand what they are told.
+///
+/// If memory runs out, Linux ends a worker before it ends the program: a worker sets its
+/// `oom_score_adj` to 500. A process that foreign code forks without `exec` has none of this library's
+/// threads, so work that it starts never ends.
+///
 /// # Panics
 ///
 /// If a function that runs in a worker calls it: it could not return to there.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Samples, children_of, cpu_time_of};
 
-/// One line of `design.md`, or more of them where the same workload has several targets.
+/// A workload, and the targets set for it.
 pub(crate) struct Row {
     /// The name to choose it by.
     pub(crate) key: &'static str,

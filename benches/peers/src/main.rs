@@ -1,4 +1,4 @@
-//! The workloads of `unsync` on its peers, side by side: see `design.md` §6 for the targets.
+//! The workloads of `unsync` on its peers, side by side, and what it aims to be ahead of them by.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/peers/Cargo.toml [-- [--quick] [--busy] [--json] [ROW…]]
