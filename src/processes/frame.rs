@@ -290,6 +290,14 @@ impl Frames {
 mod tests {
     use super::*;
 
+    /// For tests that look at the memory of a buffer: spare ones are shared.
+    fn turn() -> std::sync::MutexGuard<'static, ()> {
+        static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(|poison| poison.into_inner());
+        spare::clear(std::time::Duration::ZERO);
+        turn
+    }
+
     macro_rules! sources {
         ($($source:ty)*) => {$(
             impl Source for $source {
@@ -299,7 +307,7 @@ mod tests {
             }
         )*};
     }
-    sources!(&[u8] Drip<'_>);
+    sources!(&[u8] Drip<'_> Pieces<'_>);
 
     /// Gives one byte at a time, and says `WouldBlock` between any two.
     struct Drip<'a>(&'a [u8], bool);
@@ -314,6 +322,16 @@ mod tests {
         }
     }
 
+    /// Gives pieces of a length.
+    struct Pieces<'a>(&'a [u8], usize);
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let piece = buffer.len().min(self.1);
+            self.0.read(&mut buffer[..piece])
+        }
+    }
+
     fn stream(payloads: &[usize]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (call, length) in payloads.iter().enumerate() {
@@ -324,8 +342,70 @@ mod tests {
         bytes
     }
 
+    /// Numbers by xorshift (Marsaglia 2003), the same in every run.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 11) as usize % end
+        }
+    }
+
+    #[test]
+    fn a_million_mutated_and_random_streams() {
+        let _turn = turn();
+        let (mut random, mut frames) = (Random(0x9e37_79b9_7f4a_7c15), Frames::new(2 * CHUNK));
+        let (mut whole, mut refused, mut torn) = (0, 0, 0);
+        let valid = stream(&[0, 1, 30, 7, 0, 100]);
+        let mut bytes = Vec::new();
+        for round in 0..1_000_000 {
+            bytes.clear();
+            match round % 4 {
+                0 => bytes.extend((0..random.below(80)).map(|_| random.0 as u8)),
+                _ => {
+                    bytes.extend_from_slice(&valid[..random.below(valid.len())]);
+                    for _ in 0..random.below(4).min(bytes.len()) {
+                        let at = random.below(bytes.len());
+                        bytes[at] = random.below(256) as u8;
+                    }
+                }
+            }
+            let mut source = Pieces(&bytes, 1 + random.below(bytes.len() + 1));
+            let mut given = 0;
+            let end = loop {
+                match frames.next(&mut source) {
+                    Ok(Some((_, _, payload))) => given += HEADER + payload.len(),
+                    Ok(None) => break None,
+                    Err(error) => break Some(error.kind()),
+                }
+            };
+            assert!(given <= bytes.len(), "more than there was");
+            assert!(
+                frames.large.capacity() <= 4 * CHUNK,
+                "for {} bytes",
+                bytes.len()
+            );
+            match end {
+                None => whole += 1,
+                Some(io::ErrorKind::InvalidData) => refused += 1,
+                Some(io::ErrorKind::UnexpectedEof) => torn += 1,
+                Some(other) => panic!("{other}"),
+            }
+            (frames.start, frames.end, frames.filling) = (0, 0, None);
+        }
+        let least = [whole, refused, torn].into_iter().min();
+        assert!(
+            least > Some(10_000),
+            "{whole} whole, {refused} refused, {torn} torn"
+        );
+    }
+
     #[test]
     fn frames_of_any_size_come_out_as_they_went_in() {
+        let _turn = turn();
         let sizes = [
             0,
             1,
@@ -362,6 +442,7 @@ mod tests {
 
     #[test]
     fn an_interrupted_read_goes_on_where_it_stood() {
+        let _turn = turn();
         let bytes = stream(&[3, CHUNK + 10, 0]);
         let mut source = Drip(&bytes, false);
         let mut frames = Frames::new(1 << 30);
@@ -381,6 +462,7 @@ mod tests {
 
     #[test]
     fn an_end_within_a_frame_is_told_from_an_end_between_two() {
+        let _turn = turn();
         let bytes = stream(&[10, 2 * CHUNK]);
         for cut in [1, HEADER - 1, HEADER + 3, HEADER + 10 + 5, bytes.len() - 1] {
             let mut source = &bytes[..cut];
@@ -412,6 +494,7 @@ mod tests {
 
     #[test]
     fn a_length_that_lies_allocates_nothing() {
+        let _turn = turn();
         let mut lie = stream(&[0]);
         lie[12..20].copy_from_slice(&(1u64 << 29).to_le_bytes());
         lie.extend([0; 100]);
