@@ -152,7 +152,7 @@ struct Settling<T> {
 }
 
 impl<T: Send + 'static> Stop for Settling<T> {
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
         // Before any is stopped: a job may give its value all the same, and the rest takes time.
         let resolved = lock(&self.open).take();
         self.all.stop_each(reason);
@@ -165,7 +165,7 @@ impl<T: Send + 'static> Stop for Settling<T> {
         true
     }
 
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
         call();
     }
 }
@@ -354,6 +354,8 @@ impl<T> AsCompleted<T> {
         let mut arrivals = lock(&self.arrivals);
         if let Some(arrival) = arrivals.waiting.pop_front() {
             self.left -= 1;
+            let ended = self.all.0[arrival.0].take();
+            drop((arrivals, ended));
             return Ok(Some(arrival));
         }
         let (bell, rung) = derived(self.origin, None);
@@ -434,27 +436,31 @@ impl<T> fmt::Debug for AsCompleted<T> {
 // ---------------------------------------------------------------------------------------- the parts
 
 /// Stops everything in it.
-struct All(Vec<Arc<dyn Stop>>);
+struct All(Vec<Option<Arc<dyn Stop>>>);
 
 impl All {
     fn of<T>(works: &[Unfuture<T>]) -> All {
-        All(works.iter().filter_map(Unfuture::stopper).collect())
+        All(works.iter().map(Unfuture::stopper).collect())
     }
 
     /// Says whether any of them was.
     fn stop_each(&self, reason: Reason) -> bool {
-        let stopped = self.0.iter().map(|work| Arc::clone(work).stop(reason));
+        let stopped = self
+            .0
+            .iter()
+            .flatten()
+            .map(|work| Arc::clone(work).stop(reason));
         stopped.fold(false, |any, one| any | one)
     }
 }
 
 impl Stop for All {
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
         self.stop_each(reason)
     }
 
     /// Begun is the whole of it from the start: nobody can mean the last of many.
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
         call();
     }
 }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::ambient::{sleep_until, spawn, spawn_at};
-use crate::error::{Error, Origin, discard};
+use crate::error::{Error, ErrorKind, Origin, discard, unobserved};
 use crate::processes::Wire;
 use crate::unfuture::{Promise, Reason, Stop, Unfuture};
 
@@ -129,7 +129,11 @@ impl<T: Send + 'static> Deadline<T> {
             timer: None,
         })));
         let pending = Arc::clone(&open);
-        source.when_done(move |outcome| close(&pending, outcome));
+        source.when_done(move |outcome| {
+            if let Some(late) = close(&pending, outcome) {
+                tell_late(late);
+            }
+        });
         (
             Deadline {
                 open,
@@ -158,10 +162,8 @@ impl<T: Send + 'static> Deadline<T> {
             let reason = Reason::TimedOut(limit);
             if !work.is_some_and(|work| work.stop(reason)) {
                 // It cannot be stopped, or it has ended just now.
-                close(
-                    &pending,
-                    Err(reason.error("work that goes on").started_at(origin)),
-                );
+                let error = reason.error("work that goes on").started_at(origin);
+                discard(close(&pending, Err(error)));
             }
         });
         let stopper = timer.stopper();
@@ -169,7 +171,7 @@ impl<T: Send + 'static> Deadline<T> {
         // for ever. A timer that was taken back fails as well, and finds everything resolved.
         timer.when_done(move |outcome| {
             if let Some(error) = outcome.err().filter(|_| is_open(&lost)) {
-                close(&lost, Err(error));
+                discard(close(&lost, Err(error)));
                 unlimited.map(|work| work.stop(Reason::Cancelled));
             }
         });
@@ -190,15 +192,22 @@ fn is_open<T>(open: &Mutex<Option<Open<T>>>) -> bool {
     open.is_some()
 }
 
-/// Resolves what is not resolved yet.
-fn close<T>(open: &Mutex<Option<Open<T>>>, outcome: Result<T, Error>) {
+/// Resolves what is not resolved yet; else it gives the outcome back.
+fn close<T>(open: &Mutex<Option<Open<T>>>, outcome: Result<T, Error>) -> Option<Result<T, Error>> {
     let open = open.lock().unwrap_or_else(PoisonError::into_inner).take();
-    match open {
-        Some(Open { promise, timer }) => {
-            promise.finish(outcome);
-            take_back(timer);
-        }
-        None => discard(outcome),
+    let Some(Open { promise, timer }) = open else {
+        return Some(outcome);
+    };
+    promise.finish(outcome);
+    take_back(timer);
+    None
+}
+
+/// What work says that went on after its deadline: a failure of its own is news.
+fn tell_late<T>(late: Result<T, Error>) {
+    match late {
+        Err(error) if error.kind() == ErrorKind::TimedOut => {}
+        late => unobserved(late),
     }
 }
 

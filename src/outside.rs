@@ -8,14 +8,14 @@
 use std::panic::Location;
 use std::process::{Child, ExitStatus};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, discard};
 use crate::role::blocking;
-use crate::slot::OnBegin;
-use crate::threads::thread_at;
+use crate::slot::{OnBegin, already_taken};
+use crate::threads::{thread, thread_at};
 use crate::unfuture::{Reason, Stop, Unfuture, derived};
 
 /// The value of a thread, or [`ErrorKind::Panicked`].
@@ -87,13 +87,21 @@ impl<T: Send + 'static> From<Receiver<T>> for Unfuture<T> {
 /// ```
 impl From<Child> for Unfuture<ExitStatus> {
     #[track_caller]
-    fn from(mut child: Child) -> Unfuture<ExitStatus> {
+    fn from(child: Child) -> Unfuture<ExitStatus> {
         let origin = Location::caller();
         let leash = Arc::new(Leash::default());
         let (promise, status) = derived(origin, Some(leash.clone()));
-        let watched = thread_at(origin, move || blocking(|| leash.hold(&mut child)));
+        let mut held = Held {
+            child: Some(child),
+            leash: Arc::clone(&leash),
+        };
+        let watched = thread_at(origin, move || blocking(|| held.wait()));
+        if let Some(job) = watched.stopper() {
+            leash.job.get_or_init(|| Arc::downgrade(&job));
+        }
         watched.when_done(move |outcome| {
             let outcome = outcome.and_then(|status| status);
+            let outcome = outcome.map_err(|error| leash.doom().unwrap_or(error));
             promise.finish(outcome.map_err(|error| error.started_at(origin)));
         });
         status
@@ -106,6 +114,35 @@ impl From<Child> for Unfuture<ExitStatus> {
 struct Leash {
     fate: Mutex<Fate>,
     pulled: Condvar,
+    /// The wait, which may still stand in the queue of the pool.
+    job: OnceLock<Weak<dyn Stop>>,
+}
+
+/// A child, to be waited for.
+struct Held {
+    child: Option<Child>,
+    leash: Arc<Leash>,
+}
+
+impl Held {
+    fn wait(&mut self) -> Result<ExitStatus, Error> {
+        match self.child.take() {
+            Some(mut child) => self.leash.hold(&mut child),
+            None => Err(already_taken()),
+        }
+    }
+}
+
+/// It was stopped before a thread came to wait for it.
+impl Drop for Held {
+    fn drop(&mut self) {
+        let doom = self.leash.doom();
+        if let (Some(mut child), Some(_)) = (self.child.take(), doom) {
+            discard(child.kill());
+            // To reap it may take a moment, which is not that of the one who stops it.
+            drop(thread(move || child.wait()));
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -118,6 +155,7 @@ enum Fate {
     Ended,
 }
 
+const CULPRIT: &str = "child process";
 /// The pause between two looks: short at first, for a child that ends soon.
 const PAUSE_MIN: Duration = Duration::from_micros(100);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
@@ -125,6 +163,14 @@ const PAUSE_MAX: Duration = Duration::from_millis(10);
 impl Leash {
     fn fate(&self) -> MutexGuard<'_, Fate> {
         self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is said of a child that is to be killed.
+    fn doom(&self) -> Option<Error> {
+        match *self.fate() {
+            Fate::Doomed(reason) => Some(reason.error(CULPRIT)),
+            Fate::Lives | Fate::Ended => None,
+        }
     }
 
     /// Waits for the end of the child, whatever it is.
@@ -137,7 +183,8 @@ impl Leash {
             let mut fate = self.fate();
             if let Fate::Doomed(reason) = *fate {
                 drop(fate);
-                return Err(end(child, reason));
+                end(child);
+                return Err(reason.error(CULPRIT));
             }
             if let Some(ended) = ended.transpose() {
                 *fate = Fate::Ended;
@@ -150,15 +197,14 @@ impl Leash {
 }
 
 /// Kills the child and reaps it.
-fn end(child: &mut Child, reason: Reason) -> Error {
+fn end(child: &mut Child) {
     // It may have ended just now; then there is nothing to kill and all the same something to reap.
     discard(child.kill());
     discard(child.wait());
-    reason.error("child process")
 }
 
 impl Stop for Leash {
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
         let mut fate = self.fate();
         match *fate {
             Fate::Lives => *fate = Fate::Doomed(reason),
@@ -167,11 +213,15 @@ impl Stop for Leash {
         }
         drop(fate);
         self.pulled.notify_one();
+        if let Some(job) = self.job.get().and_then(Weak::upgrade) {
+            // If it still waits for a thread, it is over now.
+            job.stop(reason);
+        }
         true
     }
 
     /// It runs already.
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
         call();
     }
 }

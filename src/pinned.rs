@@ -134,6 +134,8 @@ fn serve<V>(origin: Origin, make: impl FnOnce() -> V, jobs: Receiver<Job<V>>) {
         job(value.as_mut().map_err(|error| error.clone()));
     }
     discard(value);
+    // Thread-locals may ask for it that outlive this one's.
+    set_role(Role::Ordinary);
 }
 
 /// What an `Unfuture` of a call holds, and its job.
@@ -175,13 +177,13 @@ impl<R> Call<R> {
 }
 
 impl<R: Send + 'static> Stop for Call<R> {
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
         self.cancelled.store(true, Ordering::Relaxed);
         let error = || reason.error(CULPRIT).started_at(self.slot.origin);
         self.claim() && self.slot.finish(Err(error()))
     }
 
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
         self.slot.when_begun(call);
     }
 }

@@ -20,6 +20,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -173,12 +174,16 @@ where
     T: Send + 'static,
 {
     /// Only a queued job can be stopped: a running thread cannot be killed.
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
         self.cancelled.store(true, Ordering::Relaxed);
-        self.refuse(reason.error(CULPRIT))
+        let refused = self.refuse(reason.error(CULPRIT));
+        if refused {
+            POOL.clear_away();
+        }
+        refused
     }
 
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
         self.slot.when_begun(call);
     }
 }
@@ -212,6 +217,8 @@ struct Pool {
 
 struct State {
     queue: VecDeque<Queued>,
+    /// Jobs that were stopped since the queue was last cleared of them; some may have had their turn.
+    stopped: usize,
     /// Threads that live or are being started, the foreman among them.
     threads: usize,
     /// Parked and not claimed. Who claims one takes it off this count, under the same lock: so two
@@ -330,6 +337,7 @@ impl Pool {
         Pool {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
+                stopped: 0,
                 threads: 0,
                 idle: 0,
                 claimed: 0,
@@ -369,6 +377,25 @@ impl Pool {
         self.carry_out(order);
     }
 
+    /// A queued job was stopped, and is but a husk. Once half of the queue may be husks they are thrown
+    /// out, so that they take no more memory than the others, and each costs no more than a look.
+    fn clear_away(&self) {
+        let mut state = self.lock();
+        state.stopped += 1;
+        if state.stopped * 2 <= state.queue.len() {
+            return;
+        }
+        state.stopped = 0;
+        let all = mem::take(&mut state.queue).into_iter();
+        let (husks, left): (VecDeque<_>, _) = all.partition(|queued| queued.job.is_cancelled());
+        state.queue = left;
+        state.finished += husks.len() as u64;
+        self.queued.store(state.queue.len(), Ordering::Relaxed);
+        drop(self.tell(state));
+        // Each may be the last to hold what its job left.
+        husks.into_iter().for_each(discard);
+    }
+
     fn carry_out(&'static self, order: Order) {
         match order {
             Order::Nothing => {}
@@ -395,6 +422,8 @@ impl Pool {
                 Duty::Work => self.work(),
                 Duty::Watch => self.watch(),
             }
+            // Thread-locals may ask for it that outlive this one's.
+            set_role(Role::Ordinary);
         };
         match thread.spawn(body) {
             Ok(_) => true,
@@ -422,7 +451,7 @@ impl Pool {
         let stranded = if somebody {
             VecDeque::new()
         } else {
-            std::mem::take(&mut state.queue)
+            mem::take(&mut state.queue)
         };
         self.queued.store(state.queue.len(), Ordering::Relaxed);
         drop(state);
@@ -604,7 +633,10 @@ impl Pool {
                 continue;
             }
             pace = LONG;
-            for _ in 0..crew.min(state.queue.len()).min(state.room()) {
+            for _ in 0..crew.min(state.queue.len()) {
+                if state.room() == 0 {
+                    break;
+                }
                 if state.idle > 0 {
                     state.idle -= 1;
                     state.claimed += 1;
@@ -640,9 +672,11 @@ pub(crate) fn list() -> Vec<TaskInfo> {
     };
     let state = POOL.lock();
     let running = state.running.iter().flatten();
+    let queued = state.queue.iter();
+    let queued = queued.filter(|queued| !queued.job.is_cancelled());
     running
         .map(|(origin, since)| info(origin, Some(*since)))
-        .chain(state.queue.iter().map(|queued| info(queued.origin, None)))
+        .chain(queued.map(|queued| info(queued.origin, None)))
         .collect()
 }
 
@@ -665,7 +699,7 @@ pub(crate) fn close(call: OnQuiet) {
     let mut state = POOL.lock();
     state.closed = true;
     state.when_empty.push(call);
-    let queue = std::mem::take(&mut state.queue);
+    let queue = mem::take(&mut state.queue);
     POOL.queued.store(0, Ordering::Relaxed);
     drop(POOL.tell(state));
     POOL.work.notify_all();

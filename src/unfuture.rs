@@ -336,33 +336,25 @@ impl Stages {
             inner.stop(reason);
         }
     }
-
-    /// What is to be watched.
-    fn watched(&self) -> Option<Arc<dyn Stop>> {
-        self.known.clone().or_else(|| self.lock().current.clone())
-    }
 }
 
 impl Stop for Stages {
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        let mut stage = self.lock();
-        stage.reason.get_or_insert(reason);
-        let current = stage.current.clone();
-        drop(stage);
-        current.is_some_and(|stage| stage.stop(reason))
+    /// What is watched is the inner work, where that is known; what is stopped is what is under way.
+    fn beneath(&self, reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
+        let known = self.known.clone().filter(|_| reason.is_none());
+        known.or_else(|| {
+            let mut stage = self.lock();
+            stage.reason = stage.reason.or(reason);
+            stage.current.clone()
+        })
     }
 
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
-        match self.watched() {
-            Some(work) => work.when_begun(call),
-            None => call(),
-        }
+    fn stop_here(self: Arc<Self>, _reason: Reason) -> bool {
+        false
     }
 
-    fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
-        if let Some(work) = self.watched() {
-            work.when_progress(watcher);
-        }
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
+        call();
     }
 }
 
@@ -452,17 +444,50 @@ impl Reason {
 }
 
 /// Work without the type of its value, to be ended early or watched.
+///
+/// What is asked of a chain of works is asked of the one at its bottom, and the way there is a loop: a
+/// chain may be longer than a stack is deep.
 pub(crate) trait Stop: Send + Sync {
+    /// What to ask in place of this; `None` if it is this itself. A reason to stop is kept by a link
+    /// that has something else beneath it later.
+    fn beneath(&self, _reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
+        None
+    }
+
+    /// `stop` for the bottom.
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool;
+
+    /// `when_begun` for the bottom.
+    fn when_begun_here(self: Arc<Self>, call: OnBegin);
+
+    /// `when_progress` for the bottom. Most works say nothing.
+    fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) {
+        drop(watcher);
+    }
+}
+
+impl dyn Stop {
     /// Stops the work and resolves it for this reason, if it has not ended yet; says whether it will
     /// end so. Callable from any thread, any number of times.
-    fn stop(self: Arc<Self>, reason: Reason) -> bool;
+    pub(crate) fn stop(self: Arc<Self>, reason: Reason) -> bool {
+        self.bottom(Some(reason)).stop_here(reason)
+    }
 
     /// Calls once the work has begun to run: at once if it has.
-    fn when_begun(self: Arc<Self>, call: OnBegin);
+    pub(crate) fn when_begun(self: Arc<Self>, call: OnBegin) {
+        self.bottom(None).when_begun_here(call);
+    }
 
-    /// Calls with what the work says of its progress, until it ends. Most works say nothing.
-    fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
-        drop(watcher);
+    /// Calls with what the work says of its progress, until it ends.
+    pub(crate) fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
+        self.bottom(None).when_progress_here(watcher);
+    }
+
+    fn bottom(mut self: Arc<Self>, reason: Option<Reason>) -> Arc<dyn Stop> {
+        while let Some(next) = self.beneath(reason) {
+            self = next;
+        }
+        self
     }
 }
 
@@ -579,7 +604,6 @@ struct Promised<T> {
     upstream: Mutex<Upstream>,
 }
 
-#[derive(Clone)]
 enum Upstream {
     /// It is kept by hand.
     Nobody,
@@ -604,31 +628,23 @@ impl<T> Promised<T> {
 }
 
 impl<T: Send + 'static> Stop for Promised<T> {
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        let upstream = self.upstream().clone();
-        match upstream {
-            Upstream::Work(upstream) => upstream.stop(reason),
-            Upstream::Kept => false,
-            Upstream::Nobody => {
-                let error = reason.error("a promise").started_at(self.slot.origin);
-                self.slot.finish(Err(error))
-            }
+    fn beneath(&self, _reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
+        match &*self.upstream() {
+            Upstream::Work(upstream) => Some(Arc::clone(upstream)),
+            Upstream::Nobody | Upstream::Kept => None,
         }
     }
 
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
-        let upstream = self.upstream().clone();
-        match upstream {
-            Upstream::Work(upstream) => upstream.when_begun(call),
-            Upstream::Nobody | Upstream::Kept => call(),
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
+        if matches!(*self.upstream(), Upstream::Kept) {
+            return false;
         }
+        let error = reason.error("a promise").started_at(self.slot.origin);
+        self.slot.finish(Err(error))
     }
 
-    fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
-        let upstream = self.upstream().clone();
-        if let Upstream::Work(upstream) = upstream {
-            upstream.when_progress(watcher);
-        }
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
+        call();
     }
 }
 

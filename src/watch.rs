@@ -57,7 +57,7 @@ pub struct TaskInfo {
 pub struct Stats {
     /// Async tasks that have begun and not ended.
     pub async_tasks: usize,
-    /// Thread jobs that wait for a thread.
+    /// Thread jobs that wait for a thread, and some that waited and were cancelled.
     pub jobs_queued: usize,
     /// Thread jobs that run.
     pub jobs_running: usize,

@@ -455,6 +455,38 @@ mod running {
         );
     }
 
+    /// The same of a stop, which has to find the task at the bottom.
+    #[test]
+    fn stopping_a_deep_recursion_of_tasks_does_not_overflow_the_stack() {
+        fn down(from: usize, arrived: Gate) -> Unfuture<()> {
+            if from == 0 {
+                arrived.open();
+                return unsync::spawn(std::future::pending());
+            }
+            Unfuture::ready(arrived)
+                .map(move |arrived| down(from - 1, arrived))
+                .flatten()
+        }
+        fn deep() -> Unfuture<()> {
+            let arrived = Gate::new();
+            let deep = down(100_000, arrived.clone());
+            arrived.wait();
+            deep
+        }
+        let name = "running::stopping_a_deep_recursion_of_tasks_does_not_overflow_the_stack";
+        in_child(name, HEAVY, &[], || {
+            let cancelled = deep();
+            assert!(cancelled.cancel());
+            let error = cancelled.result().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+            let moment = Duration::from_millis(1);
+            for late in [deep().timeout(moment), deep().run_timeout(moment)] {
+                let error = late.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+            }
+        });
+    }
+
     #[test]
     fn racing_first_calls_start_one_ambient_thread() {
         in_child(

@@ -12,8 +12,11 @@ unsync::test_worker!();
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use unsync::{Error, Wire};
 
 use support::{CountingWaker, Gate, HEAVY, QUICK, eventually, fence, in_child, poll};
 
@@ -286,4 +289,62 @@ fn a_sleeping_ambient_thread_is_woken_by_whoever_asks() {
             assert_eq!(unsync::thread(|| 3).map(|n| n + 1).result().unwrap(), 4);
         },
     );
+}
+
+/// Takes long to be decoded if it begins with a one: until the second gate opens.
+struct Blob(Vec<u8>);
+
+static DECODING: Mutex<Option<[Gate; 2]>> = Mutex::new(None);
+
+impl Wire for Blob {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+    }
+    fn decode(input: &mut &[u8]) -> Result<Blob, Error> {
+        let bytes = Vec::<u8>::decode(input)?;
+        let gates = DECODING.lock().unwrap().clone();
+        if let (1, Some([begun, end])) = (bytes[0], gates) {
+            begun.open();
+            end.wait();
+        }
+        Ok(Blob(bytes))
+    }
+}
+
+fn blob(slow: bool, length: usize) -> Blob {
+    Blob(vec![u8::from(slow); length])
+}
+unsync::register!(blob);
+
+/// Its results fill the link, and the program is slow to take them: it waits without looking again.
+#[test]
+fn a_worker_whose_results_nobody_takes() {
+    in_child("a_worker_whose_results_nobody_takes", HEAVY, &[], || {
+        unsync::Config::new().processes(1).install().unwrap();
+        let _ = unsync::cpu(blob, (false, 1)).result().unwrap();
+        let processes = workers();
+        for count in 4..=8 {
+            // So that many are dealt at once.
+            for _ in 0..300 {
+                let _ = unsync::cpu(blob, (false, 100)).result().unwrap();
+            }
+            let [begun, end] = [(); 2].map(|()| Gate::new());
+            *DECODING.lock().unwrap() = Some([begun.clone(), end.clone()]);
+            let calls = (0..count).map(|n| unsync::cpu(blob, (n == 0, 60_000)));
+            let calls = Vec::from_iter(calls);
+            begun.wait();
+            let time = || used(&processes).values().sum::<Duration>();
+            // What it has to do first takes its time on a busy machine.
+            eventually(QUICK, "it waits", || {
+                let before = time();
+                thread::sleep(Duration::from_millis(200));
+                let busy = time() - before;
+                (busy < NEXT_TO_NOTHING, (busy, count))
+            });
+            end.open();
+            calls
+                .into_iter()
+                .for_each(|call| drop(call.result().unwrap()));
+        }
+    });
 }

@@ -491,12 +491,56 @@ mod hooks {
             expect("fourth");
             drop(unsync::spawn(pending::<()>()).timeout(Duration::from_millis(1)));
             expect("longer than its limit");
+            let release = Gate::new();
+            let job = unsync::thread({
+                let release = release.clone();
+                move || {
+                    release.wait();
+                    fail("after its deadline");
+                }
+            });
+            let error = job.timeout(Duration::from_millis(1)).result().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut);
+            release.open();
+            expect("after its deadline");
             drop(unsync::promise::<()>());
             expect("dropped unfulfilled");
             drop(unsync::spawn(async { fail("sixth") }).cancel_on_drop());
             drop(unsync::spawn_local(|| async { fail("seventh") }));
             expect("seventh");
             assert_eq!(unsync::spawn(async { 1 }).result().unwrap(), 1);
+        });
+    }
+
+    /// A thread-local that was there before those of this library is there after them.
+    #[test]
+    fn a_thread_local_may_ask_in_its_destructor() {
+        const NAME: &str = "hooks::a_thread_local_may_ask_in_its_destructor";
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        struct Asks;
+        impl Drop for Asks {
+            fn drop(&mut self) {
+                let waited = unsync::Unfuture::ready(1).result();
+                if !unsync::is_cancelled() && waited.is_ok() {
+                    ASKED.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        }
+        thread_local! {
+            static EARLY: Asks = const { Asks };
+        }
+        in_child(NAME, HEAVY, &[], || {
+            let config = Config::new().keep_alive(Duration::from_millis(1));
+            let config = config.on_thread_start(|| EARLY.with(|_| ()));
+            config.install().unwrap();
+            unsync::thread(|| ()).result().unwrap();
+            let pinned = unsync::Pinned::new(|| ());
+            pinned.call(|()| ()).result().unwrap();
+            drop(pinned);
+            eventually(QUICK, "two threads have ended", || {
+                let asked = ASKED.load(Ordering::SeqCst);
+                (asked >= 2, asked)
+            });
         });
     }
 

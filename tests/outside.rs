@@ -262,6 +262,34 @@ mod children {
         });
     }
 
+    /// Its wait stands in the queue: nobody else would notice.
+    #[test]
+    fn a_deadline_kills_it_before_a_thread_waits_for_it() {
+        const NAME: &str = "children::a_deadline_kills_it_before_a_thread_waits_for_it";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let (running, release) = (Gate::new(), Gate::new());
+            let busy = unsync::thread({
+                let (running, release) = (running.clone(), release.clone());
+                move || {
+                    running.open();
+                    release.wait();
+                }
+            });
+            running.wait();
+            let (status, pid) = sleeping();
+            let error = status
+                .timeout(Duration::from_millis(10))
+                .result()
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut);
+            assert!(error.to_string().starts_with("child process"), "{error}");
+            assert!(!busy.is_done());
+            release.open();
+            busy.result().unwrap();
+            assert_reaped(pid);
+        });
+    }
+
     #[test]
     fn a_scope_that_ends_kills_it_and_a_drop_does_not() {
         limit(HEAVY, || {

@@ -458,6 +458,43 @@ fn work_that_no_thread_can_be_had_for_fails_and_later_work_runs() {
     );
 }
 
+/// What was cancelled does not lie in the queue until its turn comes.
+#[test]
+fn cancelled_jobs_leave_the_queue() {
+    in_child(
+        "cancelled_jobs_leave_the_queue",
+        HEAVY,
+        &[("UNSYNC_THREADS", "1")],
+        || {
+            let (running, gate) = (Gate::new(), Gate::new());
+            let held = unsync::thread({
+                let (running, gate) = (running.clone(), gate.clone());
+                move || {
+                    running.open();
+                    gate.wait();
+                }
+            });
+            running.wait();
+            let mut queued = Vec::from_iter((0..1000).map(|number| unsync::thread(move || number)));
+            assert_eq!(unsync::stats().jobs_queued, 1000);
+            let kept = Vec::from_iter((0..10).map(|at| queued.remove(at * 90)));
+            for job in queued {
+                assert!(job.cancel());
+                assert_eq!(job.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            }
+            let left = unsync::stats().jobs_queued;
+            assert!(left <= 2 * kept.len(), "{left} are left");
+            assert_eq!(unsync::tasks().len(), 1 + kept.len());
+            gate.open();
+            held.result().unwrap();
+            let values = unsync::join_all(kept).result().unwrap();
+            assert_eq!(values, Vec::from_iter((0..10).map(|at| at * 91)));
+            assert!(unsync::drain(HEAVY));
+            assert_eq!(unsync::stats().jobs_queued, 0);
+        },
+    );
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn jobs_wait_for_the_threads_that_live() {

@@ -75,9 +75,6 @@ impl Injector {
         if self.is_empty() {
             return;
         }
-        if taken.capacity() > KEPT {
-            *taken = VecDeque::new();
-        }
         let mut inbox = self.lock();
         mem::swap(&mut inbox.messages, taken);
         self.filled.store(false, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::resume_unwind;
@@ -61,7 +61,7 @@ enum State<M> {
 
 thread_local! {
     /// Each a `Pin<Box<F>>`. A future is out of it while it is polled.
-    static FUTURES: RefCell<HashMap<u64, Box<dyn Any>>> = RefCell::default();
+    static FUTURES: RefCell<BTreeMap<u64, Box<dyn Any>>> = RefCell::default();
 }
 
 // Nothing is ever pinned in a proxy: the future is in a box of its own.

@@ -243,6 +243,11 @@ fn serve(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> O
             return closing;
         }
         if arrived.is_empty() && local.queue.borrow().is_empty() {
+            for queue in [&mut *arrived, &mut local.queue.borrow_mut()] {
+                if queue.capacity() > KEPT {
+                    *queue = VecDeque::new();
+                }
+            }
             idle(local, tasks);
         }
     }
@@ -299,7 +304,8 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
         Message::Wake(key) => tasks.poll(key),
         Message::Stop(ticket, reason) => {
             if let Err(reason) = tasks.stop(&*ticket, reason) {
-                // Spawned on this very thread and stopped from another before its turn came.
+                // Spawned on this very thread and stopped from another before its turn came, or the
+                // other way round.
                 local
                     .queue
                     .borrow_mut()
@@ -321,10 +327,6 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
 /// Waits for a message or the next deadline.
 fn idle(local: &Local, tasks: &mut Tasks) {
     static SPIN: Spin = Spin::new();
-    // It is empty.
-    if local.queue.borrow().capacity() > KEPT {
-        local.queue.replace(VecDeque::new());
-    }
     tasks.tell_if_quiet();
     let deadline = local.timers.borrow().next();
     // Of a deadline it is known when it comes, so looking for it would only burn the time until then;

@@ -110,15 +110,17 @@ where
 fn launch(body: Body, ticket: Arc<dyn Ticket>) {
     let newborn = Newborn(Some((body, ticket)));
     if let Err((message, refused)) = post(Message::Start(newborn)) {
-        if let (Message::Start(newborn), Refused::Os(error)) = (&message, refused) {
-            let error = Error::os("the ambient thread could not be started", error);
-            newborn
-                .0
-                .iter()
-                .for_each(|(_, ticket)| ticket.fail(error.clone()));
+        match (message, refused) {
+            (Message::Start(mut newborn), Refused::Os(error)) => {
+                let Some((body, ticket)) = newborn.0.take() else {
+                    return;
+                };
+                discard(wall(|| drop(body)));
+                ticket.fail(Error::os("the ambient thread could not be started", error));
+            }
+            // It resolves as shut down.
+            (message, _) => discard(message),
         }
-        // Was it not that, it resolves as shut down.
-        discard(message);
     }
 }
 
@@ -238,7 +240,7 @@ impl<T: Send + 'static> Wake for Task<T> {
 }
 
 impl<T: Send + 'static> Stop for Task<T> {
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
         let first = self.decide(STOPPED);
         if first == Ok(OPEN) {
             // The future is dropped where it lives, never on the thread of the one who stops it.
@@ -247,7 +249,7 @@ impl<T: Send + 'static> Stop for Task<T> {
         first != Err(ENDED)
     }
 
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
         self.slot.when_begun(call);
     }
 }

@@ -66,6 +66,15 @@ impl Worker {
         let _ = self.link.write_all(frames);
     }
 
+    /// Writes a large frame; fails if the worker takes nothing of it for as long as one that is frozen.
+    fn load(&self, frame: &[u8]) -> io::Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.link.set_write_timeout(Some(FROZEN))?;
+        self.link
+            .write_all_unless(frame, || Err(io::ErrorKind::TimedOut.into()))?;
+        self.link.set_write_timeout(None)
+    }
+
     pub(super) fn kill(&self) {
         // It fails only if the process was reaped before.
         let _ = self
@@ -349,6 +358,8 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                     return farewell(worker, &mut source);
                 }
             }
+            // That of a call that is over says nothing of the next.
+            Some((Kind::Cancelling, id, _)) if !is_in_flight(worker, id) => {}
             Some((Kind::Cancelling, id, _)) => {
                 grace = Instant::now()
                     .checked_add(settings.cancel_grace)
@@ -525,13 +536,18 @@ fn load(worker: &Worker) {
     };
     let frame = std::mem::take(&mut entry.item.frame);
     drop(state);
-    worker.send(&frame);
+    let loaded = worker.load(&frame);
     let mut state = POOL.lock();
     if let Some(hand) = state.workers.get_mut(&worker.number) {
         hand.loading = false;
         if let Some(entry) = hand.flight.front_mut() {
             entry.item.frame = frame;
+            entry.sent = Instant::now();
         }
+    }
+    drop(state);
+    if loaded.is_err() {
+        worker.kill();
     }
 }
 
@@ -599,9 +615,12 @@ fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
         .flight
         .into_iter()
         .partition(|entry| entry.started.is_some() || !certain);
+    // A worker that was killed because of a call is no sign that the next would die too.
+    let (ended, back): (Vec<_>, Vec<_>) = back.into_iter().partition(|entry| entry.stop.is_some());
     state.barren += u32::from(lost.is_empty() && !back.is_empty());
-    let (doomed, back) = age(back);
+    let (doomed, mut back) = age(back);
     lost.extend(doomed);
+    back.extend(ended);
     let stopped = requeue(&mut state, back);
     // Workers die one after the other before they start anything: so would the next ones.
     let hopeless = state.barren > BARREN && state.workers.is_empty();
@@ -628,7 +647,7 @@ fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
         entry.item.call.fail(error);
     }
     for item in queue {
-        let error = end.unstarted(item.call.name());
+        let error = end.hopeless(item.call.name());
         item.call.fail(error);
     }
     POOL.settled(settled);
@@ -711,6 +730,15 @@ impl End {
         let (pid, how) = (self.pid, self.how());
         let text = format!(
             "`{name}` was not started by any of {DEATHS} worker processes, the last was {pid}: {how}"
+        );
+        Error::new(ErrorKind::WorkerLost, text).exited(self.status)
+    }
+
+    fn hopeless(&self, name: &str) -> Error {
+        let (pid, how) = (self.pid, self.how());
+        let text = format!(
+            "`{name}` was not started: one worker process after the other ended before it started \
+             anything, the last was {pid}: {how}"
         );
         Error::new(ErrorKind::WorkerLost, text).exited(self.status)
     }
@@ -844,6 +872,8 @@ impl LastWords {
             .ended
             .wait_timeout_while(tail, WORDS_WAIT, |tail| !tail.ended);
         let mut tail = waited.unwrap_or_else(PoisonError::into_inner).0;
+        // Whoever asks next has no reason to wait again.
+        tail.ended = true;
         String::from_utf8_lossy(tail.bytes.make_contiguous())
             .trim()
             .to_owned()

@@ -66,13 +66,26 @@ impl Stream {
     ///
     /// The reader may have made the stream non-blocking for the moment that it spins; so a full
     /// socket is tried again until the reader has ended its spin and the write can block.
-    pub(crate) fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_unless(bytes, || {
+            thread::yield_now();
+            Ok(())
+        })
+    }
+
+    /// The same, for one who can do something about a full socket: `full` is called for each write
+    /// that found no room, and ends it all with an error.
+    pub(crate) fn write_all_unless(
+        &self,
+        mut bytes: &[u8],
+        mut full: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         while !bytes.is_empty() {
             match on!(self, stream => { let mut stream = stream; stream.write(bytes) }) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
+                Err(error) if is_full(&error) => full()?,
                 Err(error) => return Err(error),
             }
         }
@@ -86,6 +99,11 @@ impl Stream {
     /// How long a read may block; `None` for ever.
     pub(crate) fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
         on!(self, stream => stream.set_read_timeout(limit))
+    }
+
+    /// How long a write may find no room; `None` for ever.
+    pub(crate) fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        on!(self, stream => stream.set_write_timeout(limit))
     }
 
     /// Whether a process that ends with something unread takes along what it had written and this side
@@ -104,6 +122,14 @@ impl Stream {
         // It fails only if the other side has ended it before.
         let _ = on!(self, stream => stream.shutdown(std::net::Shutdown::Both));
     }
+}
+
+/// Whether a write found no room, at once or for as long as it may wait.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
 }
 
 /// The reading end. Looks a few times before it blocks.
@@ -465,16 +491,22 @@ fn meet(
 /// The first bytes of a link: the child's secret, answered by the parent's.
 fn shake_hands(stream: &Stream, invitation: &Invitation) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    expect_secret(stream, invitation.child)?;
+    expect_secret(stream, invitation.child, Some(Duration::from_secs(1)))?;
     stream.write_all(&invitation.parent.to_le_bytes())?;
     stream.set_read_timeout(None)
 }
 
-fn expect_secret(stream: &Stream, expected: Secret) -> io::Result<()> {
+fn expect_secret(stream: &Stream, expected: Secret, limit: Option<Duration>) -> io::Result<()> {
     let mut found = [0; size_of::<Secret>()];
-    let mut filled = 0;
+    let (mut filled, started) = (0, Instant::now());
     while filled < found.len() {
+        if let Some(limit) = limit {
+            let left = limit.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            stream.set_read_timeout(Some(left))?;
+        }
         match stream.read(&mut found[filled..])? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             read => filled += read,
@@ -616,7 +648,7 @@ fn decoded<T: Wire>(bytes: &mut &[u8]) -> io::Result<T> {
 fn accept(told: &mut &[u8], place: Option<&Path>) -> io::Result<(Stream, Terms)> {
     let invitation: Invitation = decoded(told)?;
     let stream = knock(&invitation, place)?;
-    expect_secret(&stream, invitation.parent)?;
+    expect_secret(&stream, invitation.parent, None)?;
     Ok((stream, invitation.terms))
 }
 

@@ -318,15 +318,15 @@ impl PanicReport {
 }
 
 impl<T: Wire + Send + 'static> Stop for Call<T> {
-    fn stop(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
         !self.slot.is_done() && POOL.stop(self.id, reason)
     }
 
-    fn when_begun(self: Arc<Self>, call: OnBegin) {
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
         self.slot.when_begun(call);
     }
 
-    fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
+    fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) {
         let watcher: Arc<OnProgress> = Arc::from(watcher);
         let mut progress = self.progress();
         let (before, over) = match &mut *progress {

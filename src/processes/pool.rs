@@ -94,7 +94,8 @@ pub(super) struct State {
 /// A worker as the dealer sees it.
 pub(super) struct Hand {
     pub(super) worker: Arc<Worker>,
-    /// Sent and not done, in the order of sending, which is that of running.
+    /// Sent and not done, the one that runs in front. The others are in the order of dealing; two who
+    /// deal at the same time may write them in another.
     pub(super) flight: VecDeque<InFlight>,
     /// How many calls may be in flight: as many as take about `WINDOW` together.
     pub(super) window: usize,
@@ -336,7 +337,9 @@ impl Hand {
 
     /// The start of a call is acknowledged.
     pub(super) fn begin(&mut self, id: u64, now: Instant) -> Option<Begun> {
-        let entry = self.find(id)?;
+        let place = self.flight.iter().position(|entry| entry.item.id == id)?;
+        self.flight.swap(0, place);
+        let entry = self.flight.front_mut()?;
         entry.started = Some(now);
         Some(Begun {
             id,

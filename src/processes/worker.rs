@@ -269,8 +269,7 @@ fn serve() -> ! {
     let follower = thread::Builder::new().name("unsync-link".into());
     // The lane first: the first call waits for it.
     let threads = lane.spawn(|| worker.lane()).and_then(|lane| {
-        let follower = follower.spawn(|| worker.follow())?;
-        worker.follower.get_or_init(|| follower.thread().clone());
+        follower.spawn(|| worker.follow())?;
         Ok(lane)
     });
     match threads {
@@ -311,9 +310,19 @@ impl Worker {
     }
 
     /// Writes frames. A parent that does not take them is gone.
-    fn send(&self, frames: &[u8]) {
+    ///
+    /// The thread that has the reading end lends it: it may be non-blocking, and then nobody else would
+    /// make a write that finds no room block.
+    fn send(&self, frames: &[u8], mut reader: Option<&mut Reader<'_>>) {
+        let full = || {
+            match &mut reader {
+                Some(reader) => reader.make_blocking(),
+                None => thread::yield_now(),
+            }
+            Ok(())
+        };
         let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = self.link.write_all(frames);
+        let sent = self.link.write_all_unless(frames, full);
         drop(writing);
         if sent.is_err() {
             leave();
@@ -330,12 +339,15 @@ impl Worker {
                 return Some(Job::Call { call, payload });
             }
             Ok(Some((Kind::Ping, ..))) => return Some(Job::Pong),
-            Ok(Some((Kind::Recall, ..))) => self.recall(),
+            Ok(Some((Kind::Recall, ..))) => self.recall(&mut incoming.source),
             Ok(Some((Kind::Cancel, call, _))) => {
-                self.cancelled.store(call, Ordering::Relaxed);
+                // Of a call that is over it says nothing of the one that runs.
+                if call == self.running.load(Ordering::Relaxed) {
+                    self.cancelled.store(call, Ordering::Relaxed);
+                }
                 let mut frame = Vec::new();
                 frame::plain(&mut frame, Kind::Cancelling, call);
-                self.send(&frame);
+                self.send(&frame, Some(&mut incoming.source));
             }
             Ok(Some(_) | None) => leave(),
             Err(error) => match error.kind() {
@@ -355,7 +367,7 @@ impl Worker {
     ///
     /// The follower may wait here for the lane to finish a write. It can, because the parent reads: it
     /// makes no write that blocks while anything of this worker is under way.
-    fn recall(&self) {
+    fn recall(&self, reader: &mut Reader<'_>) {
         let mut queue = self.queue();
         let jobs = std::mem::take(&mut queue.jobs);
         self.queued.store(0, Ordering::Relaxed);
@@ -371,7 +383,7 @@ impl Worker {
         let start = frame::begin(&mut frame, Kind::Returned, 0);
         calls.encode(&mut frame);
         frame::end(&mut frame, start);
-        self.send(&frame);
+        self.send(&frame, Some(reader));
     }
 
     /// The life of the thread that runs the calls.
@@ -384,9 +396,10 @@ impl Worker {
                 Job::Pong => frame::plain(&mut outbox, Kind::Pong, 0),
                 Job::Call { call, payload } => {
                     frame::plain(&mut outbox, Kind::Start, call);
-                    self.send(&outbox);
-                    outbox.clear();
+                    // Before the parent learns of it, and may want to end it.
                     self.begin(call);
+                    self.send(&outbox, None);
+                    outbox.clear();
                     self.run(call, payload, &mut outbox);
                 }
             }
@@ -404,15 +417,12 @@ impl Worker {
             let incoming = queue.incoming.take();
             drop(queue);
             let Some(mut incoming) = incoming else {
-                self.finish(outbox);
+                self.finish(outbox, None);
                 self.wait();
                 continue;
             };
             if !incoming.frames.is_ready() {
-                if outbox.len() > spare::LARGE {
-                    incoming.source.make_blocking();
-                }
-                self.finish(outbox);
+                self.finish(outbox, Some(&mut incoming.source));
                 // An idle lane has nothing to look after but the buffers.
                 let rest = (!spare::is_empty()).then_some(spare::REST);
                 incoming.source.set_timeout(rest);
@@ -426,9 +436,9 @@ impl Worker {
     }
 
     /// Nothing follows that the end of the last call could travel with.
-    fn finish(&self, outbox: &mut Vec<u8>) {
+    fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Reader<'_>>) {
         if !outbox.is_empty() {
-            self.send(outbox);
+            self.send(outbox, reader);
             outbox.clear();
             spare::give(outbox);
         }
@@ -465,6 +475,7 @@ impl Worker {
     /// The life of the thread that reads the link while the lane is at a long call. As long as calls
     /// are quick it only looks now and then whether they still are; while there are none it sleeps.
     fn follow(&self) -> ! {
+        self.follower.get_or_init(thread::current);
         loop {
             let before = self.running.load(Ordering::Relaxed);
             thread::park_timeout(LONG);
@@ -532,7 +543,7 @@ impl Worker {
         let start = frame::begin(&mut frame, Kind::Panic, call);
         report.encode(&mut frame);
         frame::end(&mut frame, start);
-        self.send(&frame);
+        self.send(&frame, None);
     }
 
     /// Runs one call and appends its `Done`.
@@ -620,7 +631,7 @@ pub fn progress(value: impl Wire) {
     value.encode(&mut frame);
     frame::end(&mut frame, start);
     if (frame.len() - frame::HEADER) as u64 <= worker.terms.frame_bytes_max {
-        worker.send(&frame);
+        worker.send(&frame, None);
     }
 }
 

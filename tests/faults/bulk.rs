@@ -23,6 +23,7 @@ scenarios! {
     n19_limit_of_values_is_none_of_panics;
     n19_limit_of_values_is_none_of_recalls;
     n19_limit_of_values_holds_for_progress;
+    cancelled_large_calls_harm_nobody;
     n42_slow_call_among_10k_quick_ones_holds_up_none;
     n42_slow_call_makes_the_pool_grow;
     n42_handed_out_calls_run_once;
@@ -80,6 +81,31 @@ fn sum(bytes: Vec<u8>) -> u64 {
 }
 
 const BULK: usize = 64 << 20;
+
+/// Each kills the worker that is taking it; that is no sign that workers are no good.
+fn cancelled_large_calls_harm_nobody() {
+    install(workers(1));
+    let bytes = vec![1; 256 << 20];
+    let (mut killed, mut innocent) = (0, Vec::new());
+    while killed < 8 {
+        let large = cpu(sum, (bytes.clone(),));
+        until("a worker takes it", || {
+            large.is_done()
+                || children()
+                    .into_iter()
+                    .any(|worker| resident(worker) > 24 << 20)
+        });
+        if killed > 5 {
+            innocent.extend((0..3).map(|value| cpu(echo, (value,))));
+        }
+        // One that was too quick has shown that workers are good.
+        killed = if large.cancel() { killed + 1 } else { 0 };
+        drop(large.result());
+    }
+    for call in innocent {
+        call.result().unwrap();
+    }
+}
 
 fn n17_big_arg_does_not_block_submit() {
     install(workers(1));

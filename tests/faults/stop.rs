@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use unsync::{Error, ErrorKind, Unfuture, cpu};
 
-use crate::scenario::{Gate, SOON, file, freeze, is_gone, kill, until, wait_at, worker_after};
+use crate::scenario::{
+    Gate, SOON, file, freeze, is_gone, kill, resident, until, wait_at, worker_after,
+};
 use crate::*;
 
 scenarios! {
@@ -32,6 +34,7 @@ scenarios! {
     n13_cancel_on_drop_queued_and_running;
     n37_sigstop_worker_others_progress;
     n37_sigstop_worker_gives_its_call_back;
+    n37_sigstop_worker_while_it_takes_a_large_call;
     n38_sigstop_then_cancel;
     n38_sigstop_then_cancel_with_grace;
     n38_sigstop_then_shutdown_bounded;
@@ -370,6 +373,38 @@ fn n37_sigstop_worker_others_progress() {
 }
 
 /// An idle worker that is frozen is dealt a call, which it does not start: so another one can have it.
+fn length(bytes: Vec<u8>) -> usize {
+    bytes.len()
+}
+unsync::register!(length);
+
+/// Frozen before the whole of the call is written: only the attendant can notice, and it writes.
+fn n37_sigstop_worker_while_it_takes_a_large_call() {
+    install(workers(1).keep_alive(Duration::from_secs(3600)));
+    const LARGE: usize = 256 << 20;
+    let bytes = vec![1; LARGE];
+    let (large, frozen, started) = loop {
+        let [worker] = idle_workers(1)[..] else {
+            unreachable!()
+        };
+        let before = resident(worker);
+        let large = cpu(length, (bytes.clone(),));
+        until("it takes the call", || {
+            large.is_done() || resident(worker) > before + (16 << 20)
+        });
+        freeze(worker);
+        if resident(worker) < before + (LARGE / 2) as u64 {
+            break (large, worker, Instant::now());
+        }
+        // It had the whole of it, or nearly so.
+        kill("CONT", &[worker]);
+        large.result().unwrap();
+    };
+    assert_eq!(large.result().unwrap(), LARGE);
+    until("the frozen worker is replaced", || is_gone(frozen));
+    assert!(started.elapsed() < THAW, "after {:?}", started.elapsed());
+}
+
 fn n37_sigstop_worker_gives_its_call_back() {
     install(workers(2).keep_alive(Duration::from_secs(3600)));
     for frozen in idle_workers(2) {
