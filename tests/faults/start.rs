@@ -43,6 +43,7 @@ scenarios! {
     n47_nested_cpu_runs_in_the_same_process;
     n48_crash_loop_cap;
     n48_crash_loop_waits_for_the_living;
+    n48_last_words_that_do_not_end_are_waited_for_once;
     n50_never_connects_timeout;
     n50_never_connects_shutdown;
     warm_starts_all_workers_and_no_more;
@@ -483,6 +484,32 @@ fn hang(executable: &Path) -> Command {
     let mut command = worker_after("echo stuck >&2; exec sleep 600", executable);
     command.stdout(Stdio::null());
     command
+}
+
+/// What a worker has started holds its standard error open. That is no reason to wait for its end with
+/// each of the calls that fail.
+fn n48_last_words_that_do_not_end_are_waited_for_once() {
+    const CALLS: u32 = 100;
+    let left_over = file("left_over");
+    // A stack that there is room for in this process.
+    let config = workers(1).stack_size(4 << 30).worker_command({
+        let left_over = left_over.clone();
+        move |executable| {
+            let shell = format!("ulimit -v 2000000; sleep 600 & echo $! >> {left_over}");
+            worker_after(&shell, executable)
+        }
+    });
+    install(config);
+    let started = Instant::now();
+    let calls: Vec<_> = (0..CALLS).map(|_| cpu(pid, ())).collect();
+    for call in calls {
+        let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+        assert_says(&error, &["`pid` was not started", "got no thread"]);
+    }
+    let took = started.elapsed();
+    kill("KILL", &notes(&left_over));
+    // Half a second with each would be twice that.
+    assert!(took < Duration::from_secs(25), "{took:?}");
 }
 
 fn n50_never_connects_timeout() {
