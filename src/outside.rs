@@ -70,8 +70,9 @@ impl<T: Send + 'static> From<Receiver<T>> for Unfuture<T> {
 /// The exit status of a child process. Cancelling it, or a deadline, kills the process.
 ///
 /// The child is reaped, however it ends; only if there is no thread to wait for it, it is left
-/// alone, as std does it. A pool thread waits for it meanwhile, and looks every 10 ms at most. Its standard input is closed, as by [`Child::wait`]; take piped output
-/// out before, and read it, or the child may wait for ever with a full pipe.
+/// alone, as std does it. A pool thread waits for it, which looks every 10 ms at the latest. Its
+/// standard input is closed, as by [`Child::wait`]; take piped output out before, and read it, or the
+/// child may wait for ever with a full pipe.
 ///
 /// # Errors
 ///
