@@ -5,6 +5,7 @@
 use std::env;
 use std::hint::black_box;
 use std::process::Command;
+use std::time::Instant;
 
 use unsync::Unfuture;
 
@@ -77,6 +78,8 @@ fn main() {
         assert_eq!(call.result().expect("a value"), n);
     });
 
+    held_up(&table, amount(10_000, 500), rounds);
+
     table.section("there and back");
     let bytes = amount(64 << 20, 1 << 20);
     echo(
@@ -102,6 +105,31 @@ fn main() {
 fn sum(all: Vec<Unfuture<usize>>) -> usize {
     let values = all.into_iter().map(|one| one.result().expect("a value"));
     values.sum()
+}
+
+/// One slow call in the middle of quick ones: how much later one of these is done, at worst, than any
+/// that was made after it. A clock is asked for each, on the ambient thread.
+fn held_up(table: &Table, calls: usize, rounds: usize) {
+    let name = "quick calls around a slow one: overtaken by";
+    if !table.options.wants(name) {
+        return;
+    }
+    let samples = (0..rounds).map(|_| {
+        let quick = || (0..calls / 2).map(|i| unsync::cpu(same, (i,)).map(|_| Instant::now()));
+        let mut all: Vec<_> = quick().collect();
+        let slow = unsync::cpu(forever, ());
+        all.extend(quick());
+        let ends = unsync::join_all(all).result().expect("they end");
+        slow.cancel();
+        slow.result().expect_err("it was cancelled");
+        let mut earliest_after = ends[ends.len() - 1];
+        let overtaken = ends.iter().rev().map(|end| {
+            earliest_after = earliest_after.min(*end);
+            (*end - earliest_after).as_nanos() as f64
+        });
+        overtaken.fold(0.0, f64::max)
+    });
+    table.row(name, calls, &samples.collect());
 }
 
 /// From the call to its result in a process that has no worker yet.

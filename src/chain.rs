@@ -176,6 +176,22 @@ impl<T: Send + 'static> Unfuture<T> {
     ///
     /// The function takes the value as its one argument, and must be named in a
     /// [`register!`](crate::register).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// fn longest(text: String) -> usize {
+    ///     text.lines().map(str::len).max().unwrap_or(0)
+    /// }
+    /// unsync::register!(longest);
+    ///
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// unsync::init();
+    /// let text = unsync::thread(|| String::from("one\nthree"));
+    /// assert_eq!(text.map_cpu(longest).result()?, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[track_caller]
     pub fn map_cpu<F>(self, entrypoint: F) -> Unfuture<F::Output>
     where

@@ -49,6 +49,16 @@ impl<T: Send + 'static> Unfuture<T> {
     /// # Errors
     ///
     /// As [`timeout`](Unfuture::timeout).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let limit = Duration::from_millis(10);
+    /// let hangs = unsync::spawn(std::future::pending::<()>()).run_timeout(limit);
+    /// assert_eq!(hangs.result().unwrap_err().kind(), unsync::ErrorKind::TimedOut);
+    /// ```
     #[track_caller]
     pub fn run_timeout(self, limit: Duration) -> Unfuture<T> {
         let work = self.stopper();

@@ -99,6 +99,18 @@ impl<T> Unfuture<T> {
     /// # Panics
     ///
     /// On the ambient thread if the work has not ended, since that would stop every async task.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let (promise, unfuture) = unsync::promise();
+    /// assert!(!unfuture.wait_timeout(Duration::from_millis(1)));
+    /// promise.set(1);
+    /// assert!(unfuture.wait_timeout(Duration::MAX));
+    /// assert_eq!(unfuture.result().unwrap(), 1);
+    /// ```
     #[track_caller]
     pub fn wait_timeout(&self, limit: Duration) -> bool {
         // A deadline too far to be told is no deadline.
@@ -146,6 +158,17 @@ impl<T> Unfuture<T> {
     }
 
     /// A handle that can do nothing but cancel this work.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let sleeper = unsync::spawn(unsync::sleep(Duration::MAX));
+    /// let canceller = sleeper.canceller();
+    /// std::thread::spawn(move || canceller.cancel());
+    /// assert_eq!(sleeper.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
+    /// ```
     pub fn canceller(&self) -> Canceller {
         Canceller(self.stopper().as_ref().map(Arc::downgrade))
     }
@@ -174,6 +197,20 @@ impl<T> Unfuture<T> {
     }
 
     /// An `Unfuture` that has its value already.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use unsync::Unfuture;
+    ///
+    /// fn size(path: &'static str) -> Unfuture<usize> {
+    ///     match path {
+    ///         "" => Unfuture::ready(0),
+    ///         _ => unsync::thread(move || path.len()),
+    ///     }
+    /// }
+    /// assert_eq!(size("").result().unwrap(), 0);
+    /// ```
     #[track_caller]
     pub fn ready(value: T) -> Unfuture<T>
     where

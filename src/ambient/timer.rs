@@ -479,6 +479,20 @@ impl MissedTicks {
 ///
 /// The task goes to the back of the queue; messages from other threads and timers that are due come
 /// before its next turn.
+///
+/// # Examples
+///
+/// ```
+/// let sum = unsync::spawn(async {
+///     let mut sum = 0;
+///     for n in 0..1000 {
+///         sum += n;
+///         unsync::yield_now().await; // others get their turn
+///     }
+///     sum
+/// });
+/// assert_eq!(sum.result().unwrap(), 499_500);
+/// ```
 pub fn yield_now() -> YieldNow {
     YieldNow { yielded: false }
 }

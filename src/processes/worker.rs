@@ -619,6 +619,22 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 /// For the function of a [`cpu`](crate::cpu()) call, on the thread that runs it; elsewhere it does
 /// nothing, nor with a value above the limit of a frame. Costs one write of a small message. The program
 /// looks at the newest value only, so saying too much does no harm.
+///
+/// # Examples
+///
+/// ```
+/// fn count(to: u64) -> u64 {
+///     (1..=to).inspect(|done| unsync::progress(*done)).sum()
+/// }
+/// unsync::register!(count);
+///
+/// # fn main() -> Result<(), unsync::Error> {
+/// unsync::init();
+/// let counting = unsync::cpu(count, (100,)).on_progress(|done: u64| println!("{done} of 100"));
+/// assert_eq!(counting.result()?, 5050);
+/// # Ok(())
+/// # }
+/// ```
 pub fn progress(value: impl Wire) {
     let Some(worker) = WORKER.get() else { return };
     // Other threads of the function have no call of their own, and a pinned value is another's.

@@ -85,7 +85,7 @@ const BULK: usize = 64 << 20;
 /// Each kills the worker that is taking it; that is no sign that workers are no good.
 fn cancelled_large_calls_harm_nobody() {
     install(workers(1));
-    let bytes = vec![1; 256 << 20];
+    let bytes = vec![1; 128 << 20];
     let (mut killed, mut innocent) = (0, Vec::new());
     while killed < 8 {
         let large = cpu(sum, (bytes.clone(),));
@@ -309,9 +309,9 @@ fn n42_slow_call_among_10k_quick_ones_holds_up_none() {
     slow.result().unwrap();
     let worst = worst_overtaking(&ends);
     println!("overtaken by {worst:?} at worst, {took:?} for all");
-    // A machine with little time for this is slow in all of it.
-    let limit = Duration::from_millis(500).max(took / 2);
-    assert!(worst < limit, "{worst:?} of {took:?}");
+    // Where more want the processors than there are, each waits for its turn; how long it takes on a
+    // machine with nothing else to do is in the benchmarks.
+    assert!(worst < Duration::from_secs(5), "{worst:?} of {took:?}");
 }
 
 /// Two workers may live, and one does: what lies behind the slow call at that one goes to the other.

@@ -1,4 +1,6 @@
-//! Everything at once, at random, for some seconds.
+//! Everything at once, at random, for some seconds, or until so many faults have happened:
+//!
+//! `UNSYNC_TEST_FAULTS=5000 cargo test --release --test faults n66`
 
 use std::collections::BTreeMap;
 use std::env;
@@ -18,6 +20,8 @@ scenarios! {
 }
 
 const TIME: Duration = Duration::from_secs(6);
+/// A busy machine gets through that many in that time.
+const FAULTS: u32 = 50;
 /// Calls that may be unsettled at once.
 const OPEN: usize = 100;
 
@@ -201,9 +205,15 @@ fn n66_soak() {
     );
     let (mut random, proof) = (Random(seed), file("proof"));
     let (mut open, mut outcomes, mut frozen) = (Vec::new(), BTreeMap::new(), Vec::new());
-    let mut settle = |open: Open| *outcomes.entry(open.settle()).or_insert(0) += 1;
+    let mut faults = 0;
+    let mut settle = |open: Open, faults: &mut u32| {
+        let outcome = open.settle();
+        *faults += u32::from(outcome != "value");
+        *outcomes.entry(outcome).or_insert(0) += 1;
+    };
     let (started, mut calls) = (Instant::now(), 0);
-    while started.elapsed() < TIME {
+    let asked = env::var("UNSYNC_TEST_FAULTS").map_or(0, |faults| faults.parse().unwrap());
+    while faults < asked || (asked == 0 && started.elapsed() < TIME) {
         open.push(Open::start(calls, &mut random, &proof));
         calls += 1;
         if random.below(20) == 0 {
@@ -213,15 +223,16 @@ fn n66_soak() {
         if open.len() > random.below(OPEN) + OPEN / 2 {
             thaw(&mut frozen);
             while open.len() > random.below(OPEN) {
-                settle(open.swap_remove(random.below(open.len())));
+                settle(open.swap_remove(random.below(open.len())), &mut faults);
             }
         }
     }
     thaw(&mut frozen);
-    open.into_iter().for_each(&mut settle);
+    open.into_iter().for_each(|open| settle(open, &mut faults));
     assert!(unsync::drain(SOON));
     println!("{calls} calls in {:?}: {outcomes:?}", started.elapsed());
     assert_eq!(outcomes.values().sum::<u32>(), calls);
+    assert!(faults >= asked.max(FAULTS), "{faults} faults");
 
     let mut proofs = notes(&proof);
     let started = proofs.len();

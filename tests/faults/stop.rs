@@ -381,7 +381,7 @@ unsync::register!(length);
 /// Frozen before the whole of the call is written: only the attendant can notice, and it writes.
 fn n37_sigstop_worker_while_it_takes_a_large_call() {
     install(workers(1).keep_alive(Duration::from_secs(3600)));
-    const LARGE: usize = 256 << 20;
+    const LARGE: usize = 128 << 20;
     let bytes = vec![1; LARGE];
     let (large, frozen, started) = loop {
         let [worker] = idle_workers(1)[..] else {
