@@ -491,14 +491,17 @@ mod hooks {
             expect("fourth");
             drop(unsync::spawn(pending::<()>()).timeout(Duration::from_millis(1)));
             expect("longer than its limit");
-            let release = Gate::new();
+            let (running, release) = (Gate::new(), Gate::new());
             let job = unsync::thread({
-                let release = release.clone();
+                let (running, release) = (running.clone(), release.clone());
                 move || {
+                    running.open();
                     release.wait();
                     fail("after its deadline");
                 }
             });
+            // Before that it would be taken out of the queue.
+            running.wait();
             let error = job.timeout(Duration::from_millis(1)).result().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TimedOut);
             release.open();
