@@ -218,19 +218,36 @@ fn note_and_stay(proof: String, gate: String) {
 /// TCP throws away what is still under way when a process ends and has something unread.
 fn n05_started_call_is_never_rerun_though_its_start_was_not_heard() {
     install(workers(1));
-    teach_that_calls_are_quick();
-    let (pause, gate, proof) = (Gate::new(), Gate::new(), file("proof"));
-    let paused = cpu(pause_the_reader, (pause.path(),));
-    let reader = pause.guest();
     // It fills a link of TCP, so the start of the next one does not get through.
     let size = if link() == Link::Tcp {
         1 << 20
     } else {
         1 << 10
     };
-    let large = cpu(fill, (size,));
-    let running = cpu(note_and_stay, (proof.clone(), gate.path()));
-    let guest = gate.guest();
+    let (proof, reader, [paused, large, running], guest) = (0..)
+        .find_map(|attempt| {
+            teach_that_calls_are_quick();
+            let (pause, gate) = (Gate::new(), Gate::new());
+            let proof = file(&format!("proof_{attempt}"));
+            let paused = cpu(pause_the_reader, (pause.path(),)).map(drop);
+            let reader = pause.guest();
+            let large = cpu(fill, (size,)).map(drop);
+            let running = cpu(note_and_stay, (proof.clone(), gate.path()));
+            let calls = [paused, large, running];
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while Instant::now() < deadline {
+                if let Some(guest) = gate.poll() {
+                    return Some((proof, reader, calls, guest));
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            // The worker had to wait for the processor, so it is not dealt many at once.
+            reader.leave();
+            gate.guest().leave();
+            calls.into_iter().for_each(|call| call.result().unwrap());
+            None
+        })
+        .unwrap();
     freeze(guest.process);
     let behind = cpu(pid, ());
     kill("KILL", &[guest.process]);
@@ -239,7 +256,7 @@ fn n05_started_call_is_never_rerun_though_its_start_was_not_heard() {
     paused.result().unwrap();
     assert_kind(running.result(), ErrorKind::WorkerLost);
     // What has become of the one before it and the one behind it depends on the link.
-    for outcome in [large.result().map(drop), behind.result().map(drop)] {
+    for outcome in [large.result(), behind.result().map(drop)] {
         println!("{outcome:?}");
         assert!(
             outcome.is_ok()
