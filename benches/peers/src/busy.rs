@@ -22,7 +22,7 @@ const LEFT_OUT: [&str; 8] = [
     "build",
     "size",
 ];
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
 /// No row may be slower with it by more than this.
 pub(crate) const LIMIT: f64 = 1.1;
 
