@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use unsync::{ErrorKind, cpu};
 
-use crate::scenario::{Gate, SOON, children, file, resident, until, wait_at};
+use crate::scenario::{Gate, SOON, children, file, memory_of, resident, until, wait_at};
 use crate::*;
 
 scenarios! {
@@ -90,10 +90,8 @@ fn cancelled_large_calls_harm_nobody() {
     while killed < 8 {
         let large = cpu(sum, (bytes.clone(),));
         until("a worker takes it", || {
-            large.is_done()
-                || children()
-                    .into_iter()
-                    .any(|worker| resident(worker) > 24 << 20)
+            let mut memory = children().into_iter().filter_map(memory_of);
+            large.is_done() || memory.any(|bytes| bytes > 24 << 20)
         });
         if killed > 5 {
             innocent.extend((0..3).map(|value| cpu(echo, (value,))));

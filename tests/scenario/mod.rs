@@ -501,19 +501,18 @@ fn what_is(process: u32) -> String {
     format!("{process} in state {:?}, {command}", state_of(process))
 }
 
-/// The resident memory of a process, in bytes.
+/// The resident memory of a process that lives, in bytes.
 pub(crate) fn resident(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .unwrap();
-    line.trim()
-        .trim_end_matches(" kB")
-        .trim()
-        .parse::<u64>()
-        .unwrap()
-        << 10
+    memory_of(process).unwrap()
+}
+
+/// The same of one that may have ended, and then has none.
+pub(crate) fn memory_of(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let mut lines = status.lines();
+    let line = lines.find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes = line.trim().trim_end_matches(" kB").trim();
+    Some(kibibytes.parse::<u64>().unwrap() << 10)
 }
 
 /// What the descriptors of this process refer to. The sockets of `/proc/net` are known by it.
