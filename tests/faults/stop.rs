@@ -383,7 +383,10 @@ fn n37_sigstop_worker_while_it_takes_a_large_call() {
     install(workers(1).keep_alive(Duration::from_secs(3600)));
     const LARGE: usize = 128 << 20;
     let bytes = vec![1; LARGE];
+    let mut tries = 0;
     let (large, frozen, started) = loop {
+        tries += 1;
+        assert!(tries < 30, "it was never frozen in time");
         let [worker] = idle_workers(1)[..] else {
             unreachable!()
         };
@@ -400,6 +403,7 @@ fn n37_sigstop_worker_while_it_takes_a_large_call() {
         kill("CONT", &[worker]);
         large.result().unwrap();
     };
+    assert!(large.wait_timeout(SOON), "nobody noticed, in try {tries}");
     assert_eq!(large.result().unwrap(), LARGE);
     until("the frozen worker is replaced", || is_gone(frozen));
     assert!(started.elapsed() < THAW, "after {:?}", started.elapsed());
