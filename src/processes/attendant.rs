@@ -747,7 +747,7 @@ impl End {
         /// What std writes before it aborts.
         const OVERFLOW: &str = "has overflowed its stack";
         const NO_MEMORY: &str = "memory allocation of ";
-        /// What kills an innocent worker so: somebody, or a system that runs out of memory.
+        /// What a system that runs out of memory ends a worker with; others may do it too.
         const KILLED: &str = "SIGKILL";
         let mut how = match self.status {
             Some(status) if status.success() => format!("{status}, without a result"),
@@ -757,7 +757,7 @@ impl End {
         if let Some(cause) = self.cause.as_ref().filter(|cause| !link::is_end(cause)) {
             how = format!("{how}; {cause}");
         } else if how.contains(KILLED) {
-            how.push_str(", by a user or for want of memory");
+            how.push_str(", perhaps for want of memory");
         }
         let words = self
             .words
