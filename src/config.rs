@@ -331,7 +331,8 @@ pub(crate) fn settings() -> Result<&'static Settings, Error> {
             Ok(settings)
         })
         .as_ref()
-        .map_err(Error::clone)
+        // Not a clone: each says where its work was started.
+        .map_err(|error| Error::new(error.kind(), error.to_string()))
 }
 
 /// A thread that is to be started, with the name and the stack that the settings say.

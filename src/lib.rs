@@ -31,7 +31,7 @@
 //! | --- | --- | --- |
 //! | [`spawn`], [`spawn_local`], [`spawn_now`] | on the ambient thread, one for the process | drops the future, there |
 //! | [`thread`] | on a pool thread; the pool grows as jobs block | while queued; a running job sees [`is_cancelled`] |
-//! | [`cpu`](cpu()), [`cpu!`] | in a worker process, one for each processor | while queued; a running call is killed |
+//! | [`cpu`](cpu()), [`cpu!`] | in a worker process, up to one for each processor | while queued; a running call is killed |
 //! | [`unsync!`] | by the kind of function | as above |
 //! | [`block_on`] | on the calling thread | |
 //!
@@ -65,7 +65,8 @@
 //! None are needed. [`Config`] has them; `UNSYNC_THREADS` and `UNSYNC_PROCESSES` set the two limits
 //! from outside, `UNSYNC_DEBUG=1` reports stalls and failures that nobody looked at on standard error,
 //! and `UNSYNC_LINK=tcp` makes workers connect over loopback TCP instead of a Unix socket. Values that
-//! make no sense are refused: the work resolves as [`ErrorKind::NotInitialised`], which says what is wrong.
+//! make no sense are refused: thread jobs, pinned values and worker calls resolve as
+//! [`ErrorKind::NotInitialised`], which says what is wrong; async tasks run with the defaults.
 //!
 //! # What it is made of
 //!

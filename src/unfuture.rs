@@ -474,7 +474,7 @@ impl Reason {
             ),
             Reason::ShutDown => Error::new(
                 ErrorKind::ShutDown,
-                format!("{culprit} was not run: unsync was shut down"),
+                format!("{culprit} ended without a value: unsync was shut down"),
             ),
         }
     }

@@ -310,6 +310,10 @@ fn assert_names(error: &Error, variable: &str, value: &str) {
     assert_eq!(error.kind(), ErrorKind::NotInitialised, "{text}");
     let quoted = format!("{value:?}");
     assert!(text.contains(variable) && text.contains(&quoted), "{text}");
+    assert!(
+        text.contains("(started at tests/thread_limits.rs:"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -193,11 +193,20 @@ fn n54_shutdown_ends_what_runs_and_what_waits() {
     for call in running {
         assert!(call.is_done());
         let error = assert_kind(call.result(), ErrorKind::ShutDown);
-        assert_says(&error, &["`spin`", "started at tests/faults/life.rs:"]);
+        let says = [
+            "`spin`, which ran for",
+            "ended without a value: unsync was shut down",
+        ];
+        assert_says(&error, &says);
+        assert_says(&error, &["started at tests/faults/life.rs:"]);
     }
     for call in waiting {
         assert!(call.is_done());
-        assert_kind(call.result(), ErrorKind::ShutDown);
+        let error = assert_kind(call.result(), ErrorKind::ShutDown);
+        assert_says(
+            &error,
+            &["`pid` ended without a value: unsync was shut down"],
+        );
     }
     let late = cpu(pid, ());
     assert!(late.is_done());
