@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::{self, Frame, Frames, Kind};
 use super::link::{self, Reader, Refusal, Stream, Terms};
-use super::pool::{Hand, InFlight, Item, POOL, Remote, State, has_grace};
+use super::pool::{Hand, InFlight, Item, POOL, Pursuit, Remote, State};
 use super::spare;
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
@@ -66,6 +66,13 @@ impl Worker {
         let _ = self.link.write_all(frames);
     }
 
+    /// Writes a frame without a payload.
+    pub(super) fn say(&self, kind: Kind, call: u64) {
+        let mut frame = Vec::new();
+        frame::plain(&mut frame, kind, call);
+        self.send(&frame);
+    }
+
     /// Writes a large frame; fails if the worker takes nothing of it for as long as one that is frozen.
     fn load(&self, frame: &[u8]) -> io::Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,6 +89,8 @@ impl Worker {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .kill();
+        // If that was a wrapper only, the worker behind it leaves when it hears of the end.
+        self.link.shut_down_writing();
     }
 
     /// What it says on standard error from now on is said by another call.
@@ -375,7 +384,11 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             let left = end.saturating_duration_since(Instant::now());
             let over = !is_in_flight(worker, id);
             if !over && left.is_zero() {
-                worker.kill();
+                let mut state = POOL.lock();
+                let hand = state.workers.get_mut(&worker.number);
+                let pursuit = hand.map_or(Pursuit::Wait, |hand| hand.condemn(id));
+                drop(state);
+                pursuit.execute(worker);
             }
             grace = grace.filter(|_| !over && !left.is_zero());
             let limit = if grace.is_some() {
@@ -418,7 +431,9 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
         }
     }
     hand.spent |= bloated;
-    let leaves = !over.is_empty() && hand.spent && hand.flight.is_empty() && !hand.recalling;
+    let leaves =
+        !over.is_empty() && hand.spent && hand.flight.is_empty() && hand.recalling.is_none();
+    let pursuit = hand.pursue();
     // Half a window is still under way, so that a refill carries many calls at once.
     let refill = !over.is_empty() && hand.flight.len() <= hand.window / 2;
     if leaves {
@@ -433,6 +448,7 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
     } else {
         drop(state);
     }
+    pursuit.execute(worker);
     for start in begun {
         start.tell(worker);
     }
@@ -463,21 +479,16 @@ pub(super) struct Begun {
     pub(super) call: Arc<dyn Remote>,
     /// Of no more use.
     pub(super) frame: Vec<u8>,
-    pub(super) stop: Option<Reason>,
+    /// It was stopped, and may end by itself.
+    pub(super) in_grace: bool,
 }
 
 impl Begun {
     fn tell(mut self, worker: &Worker) {
         spare::give(&mut self.frame);
         self.call.begin();
-        match self.stop {
-            None => {}
-            Some(reason) if has_grace(reason) => {
-                let mut cancel = Vec::new();
-                frame::plain(&mut cancel, Kind::Cancel, self.id);
-                worker.send(&cancel);
-            }
-            Some(_) => worker.kill(),
+        if self.in_grace {
+            worker.say(Kind::Cancel, self.id);
         }
     }
 }
@@ -507,7 +518,7 @@ fn returned(worker: &Worker, ids: &[u64]) -> bool {
     let Some(hand) = state.workers.get_mut(&worker.number) else {
         return false;
     };
-    hand.recalling = false;
+    hand.recalling = None;
     let flight = std::mem::take(&mut hand.flight);
     let (back, stay): (Vec<_>, Vec<_>) = flight
         .into_iter()
@@ -515,12 +526,14 @@ fn returned(worker: &Worker, ids: &[u64]) -> bool {
     hand.flight = VecDeque::from(stay);
     hand.dealt -= back.len() as u64;
     let leaves = hand.spent && hand.flight.is_empty();
+    let pursuit = hand.pursue();
     if leaves {
         leave(&mut state, worker);
     }
     let stopped = requeue(&mut state, back);
     state.settling += stopped.len();
     POOL.proceed(state);
+    pursuit.execute(worker);
     stop_all(stopped);
     leaves
 }
@@ -540,6 +553,7 @@ fn load(worker: &Worker) {
     let mut state = POOL.lock();
     if let Some(hand) = state.workers.get_mut(&worker.number) {
         hand.loading = false;
+        hand.spent |= loaded.is_err();
         if let Some(entry) = hand.flight.front_mut() {
             entry.item.frame = frame;
             entry.sent = Instant::now();
@@ -556,20 +570,31 @@ fn load(worker: &Worker) {
 fn rest(worker: &Worker, silence: Duration, settings: &Settings) -> bool {
     let mut state = POOL.lock();
     let closed = state.closed;
-    let Some(hand) = state.workers.get(&worker.number) else {
+    let Some(hand) = state.workers.get_mut(&worker.number) else {
         return true;
     };
     let next = hand.flight.front();
     // A call that has not started can be had by another worker.
     let unstarted = next.is_some_and(|next| next.started.is_none() && next.sent.elapsed() > FROZEN);
-    let overdue = hand.flight.iter().any(|entry| {
+    let deaf = hand.recalling.is_some_and(|since| since.elapsed() > FROZEN);
+    // Its end would take along an innocent call that runs; it is worth that where another waits for it.
+    let harmless = hand.flight.iter().all(|entry| entry.started.is_none())
+        || hand.flight.iter().any(|entry| entry.stop.is_some());
+    let idle = hand.flight.is_empty() && hand.recalling.is_none() && !hand.loading;
+    // One whose worker does not even say that it shall end.
+    let overdue = hand.flight.iter().find(|entry| {
         let limit = settings.cancel_grace.saturating_add(FROZEN);
         entry.stop.is_some_and(|(_, since)| since.elapsed() > limit)
     });
-    let idle = hand.flight.is_empty() && !hand.recalling && !hand.loading;
-    if unstarted || overdue || (idle && closed) {
+    let overdue = overdue.map(|entry| entry.item.id);
+    let pursuit = match overdue {
+        _ if unstarted || (deaf && harmless) || (idle && closed) => hand.give_up(),
+        Some(id) => hand.condemn(id),
+        None => Pursuit::Wait,
+    };
+    if !matches!(pursuit, Pursuit::Wait) {
         drop(state);
-        worker.kill();
+        pursuit.execute(worker);
         return false;
     }
     let leaves = idle && silence >= settings.keep_alive;
@@ -615,12 +640,16 @@ fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
         .flight
         .into_iter()
         .partition(|entry| entry.started.is_some() || !certain);
-    // A worker that was killed because of a call is no sign that the next would die too.
-    let (ended, back): (Vec<_>, Vec<_>) = back.into_iter().partition(|entry| entry.stop.is_some());
-    state.barren += u32::from(lost.is_empty() && !back.is_empty());
-    let (doomed, mut back) = age(back);
+    // Only a worker that died for no reason that a call would explain is a sign that the next one may do
+    // the same: not one that was killed because of a call, and not one that a call took along.
+    let barren = lost.is_empty() && back.iter().any(|entry| entry.stop.is_none());
+    state.barren += u32::from(barren);
+    let (doomed, back) = if barren {
+        age(back)
+    } else {
+        (Vec::new(), back)
+    };
     lost.extend(doomed);
-    back.extend(ended);
     let stopped = requeue(&mut state, back);
     // Workers die one after the other before they start anything: so would the next ones.
     let hopeless = state.barren > BARREN && state.workers.is_empty();
@@ -675,7 +704,7 @@ fn age(entries: Vec<InFlight>) -> (Vec<InFlight>, Vec<InFlight>) {
         entry.item.deaths += 1;
         entry
     });
-    older.partition(|entry| entry.item.deaths >= DEATHS)
+    older.partition(|entry| entry.item.deaths >= DEATHS && entry.stop.is_none())
 }
 
 /// How a worker ended.
@@ -690,15 +719,19 @@ impl End {
     /// What is said of a call that was in flight.
     fn explain(&self, entry: &InFlight) -> Error {
         let name = entry.item.call.name();
+        if let Some((reason, _)) = entry.stop {
+            let error = match entry.started {
+                Some(started) => stopped_after(&entry.item, reason, started.elapsed()),
+                None => reason.error(&format!("`{name}`")),
+            };
+            return error.exited(self.status);
+        }
         let Some(started) = entry.started else {
             return match entry.item.deaths {
                 0 => self.doubtful(name),
                 _ => self.unstarted(name),
             };
         };
-        if let Some((reason, _)) = entry.stop {
-            return stopped_after(&entry.item, reason, started.elapsed()).exited(self.status);
-        }
         let (pid, how) = (self.pid, self.how());
         let error = match &entry.panic {
             Some(report) => {

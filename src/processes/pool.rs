@@ -105,10 +105,12 @@ pub(super) struct Hand {
     pub(super) dealt: u64,
     /// It gets no more calls, and leaves when it is done with those it has.
     pub(super) spent: bool,
-    /// A recall was sent and is not answered.
-    pub(super) recalling: bool,
+    /// A recall was sent, then, and is not answered.
+    pub(super) recalling: Option<Instant>,
     /// A large call waits for the attendant to write it, or is being written.
     pub(super) loading: bool,
+    /// Something in flight may have been stopped.
+    stopping: bool,
 }
 
 pub(super) struct InFlight {
@@ -119,6 +121,28 @@ pub(super) struct InFlight {
     pub(super) panic: Option<PanicReport>,
     /// Why it shall not give a value any more.
     pub(super) stop: Option<(Reason, Instant)>,
+    /// If it runs, its worker has to die for that.
+    condemned: bool,
+}
+
+/// What is to be done to a worker because of a call that was stopped.
+#[must_use]
+pub(super) enum Pursuit {
+    /// Nothing, or nothing before more is heard of it.
+    Wait,
+    Recall,
+    Kill,
+}
+
+impl Pursuit {
+    /// Not under the lock.
+    pub(super) fn execute(self, worker: &Worker) {
+        match self {
+            Pursuit::Wait => {}
+            Pursuit::Recall => worker.say(Kind::Recall, 0),
+            Pursuit::Kill => worker.kill(),
+        }
+    }
 }
 
 /// What is to be written to a worker when the lock is free again.
@@ -229,8 +253,8 @@ impl State {
         let somebody_idle = self.queue.is_empty() && self.workers.values().any(Hand::is_idle);
         for hand in self.workers.values_mut() {
             let stalled = hand.flight.front().is_some_and(|front| front.is_slow(now));
-            if hand.flight.len() > 1 && !hand.recalling && (stalled || somebody_idle) {
-                hand.recalling = true;
+            if hand.flight.len() > 1 && hand.recalling.is_none() && (stalled || somebody_idle) {
+                hand.recalling = Some(now);
                 let mut frames = Vec::new();
                 frame::plain(&mut frames, Kind::Recall, 0);
                 let worker = Arc::clone(&hand.worker);
@@ -294,21 +318,25 @@ impl Hand {
             pace: WINDOW,
             dealt: 0,
             spent: false,
-            recalling: false,
+            recalling: None,
             loading: false,
+            stopping: false,
         }
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.flight.is_empty() && !self.recalling && !self.loading && !self.spent
+        self.flight.is_empty() && self.is_free()
+    }
+
+    fn is_free(&self) -> bool {
+        self.recalling.is_none() && !self.loading && !self.spent
     }
 
     fn has_room(&self, bytes: usize, now: Instant) -> bool {
         let Some(front) = self.flight.front() else {
             return self.is_idle();
         };
-        let free = !self.recalling && !self.loading && !self.spent;
-        if !free || self.flight.len() >= self.window || front.is_slow(now) {
+        if !self.is_free() || self.flight.len() >= self.window || front.is_slow(now) {
             return false;
         }
         let frames = self.flight.iter().map(|entry| entry.item.frame.len());
@@ -328,11 +356,57 @@ impl Hand {
             started: None,
             panic: None,
             stop: None,
+            condemned: false,
         });
+    }
+
+    /// Stops a call in flight, for good if it gets no grace.
+    fn stop(&mut self, at: usize, reason: Reason) {
+        self.stopping = true;
+        self.flight[at].stop = Some((reason, Instant::now()));
+        self.flight[at].condemned = !has_grace(reason);
+    }
+
+    /// A call that was stopped has had its grace.
+    pub(super) fn condemn(&mut self, id: u64) -> Pursuit {
+        if let Some(entry) = self.find(id) {
+            entry.condemned = true;
+        }
+        self.pursue()
+    }
+
+    /// The next step against calls in flight that were stopped, whenever those may have changed.
+    ///
+    /// A call that runs is stopped by the death of its worker. What else is in flight there may begin at
+    /// any time, as nobody knows how far the worker is: so all of that is taken back first, and a worker
+    /// that is about to be killed gets no more.
+    pub(super) fn pursue(&mut self) -> Pursuit {
+        if !self.stopping || self.recalling.is_some() || self.loading {
+            return Pursuit::Wait;
+        }
+        self.stopping = self.flight.iter().any(|entry| entry.stop.is_some());
+        let is_due = |entry: &InFlight| match entry.started {
+            Some(_) => entry.condemned,
+            None => entry.stop.is_some(),
+        };
+        if !self.flight.iter().any(is_due) {
+            return Pursuit::Wait;
+        }
+        if self.flight.len() == 1 && self.flight[0].started.is_some() {
+            return self.give_up();
+        }
+        self.recalling = Some(Instant::now());
+        Pursuit::Recall
     }
 
     pub(super) fn find(&mut self, id: u64) -> Option<&mut InFlight> {
         self.flight.iter_mut().find(|entry| entry.item.id == id)
+    }
+
+    /// The worker is to be killed, and gets nothing more to do.
+    pub(super) fn give_up(&mut self) -> Pursuit {
+        self.spent = true;
+        Pursuit::Kill
     }
 
     /// The start of a call is acknowledged.
@@ -345,7 +419,7 @@ impl Hand {
             id,
             call: Arc::clone(&entry.item.call),
             frame: std::mem::take(&mut entry.item.frame),
-            stop: entry.stop.map(|(reason, _)| reason),
+            in_grace: entry.stop.is_some() && !entry.condemned,
         })
     }
 
@@ -459,33 +533,23 @@ impl Pool {
         let Some((hand, at)) = found else {
             return false;
         };
-        let entry = &mut hand.flight[at];
-        if entry.stop.is_some() {
+        if hand.flight[at].stop.is_some() {
             return true;
         }
-        entry.stop = Some((reason, Instant::now()));
-        let started = entry.started.is_some();
-        let worker = Arc::clone(&hand.worker);
-        let kind = match (started, hand.loading) {
-            (true, _) if has_grace(reason) => Some(Kind::Cancel),
-            (true, _) | (_, true) => None,
-            // It may start before the recall arrives; then it is stopped at its start.
-            (false, false) => {
-                if std::mem::replace(&mut hand.recalling, true) {
-                    return true;
-                }
-                Some(Kind::Recall)
-            }
+        hand.stop(at, reason);
+        let entry = &hand.flight[at];
+        let in_grace = entry.started.is_some() && !entry.condemned;
+        // A large call has the worker to itself, which does nothing but take it.
+        let pursuit = match hand.loading {
+            true => hand.give_up(),
+            false => hand.pursue(),
         };
+        let worker = Arc::clone(&hand.worker);
         drop(state);
-        match kind {
-            None => worker.kill(),
-            Some(kind) => {
-                let mut frame = Vec::new();
-                frame::plain(&mut frame, kind, id);
-                worker.send(&frame);
-            }
+        if in_grace {
+            worker.say(Kind::Cancel, id);
         }
+        pursuit.execute(&worker);
         true
     }
 

@@ -11,6 +11,7 @@
 //! - `link`: 20 to 24, 48. Strangers, fake workers, fake parents.
 //! - `orphans`: 26 to 30, 32, 36. The end of the program, and processes that workers start.
 //! - `start`: 39 to 44, 47, 48, 50. Workers that do not start.
+//! - `neighbours`: what befalls one call and must not befall those that share its worker.
 //! - `life`: 33, 34, 51 to 56, 59, 60, 64. Workers that are replaced, their surroundings, the end.
 //! - `soak`: 66.
 //!
@@ -55,6 +56,7 @@ mod bulk;
 mod death;
 mod life;
 mod link;
+mod neighbours;
 mod orphans;
 mod soak;
 mod start;
