@@ -518,13 +518,7 @@ fn returned(worker: &Worker, ids: &[u64]) -> bool {
     let Some(hand) = state.workers.get_mut(&worker.number) else {
         return false;
     };
-    hand.recalling = None;
-    let flight = std::mem::take(&mut hand.flight);
-    let (back, stay): (Vec<_>, Vec<_>) = flight
-        .into_iter()
-        .partition(|entry| ids.contains(&entry.item.id));
-    hand.flight = VecDeque::from(stay);
-    hand.dealt -= back.len() as u64;
+    let back = hand.take_back(ids);
     let leaves = hand.spent && hand.flight.is_empty();
     let pursuit = hand.pursue();
     if leaves {

@@ -46,6 +46,14 @@ pub(crate) enum Stream {
     Tcp(TcpStream),
 }
 
+/// What a link holds for sure while its other side does not read: a write of so much does not block. A
+/// Unix socket of macOS and the BSDs holds 8 KiB.
+pub(crate) const ROOM: usize = match cfg!(any(target_os = "linux", target_os = "android", windows))
+{
+    true => 64 << 10,
+    false => 4 << 10,
+};
+
 /// Calls the same method whatever the stream is.
 macro_rules! on {
     ($stream:expr, $inner:ident => $call:expr) => {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::attendant::{self, Begun, Worker};
 use super::frame::{self, Kind};
+use super::link;
 use super::worker::PanicReport;
 use crate::config::settings;
 use crate::error::{Error, Origin};
@@ -97,6 +98,8 @@ pub(super) struct Hand {
     /// Sent and not done, the one that runs in front. The others are in the order of dealing; two who
     /// deal at the same time may write them in another.
     pub(super) flight: VecDeque<InFlight>,
+    /// What its frames take of the link at most, until their calls are known to have begun.
+    charged: usize,
     /// How many calls may be in flight: as many as take about `WINDOW` together.
     pub(super) window: usize,
     /// What a call takes, as a moving average.
@@ -155,9 +158,9 @@ struct Letter {
 
 type Mail = Vec<Letter>;
 
-/// Frames up to this size together may be unstarted at a worker: what a socket holds for sure, so that
-/// the write of a dealer never blocks. A larger frame is written by the attendant.
-const DIRECT: usize = 64 << 10;
+/// Frames up to this size together may be unstarted at a worker, so that the write of a dealer never
+/// blocks. A larger frame is written by the attendant.
+const DIRECT: usize = link::ROOM;
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
 /// bytes, and a socket of Linux holds 208 KiB.
 const WRITE: usize = 256;
@@ -314,6 +317,7 @@ impl Hand {
         Hand {
             worker,
             flight: VecDeque::new(),
+            charged: 0,
             window: 1,
             pace: WINDOW,
             dealt: 0,
@@ -339,9 +343,7 @@ impl Hand {
         if !self.is_free() || self.flight.len() >= self.window || front.is_slow(now) {
             return false;
         }
-        let frames = self.flight.iter().map(|entry| entry.item.frame.len());
-        let charged = |bytes| bytes + WRITE;
-        frames.chain([bytes]).map(charged).sum::<usize>() <= DIRECT
+        self.charged + bytes + WRITE <= DIRECT
     }
 
     fn push(&mut self, item: Item, now: Instant) {
@@ -350,14 +352,27 @@ impl Hand {
             .ok()
             .and_then(|settings| settings.calls_per_worker);
         self.spent = limit.is_some_and(|limit| self.dealt >= limit);
-        self.flight.push_back(InFlight {
+        let entry = InFlight {
             item,
             sent: now,
             started: None,
             panic: None,
             stop: None,
             condemned: false,
-        });
+        };
+        self.charged += entry.charge();
+        self.flight.push_back(entry);
+    }
+
+    /// A recall is answered: these will not run.
+    pub(super) fn take_back(&mut self, ids: &[u64]) -> Vec<InFlight> {
+        self.recalling = None;
+        let flight = std::mem::take(&mut self.flight).into_iter();
+        let (back, stay): (Vec<_>, Vec<_>) = flight.partition(|entry| ids.contains(&entry.item.id));
+        self.flight = VecDeque::from(stay);
+        self.charged = self.flight.iter().map(InFlight::charge).sum();
+        self.dealt -= back.len() as u64;
+        back
     }
 
     /// Stops a call in flight, for good if it gets no grace.
@@ -414,6 +429,7 @@ impl Hand {
         let place = self.flight.iter().position(|entry| entry.item.id == id)?;
         self.flight.swap(0, place);
         let entry = self.flight.front_mut()?;
+        self.charged -= entry.item.frame.len();
         entry.started = Some(now);
         Some(Begun {
             id,
@@ -427,6 +443,7 @@ impl Hand {
     pub(super) fn finish(&mut self, id: u64, now: Instant) -> Option<InFlight> {
         let place = self.flight.iter().position(|entry| entry.item.id == id)?;
         let entry = self.flight.remove(place)?;
+        self.charged -= entry.charge();
         self.learn(
             entry
                 .started
@@ -445,6 +462,10 @@ impl Hand {
 }
 
 impl InFlight {
+    fn charge(&self) -> usize {
+        self.item.frame.len() + WRITE
+    }
+
     fn is_slow(&self, now: Instant) -> bool {
         self.started
             .is_some_and(|started| now.saturating_duration_since(started) > STALL)
