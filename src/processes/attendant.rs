@@ -315,13 +315,15 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
     let mut source = Reader::new(&worker.link);
     // When a call that was asked to end by itself has had its time.
     let mut grace: Option<(Instant, u64)> = None;
-    let pulse = settings.keep_alive.clamp(MOMENT, FROZEN);
-    let mut silence = Duration::ZERO;
-    source.set_timeout(Some(pulse));
+    let shortest = settings.keep_alive.clamp(MOMENT, FROZEN);
+    let (mut silence, mut pulse) = (Duration::ZERO, shortest);
     loop {
+        let left = |(end, _): (Instant, u64)| end.saturating_duration_since(Instant::now());
+        let limit = grace.map_or(pulse, |grace| left(grace).clamp(MOMENT, pulse));
+        source.set_timeout(Some(limit));
         let heard = frames.wait(&mut source);
         if heard.is_ok() {
-            silence = Duration::ZERO;
+            (silence, pulse) = (Duration::ZERO, shortest);
         }
         match heard {
             Ok(false) => return Ok(()),
@@ -333,11 +335,13 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    silence += pulse;
+                    silence += limit;
                     spare::clear(spare::REST);
                     if rest(worker, silence, settings) {
                         return farewell(worker, &mut source);
                     }
+                    // It is at a long call, or rests for longer than this.
+                    pulse = (pulse * 2).min(FROZEN);
                 }
                 // What was said after a frame that was cut off is lost too: it may have been a start.
                 io::ErrorKind::ConnectionReset
@@ -380,23 +384,12 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             }
             Some(_) => return Err(io::ErrorKind::InvalidData.into()),
         }
-        if let Some((end, id)) = grace {
-            let left = end.saturating_duration_since(Instant::now());
-            let over = !is_in_flight(worker, id);
-            if !over && left.is_zero() {
-                let mut state = POOL.lock();
-                let hand = state.workers.get_mut(&worker.number);
-                let pursuit = hand.map_or(Pursuit::Wait, |hand| hand.condemn(id));
-                drop(state);
-                pursuit.execute(worker);
-            }
-            grace = grace.filter(|_| !over && !left.is_zero());
-            let limit = if grace.is_some() {
-                left.clamp(MOMENT, pulse)
-            } else {
-                pulse
-            };
-            source.set_timeout(Some(limit));
+        if let Some((_, id)) = grace.take_if(|grace| left(*grace).is_zero()) {
+            let mut state = POOL.lock();
+            let hand = state.workers.get_mut(&worker.number);
+            let pursuit = hand.map_or(Pursuit::Wait, |hand| hand.condemn(id));
+            drop(state);
+            pursuit.execute(worker);
         }
     }
 }
@@ -727,7 +720,7 @@ impl End {
             };
         };
         let (pid, how) = (self.pid, self.how());
-        let error = match &entry.panic {
+        let error = match entry.panic.as_ref().filter(|_| self.may_be_panic()) {
             Some(report) => {
                 let suffix = format!("; its worker process {pid} ended with it ({how})");
                 report.error(name, None, &suffix)
@@ -741,6 +734,13 @@ impl End {
             ),
         };
         error.exited(self.status)
+    }
+
+    /// Whether a panic that was told may be what ended it. One that the function has caught is not to
+    /// blame for a signal.
+    fn may_be_panic(&self) -> bool {
+        self.status
+            .is_none_or(|status| status.code().is_some() || status.to_string().contains("SIGABRT"))
     }
 
     /// It may have started, and nobody will ever know.

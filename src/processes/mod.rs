@@ -192,14 +192,13 @@ where
         spare::give(&mut frame);
         frame = small;
     }
-    if frame.len() - frame::HEADER > settings.frame_bytes_max {
+    let length = frame.len() - frame::HEADER - size_of_val(&entrypoint);
+    if length > settings.frame_bytes_max {
         return Err(Error::new(
             ErrorKind::TooLarge,
             format!(
-                "the arguments of `{}` are {} bytes, more than the {} of a frame",
-                entry.name,
-                frame.len() - frame::HEADER,
-                settings.frame_bytes_max
+                "the arguments of `{}` are {length} bytes, more than the {} of a frame",
+                entry.name, settings.frame_bytes_max
             ),
         ));
     }
@@ -272,11 +271,9 @@ impl<T> Call<T> {
         let name = self.name;
         let is = |other: Ending| ending == other as u8;
         if is(Ending::Panicked) {
-            let report = panic.unwrap_or(PanicReport {
-                text: None,
-                place: None,
-                backtrace: None,
-            });
+            // One that the function has caught is not the one that ended it.
+            let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
+            let report = panic.filter(is_this).unwrap_or_default();
             return report.error(name, Some(message), "");
         }
         let (kind, text) = if is(Ending::Unknown) {

@@ -252,8 +252,7 @@ fn serve() -> ! {
         follower: OnceLock::new(),
         cancelled: AtomicU64::new(0),
     });
-    // If memory runs out, a worker is the better one to lose. Only Linux has this.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "500");
+    prefer_to_be_killed();
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         worker.report(info);
@@ -279,6 +278,15 @@ fn serve() -> ! {
         Err(error) => complain(&format!("a worker process got no thread: {error}")),
     }
     process::abort()
+}
+
+/// If memory runs out, a worker is the better one to lose. Only Linux has this.
+fn prefer_to_be_killed() {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    let score = std::fs::read_to_string(SCORE).unwrap_or_default();
+    if score.trim().parse().is_ok_and(|score: i32| score < 500) {
+        let _ = std::fs::write(SCORE, "500");
+    }
 }
 
 fn stack_size(terms: Terms) -> usize {
@@ -439,8 +447,8 @@ impl Worker {
     fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Reader<'_>>) {
         if !outbox.is_empty() {
             self.send(outbox, reader);
-            outbox.clear();
             spare::give(outbox);
+            outbox.clear();
         }
         self.busy.store(false, Ordering::SeqCst);
     }
@@ -551,10 +559,11 @@ impl Worker {
         let start = frame::begin(outbox, Kind::Done, call);
         let body = outbox.len();
         outbox.push(Ending::Value as u8);
+        let value = outbox.len();
         RUNNING.set(Some(call));
         let outcome = wall(|| perform(payload, outbox));
         RUNNING.set(None);
-        let length = outbox.len() - body;
+        let length = outbox.len() - value;
         let (ending, message) = match outcome {
             Ok(Ok(())) if length as u64 > self.terms.frame_bytes_max => {
                 let limit = self.terms.frame_bytes_max;
@@ -604,6 +613,7 @@ fn clip(text: &str, most: usize) -> &str {
 }
 
 /// What a panic hook knows.
+#[derive(Default)]
 pub(crate) struct PanicReport {
     pub(crate) text: Option<String>,
     pub(crate) place: Option<String>,
