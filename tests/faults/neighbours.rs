@@ -130,7 +130,7 @@ fn a_stopped_call_ends_though_its_worker_is_wrapped() {
 }
 
 fn many_calls_in_the_middle_of_a_long_queue_are_cancelled() {
-    const CALLS: usize = 50_000;
+    const CALLS: usize = 20_000;
     install(workers(1));
     let (calls, guests) = occupy(1);
     let mut queued = [(); 3].map(|()| Vec::from_iter((0..CALLS).map(|_| cpu(pid, ()))));
