@@ -374,9 +374,8 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             // That of a call that is over says nothing of the next.
             Some((Kind::Cancelling, id, _)) if !is_in_flight(worker, id) => {}
             Some((Kind::Cancelling, id, _)) => {
-                grace = Instant::now()
-                    .checked_add(settings.cancel_grace)
-                    .map(|end| (end, id));
+                let end = Instant::now().checked_add(settings.cancel_grace);
+                grace = end.map(|end| (end, id));
             }
             Some((Kind::Pong, ..)) => {
                 source.make_blocking();
@@ -650,12 +649,11 @@ fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
     POOL.proceed(state);
     stop_all(stopped);
     worker.link.shut_down();
-    let (pid, status) = (worker.pid, worker.reap());
+    let status = worker.reap();
     let end = End {
-        pid,
+        worker,
         status,
         cause,
-        words: worker.words.clone(),
     };
     let settled = lost.len() + queue.len();
     for entry in lost {
@@ -663,8 +661,11 @@ fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
         entry.item.call.fail(error);
     }
     for item in queue {
-        let error = end.hopeless(item.call.name());
-        item.call.fail(error);
+        let name = item.call.name();
+        item.call.fail(end.lost(format!(
+            "`{name}` was not started: one worker process after the other ended before it started \
+             anything, the last was"
+        )));
     }
     POOL.settled(settled);
     rest_in_peace(copied);
@@ -695,14 +696,13 @@ fn age(entries: Vec<InFlight>) -> (Vec<InFlight>, Vec<InFlight>) {
 }
 
 /// How a worker ended.
-struct End {
-    pid: u32,
+struct End<'a> {
+    worker: &'a Worker,
     status: Option<ExitStatus>,
     cause: Option<io::Error>,
-    words: Option<Arc<LastWords>>,
 }
 
-impl End {
+impl End<'_> {
     /// What is said of a call that was in flight.
     fn explain(&self, entry: &InFlight) -> Error {
         let name = entry.item.call.name();
@@ -714,12 +714,15 @@ impl End {
             return error.exited(self.status);
         }
         let Some(started) = entry.started else {
-            return match entry.item.deaths {
-                0 => self.doubtful(name),
-                _ => self.unstarted(name),
-            };
+            return self.lost(match entry.item.deaths {
+                // It may have started, and nobody will ever know.
+                0 => format!("`{name}` lost its worker process"),
+                _ => format!(
+                    "`{name}` was not started by any of {DEATHS} worker processes, the last was"
+                ),
+            });
         };
-        let (pid, how) = (self.pid, self.how());
+        let (pid, how) = (self.worker.pid, self.how());
         let error = match entry.panic.as_ref().filter(|_| self.may_be_panic()) {
             Some(report) => {
                 let suffix = format!("; its worker process {pid} ended with it ({how})");
@@ -743,30 +746,9 @@ impl End {
             .is_none_or(|status| status.code().is_some() || status.to_string().contains("SIGABRT"))
     }
 
-    /// It may have started, and nobody will ever know.
-    fn doubtful(&self, name: &str) -> Error {
-        let text = format!(
-            "`{name}` lost its worker process {}: {}",
-            self.pid,
-            self.how()
-        );
-        Error::new(ErrorKind::WorkerLost, text).exited(self.status)
-    }
-
-    fn unstarted(&self, name: &str) -> Error {
-        let (pid, how) = (self.pid, self.how());
-        let text = format!(
-            "`{name}` was not started by any of {DEATHS} worker processes, the last was {pid}: {how}"
-        );
-        Error::new(ErrorKind::WorkerLost, text).exited(self.status)
-    }
-
-    fn hopeless(&self, name: &str) -> Error {
-        let (pid, how) = (self.pid, self.how());
-        let text = format!(
-            "`{name}` was not started: one worker process after the other ended before it started \
-             anything, the last was {pid}: {how}"
-        );
+    /// The error of a call that cannot have a value, from what is said before the number of the worker.
+    fn lost(&self, what: String) -> Error {
+        let text = format!("{what} {}: {}", self.worker.pid, self.how());
         Error::new(ErrorKind::WorkerLost, text).exited(self.status)
     }
 
@@ -786,10 +768,8 @@ impl End {
         } else if how.contains(KILLED) {
             how.push_str(", perhaps for want of memory");
         }
-        let words = self
-            .words
-            .as_ref()
-            .map_or_else(String::new, |words| words.quote());
+        let words = self.worker.words.as_ref();
+        let words = words.map_or_else(String::new, |words| words.quote());
         let why = match () {
             () if words.contains(OVERFLOW) => "stack overflow, ",
             () if words.contains(NO_MEMORY) => "out of memory, ",

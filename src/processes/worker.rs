@@ -260,7 +260,7 @@ fn serve() -> ! {
     }));
     let lane = thread::Builder::new()
         .name("unsync-call".into())
-        .stack_size(stack_size(terms));
+        .stack_size(usize::try_from(terms.stack_size).unwrap_or(usize::MAX));
     worker.queue().incoming = Some(Incoming {
         frames: Frames::new(usize::MAX),
         source: Reader::new(&worker.link),
@@ -287,10 +287,6 @@ fn prefer_to_be_killed() {
     if score.trim().parse().is_ok_and(|score: i32| score < 500) {
         let _ = std::fs::write(SCORE, "500");
     }
-}
-
-fn stack_size(terms: Terms) -> usize {
-    usize::try_from(terms.stack_size).unwrap_or(usize::MAX)
 }
 
 /// Says why the process ends. Whoever was to read it may be gone: `eprintln` would panic then, and the
