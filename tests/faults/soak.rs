@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::io;
-use std::process::{self, Command, Stdio};
+use std::process::{self, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use unsync::{Error, ErrorKind, Unfuture, cpu};
 
-use crate::scenario::{SOON, children, file};
+use crate::scenario::{SOON, children, file, signal};
 use crate::*;
 
 scenarios! {
@@ -85,15 +85,6 @@ fn act(proof: String, id: u32, deed: usize, load: Vec<u8>) -> (u32, Vec<u8>) {
         _ => {}
     }
     (id, load)
-}
-
-/// To a process that may have gone.
-fn signal(name: &str, process: u32) {
-    let mut kill = Command::new("kill");
-    kill.arg(format!("-{name}"))
-        .arg(process.to_string())
-        .stderr(Stdio::null());
-    kill.status().unwrap();
 }
 
 struct Open {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use unsync::{Error, ErrorKind, Unfuture, cpu};
 
 use crate::scenario::{
-    Gate, SOON, file, freeze, is_gone, kill, resident, until, wait_at, worker_after,
+    Gate, SOON, children, file, freeze, is_gone, kill, memory_of, resident, signal, until, wait_at,
+    worker_after,
 };
 use crate::*;
 
@@ -396,17 +397,23 @@ fn n37_sigstop_worker_while_it_takes_a_large_call() {
         let before = resident(worker);
         let large = cpu(length, (bytes.clone(),));
         until("it takes the call", || {
-            large.is_done() || resident(worker) > before + (16 << 20)
+            let grown = |bytes| bytes > before + (16 << 20);
+            large.is_done() || memory_of(worker).is_none_or(grown)
         });
         freeze(worker);
-        if !large.is_done() && resident(worker) < before + (LARGE / 2) as u64 {
+        let in_time = |bytes| bytes < before + (LARGE / 2) as u64;
+        if !large.is_done() && memory_of(worker).is_some_and(in_time) {
             break (large, worker, Instant::now());
         }
-        // It had the whole of it, or nearly so.
-        kill("CONT", &[worker]);
-        large.result().unwrap();
-        kill("KILL", &[worker]);
-        until("the worker is replaced", || is_gone(worker));
+        // It had the whole of it, or nearly so. Or that took so long that the pool has noticed by now, and
+        // another one gets the call.
+        signal("CONT", worker);
+        assert_eq!(large.result().unwrap(), LARGE);
+        let used = children();
+        used.iter().for_each(|worker| signal("KILL", *worker));
+        until("the workers are gone", || {
+            used.iter().all(|worker| is_gone(*worker))
+        });
     };
     assert!(large.wait_timeout(SOON), "nobody noticed, in try {tries}");
     assert_eq!(large.result().unwrap(), LARGE);

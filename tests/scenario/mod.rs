@@ -109,7 +109,8 @@ pub(crate) fn run(link: Link, entry: &str, play: &str, shell: &str) {
     let mut child = command.spawn().unwrap();
     let status = wait_within(&mut child, LIMIT);
     if status.is_none() {
-        kill("KILL", &[child.id()]);
+        // It may have ended just now.
+        signal("KILL", child.id());
         child.wait().unwrap();
     }
     let output = fs::read(home.output()).unwrap();
@@ -128,7 +129,7 @@ pub(crate) fn run(link: Link, entry: &str, play: &str, shell: &str) {
             "it left the process {process}: {}",
             what_is(process)
         ));
-        kill("KILL", &[process]);
+        signal("KILL", process);
     }
     for file in entries(&home.temporary()) {
         faults.push(format!("it left {file} in its temporary directory"));
@@ -434,6 +435,15 @@ pub(crate) fn kill(signal: &str, processes: &[u32]) {
     assert!(status.unwrap().success(), "kill -{signal} {processes:?}");
 }
 
+/// The same to a process that may have gone.
+pub(crate) fn signal(name: &str, process: u32) {
+    let mut kill = Command::new("kill");
+    kill.arg(format!("-{name}"))
+        .arg(process.to_string())
+        .stderr(Stdio::null());
+    kill.status().unwrap();
+}
+
 fn processes() -> impl Iterator<Item = u32> {
     let names = fs::read_dir("/proc").unwrap().flatten();
     names.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -456,15 +466,18 @@ pub(crate) fn group_of(process: u32) -> Option<u32> {
     stat(process).get(2)?.parse().ok()
 }
 
-/// Stops a process, and waits until all of it has stopped.
+/// Stops a process, and waits until all of it has stopped. If it takes so long that the pool notices, there
+/// is nobody left to be waited for.
 pub(crate) fn freeze(process: u32) {
-    kill("STOP", &[process]);
+    signal("STOP", process);
     until("the process is stopped", || {
-        let threads = fs::read_dir(format!("/proc/{process}/task"))
-            .unwrap()
-            .flatten();
-        let mut states = threads.map(|thread| state_of(thread.file_name().to_str()?.parse().ok()?));
-        states.all(|state| state == Some('T'))
+        let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else {
+            return true;
+        };
+        let mut states = threads
+            .flatten()
+            .map(|thread| state_of(thread.file_name().to_str()?.parse().ok()?));
+        is_dead(process) || states.all(|state| state == Some('T'))
     });
 }
 
