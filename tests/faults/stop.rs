@@ -373,7 +373,6 @@ fn n37_sigstop_worker_others_progress() {
     }
 }
 
-/// An idle worker that is frozen is dealt a call, which it does not start: so another one can have it.
 fn length(bytes: Vec<u8>) -> usize {
     bytes.len()
 }
@@ -421,6 +420,7 @@ fn n37_sigstop_worker_while_it_takes_a_large_call() {
     assert!(started.elapsed() < THAW, "after {:?}", started.elapsed());
 }
 
+/// An idle worker that is frozen is dealt a call, which it does not start: so another one can have it.
 fn n37_sigstop_worker_gives_its_call_back() {
     install(workers(2).keep_alive(Duration::from_secs(3600)));
     for frozen in idle_workers(2) {
