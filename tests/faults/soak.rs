@@ -20,7 +20,7 @@ scenarios! {
 }
 
 const TIME: Duration = Duration::from_secs(6);
-/// A busy machine gets through that many in that time.
+/// A slow machine takes longer, until there were so many.
 const FAULTS: u32 = 50;
 /// Calls that may be unsettled at once.
 const OPEN: usize = 100;
@@ -204,7 +204,7 @@ fn n66_soak() {
     };
     let (started, mut calls) = (Instant::now(), 0);
     let asked = env::var("UNSYNC_TEST_FAULTS").map_or(0, |faults| faults.parse().unwrap());
-    while faults < asked || (asked == 0 && started.elapsed() < TIME) {
+    while faults < asked.max(FAULTS) || (asked == 0 && started.elapsed() < TIME) {
         open.push(Open::start(calls, &mut random, &proof));
         calls += 1;
         if random.below(20) == 0 {
@@ -221,9 +221,9 @@ fn n66_soak() {
     thaw(&mut frozen);
     open.into_iter().for_each(|open| settle(open, &mut faults));
     assert!(unsync::drain(SOON));
-    println!("{calls} calls in {:?}: {outcomes:?}", started.elapsed());
+    let took = started.elapsed();
+    println!("{calls} calls, {faults} faults in {took:?}: {outcomes:?}");
     assert_eq!(outcomes.values().sum::<u32>(), calls);
-    assert!(faults >= asked.max(FAULTS), "{faults} faults");
 
     let mut proofs = notes(&proof);
     let started = proofs.len();
