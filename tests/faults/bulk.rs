@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use unsync::{ErrorKind, cpu};
 
-use crate::scenario::{Gate, SOON, children, file, memory_of, resident, until, wait_at};
+use crate::scenario::{
+    Gate, SOON, children, file, is_gone, memory_of, resident, signal, until, wait_at,
+};
 use crate::*;
 
 scenarios! {
@@ -86,8 +88,10 @@ const BULK: usize = 64 << 20;
 fn cancelled_large_calls_harm_nobody() {
     install(workers(1));
     let bytes = vec![1; 128 << 20];
-    let (mut killed, mut innocent) = (0, Vec::new());
+    let (mut killed, mut tries, mut innocent) = (0, 0, Vec::<Unfuture<u32>>::new());
     while killed < 8 {
+        tries += 1;
+        assert!(tries < 60, "most were too quick to be cancelled");
         let large = cpu(sum, (bytes.clone(),));
         until("a worker takes it", || {
             let mut memory = children().into_iter().filter_map(memory_of);
@@ -96,9 +100,23 @@ fn cancelled_large_calls_harm_nobody() {
         if killed > 5 {
             innocent.extend((0..3).map(|value| cpu(echo, (value,))));
         }
-        // One that was too quick has shown that workers are good.
-        killed = if large.cancel() { killed + 1 } else { 0 };
+        let takers = children();
+        if large.cancel() {
+            killed += 1;
+        } else {
+            // One that was too quick has shown that workers are good.
+            killed = 0;
+            for call in innocent.drain(..) {
+                call.result().unwrap();
+            }
+            takers.iter().for_each(|worker| signal("KILL", *worker));
+        }
         drop(large.result());
+        // One that has taken a large call keeps the memory for a while, and the next one is to be seen
+        // growing.
+        until("it is gone", || {
+            takers.iter().all(|worker| is_gone(*worker))
+        });
     }
     for call in innocent {
         call.result().unwrap();
