@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{self, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -329,12 +331,19 @@ fn hoard() -> Vec<File> {
 }
 
 fn n44_emfile_backoff() {
-    install(workers(1));
-    let files = hoard();
-    let call = cpu(pid, ());
-    // Its attendant has the trouble, and tries again.
-    drop(files);
-    call.result().unwrap();
+    static FILES: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let tries = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&tries);
+    install(workers(1).worker_command(move |executable| {
+        // The first try of the attendant has the trouble, and the second one has not.
+        if counter.fetch_add(1, Ordering::Relaxed) == 1 {
+            FILES.lock().unwrap().clear();
+        }
+        Command::new(executable)
+    }));
+    *FILES.lock().unwrap() = hoard();
+    cpu(pid, ()).result().unwrap();
+    assert!(tries.load(Ordering::Relaxed) >= 2, "it had no trouble");
 }
 
 fn n44_emfile_for_good() {
