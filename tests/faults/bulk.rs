@@ -260,15 +260,15 @@ fn n19_limit_of_values_is_none_of_recalls() {
     install(workers(2).frame_bytes_max(256));
     let (calls, mut guests) = occupy(2);
     guests.remove(0).leave();
-    teach_that_calls_are_quick();
-    let gate = Gate::new();
-    let slow = cpu(stay, (gate.path(),));
-    let handed_out: Vec<_> = (0..100).map(|value| cpu(echo, (value,))).collect();
-    let slow_guest = gate.guest();
+    let mut values = 0..;
+    let (slow, slow_guest, handed_out) = hand_out(100, || {
+        let value = values.next().unwrap();
+        cpu(echo, (value,)).map(move |echo| assert_eq!(echo, value))
+    });
     // From now on there is a free worker.
     guests.remove(0).leave();
-    for (value, call) in handed_out.into_iter().enumerate() {
-        assert_eq!(call.result().unwrap() as usize, value);
+    for call in handed_out {
+        call.result().unwrap();
     }
     assert!(!slow.is_done());
     let worker = slow_guest.process;
@@ -358,29 +358,26 @@ fn n42_slow_call_makes_the_pool_grow() {
 
 fn n42_handed_out_calls_run_once() {
     install(workers(2));
-    let (gate, proof) = (Gate::new(), file("proof"));
-    for round in 0..20 {
+    let (mut lines, proof) = (0.., file("proof"));
+    for _ in 0..20 {
         // One of the two learns that calls are quick, while the other one is busy.
         let (calls, mut guests) = occupy(2);
         guests.remove(0).leave();
-        teach_that_calls_are_quick();
-        let slow = cpu(stay, (gate.path(),));
-        let lines = round * 100..round * 100 + 100;
-        let quick: Vec<_> = lines.map(|line| cpu(note, (proof.clone(), line))).collect();
-        guests.push(gate.guest());
+        let (slow, slow_guest, quick) =
+            hand_out(100, || cpu(note, (proof.clone(), lines.next().unwrap())));
         guests.remove(0).leave();
         for call in quick {
             call.result().unwrap();
         }
         assert!(!slow.is_done());
-        guests.remove(0).leave();
+        slow_guest.leave();
         for call in calls.into_iter().chain([slow]) {
             call.result().unwrap();
         }
     }
     let mut proofs = notes(&proof);
     proofs.sort();
-    assert!(proofs.into_iter().eq(0..2000));
+    assert!(proofs.into_iter().eq(0..lines.start));
 }
 
 // ------------------------------------------------------------------------------------------ memory

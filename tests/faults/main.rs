@@ -41,6 +41,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::iter;
 use std::process;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -136,6 +137,32 @@ fn teach_that_calls_are_quick() {
     for _ in 0..300 {
         cpu(pid, ()).result().unwrap();
     }
+}
+
+/// A call that stays, and the guest that it is, with so many calls behind it, most of which lie at its worker
+/// already. A worker that had to wait for the processor is not dealt many at once: then all of it is run
+/// to its end, and tried again.
+fn hand_out<T>(
+    number: usize,
+    call: impl FnMut() -> Unfuture<T>,
+) -> (Unfuture<u32>, Guest, Vec<Unfuture<T>>) {
+    let mut calls = iter::repeat_with(call);
+    for _ in 0..20 {
+        teach_that_calls_are_quick();
+        let (gate, before) = (Gate::new(), unsync::stats().calls_running);
+        let slow = cpu(stay, (gate.path(),));
+        let behind: Vec<_> = calls.by_ref().take(number).collect();
+        let guest = gate.guest();
+        if unsync::stats().calls_running > before + 1 + number / 2 {
+            return (slow, guest, behind);
+        }
+        guest.leave();
+        slow.result().unwrap();
+        for call in behind {
+            call.result().map(drop).unwrap();
+        }
+    }
+    panic!("never were {number} calls dealt at once");
 }
 
 /// Ends everything, for a scenario in which something runs for ever. A busy machine may not let all of it
