@@ -1812,18 +1812,23 @@ mod time {
         quick(|| {
             let mut delay = Duration::from_millis(50);
             loop {
-                let (log, base) = (Log::new(), Instant::now() + delay);
+                let (log, woken) = (Log::new(), Counter::new());
+                let base = Instant::now() + delay;
                 let places = (0..200u64).map(|number| (number * 79 % 50, number));
                 let mut expected = Vec::from_iter(places.clone());
                 expected.sort_unstable();
                 // All are set within one step, so that none fires before the last is set.
                 let set = unsync::spawn({
-                    let log = log.clone();
+                    let (log, woken) = (log.clone(), woken.clone());
                     let places = Vec::from_iter(places);
                     poll_fn(move |_| {
                         let sleeps = places.iter().map(|place| {
-                            let (log, place) = (log.clone(), *place);
-                            let waker = waker_with(move || log.push(place), || ());
+                            let (log, woken, place) = (log.clone(), woken.clone(), *place);
+                            let wake = move || {
+                                log.push(place);
+                                woken.add();
+                            };
+                            let waker = waker_with(wake, || ());
                             let deadline = base + Duration::from_micros(place.0 * 100);
                             let mut sleep = unsync::sleep_until(deadline);
                             poll(&mut sleep, &waker).is_pending().then_some(sleep)
@@ -1836,7 +1841,7 @@ mod time {
                     delay *= 2;
                     continue;
                 };
-                unsync::block_on(unsync::sleep_until(base + Duration::from_micros(5_001)));
+                woken.wait_for(expected.len());
                 assert_eq!(log.entries(), expected);
                 return drop(sleeps);
             }
