@@ -1917,11 +1917,11 @@ mod time {
         });
     }
 
-    /// Has a sleep polled on another thread, and waits for it here.
-    fn polled_elsewhere(mut sleep: unsync::Sleep, waker: Waker) -> unsync::Sleep {
+    /// Has a sleep polled on another thread, and waits for it here. None if it has ended by then.
+    fn polled_elsewhere(mut sleep: unsync::Sleep, waker: Waker) -> Option<unsync::Sleep> {
         let polled = thread::spawn(move || {
-            assert!(poll(&mut sleep, &waker).is_pending());
-            sleep
+            let pending = poll(&mut sleep, &waker).is_pending();
+            pending.then_some(sleep)
         });
         polled.join().unwrap()
     }
@@ -1930,22 +1930,35 @@ mod time {
     /// the first waker is still under way when the second is set.
     #[test]
     fn a_sleep_moved_to_a_task_wakes_the_task() {
-        quick(|| {
+        /// Whether this machine was quick enough.
+        fn moved_in_time(delay: Duration) -> bool {
             let first = CountingWaker::new();
             let waker = first.waker().clone();
             let mut sleep = None;
             let task = unsync::spawn(poll_fn(move |cx| {
-                let sleep = sleep.get_or_insert_with(|| {
-                    let sleep = unsync::sleep(Duration::from_millis(100));
-                    polled_elsewhere(sleep, waker.clone())
-                });
-                Pin::new(sleep).poll(cx)
+                if sleep.is_none() {
+                    sleep = polled_elsewhere(unsync::sleep(delay), waker.clone());
+                }
+                match &mut sleep {
+                    Some(sleep) => Pin::new(sleep).poll(cx).map(|()| true),
+                    None => Poll::Ready(false),
+                }
             }));
             assert!(
-                task.wait_timeout(Duration::from_secs(10)),
+                task.wait_timeout(delay + Duration::from_secs(10)),
                 "the sleep never woke its task"
             );
             assert_eq!(first.wakes(), 0);
+            task.result().unwrap()
+        }
+        limit(HEAVY, || {
+            let mut delays = [100, 500, 2_500, 12_500]
+                .map(Duration::from_millis)
+                .into_iter();
+            assert!(
+                delays.any(moved_in_time),
+                "it takes a thread too long to start"
+            );
         });
     }
 
@@ -1976,7 +1989,7 @@ mod time {
             let task = unsync::spawn(poll_fn(move |_| {
                 let mut sleep = unsync::sleep_until(far());
                 assert!(poll(&mut sleep, &wakers[0]).is_pending());
-                drop(polled_elsewhere(sleep, wakers[1].clone()));
+                assert!(polled_elsewhere(sleep, wakers[1].clone()).is_some());
                 Poll::Ready(())
             }));
             task.result().unwrap();
