@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::{Arc, Barrier};
 use std::task::Poll;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::{
     Counter, CountingWaker, Drops, Gate, HEAVY, Log, Place, QUICK, compile, fence, in_child, limit,
@@ -642,22 +642,15 @@ fn d14_who_blocks_the_ambient_thread_is_named() {
 
 /// Ten jobs that block at once, however few cores there are: each waits until all ten do.
 #[test]
-fn d15_ten_blocking_sleeps_take_the_time_of_one() {
+fn d15_ten_blocking_jobs_run_at_once() {
     quick(|| {
-        let (started, meeting) = (Instant::now(), Arc::new(Barrier::new(10)));
-        let sleeps = Vec::from_iter((0..10).map(|_| {
+        let meeting = Arc::new(Barrier::new(10));
+        let jobs = Vec::from_iter((0..10).map(|_| {
             let meeting = Arc::clone(&meeting);
-            unsync::thread(move || {
-                meeting.wait();
-                thread::sleep(Duration::from_millis(100));
-            })
+            unsync::thread(move || meeting.wait().is_leader())
         }));
-        unsync::join_all(sleeps).result().unwrap();
-        assert!(
-            started.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            started.elapsed()
-        );
+        let leaders = unsync::join_all(jobs).result().unwrap();
+        assert_eq!(leaders.into_iter().filter(|leads| *leads).count(), 1);
     });
 }
 

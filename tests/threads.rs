@@ -75,16 +75,15 @@ fn blocking_jobs_run_all_at_once() {
 
 /// The promise of the original, which a pool as large as the machine has cores does not keep.
 #[test]
-fn ten_sleeps_of_a_tenth_take_much_less_than_a_second() {
+fn ten_sleeps_take_much_less_than_one_after_the_other() {
+    // Long enough that a busy machine does not matter.
+    const NAP: Duration = Duration::from_millis(500);
     quick(|| {
         let started = Instant::now();
-        let sleeps = (0..10).map(|_| unsync::thread(|| thread::sleep(Duration::from_millis(100))));
+        let sleeps = (0..10).map(|_| unsync::thread(|| thread::sleep(NAP)));
         unsync::join_all(Vec::from_iter(sleeps)).result().unwrap();
         let took = started.elapsed();
-        assert!(
-            took >= Duration::from_millis(100) && took < Duration::from_secs(1),
-            "{took:?}"
-        );
+        assert!(took >= NAP && took < NAP * 8, "{took:?}");
     });
 }
 
