@@ -1,4 +1,5 @@
-//! The defects of Python's `unsync`, D1 to D20, each as the test that it would fail.
+//! The defects of Python's `unsync`, each as the test that it would fail. The number of a defect is in the
+//! name of its test.
 
 mod support;
 

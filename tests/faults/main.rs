@@ -1,13 +1,13 @@
 //! The process pool under real faults: real kills, limits, deleted files, strangers.
 //!
-//! The numbers in the names are those of the list of 66 acceptance tests that the pool was built to; a
-//! second list, of 44 failures, has the out of memory (4), the parent that ends while a worker starts
-//! (26, 28), panics that no hook or no end of the process sees (27, 28) and slow calls among quick ones
-//! (42). A test without a number is a further case.
+//! Each number in the names is a fault that some well-known pool does not survive. Some stand for two: 4 is
+//! also the memory that is not there, 26 and 28 the parent that ends while a worker starts, 27 and 28
+//! panics that no hook or no end of the process sees, 42 slow calls among quick ones. A test without a
+//! number is a further case.
 //!
 //! - `death`: 1 to 5, 27, 28, 31, 35, 63. Who notices that a worker died, and what is said.
 //! - `stop`: 7 to 13, 37, 38. Cancelled, out of time, frozen, dropped.
-//! - `bulk`: 14 to 19, 42 (the list has it as one of its failures: huge fan-out), 57, progress.
+//! - `bulk`: 14 to 19, 42, 57, progress. Many calls, large values, much to say.
 //! - `link`: 20 to 24, 48. Strangers, fake workers, fake parents.
 //! - `orphans`: 26 to 30, 32, 36. The end of the program, and processes that workers start.
 //! - `start`: 39 to 44, 47, 48, 50. Workers that do not start.

@@ -105,7 +105,7 @@ fn the_timers_work() {
     });
 }
 
-/// G2: tokio gives a task 128 steps until it must let others run. What is waited for here is none of
+/// Tokio gives a task 128 steps until it must let others run. What is waited for here is none of
 /// its resources, so it does not count them.
 #[test]
 fn a_thousand_in_a_row() {
@@ -118,7 +118,7 @@ fn a_thousand_in_a_row() {
     });
 }
 
-/// E2 and G2: to block in a task of another runtime is what blocking is, and no deadlock as long as
+/// To block in a task of another runtime is what blocking is, and no deadlock as long as
 /// the work does not need the thread that is blocked.
 #[test]
 fn blocking_inside_a_task_of_tokio() {
@@ -147,7 +147,7 @@ fn blocking_inside_a_task_of_tokio() {
     }
 }
 
-/// G2 to the letter: the work that is blocked for waits for tokio itself, a thousand times. A task of
+/// The work that is blocked for waits for tokio itself, a thousand times. A task of
 /// ours has a budget of its own for each poll, and its wakes do not wait for the blocked worker.
 #[test]
 fn blocking_for_what_tokio_does_elsewhere() {

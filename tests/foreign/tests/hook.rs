@@ -1,4 +1,5 @@
-//! Recipe (a): `Config::around_poll` enters a tokio runtime, so every task of ours finds its reactor.
+//! The recipe for all tasks: `Config::around_poll` enters a tokio runtime, so every task of ours finds
+//! its reactor.
 //!
 //! The settings are of the process, so this is a test binary of its own, and its runtime lives as long
 //! as that. It is a multi-thread runtime: its worker drives the reactor, while nobody would drive a

@@ -39,7 +39,7 @@ async fn tokio_talk(address: std::net::SocketAddr) -> [u8; 5] {
     tokio::spawn(async move { heard }).await.unwrap()
 }
 
-/// A1, A2: tokio cannot find its reactor and panics. It is that task's error; nothing else ends.
+/// Tokio cannot find its reactor and panics. It is that task's error; nothing else ends.
 #[test]
 fn without_a_reactor_tokio_panics_and_the_task_says_so() {
     limit(|| {
@@ -76,7 +76,7 @@ fn tokio_context_enters_a_runtime() {
     });
 }
 
-/// C3, which takes no crate: enter for each poll, since the guard may not be held across an await.
+/// This takes no crate: enter for each poll, since the guard may not be held across an await.
 async fn within<F: Future>(handle: Handle, future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
@@ -100,7 +100,7 @@ async fn nap() {
     tokio::time::sleep(TICK).await;
 }
 
-/// B3, B4: a current-thread runtime has a reactor, but only `block_on` drives it.
+/// A current-thread runtime has a reactor, but only `block_on` drives it.
 #[test]
 fn a_current_thread_runtime_has_to_be_driven() {
     limit(|| {
@@ -112,7 +112,7 @@ fn a_current_thread_runtime_has_to_be_driven() {
     });
 }
 
-/// E3: who blocks the one thread that drives a reactor waits in vain for work that needs it. A limit
+/// Who blocks the one thread that drives a reactor waits in vain for work that needs it. A limit
 /// is what helps; the cure is not to block there.
 #[test]
 fn blocking_the_thread_that_drives_the_reactor() {
@@ -126,7 +126,7 @@ fn blocking_the_thread_that_drives_the_reactor() {
     });
 }
 
-/// H1: a runtime that goes away takes its timers along. The task hears of it as a panic.
+/// A runtime that goes away takes its timers along. The task hears of it as a panic.
 #[test]
 fn a_runtime_that_shuts_down() {
     limit(|| {
@@ -151,7 +151,7 @@ fn a_runtime_that_shuts_down() {
     });
 }
 
-/// D1, D2: types that bring their own driver thread need nothing.
+/// Types that bring their own driver thread need nothing.
 #[test]
 fn async_io_works_as_it_is() {
     limit(|| {
@@ -187,7 +187,7 @@ fn smol_works_as_it_is() {
     });
 }
 
-/// F1: channels and locks are plain futures, and need no runtime at all.
+/// Channels and locks are plain futures, and need no runtime at all.
 #[test]
 fn channels_work_anywhere() {
     const MESSAGES: usize = 10_000;
