@@ -219,6 +219,7 @@ fn fresh(table: &Table, name: &str, what: &str, amount: usize, setting: Option<(
         command.args([MEASURE, what, &amount.to_string()]);
         command.envs(setting.map(|(name, value)| (name, value.to_string())));
         let output = command.output().expect("it starts");
+        assert!(output.status.success(), "{what}, {amount}: {output:?}");
         let text = String::from_utf8_lossy(&output.stdout);
         let numbers = text.split_whitespace().map(str::parse::<f64>);
         let numbers: Vec<f64> = numbers.map_while(Result::ok).collect();
