@@ -51,8 +51,11 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, mut tell: impl FnMut(&Busy)) ->
     let chosen = chosen.filter(|row| !LEFT_OUT.contains(&row.key) && wanted(row.key));
     let results = chosen.map(|row| {
         let (mut spinning, mut parking) = (Figures::default(), Figures::default());
-        for _ in 0..ROUNDS {
-            for (figures, way) in [(&mut spinning, "spinning"), (&mut parking, "parking")] {
+        for round in 0..ROUNDS {
+            let mut ways = [(&mut spinning, "spinning"), (&mut parking, "parking")];
+            // What the first one meets in a round shall not always fall to the same.
+            ways.rotate_left(round % 2);
+            for (figures, way) in ways {
                 crate::report::collect(&["--alone", row.key, way], figures);
             }
         }
