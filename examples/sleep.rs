@@ -5,11 +5,11 @@
 use std::time::{Duration, Instant};
 
 fn main() -> Result<(), unsync::Error> {
-    let tenth = Duration::from_millis(100);
+    let second = Duration::from_secs(1);
     let start = Instant::now();
-    let one = unsync::spawn(unsync::sleep(tenth));
-    let two = unsync::spawn(unsync::sleep(tenth));
-    println!("started two sleeps of 0.1 s");
+    let one = unsync::spawn(unsync::sleep(second));
+    let two = unsync::spawn(unsync::sleep(second));
+    println!("started two sleeps of 1 s");
     one.result()?;
     two.result()?;
     println!("both done after {:.3} s", start.elapsed().as_secs_f64());
