@@ -138,15 +138,15 @@ impl Config {
         self
     }
 
-    /// How long a wait looks again before it parks, up to 1 ms: every deadline may pass by so much.
-    /// Default: 50 µs; zero turns it off. It turns itself off where it does not pay.
+    /// How long a waiting thread spins before it parks, up to 1 ms; timed waits may end later by that
+    /// much. Default: 50 µs; zero turns it off. It turns itself off where it does not pay.
     pub fn spin(mut self, time: Duration) -> Config {
         self.settings.spin = time;
         self
     }
 
     /// Reports on standard error when one poll holds up the ambient thread for longer than this.
-    /// Default: no reports, or 100 ms if the environment variable `UNSYNC_DEBUG` is set.
+    /// Default: no reports, or 100 ms if the environment variable `UNSYNC_DEBUG` is `1`.
     pub fn stall(mut self, longest: Duration) -> Config {
         self.settings.stall = Some(longest);
         self
@@ -173,6 +173,31 @@ impl Config {
 
     /// How long the function of a cancelled call may go on, to see [`is_cancelled`](crate::is_cancelled)
     /// and end by itself, before its worker process is killed. Default: zero, killed at once.
+    ///
+    /// # Examples
+    ///
+    /// ```standalone_crate
+    /// use std::time::Duration;
+    ///
+    /// fn count() -> u64 {
+    ///     let mut count = 0;
+    ///     while !unsync::is_cancelled() {
+    ///         count += 1;
+    ///     }
+    ///     count
+    /// }
+    /// unsync::register!(count);
+    ///
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// unsync::init();
+    /// unsync::Config::new().cancel_grace(Duration::from_secs(60)).install()?;
+    /// let call = unsync::cpu(count, ()).run_timeout(Duration::from_millis(10));
+    /// let error = call.result().unwrap_err();
+    /// assert_eq!(error.kind(), unsync::ErrorKind::TimedOut);
+    /// assert!(error.worker_exit().is_none(), "its worker process goes on");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cancel_grace(mut self, time: Duration) -> Config {
         self.settings.cancel_grace = time;
         self
@@ -186,7 +211,10 @@ impl Config {
     }
 
     /// Whether the processes that a worker started die with it, as far as they stayed in its process
-    /// group. Costs the start of a program for each worker that ends. Default: no.
+    /// group. Default: no.
+    ///
+    /// Runs the program `kill`, on Windows `taskkill`, for each worker that ends. Where there is none,
+    /// nothing is killed.
     pub fn kill_children(mut self, kill: bool) -> Config {
         self.settings.kill_children = kill;
         self
@@ -196,7 +224,30 @@ impl Config {
     /// `nice` or valgrind, with another environment or working directory.
     ///
     /// The library adds the one argument by which a worker knows itself, and sets standard input. A
-    /// wrapper has to pass both on.
+    /// wrapper has to pass both on. And it must become the worker, as a shell does with `exec`, or pass
+    /// signals on: to stop a call, the library kills the process that was started.
+    ///
+    /// # Examples
+    ///
+    /// ```standalone_crate
+    /// use std::process::Command;
+    ///
+    /// # #[cfg(unix)]
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// unsync::init();
+    /// let config = unsync::Config::new().worker_command(|executable| {
+    ///     let mut command = Command::new("nice");
+    ///     command.arg(executable).env("RUST_BACKTRACE", "1");
+    ///     command
+    /// });
+    /// config.install()?;
+    /// assert_eq!(unsync::cpu(u32::pow, (2, 3)).result()?, 8);
+    /// # Ok(())
+    /// # }
+    /// # unsync::register!(u32::pow);
+    /// # #[cfg(not(unix))]
+    /// # fn main() {}
+    /// ```
     pub fn worker_command<F>(mut self, make: F) -> Config
     where
         F: Fn(&Path) -> Command + Send + Sync + 'static,
@@ -225,7 +276,25 @@ impl Config {
 
     /// Called with every failure that nobody looked at, on the thread where it became clear: the
     /// `Unfuture` was dropped. Cancelled work is no failure. Default: nothing, or a line on standard
-    /// error if the environment variable `UNSYNC_DEBUG` is 1.
+    /// error if the environment variable `UNSYNC_DEBUG` is `1`.
+    ///
+    /// # Examples
+    ///
+    /// ```standalone_crate
+    /// use std::sync::mpsc;
+    ///
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// unsync::init();
+    /// let (sender, heard) = mpsc::channel();
+    /// let config = unsync::Config::new().on_unobserved(move |error| {
+    ///     let _ = sender.send(error.to_string());
+    /// });
+    /// config.install()?;
+    /// drop(unsync::thread(|| -> u32 { panic!("nobody looks") }));
+    /// assert!(heard.recv().unwrap().contains("nobody looks"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_unobserved(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Config {
         self.on_unobserved = Some(Box::new(hook));
         self
