@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::error::Error;
 use std::fs::{self, File, ReadDir};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::sync::{Arc, Mutex};
@@ -173,10 +173,14 @@ fn read(files: &Mutex<Files>) -> Option<Batch> {
 
 fn read_text(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
-    if file.metadata()?.len() > FILE_BYTES_MAX {
+    let mut text = String::new();
+    // A special file has no length, and may have no end.
+    if file.metadata()?.len() > FILE_BYTES_MAX
+        || file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64 > FILE_BYTES_MAX
+    {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    io::read_to_string(file)
+    Ok(text)
 }
 
 /// The files under a directory, found as they are asked for.
