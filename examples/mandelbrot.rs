@@ -5,12 +5,14 @@
 //! the directory for temporary files.
 
 use std::collections::HashSet;
+use std::env;
 use std::error::Error;
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::time::Instant;
-use std::{env, fs};
 
 const WIDTH: usize = 1600;
 const HEIGHT: usize = 1200;
@@ -32,12 +34,13 @@ const SAMPLES: usize = 2;
 fn main() -> ExitCode {
     unsync::init();
     let mut arguments = env::args_os().skip(1);
-    let given = arguments.next().map(PathBuf::from);
-    let path = given.unwrap_or_else(|| env::temp_dir().join("mandelbrot.png"));
-    if arguments.next().is_some() {
+    let given = arguments.next();
+    let is_option = |path: &OsString| path.as_encoded_bytes().starts_with(b"-");
+    if given.as_ref().is_some_and(is_option) || arguments.next().is_some() {
         say("usage: mandelbrot [OUT.png]\n");
         return ExitCode::from(2);
     }
+    let path = given.map_or_else(|| env::temp_dir().join("mandelbrot.png"), PathBuf::from);
     match mandelbrot(&path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -50,6 +53,9 @@ fn main() -> ExitCode {
 
 fn mandelbrot(path: &Path) -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
+    let at_path = |error| format!("{path:?}: {error}");
+    // First, since it may not be possible.
+    let mut file = File::create(path).map_err(at_path)?;
     let tiles: Vec<_> = (0..TILES).map(|n| unsync::cpu(render, (n,))).collect();
     let mut picture = vec![0; 3 * WIDTH * HEIGHT];
     let mut workers = HashSet::new();
@@ -64,7 +70,7 @@ fn mandelbrot(path: &Path) -> Result<(), Box<dyn Error>> {
         }
     }
     show_progress("");
-    fs::write(path, png(&picture)).map_err(|error| format!("{path:?}: {error}"))?;
+    file.write_all(&png(&picture)).map_err(at_path)?;
 
     let (workers, seconds) = (workers.len(), began.elapsed().as_secs_f64());
     let size = format!("{WIDTH} x {HEIGHT} pixels in {TILES} tiles");
