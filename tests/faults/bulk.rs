@@ -31,6 +31,7 @@ scenarios! {
     n42_handed_out_calls_run_once;
     n57_arguments_are_dropped_after_the_send;
     n57_result_is_dropped_with_its_handle;
+    memory_of_a_large_value_is_given_back_though_there_is_traffic;
     progress_newest_wins_and_last_arrives;
     progress_said_before_anybody_listens;
     progress_flood_of_a_million;
@@ -204,8 +205,8 @@ fn n19_too_large_fails_only_the_call() {
     const LIMIT: usize = 1 << 20;
     install(workers(1).frame_bytes_max(LIMIT));
     let worker = cpu(pid, ()).result().unwrap();
-    // The length of a vector and what the frame says of itself take some bytes, too.
-    let (most, more) = (LIMIT - 64, LIMIT + 1);
+    // The length of a vector takes eight bytes.
+    let (most, more) = (LIMIT - 8, LIMIT - 7);
     assert_eq!(cpu(sum, (vec![1; most],)).result().unwrap(), most as u64);
     assert_eq!(cpu(make_bytes, (most,)).result().unwrap().len(), most);
 
@@ -216,7 +217,7 @@ fn n19_too_large_fails_only_the_call() {
         &error,
         &[
             "the arguments of `sum`",
-            "1048576",
+            "1048577 bytes, more than the 1048576 of a frame",
             "started at tests/faults/bulk.rs:",
         ],
     );
@@ -381,6 +382,21 @@ fn n42_handed_out_calls_run_once() {
 }
 
 // ------------------------------------------------------------------------------------------ memory
+
+/// Of the program and of its worker.
+fn memory_of_a_large_value_is_given_back_though_there_is_traffic() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    let memory = || [process::id(), worker].map(resident);
+    let before = memory();
+    cpu(echo_bytes, (vec![1; BULK],)).result().unwrap();
+    until("both have given it back", || {
+        cpu(echo, (1,)).result().unwrap();
+        let now = memory();
+        (0..2).all(|of| now[of] < before[of] + BULK as u64 / 2)
+    });
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
 
 /// A value that counts its drops in this process.
 struct Counted(u8);

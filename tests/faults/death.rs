@@ -40,6 +40,8 @@ scenarios! {
     n35_last_words_in_the_error;
     n35_last_words_are_no_novel;
     n63_abort_after_the_panic_hook;
+    caught_panic_is_not_the_cause_of_the_next;
+    caught_panic_is_not_the_cause_of_a_kill;
     backtrace_is_the_source_if_asked_for in "export RUST_BACKTRACE=1";
     backtrace_is_none_if_not_asked_for;
 }
@@ -423,6 +425,32 @@ fn n35_last_words_are_no_novel() {
 }
 
 /// What `panic = "abort"` makes of a program: the hook runs, and then nothing does any more.
+fn panic_twice() {
+    assert!(panic::catch_unwind(|| panic!("the first")).is_err());
+    panic!("the second");
+}
+
+fn caught_panic_is_not_the_cause_of_the_next() {
+    install(workers(1));
+    let error = assert_kind(cpu(panic_twice, ()).result(), ErrorKind::Panicked);
+    assert_says(&error, &["`panic_twice` panicked: the second"]);
+}
+
+fn panic_and_be_killed() {
+    assert!(panic::catch_unwind(|| panic!("the first")).is_err());
+    kill("KILL", &[process::id()]);
+    spin();
+}
+
+fn caught_panic_is_not_the_cause_of_a_kill() {
+    install(workers(1));
+    let error = assert_kind(cpu(panic_and_be_killed, ()).result(), ErrorKind::WorkerLost);
+    assert_says(
+        &error,
+        &["`panic_and_be_killed` lost its worker process", "SIGKILL"],
+    );
+}
+
 fn panic_and_abort() {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -496,5 +524,7 @@ unsync::register!(
     die_silently,
     talk_and_die,
     panic_and_abort,
+    panic_twice,
+    panic_and_be_killed,
     panic_deep_down,
 );

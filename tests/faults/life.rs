@@ -21,6 +21,7 @@ scenarios! {
     n51_calls_per_worker_of_a_batch;
     n52_idle_timeout_shrinks_and_regrows;
     n53_rss_recycle;
+    short_keep_alive_polls_no_long_call;
     n54_shutdown_while_submitting;
     n54_shutdown_ends_what_runs_and_what_waits;
     n54_drain_waits_for_all;
@@ -30,6 +31,38 @@ scenarios! {
     n59_unregistered_function_is_named;
     n60_duplicate_registration_is_harmless;
     n64_env_leak_to_reexec_is_ignored;
+}
+
+// ------------------------------------------------------------------------------------------- waits
+
+/// How often a thread of this process has gone to sleep.
+fn rests_of(name: &str) -> u32 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let mut status = tasks.filter_map(|task| {
+        std::fs::read_to_string(task.path().join("status"))
+            .ok()
+            .filter(|status| status.starts_with(&format!("Name:\t{name}\n")))
+    });
+    let status = status.next().expect(name);
+    let switches = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    switches.unwrap().trim().parse().unwrap()
+}
+
+fn short_keep_alive_polls_no_long_call() {
+    install(workers(1).keep_alive(Duration::ZERO));
+    let gate = Gate::new();
+    let call = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    let before = rests_of("unsync-cpu-1");
+    thread::sleep(Duration::from_secs(1));
+    let rests = rests_of("unsync-cpu-1") - before;
+    assert!(rests < 50, "{rests} times");
+    let worker = guest.process;
+    guest.leave();
+    call.result().unwrap();
+    until("the worker leaves at once", || is_gone(worker));
 }
 
 // ------------------------------------------------------------------------------ standard streams
