@@ -447,7 +447,7 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
     let settled = over.len();
     for (entry, payload) in over {
         match entry.stop {
-            None => entry.item.call.done(payload, entry.panic),
+            None => entry.item.call.done(payload, entry.panics),
             // It ended by itself when it was asked to.
             Some((reason, _)) => {
                 let took = entry
@@ -492,7 +492,8 @@ fn panicked(worker: &Worker, id: u64, mut payload: &[u8]) {
     let mut state = POOL.lock();
     let hand = state.workers.get_mut(&worker.number);
     if let Some(entry) = hand.and_then(|hand| hand.find(id)) {
-        entry.panic = Some(report);
+        entry.panics.truncate(1);
+        entry.panics.push(report);
     }
 }
 
@@ -723,7 +724,7 @@ impl End<'_> {
             });
         };
         let (pid, how) = (self.worker.pid, self.how());
-        let error = match entry.panic.as_ref().filter(|_| self.may_be_panic()) {
+        let error = match entry.panics.first().filter(|_| self.may_be_panic()) {
             Some(report) => {
                 let suffix = format!("; its worker process {pid} ended with it ({how})");
                 report.error(name, None, &suffix)

@@ -227,7 +227,7 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
         watcher(payload);
     }
 
-    fn done(&self, mut payload: &[u8], panic: Option<PanicReport>) {
+    fn done(&self, mut payload: &[u8], panics: Vec<PanicReport>) {
         let culprit = || format!("decoding the result of `{}`", self.name);
         let outcome = match u8::decode(&mut payload) {
             Ok(ending) if ending == Ending::Value as u8 => match wall(|| T::decode(&mut payload)) {
@@ -236,7 +236,7 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
             },
             Ok(ending) => {
                 let message = String::decode(&mut payload).unwrap_or_default();
-                Err(self.failure(ending, message, panic))
+                Err(self.failure(ending, message, panics))
             }
             Err(error) => Err(error),
         };
@@ -267,13 +267,13 @@ impl<T> Call<T> {
             .finish(outcome.map_err(|error| error.started_at(self.slot.origin)))
     }
 
-    fn failure(&self, ending: u8, message: String, panic: Option<PanicReport>) -> Error {
+    fn failure(&self, ending: u8, message: String, panics: Vec<PanicReport>) -> Error {
         let name = self.name;
         let is = |other: Ending| ending == other as u8;
         if is(Ending::Panicked) {
             // One that the function has caught is not the one that ended it.
             let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
-            let report = panic.filter(is_this).unwrap_or_default();
+            let report = panics.into_iter().rfind(is_this).unwrap_or_default();
             return report.error(name, Some(message), "");
         }
         let (kind, text) = if is(Ending::Unknown) {

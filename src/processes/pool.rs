@@ -20,8 +20,8 @@ pub(super) trait Remote: Send + Sync {
     fn origin(&self) -> Origin;
     fn begin(&self);
     fn progress(&self, payload: &[u8]);
-    /// Resolves the call from the payload of its `Done` and the panic that was reported before it.
-    fn done(&self, payload: &[u8], panic: Option<PanicReport>);
+    /// Resolves the call from the payload of its `Done` and the panics that were reported before it.
+    fn done(&self, payload: &[u8], panics: Vec<PanicReport>);
     fn fail(&self, error: Error) -> bool;
 }
 
@@ -121,7 +121,8 @@ pub(super) struct InFlight {
     pub(super) sent: Instant,
     /// When the start was acknowledged.
     pub(super) started: Option<Instant>,
-    pub(super) panic: Option<PanicReport>,
+    /// The first that was told, and the last.
+    pub(super) panics: Vec<PanicReport>,
     /// Why it shall not give a value any more.
     pub(super) stop: Option<(Reason, Instant)>,
     /// If it runs, its worker has to die for that.
@@ -356,7 +357,7 @@ impl Hand {
             item,
             sent: now,
             started: None,
-            panic: None,
+            panics: Vec::new(),
             stop: None,
             condemned: false,
         };

@@ -209,7 +209,7 @@ enum Job {
 }
 
 thread_local! {
-    /// The call that this thread runs, until its first panic was reported.
+    /// The call that this thread runs.
     static RUNNING: Cell<Option<u64>> = const { Cell::new(None) };
     /// Whether this thread runs the calls.
     static LANE: Cell<bool> = const { Cell::new(false) };
@@ -530,9 +530,9 @@ impl Worker {
     }
 
     /// Tells the parent of a panic from inside the panic hook: it arrives even if the process does not
-    /// live on. Only the first of a call is its cause; panics of other threads are not the call's.
+    /// live on. Panics of other threads are not the call's.
     fn report(&self, info: &PanicHookInfo<'_>) {
-        let Some(call) = RUNNING.take() else { return };
+        let Some(call) = RUNNING.get() else { return };
         let payload = info.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref::<&'static str>().copied());
