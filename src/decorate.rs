@@ -51,7 +51,6 @@ macro_rules! unsync {
     };
     (@fn [$($kept:tt)*] $visibility:vis async fn $name:ident
         ($($first:ident $($second:ident)? : $type:ty),* $(,)?) $(-> $output:ty)? $body:block
-        $($rest:tt)*
     ) => {
         $($kept)*
         #[track_caller]
@@ -61,11 +60,9 @@ macro_rules! unsync {
             async fn __unsync_body($($first $($second)? : $type),*) $(-> $output)? $body
             $crate::spawn(__unsync_body($($crate::__argument!($first $($second)?)),*))
         }
-        $crate::unsync! { $($rest)* }
     };
     (@fn [$($kept:tt)*] $visibility:vis fn $name:ident
         ($($first:ident $($second:ident)? : $type:ty),* $(,)?) $(-> $output:ty)? $body:block
-        $($rest:tt)*
     ) => {
         $($kept)*
         #[track_caller]
@@ -75,11 +72,9 @@ macro_rules! unsync {
             fn __unsync_body($($first $($second)? : $type),*) $(-> $output)? $body
             $crate::thread(move || __unsync_body($($crate::__argument!($first $($second)?)),*))
         }
-        $crate::unsync! { $($rest)* }
     };
     (@cpu [$($kept:tt)*] $visibility:vis fn $name:ident
         ($($first:ident $($second:ident)? : $type:ty),* $(,)?) $(-> $output:ty)? $body:block
-        $($rest:tt)*
     ) => {
         $($kept)*
         #[track_caller]
@@ -90,7 +85,6 @@ macro_rules! unsync {
             $crate::register!($name);
             $crate::cpu($name, ($($crate::__argument!($first $($second)?),)*))
         }
-        $crate::unsync! { $($rest)* }
     };
     // What did not match above: without these two it would match the last one, for ever.
     (@$kind:ident $kept:tt $visibility:vis $(async)? fn $name:ident $($rest:tt)*) => {
@@ -103,6 +97,24 @@ macro_rules! unsync {
     };
     (@$kind:ident $kept:tt $($rest:tt)*) => {
         ::core::compile_error!("`unsync!` takes only `async fn`, `fn` and `#[cpu] fn`");
+    };
+    // The first of several comes off whole: so the next is but one step deeper, and not as many as the
+    // first has attributes, of which every line of its docs is one.
+    ($(#[$($attribute:tt)*])* $visibility:vis async fn $name:ident $arguments:tt
+        $(-> $output:ty)? $body:block $($rest:tt)+
+    ) => {
+        $crate::unsync! {
+            @fn [] $(#[$($attribute)*])* $visibility async fn $name $arguments $(-> $output)? $body
+        }
+        $crate::unsync! { $($rest)+ }
+    };
+    ($(#[$($attribute:tt)*])* $visibility:vis fn $name:ident $arguments:tt
+        $(-> $output:ty)? $body:block $($rest:tt)+
+    ) => {
+        $crate::unsync! {
+            @fn [] $(#[$($attribute)*])* $visibility fn $name $arguments $(-> $output)? $body
+        }
+        $crate::unsync! { $($rest)+ }
     };
     ($($item:tt)+) => {
         $crate::unsync! { @fn [] $($item)+ }

@@ -11,6 +11,8 @@
 //! - `test_passing_arguments`: Python ignores an unknown option. Here it does not compile (see
 //!   `defects.rs`); what may be written on a function is kept.
 //! - `test_nested_decorator_…`: attributes and visibility are kept, seen by the lints that they cause.
+//!
+//! After them stand tests of our own for the decorator.
 
 mod support;
 
@@ -672,6 +674,62 @@ mod unsync_ {
                 Class::computing(3);
             }
             assert_eq!(Class::computing(4).result().unwrap(), 4);
+        });
+    }
+}
+
+/// What a block of functions may look like.
+mod decorated {
+    use super::support::quick;
+
+    macro_rules! documented {
+        ($($polled:ident $blocking:ident $computed:ident)*) => { unsync::unsync! {
+            $(
+                /// Line one.
+                /// Line two.
+                /// Line three.
+                /// Line four.
+                /// Line five.
+                /// Line six.
+                async fn $polled() -> u8 { 1 }
+                /// Line one.
+                /// Line two.
+                /// Line three.
+                /// Line four.
+                /// Line five.
+                /// Line six.
+                fn $blocking() -> u8 { 2 }
+                /// Line one.
+                /// Line two.
+                /// Line three.
+                /// Line four.
+                /// Line five.
+                /// Line six.
+                #[cpu] fn $computed() -> u8 { 3 }
+            )*
+        } };
+    }
+
+    /// A macro may go so deep and no deeper, and each line of docs is a step.
+    #[test]
+    fn a_block_of_many_functions_with_long_docs() {
+        documented! {
+            polled0 blocking0 computed0
+            polled1 blocking1 computed1
+            polled2 blocking2 computed2
+            polled3 blocking3 computed3
+            polled4 blocking4 computed4
+            polled5 blocking5 computed5
+            polled6 blocking6 computed6
+            polled7 blocking7 computed7
+            polled8 blocking8 computed8
+            polled9 blocking9 computed9
+        }
+        quick(|| {
+            let of_each_kind = [polled9(), blocking9(), computed9()];
+            assert_eq!(unsync::join_all(of_each_kind).result().unwrap(), [1, 2, 3]);
+            let others = [polled0(), blocking4(), computed8()];
+            assert_eq!(unsync::join_all(others).result().unwrap(), [1, 2, 3]);
         });
     }
 }
