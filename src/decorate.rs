@@ -81,9 +81,15 @@ macro_rules! unsync {
         $visibility fn $name($($crate::__argument!($first $($second)?): $type),*)
             -> $crate::Unfuture<$crate::__output!($($output)?)>
         {
-            fn $name($($first $($second)? : $type),*) $(-> $output)? $body
-            $crate::register!($name);
-            $crate::cpu($name, ($($crate::__argument!($first $($second)?),)*))
+            // Out of sight of the arguments, one of which may have the name of the function.
+            fn __unsync_entry()
+                -> impl $crate::Entrypoint<($($type,)*), Output = $crate::__output!($($output)?)>
+            {
+                fn $name($($first $($second)? : $type),*) $(-> $output)? $body
+                $crate::register!($name);
+                $name
+            }
+            $crate::cpu(__unsync_entry(), ($($crate::__argument!($first $($second)?),)*))
         }
     };
     // What did not match above: without these two it would match the last one, for ever.

@@ -732,4 +732,25 @@ mod decorated {
             assert_eq!(unsync::join_all(others).result().unwrap(), [1, 2, 3]);
         });
     }
+
+    #[test]
+    fn an_argument_with_the_name_of_its_function() {
+        unsync::unsync! {
+            async fn polled(polled: u8) -> u8 { polled + 1 }
+            fn blocking(mut blocking: u8) -> u8 { blocking += 1; blocking }
+            #[cpu] fn seed(seed: u64) -> u64 { seed + 1 }
+            #[cpu] fn depth(mut depth: u64, of: u64) -> (u64, bool) {
+                depth += of;
+                (depth, unsync::is_worker())
+            }
+            #[cpu] fn quiet(quiet: ()) { quiet }
+        }
+        quick(|| {
+            assert_eq!(polled(1).result().unwrap(), 2);
+            assert_eq!(blocking(2).result().unwrap(), 3);
+            assert_eq!(seed(3).result().unwrap(), 4);
+            assert_eq!(depth(4, 1).result().unwrap(), (5, true));
+            quiet(()).result().unwrap();
+        });
+    }
 }
