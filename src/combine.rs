@@ -443,20 +443,21 @@ impl All {
         All(works.iter().map(Unfuture::stopper).collect())
     }
 
-    /// Says whether any of them was.
-    fn stop_each(&self, reason: Reason) -> bool {
-        let stopped = self
-            .0
-            .iter()
-            .flatten()
-            .map(|work| Arc::clone(work).stop(reason));
-        stopped.fold(false, |any, one| any | one)
+    fn stop_each(&self, reason: Reason) {
+        for work in self.parts() {
+            work.stop(reason);
+        }
     }
 }
 
 impl Stop for All {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
-        self.stop_each(reason)
+    fn parts(&self) -> Vec<Arc<dyn Stop>> {
+        self.0.iter().flatten().cloned().collect()
+    }
+
+    /// What is made of nothing cannot be stopped.
+    fn stop_here(self: Arc<Self>, _reason: Reason) -> bool {
+        false
     }
 
     /// Begun is the whole of it from the start: nobody can mean the last of many.

@@ -482,8 +482,8 @@ impl Reason {
 
 /// Work without the type of its value, to be ended early or watched.
 ///
-/// What is asked of a chain of works is asked of the one at its bottom, and the way there is a loop: a
-/// chain may be longer than a stack is deep.
+/// What is asked of a chain of works is asked of the one at its bottom, and the way there is a loop, as
+/// is that to the parts of many: a chain may be longer than a stack is deep.
 pub(crate) trait Stop: Send + Sync {
     /// What to ask in place of this; `None` if it is this itself. A reason to stop is kept by a link
     /// that has something else beneath it later.
@@ -491,7 +491,12 @@ pub(crate) trait Stop: Send + Sync {
         None
     }
 
-    /// `stop` for the bottom.
+    /// What the bottom is made of, where that is to be stopped in its place.
+    fn parts(&self) -> Vec<Arc<dyn Stop>> {
+        Vec::new()
+    }
+
+    /// `stop` for the bottom; it leaves its parts alone.
     fn stop_here(self: Arc<Self>, reason: Reason) -> bool;
 
     /// `when_begun` for the bottom.
@@ -504,10 +509,16 @@ pub(crate) trait Stop: Send + Sync {
 }
 
 impl dyn Stop {
-    /// Stops the work and resolves it for this reason, if it has not ended yet; says whether it will
-    /// end so. Callable from any thread, any number of times.
+    /// Stops the work and resolves it for this reason, if it has not ended yet; says whether it, or any
+    /// part of it, will end so. Callable from any thread, any number of times.
     pub(crate) fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        self.bottom(Some(reason)).stop_here(reason)
+        let (mut next, mut rest, mut any) = (Some(self), Vec::new(), false);
+        while let Some(work) = next.take().or_else(|| rest.pop()) {
+            let bottom = work.bottom(Some(reason));
+            rest.extend(bottom.parts().into_iter().rev());
+            any |= bottom.stop_here(reason);
+        }
+        any
     }
 
     /// Calls once the work has begun to run: at once if it has.

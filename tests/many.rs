@@ -496,6 +496,30 @@ mod race {
     }
 
     #[test]
+    fn races_in_a_race_are_stopped_in_order() {
+        const NAME: &str = "race::races_in_a_race_are_stopped_in_order";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let (vacate, log) = (Gate::new(), Log::new());
+            let busy = unsync::thread({
+                let vacate = vacate.clone();
+                move || vacate.wait()
+            });
+            let mut numbers = 0..;
+            let mut queued = || {
+                let (log, number) = (log.clone(), numbers.next());
+                let dropped = OnDrop(move || log.push(number.unwrap()));
+                unsync::thread(move || drop(dropped))
+            };
+            let pair = unsync::race([queued(), queued()]);
+            let race = unsync::race([pair, queued(), unsync::race([queued(), queued()])]);
+            assert!(race.cancel());
+            assert_eq!(log.entries(), [0, 1, 2, 3, 4]);
+            vacate.open();
+            busy.result().unwrap();
+        });
+    }
+
+    #[test]
     fn exactly_one_of_many_wins_and_all_are_dropped() {
         limit(HEAVY, || {
             for _ in 0..50 {
@@ -1309,6 +1333,43 @@ fn a_long_chain_of_joins_does_not_overflow_the_stack() {
         }
         promise.set(0);
         assert_eq!(last.result().unwrap(), 20_000);
+    });
+}
+
+/// Stopping a chain of races, each of the one before and of a promise, goes from one to the next, and
+/// not from one into the next.
+#[test]
+fn stopping_a_long_chain_of_races_does_not_overflow_the_stack() {
+    const NAME: &str = "stopping_a_long_chain_of_races_does_not_overflow_the_stack";
+    fn chain() -> (Unfuture<usize>, Vec<Promise<usize>>) {
+        let (first, mut last) = unsync::promise();
+        let mut promises = vec![first];
+        for _ in 0..20_000 {
+            let (promise, other) = unsync::promise();
+            promises.push(promise);
+            last = unsync::race([last, other]);
+        }
+        (last, promises)
+    }
+    in_child(NAME, HEAVY, &[], || {
+        let all_cancelled = |promises: &[Promise<usize>]| {
+            assert!(promises.iter().all(Promise::is_cancelled));
+        };
+        let (last, promises) = chain();
+        assert!(last.cancel());
+        assert!(!last.cancel(), "it was cancelled");
+        all_cancelled(&promises);
+        assert_eq!(last.result().unwrap_err().kind(), ErrorKind::Cancelled);
+
+        let (last, promises) = chain();
+        let late = last.timeout(Duration::from_millis(1));
+        assert_eq!(late.result().unwrap_err().kind(), ErrorKind::TimedOut);
+        all_cancelled(&promises);
+
+        let (last, mut promises) = chain();
+        promises.pop().unwrap().set(7);
+        assert_eq!(last.result().unwrap(), 7);
+        all_cancelled(&promises);
     });
 }
 
