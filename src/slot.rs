@@ -2,7 +2,7 @@
 //!
 //! Floor 1: imports the error, the role and the spin.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::mem;
 use std::pin::Pin;
@@ -338,6 +338,27 @@ pub(crate) fn relay_waiting() {
     while let Ok(Some(step)) = following() {
         discard(wall(step));
     }
+}
+
+thread_local! {
+    /// How many steps of [`nest`] this thread is in.
+    static NESTED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Steps that are one inside the other at most.
+const NESTED_MAX: u32 = 8;
+
+/// Runs a step that drops foreign values, whose destructors may come to the next such step. One of them
+/// may then wait, by means that are none of ours, for what that step does: so it is done at once, as it is
+/// written. Only deeper than that, in a long chain, they come one after the other.
+pub(crate) fn nest(step: impl FnOnce() + 'static) {
+    let depth = NESTED.get();
+    if depth == NESTED_MAX {
+        return relay(step);
+    }
+    NESTED.set(depth + 1);
+    discard(wall(step));
+    NESTED.set(depth);
 }
 
 /// The answer to `result()` of unfinished work on the ambient thread.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Origin};
 use crate::role::role;
-use crate::slot::{OnBegin, Slot, already_taken, relay, would_block};
+use crate::slot::{OnBegin, Slot, already_taken, nest, relay, would_block};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
 ///
@@ -421,7 +421,11 @@ impl<T> Drop for Unfuture<T> {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
         if work.slot().is_tied() && !work.slot().is_done() {
-            Arc::clone(&work).stopper().stop(Reason::Cancelled);
+            // What it drops may own the next that is tied, and so on.
+            let tied = Arc::clone(&work).stopper();
+            nest(move || {
+                tied.stop(Reason::Cancelled);
+            });
         }
         work.slot().detach();
     }

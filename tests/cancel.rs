@@ -973,6 +973,95 @@ mod scopes {
         });
     }
 
+    /// What a closure holds may wait, by its own means, for what its drop brings about.
+    #[test]
+    fn a_destructor_of_tied_work_may_wait_for_what_it_caused() {
+        const NAME: &str = "scopes::a_destructor_of_tied_work_may_wait_for_what_it_caused";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let vacate = Gate::new();
+            let busy = unsync::thread({
+                let vacate = vacate.clone();
+                move || vacate.wait()
+            });
+            let (promise, awaited) = unsync::promise::<()>();
+            let awaited = unsync::race([awaited]);
+            let waiter = std::thread::spawn(move || awaited.result());
+            let inner = Gate::new();
+            let opens = OnDrop({
+                let inner = inner.clone();
+                move || inner.open()
+            });
+            let tied = unsync::thread(move || drop(opens)).cancel_on_drop();
+            let mut held = Some((promise, waiter, tied));
+            let held = OnDrop(move || {
+                if let Some((promise, waiter, tied)) = held.take() {
+                    promise.set(());
+                    waiter.join().unwrap().unwrap();
+                    drop(tied);
+                    inner.wait();
+                }
+            });
+            drop(unsync::thread(move || drop(held)).cancel_on_drop());
+            vacate.open();
+            busy.result().unwrap();
+        });
+    }
+
+    /// Work that owns work that owns work, and so on: dropping the outermost ends all of it, and not one
+    /// inside the other.
+    #[test]
+    fn a_long_chain_of_ties_does_not_overflow_the_stack() {
+        const NAME: &str = "scopes::a_long_chain_of_ties_does_not_overflow_the_stack";
+        type Start = fn(Unfuture<()>, Token) -> Unfuture<()>;
+        let starts: [(&str, Start); 3] = [
+            ("jobs", |owned, token| {
+                unsync::thread(move || {
+                    let _token = token;
+                    owned.result().unwrap();
+                })
+            }),
+            ("tasks", |owned, token| {
+                unsync::spawn(async move {
+                    let _token = token;
+                    owned.await.unwrap();
+                })
+            }),
+            ("jobs and tasks", |owned, token| {
+                let task = unsync::spawn(async move { owned.await.unwrap() }).cancel_on_drop();
+                unsync::thread(move || {
+                    let _token = token;
+                    task.result().unwrap();
+                })
+            }),
+        ];
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], move || {
+            let vacate = Gate::new();
+            let busy = unsync::thread({
+                let vacate = vacate.clone();
+                move || vacate.wait()
+            });
+            for (name, start) in starts {
+                let bodies = Drops::new();
+                let (promise, first) = unsync::promise();
+                let mut last = first.cancel_on_drop();
+                for _ in 0..20_000 {
+                    last = start(last, bodies.token()).cancel_on_drop();
+                }
+                assert_eq!(bodies.count(), 0, "{name}");
+                drop(last);
+                if name == "jobs" {
+                    assert_eq!(bodies.count(), 20_000, "queued jobs end at once");
+                    assert!(promise.is_cancelled());
+                }
+                bodies.wait_for(20_000);
+                fence();
+                assert!(promise.is_cancelled(), "{name}");
+            }
+            vacate.open();
+            busy.result().unwrap();
+        });
+    }
+
     #[test]
     fn without_a_tie_the_work_goes_on() {
         quick(|| {
