@@ -122,7 +122,7 @@ impl Limit {
         match Gate::enter(&self.0) {
             Ok(permit) => begin((permit, work, start)),
             Err(turn) => {
-                let known = work.stopper();
+                let known = work.stopper().as_ref().map(Arc::downgrade);
                 // Started after the task has ended, so that there is always one thing to stop.
                 let queued = spawn_at(origin, async move { (turn.await, work, start) });
                 queued.proceed(known, begin)

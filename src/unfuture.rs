@@ -349,8 +349,9 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
 /// ended and the inner has not been started yet.
 struct Stages {
     stage: Mutex<Stage>,
-    /// The inner work, where it is known from the start.
-    known: Option<Arc<dyn Stop>>,
+    /// The inner work, where it is known from the start. Not kept alive: what waits to start it owns it,
+    /// and drops it, and what it holds, before it ends.
+    known: Option<Weak<dyn Stop>>,
 }
 
 struct Stage {
@@ -378,8 +379,8 @@ impl Stages {
 impl Stop for Stages {
     /// What is watched is the inner work, where that is known; what is stopped is what is under way.
     fn beneath(&self, reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
-        let known = self.known.clone().filter(|_| reason.is_none());
-        known.or_else(|| {
+        let known = self.known.as_ref().filter(|_| reason.is_none());
+        known.and_then(Weak::upgrade).or_else(|| {
             let mut stage = self.lock();
             stage.reason = stage.reason.or(reason);
             stage.current.clone()
@@ -600,7 +601,7 @@ impl<T> Unfuture<T> {
     /// Goes on with the work that `start` starts from the value, as one piece of work. Where that
     /// `inner` work is known before, it is the one to be watched: the outer does nothing but wait until
     /// it may be started.
-    pub(crate) fn proceed<U, F>(self, inner: Option<Arc<dyn Stop>>, start: F) -> Unfuture<U>
+    pub(crate) fn proceed<U, F>(self, inner: Option<Weak<dyn Stop>>, start: F) -> Unfuture<U>
     where
         T: 'static,
         U: Send + 'static,

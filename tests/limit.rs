@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use support::{
     Bomb, Counter, Drops, Gate, HEAVY, Log, QUICK, eventually, fence, in_child, limit, on_ambient,
-    quick,
+    poll, quick, waker_with,
 };
 use unsync::{ErrorKind, Limit, Unfuture};
 
@@ -396,6 +396,51 @@ mod waiting {
             });
             gate.open();
             assert_eq!(last.result().unwrap(), 5);
+            assert_free(&limit);
+        });
+    }
+
+    /// As everywhere: what the work holds is gone before anybody sees that it has ended.
+    #[test]
+    fn what_waits_lets_go_of_what_it_holds_first() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            for kind in ["task", "job"] {
+                let held = Drops::new();
+                let token = held.token();
+                let mut work = match kind {
+                    "task" => limit.spawn(async move { drop(token) }),
+                    _ => limit.thread(move || drop(token)),
+                };
+                let (sender, seen) = mpsc::channel();
+                let waker = waker_with(move || sender.send(held.count()).unwrap(), || ());
+                assert!(poll(&mut work, &waker).is_pending());
+                assert!(work.cancel());
+                assert_eq!(seen.recv().unwrap(), 1, "{kind}");
+                assert_eq!(work.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            }
+            gate.open();
+        });
+    }
+
+    #[test]
+    fn what_panics_in_its_drop_while_it_waits_is_reported() {
+        quick(|| {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let [first, second] = [(); 2].map(|()| Bomb("dropped in the line"));
+            let works = [
+                limit.spawn(async { drop(first) }),
+                limit.thread(|| drop(second)),
+            ];
+            for work in works {
+                work.cancel();
+                let error = work.result().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Panicked);
+                assert!(error.to_string().contains("dropped in the line"), "{error}");
+            }
+            gate.open();
             assert_free(&limit);
         });
     }
