@@ -455,6 +455,8 @@ impl<T> UnwindSafe for Unfuture<T> {}
 impl<T> RefUnwindSafe for Unfuture<T> {}
 impl<T> UnwindSafe for Promise<T> {}
 impl<T> RefUnwindSafe for Promise<T> {}
+impl UnwindSafe for Canceller {}
+impl RefUnwindSafe for Canceller {}
 
 // ------------------------------------------------------------------------------ the engines' face
 

@@ -1295,13 +1295,13 @@ const _: () = {
     const fn sound<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe + Debug + 'static>() {}
     sound::<Unfuture<Cell<u8>>>();
     sound::<Promise<Cell<u8>>>();
+    sound::<Canceller>();
     sound::<Error>();
     sound::<ErrorKind>();
     const fn mobile<T: Send + Sync + Unpin + Debug + 'static>() {}
     mobile::<Sleep>();
     mobile::<Interval>();
     mobile::<Timeout<std::future::Ready<u8>>>();
-    mobile::<Canceller>();
     mobile::<YieldNow>();
     const fn error<T: std::error::Error + Clone>() {}
     error::<Error>();
