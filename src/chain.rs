@@ -210,9 +210,9 @@ impl<T: Send + 'static> Unfuture<T> {
     /// Calls `f` with the outcome on the ambient thread, whatever it is.
     ///
     /// A [`shutdown`](crate::shutdown) that comes before the outcome is one too: `f` gets
-    /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown), and after a shutdown it gets that at once, on
-    /// the calling thread. A panic of `f` is reported to
-    /// [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
+    /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown). After a shutdown, and if the operating system
+    /// refuses the ambient thread, it gets that at once, on the calling thread. A panic of `f` is reported
+    /// to [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
     ///
     /// # Examples
     ///

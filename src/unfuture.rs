@@ -63,7 +63,8 @@ impl<T> Unfuture<T> {
     /// # Errors
     ///
     /// What became of the work if it gave no value, and [`ErrorKind::WouldBlock`] for a pending
-    /// `Unfuture` on the ambient thread. The work goes on in that case.
+    /// `Unfuture` on the ambient thread. The work goes on in that case, unless it is tied by
+    /// [`cancel_on_drop`](Unfuture::cancel_on_drop): the `Unfuture` is gone.
     ///
     /// # Examples
     ///
@@ -588,7 +589,8 @@ impl<T> Unfuture<T> {
     }
 
     /// Runs `next` with the outcome on the thread that finishes the work, or at once if it has ended.
-    /// For the crate's own steps only: they are short and run no foreign code.
+    /// For the crate's own steps only: they are short and hold no lock, since resolving what comes next may
+    /// wake or drop what is foreign.
     pub(crate) fn when_done(mut self, next: impl FnOnce(Result<T, Error>) + Send + 'static)
     where
         T: 'static,

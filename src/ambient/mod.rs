@@ -204,7 +204,8 @@ pub(crate) fn close(call: OnQuiet) {
 }
 
 impl Message {
-    /// The answer to one of the last two messages, from nobody.
+    /// The answer to who waits for the thread to be quiet or to end, where there is no thread. Other
+    /// messages are dropped.
     fn call(self) {
         if let Message::WhenQuiet(call) | Message::Close(call) = self {
             call(0);
