@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{IS_AMBIENT, LOCAL, Message, inject, post};
+use super::{IS_AMBIENT, LOCAL, Message, inject};
 use crate::error::{Error, Origin, discard, wall};
 use crate::unfuture::Reason;
 
@@ -154,14 +154,7 @@ pub struct Sleep {
     /// `None` until it is polled.
     sleeper: Option<Arc<Sleeper>>,
     /// The timer that was set for the sleeper.
-    armed: Option<Armed>,
-}
-
-#[derive(Debug)]
-struct Armed {
-    key: TimerKey,
-    /// Set through the injector, so it may still be on its way.
-    from_elsewhere: bool,
+    armed: Option<TimerKey>,
 }
 
 impl Sleep {
@@ -231,30 +224,27 @@ impl Sleep {
             return;
         };
         let key = (deadline, NEXT.fetch_add(1, Ordering::Relaxed));
-        let from_elsewhere = set_timer(key, Alarm(Arc::clone(sleeper)));
-        self.armed = Some(Armed {
-            key,
-            from_elsewhere,
-        });
+        set_timer(key, Alarm(Arc::clone(sleeper)));
+        self.armed = Some(key);
     }
 
     /// Takes the timer back. Gives who was to be woken.
     fn disarm(&mut self) -> Option<Waker> {
         // First the waker, so that the alarm has nobody to wake when it is dropped.
         let waker = self.sleeper.take().and_then(|sleeper| sleeper.leave());
-        let Some(armed) = self.armed.take() else {
+        // Without one there is no alarm any more: it takes the waker along when it goes, and nobody else
+        // does. So a timer that fired costs the ambient thread no message.
+        let (Some(key), true) = (self.armed.take(), waker.is_some()) else {
             return waker;
         };
         let removed = match IS_AMBIENT.get() {
-            true => LOCAL.with(|local| local.timers.borrow_mut().disarm(armed.key)),
+            true => LOCAL.with(|local| local.timers.borrow_mut().disarm(key)),
             false => None,
         };
         match removed {
-            // Found, or fired already: on the ambient thread itself there is no third case…
             Some(alarm) => drop(alarm),
-            None if IS_AMBIENT.get() && !armed.from_elsewhere => {}
-            // …unless the timer was set from another thread: then this goes in behind it.
-            _ => discard(inject(Message::Disarm(armed.key))),
+            // It may still be on its way from another thread: this goes in behind it.
+            None => discard(inject(Message::Disarm(key))),
         }
         waker
     }
@@ -287,16 +277,12 @@ impl Drop for Sleep {
     }
 }
 
-/// Says whether the timer went through the injector.
-fn set_timer(key: TimerKey, alarm: Alarm) -> bool {
+fn set_timer(key: TimerKey, alarm: Alarm) {
     if IS_AMBIENT.get() {
         LOCAL.with(|local| local.timers.borrow_mut().arm(key, alarm));
-        return false;
-    }
-    if let Err((_, refused)) = post(Message::Arm(key, alarm)) {
+    } else if let Err((_, refused)) = inject(Message::Arm(key, alarm)) {
         panic!("no timer without the ambient thread: {refused:?}");
     }
-    true
 }
 
 /// Gives a future until so long from now.
