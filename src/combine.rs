@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, ErrorKind, Origin, discard, unobserved};
 use crate::role::role;
-use crate::slot::OnBegin;
 use crate::unfuture::{Promise, Reason, Stop, Unfuture, derived};
 
 // -------------------------------------------------------------------------------------- all of them
@@ -163,10 +162,6 @@ impl<T: Send + 'static> Stop for Settling<T> {
             promise.set(parts.collect());
         }
         true
-    }
-
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        call();
     }
 }
 
@@ -458,11 +453,6 @@ impl Stop for All {
     /// What is made of nothing cannot be stopped.
     fn stop_here(self: Arc<Self>, _reason: Reason) -> bool {
         false
-    }
-
-    /// Begun is the whole of it from the start: nobody can mean the last of many.
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        call();
     }
 }
 

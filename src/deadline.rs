@@ -180,9 +180,10 @@ impl<T: Send + 'static> Deadline<T> {
         // There is no ambient thread to keep the deadline, or no more: who counts on it must not wait
         // for ever. A timer that was taken back fails as well, and finds everything resolved.
         timer.when_done(move |outcome| {
-            if let Some(error) = outcome.err().filter(|_| is_open(&lost)) {
-                discard(close(&lost, Err(error)));
-                unlimited.map(|work| work.stop(Reason::Cancelled));
+            if let Err(error) = outcome {
+                if close(&lost, Err(error)).is_none() {
+                    unlimited.map(|work| work.stop(Reason::Cancelled));
+                }
             }
         });
         let unneeded = match open.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
@@ -195,11 +196,6 @@ impl<T: Send + 'static> Deadline<T> {
 
 fn take_back(timer: Option<Arc<dyn Stop>>) {
     timer.map(|timer| timer.stop(Reason::Cancelled));
-}
-
-fn is_open<T>(open: &Mutex<Option<Open<T>>>) -> bool {
-    let open = open.lock().unwrap_or_else(PoisonError::into_inner);
-    open.is_some()
 }
 
 /// Resolves what is not resolved yet; else it gives the outcome back.

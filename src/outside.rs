@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, discard};
 use crate::role::blocking;
-use crate::slot::{OnBegin, already_taken};
+use crate::slot::already_taken;
 use crate::threads::{thread, thread_at};
 use crate::unfuture::{Reason, Stop, Unfuture, derived};
 
@@ -219,10 +219,5 @@ impl Stop for Leash {
             job.stop(reason);
         }
         true
-    }
-
-    /// It runs already.
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        call();
     }
 }

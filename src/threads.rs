@@ -259,8 +259,8 @@ struct Queued {
 #[derive(Clone, Copy, PartialEq)]
 enum Foreman {
     Absent,
-    Starting,
     Resting,
+    /// Set before it is started or woken.
     Watching,
 }
 
@@ -323,7 +323,7 @@ impl State {
             self.foreman = Foreman::Watching;
             Order::WakeForeman
         } else if self.foreman == Foreman::Absent && self.room() > 0 {
-            self.foreman = Foreman::Starting;
+            self.foreman = Foreman::Watching;
             self.threads += 1;
             Order::Start(Duty::Watch)
         } else {
@@ -588,7 +588,6 @@ impl Pool {
     fn watch(&'static self) {
         let mut state = self.lock();
         loop {
-            state.foreman = Foreman::Watching;
             let alone;
             (state, alone) = self.oversee(state);
             if alone {

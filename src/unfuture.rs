@@ -391,10 +391,6 @@ impl Stop for Stages {
     fn stop_here(self: Arc<Self>, _reason: Reason) -> bool {
         false
     }
-
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        call();
-    }
 }
 
 impl<T> Future for Unfuture<T> {
@@ -507,8 +503,11 @@ pub(crate) trait Stop: Send + Sync {
     /// `stop` for the bottom; it leaves its parts alone.
     fn stop_here(self: Arc<Self>, reason: Reason) -> bool;
 
-    /// `when_begun` for the bottom.
-    fn when_begun_here(self: Arc<Self>, call: OnBegin);
+    /// `when_begun` for the bottom: at once for what stands in no queue, and for many, of which nobody can
+    /// mean the last.
+    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
+        call();
+    }
 
     /// `when_progress` for the bottom. Most works say nothing.
     fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) {
@@ -698,10 +697,6 @@ impl<T: Send + 'static> Stop for Promised<T> {
         }
         let error = reason.error("a promise").started_at(self.slot.origin);
         self.slot.finish(Err(error))
-    }
-
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        call();
     }
 }
 

@@ -109,17 +109,11 @@ where
 /// Sends a future to the ambient thread.
 fn launch(body: Body, ticket: Arc<dyn Ticket>) {
     let newborn = Newborn(Some((body, ticket)));
-    if let Err((message, refused)) = post(Message::Start(newborn)) {
-        match (message, refused) {
-            (Message::Start(mut newborn), Refused::Os(error)) => {
-                let Some((body, ticket)) = newborn.0.take() else {
-                    return;
-                };
-                discard(wall(|| drop(body)));
-                ticket.fail(Error::os("the ambient thread could not be started", error));
-            }
-            // It resolves as shut down.
-            (message, _) => discard(message),
+    // Refused for another reason, it resolves as shut down.
+    if let Err((Message::Start(mut newborn), Refused::Os(error))) = post(Message::Start(newborn)) {
+        if let Some((body, ticket)) = newborn.0.take() {
+            discard(wall(|| drop(body)));
+            ticket.fail(Error::os("the ambient thread could not be started", error));
         }
     }
 }
@@ -470,15 +464,14 @@ impl Tasks {
 
     /// Drops all futures, for ever.
     pub(super) fn close(&mut self) {
-        for index in 0..self.places.len() {
-            if let Some(live) = self.places[index].task.take() {
-                if let Some(body) = live.body {
-                    body.stop(&*live.ticket, Reason::ShutDown);
-                }
+        self.free = Vec::new();
+        for place in mem::take(&mut self.places) {
+            let Some(live) = place.task else { continue };
+            if let Some(body) = live.body {
+                body.stop(&*live.ticket, Reason::ShutDown);
             }
         }
         self.stalls.iter().for_each(Stalls::end);
-        (self.places, self.free) = (Vec::new(), Vec::new());
         LIVE.store(0, Ordering::Relaxed);
         self.tell_if_quiet();
     }
