@@ -10,9 +10,9 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use crate::error::{Error, ErrorKind, Origin, discard, unobserved};
+use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
 use crate::role::role;
 use crate::unfuture::{Promise, Reason, Stop, Unfuture, derived};
 
@@ -454,8 +454,4 @@ impl Stop for All {
     fn stop_here(self: Arc<Self>, _reason: Reason) -> bool {
         false
     }
-}
-
-fn lock<S>(state: &Mutex<S>) -> MutexGuard<'_, S> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,12 +5,12 @@
 
 use std::future::poll_fn;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::ambient::{sleep_until, spawn, spawn_at};
-use crate::error::{Error, ErrorKind, Origin, discard, unobserved};
+use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
 use crate::processes::Wire;
 use crate::unfuture::{Promise, Reason, Stop, Unfuture};
 
@@ -186,7 +186,7 @@ impl<T: Send + 'static> Deadline<T> {
                 }
             }
         });
-        let unneeded = match open.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        let unneeded = match lock(&open).as_mut() {
             Some(open) => mem::replace(&mut open.timer, stopper),
             None => stopper,
         };
@@ -200,7 +200,7 @@ fn take_back(timer: Option<Arc<dyn Stop>>) {
 
 /// Resolves what is not resolved yet; else it gives the outcome back.
 fn close<T>(open: &Mutex<Option<Open<T>>>, outcome: Result<T, Error>) -> Option<Result<T, Error>> {
-    let open = open.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let open = lock(open).take();
     let Some(Open { promise, timer }) = open else {
         return Some(outcome);
     };
@@ -243,7 +243,7 @@ impl Drop for Sender {
 
 impl Latest {
     fn lock(&self) -> MutexGuard<'_, Place> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     fn put(&self, bytes: &[u8]) {

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A panic's payload, as [`std::panic::catch_unwind`] hands it over.
 pub(crate) type Payload = Box<dyn Any + Send>;
@@ -168,12 +168,7 @@ impl Error {
         if self.0.kind != ErrorKind::Panicked {
             return Err(self);
         }
-        let payload = self
-            .0
-            .payload
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let payload = lock(&self.0.payload).take();
         Ok(payload.unwrap_or_else(|| Box::new(self.0.message.to_string())))
     }
 
@@ -262,6 +257,12 @@ pub(crate) fn panic_message(payload: &Payload) -> Option<&str> {
 /// The wall: runs foreign code and turns its panic into a value, so that no panic ends a thread of ours.
 pub(crate) fn wall<R>(step: impl FnOnce() -> R) -> Result<R, Payload> {
     catch_unwind(AssertUnwindSafe(step))
+}
+
+/// Locks what no panic leaves half-written: nothing foreign runs while a lock is held, so poison says
+/// nothing.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Drops foreign values behind the wall. A payload's own destructor may panic too; the one after that is leaked, since there is no end

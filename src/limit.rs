@@ -16,11 +16,11 @@ use std::fmt;
 use std::future::Future;
 use std::panic::Location;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use crate::ambient::{self, spawn_at};
-use crate::error::{Origin, discard};
+use crate::error::{Origin, discard, lock};
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::threads;
 use crate::unfuture::Unfuture;
@@ -162,7 +162,7 @@ struct Line {
 
 impl Gate {
     fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.line)
     }
 
     fn enter(gate: &Arc<Gate>) -> Result<Permit, Turn> {

@@ -8,11 +8,11 @@
 use std::panic::Location;
 use std::process::{Child, ExitStatus};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, discard};
+use crate::error::{Error, ErrorKind, discard, lock};
 use crate::role::blocking;
 use crate::slot::already_taken;
 use crate::threads::{thread, thread_at};
@@ -163,7 +163,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(10);
 
 impl Leash {
     fn fate(&self) -> MutexGuard<'_, Fate> {
-        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.fate)
     }
 
     /// What is said of a child that is to be killed.

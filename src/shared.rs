@@ -12,11 +12,11 @@ use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::error::{Error, discard, unobserved, wall};
+use crate::error::{Error, discard, lock, unobserved, wall};
 use crate::role::role;
 use crate::slot::would_block;
 use crate::unfuture::{Canceller, Unfuture};
@@ -95,7 +95,7 @@ impl<T> Default for Kept<T> {
 
 impl<T> Kept<T> {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     fn keep(&self, outcome: Result<T, Error>) {

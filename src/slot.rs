@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, Origin, discard, unobserved, wall};
+use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved, wall};
 use crate::role::blocking;
 use crate::spin::Spin;
 
@@ -102,7 +102,7 @@ impl<T> Slot<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(crate) fn is_done(&self) -> bool {

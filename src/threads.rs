@@ -27,7 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{cores, new_thread, on_thread_start, settings};
-use crate::error::{Error, Origin, discard, wall};
+use crate::error::{Error, Origin, discard, lock, wall};
 use crate::role::{Role, set_role};
 use crate::slot::{OnBegin, Slot};
 use crate::spin::Spin;
@@ -119,10 +119,7 @@ impl<F, T> Closure<F, T> {
     }
 
     fn take(&self) -> Option<F> {
-        self.closure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        lock(&self.closure).take()
     }
 }
 
@@ -359,7 +356,7 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn submit(&'static self, job: Arc<dyn Job>) {

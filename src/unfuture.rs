@@ -12,11 +12,11 @@ use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, Origin};
+use crate::error::{Error, ErrorKind, Origin, lock};
 use crate::role::role;
 use crate::slot::{OnBegin, Slot, already_taken, nest, relay, would_block};
 
@@ -362,7 +362,7 @@ struct Stage {
 
 impl Stages {
     fn lock(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stage)
     }
 
     fn advance(&self, inner: Option<Arc<dyn Stop>>) {
@@ -673,7 +673,7 @@ enum Upstream {
 
 impl<T> Promised<T> {
     fn upstream(&self) -> MutexGuard<'_, Upstream> {
-        self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.upstream)
     }
 
     fn finish(&self, outcome: Result<T, Error>) {

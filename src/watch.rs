@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::Origin;
+use crate::error::{Origin, lock};
 
 /// The engine that a piece of work belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,7 +144,7 @@ impl Drop for Polling<'_> {
 
 impl Watched {
     fn lock(&self) -> MutexGuard<'_, Poll> {
-        self.poll.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.poll)
     }
 
     /// The life of the watchdog. Each poll that is too long is reported once.

@@ -11,6 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::Message;
+use crate::error::lock;
 
 pub(super) struct Injector {
     inbox: Mutex<Inbox>,
@@ -45,7 +46,7 @@ impl Injector {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inbox)
     }
 
     /// Gives the message back if nobody takes it any more.

@@ -29,11 +29,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::config::{new_thread, on_thread_start, settings};
-use crate::error::{discard, wall};
+use crate::error::{discard, lock, wall};
 use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
 use crate::unfuture::{OnQuiet, Reason};
@@ -152,7 +152,7 @@ fn injector() -> Result<&'static Injector, Refused> {
     }
     // Racing first calls: one starts the thread, the others wait for it. A refusal is not kept: the
     // next call tries again.
-    let closed = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let closed = lock(&STARTING);
     if *closed {
         return Err(Refused::Closed);
     }
@@ -173,7 +173,7 @@ fn ask(message: Message) {
     };
     if let Message::WhenQuiet(_) | Message::Close(_) = message {
         // It is closed, and may be dropping what is left: then the answer comes after that.
-        let mut late = LATE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut late = lock(&LATE);
         if let Some(late) = &mut *late {
             return late.push(message);
         }
@@ -197,7 +197,7 @@ pub(crate) fn count(stats: &mut Stats) {
 
 /// Ends the ambient thread; calls when it has ended.
 pub(crate) fn close(call: OnQuiet) {
-    let mut closed = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut closed = lock(&STARTING);
     *closed = true;
     drop(closed);
     ask(Message::Close(call));
@@ -232,7 +232,7 @@ fn run() {
         closing
     });
     closing(0);
-    let late = LATE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let late = lock(&LATE).take();
     late.into_iter().flatten().for_each(Message::call);
 }
 

@@ -6,12 +6,12 @@ use std::future::Future;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::{IS_AMBIENT, LOCAL, Message, inject};
-use crate::error::{Error, Origin, discard, wall};
+use crate::error::{Error, Origin, discard, lock, wall};
 use crate::unfuture::Reason;
 
 /// When, and a number that tells timers of one instant apart.
@@ -88,7 +88,7 @@ impl Sleeper {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Registers who polls. Says whether there was nobody, so that a timer has to be set.
