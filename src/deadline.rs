@@ -15,7 +15,7 @@ use crate::processes::Wire;
 use crate::unfuture::{Promise, Reason, Stop, Unfuture};
 
 impl<T: Send + 'static> Unfuture<T> {
-    /// Gives the work until so long from now; queueing counts.
+    /// Sets the work a deadline, `limit` from now; time in a queue counts.
     ///
     /// When the time is up the work is cancelled, as [`cancel`](Unfuture::cancel) does it: a call in a
     /// worker process is killed. A thread job that runs cannot be stopped; its `Unfuture` resolves all
@@ -43,8 +43,7 @@ impl<T: Send + 'static> Unfuture<T> {
         limited
     }
 
-    /// Gives the work so long to run, counted from the moment that it begins to: a full queue does not
-    /// eat the time.
+    /// Sets the work a deadline, `limit` after it has begun to run; time in a queue does not count.
     ///
     /// # Errors
     ///

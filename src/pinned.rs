@@ -91,6 +91,14 @@ impl<V: 'static> Pinned<V> {
     /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if the
     /// closure panics. The value stays as the panic left it, and later calls get it like that: as
     /// with a `Mutex`, whose poison is ignored.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let counter = unsync::Pinned::new(|| std::rc::Rc::new(std::cell::Cell::new(0)));
+    /// let counts = [1, 2].map(|n| counter.call(move |count| count.replace(count.get() + n)));
+    /// assert_eq!(unsync::join_all(counts).result().unwrap(), [0, 1]);
+    /// ```
     #[track_caller]
     pub fn call<F, R>(&self, f: F) -> Unfuture<R>
     where

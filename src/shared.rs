@@ -134,6 +134,14 @@ impl<T: Clone> Shared<T> {
     /// What became of the work if it gave no value, and
     /// [`ErrorKind::WouldBlock`](crate::ErrorKind::WouldBlock) for a pending one on the ambient
     /// thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shared = unsync::thread(|| String::from("one")).shared();
+    /// assert_eq!(shared.result().unwrap(), "one");
+    /// assert_eq!(shared.result().unwrap(), "one"); // as often as it is asked
+    /// ```
     pub fn result(&self) -> Result<T, Error> {
         if !self.is_done() && role().is_ambient() {
             return Err(would_block(self.ended.origin()));
@@ -151,6 +159,15 @@ impl<T: Clone> Shared<T> {
 
 impl<T> Shared<T> {
     /// The outcome itself, if it is there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shared = unsync::thread(|| vec![0; 1 << 20]).shared();
+    /// shared.wait();
+    /// let zeros = shared.peek().unwrap().as_ref().unwrap(); // not copied
+    /// assert_eq!(zeros.len(), 1 << 20);
+    /// ```
     pub fn peek(&self) -> Option<&Result<T, Error>> {
         self.kept.outcome()
     }
@@ -160,6 +177,14 @@ impl<T> Shared<T> {
     /// # Panics
     ///
     /// On the ambient thread if the work has not ended, since that would stop every async task.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shared = unsync::thread(|| 1).shared();
+    /// shared.wait();
+    /// assert!(shared.is_done());
+    /// ```
     #[track_caller]
     pub fn wait(&self) {
         self.ended.wait();
@@ -170,22 +195,66 @@ impl<T> Shared<T> {
     /// # Panics
     ///
     /// On the ambient thread if the work has not ended, since that would stop every async task.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let (promise, unfuture) = unsync::promise();
+    /// let shared = unfuture.shared();
+    /// assert!(!shared.wait_timeout(Duration::from_millis(1)));
+    /// promise.set(1);
+    /// assert!(shared.wait_timeout(Duration::MAX));
+    /// ```
     #[track_caller]
     pub fn wait_timeout(&self, limit: Duration) -> bool {
         self.ended.wait_timeout(limit)
     }
 
     /// Whether the work has ended, so that [`result`](Shared::result) gives its outcome at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let (promise, unfuture) = unsync::promise();
+    /// let shared = unfuture.shared();
+    /// assert!(!shared.is_done());
+    /// promise.set(1);
+    /// assert!(shared.is_done());
+    /// ```
     pub fn is_done(&self) -> bool {
         self.ended.is_done()
     }
 
     /// Stops the work, for all. See [`Unfuture::cancel`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let sleeper = unsync::spawn(unsync::sleep(Duration::MAX)).shared();
+    /// let other = sleeper.clone();
+    /// assert!(sleeper.cancel());
+    /// assert_eq!(other.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
+    /// ```
     pub fn cancel(&self) -> bool {
         self.ended.cancel()
     }
 
     /// A handle that can do nothing but cancel this work.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let sleeper = unsync::spawn(unsync::sleep(Duration::MAX)).shared();
+    /// let canceller = sleeper.canceller();
+    /// std::thread::spawn(move || canceller.cancel());
+    /// assert_eq!(sleeper.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
+    /// ```
     pub fn canceller(&self) -> Canceller {
         self.ended.canceller()
     }

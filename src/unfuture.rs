@@ -88,6 +88,15 @@ impl<T> Unfuture<T> {
     /// # Panics
     ///
     /// On the ambient thread if the work has not ended, since that would stop every async task.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let job = unsync::thread(|| 1);
+    /// job.wait();
+    /// assert!(job.is_done());
+    /// assert_eq!(job.result().unwrap(), 1);
+    /// ```
     #[track_caller]
     pub fn wait(&self) {
         self.wait_until(None);
@@ -193,6 +202,15 @@ impl<T> Unfuture<T> {
     }
 
     /// Whether the work has ended, so that [`result`](Unfuture::result) gives its outcome at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let (promise, unfuture) = unsync::promise();
+    /// assert!(!unfuture.is_done());
+    /// promise.set(1);
+    /// assert!(unfuture.is_done());
+    /// ```
     pub fn is_done(&self) -> bool {
         self.work.as_ref().is_none_or(|work| work.slot().is_done())
     }
@@ -221,6 +239,22 @@ impl<T> Unfuture<T> {
     }
 
     /// An `Unfuture` that has failed already.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use unsync::{Error, Unfuture};
+    ///
+    /// fn next(before: Result<u8, Error>) -> Unfuture<u8> {
+    ///     match before {
+    ///         Ok(n) => unsync::thread(move || n + 1),
+    ///         Err(error) => Unfuture::failed(error),
+    ///     }
+    /// }
+    /// assert_eq!(next(Ok(1)).result().unwrap(), 2);
+    /// let before = unsync::thread(|| panic!("no")).result();
+    /// assert_eq!(next(before).result().unwrap_err().kind(), unsync::ErrorKind::Panicked);
+    /// ```
     #[track_caller]
     pub fn failed(error: Error) -> Unfuture<T>
     where
@@ -278,16 +312,47 @@ pub fn promise<T: Send + 'static>() -> (Promise<T>, Unfuture<T>) {
 
 impl<T> Promise<T> {
     /// Keeps the promise. If the `Unfuture` was cancelled or its deadline has passed, the value is dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let (promise, unfuture) = unsync::promise();
+    /// promise.set(1);
+    /// assert_eq!(unfuture.result().unwrap(), 1);
+    /// ```
     pub fn set(self, value: T) {
         self.finish(Ok(value));
     }
 
     /// Breaks the promise with an error of the caller's choice, normally one that came from elsewhere.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let (promise, unfuture) = unsync::promise::<u8>();
+    /// if let Err(error) = unsync::thread(|| panic!("no")).map(|(): ()| ()).result() {
+    ///     promise.fail(error);
+    /// }
+    /// assert_eq!(unfuture.result().unwrap_err().kind(), unsync::ErrorKind::Panicked);
+    /// ```
     pub fn fail(self, error: Error) {
         self.finish(Err(error));
     }
 
     /// Whether nobody waits for the value any more: the `Unfuture` was cancelled, or its time is up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let (promise, unfuture) = unsync::promise::<u8>();
+    /// let worker = std::thread::spawn(move || {
+    ///     while !promise.is_cancelled() {
+    ///         std::thread::yield_now(); // a part of the work
+    ///     }
+    /// });
+    /// unfuture.cancel();
+    /// worker.join().unwrap();
+    /// ```
     pub fn is_cancelled(&self) -> bool {
         self.work.as_ref().is_some_and(|work| work.slot.is_done())
     }

@@ -139,6 +139,16 @@ pub fn sleep(duration: Duration) -> Sleep {
 /// # Panics
 ///
 /// As [`sleep`].
+///
+/// # Examples
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// let soon = Instant::now() + Duration::from_millis(10);
+/// unsync::block_on(unsync::sleep_until(soon));
+/// assert!(Instant::now() >= soon);
+/// ```
 pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep::new(Some(deadline))
 }
@@ -285,9 +295,9 @@ fn set_timer(key: TimerKey, alarm: Alarm) {
     }
 }
 
-/// Gives a future until so long from now.
+/// Sets a future a deadline, `limit` from now.
 ///
-/// It is polled before the deadline is looked at: a future that is ready wins, however late. Both
+/// The future is polled before the deadline is looked at: a future that is ready wins, however late. Both
 /// may borrow and need not be `Send`; for work that runs already there is
 /// [`Unfuture::timeout`](crate::Unfuture::timeout). Under any executor, as [`sleep`].
 ///
@@ -410,6 +420,21 @@ pub enum MissedTicks {
 
 impl Interval {
     /// Says what is to be done when a tick is taken late. Default: [`MissedTicks::Burst`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # unsync::block_on(async {
+    /// let period = Duration::from_millis(5);
+    /// let mut ticks = unsync::interval(period).missed(unsync::MissedTicks::Delay);
+    /// ticks.tick().await;
+    /// std::thread::sleep(3 * period); // longer than it should
+    /// let late = ticks.tick().await;
+    /// assert!(ticks.tick().await >= late + 3 * period);
+    /// # });
+    /// ```
     #[must_use = "it is the interval, given back"]
     pub fn missed(mut self, policy: MissedTicks) -> Interval {
         self.missed = policy;
@@ -423,6 +448,20 @@ impl Interval {
     /// # Panics
     ///
     /// If it has to wait and there is no ambient thread to be had. See [`sleep`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # unsync::block_on(async {
+    /// let mut ticks = unsync::interval(Duration::from_millis(5));
+    /// for _ in 0..3 {
+    ///     ticks.tick().await;
+    ///     // what is to be done each time
+    /// }
+    /// # });
+    /// ```
     pub async fn tick(&mut self) -> Instant {
         let awaited = !self.next.is_elapsed();
         (&mut self.next).await;
@@ -439,6 +478,20 @@ impl Interval {
     }
 
     /// Begins anew: the next tick comes a whole period from now.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// # unsync::block_on(async {
+    /// let period = Duration::from_millis(5);
+    /// let mut ticks = unsync::interval(period);
+    /// let now = Instant::now();
+    /// ticks.reset(); // without it the first tick would come at once
+    /// assert!(ticks.tick().await >= now + period);
+    /// # });
+    /// ```
     pub fn reset(&mut self) {
         self.next.reset(self.period);
     }
