@@ -101,7 +101,11 @@ impl<T: Send + 'static> Unfuture<T> {
         if let Some(work) = self.stopper() {
             let latest = Arc::new(Latest::default());
             let sender = Sender(Arc::clone(&latest));
-            work.when_progress(Box::new(move |bytes| sender.0.put(bytes)));
+            let before = work.when_progress(Box::new(move |bytes| sender.0.put(bytes)));
+            // Nobody has looked yet. What was said meanwhile is newer.
+            let mut place = latest.lock();
+            place.value = place.value.take().or(before);
+            drop(place);
             let _detached = spawn(async move {
                 while let Some(bytes) = poll_fn(|cx| latest.poll(cx)).await {
                     if let Ok(value) = P::decode(&mut bytes.as_slice()) {

@@ -575,8 +575,9 @@ pub(crate) trait Stop: Send + Sync {
     }
 
     /// `when_progress` for the bottom. Most works say nothing.
-    fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) {
+    fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) -> Option<Vec<u8>> {
         drop(watcher);
+        None
     }
 }
 
@@ -598,9 +599,10 @@ impl dyn Stop {
         self.bottom(None).when_begun_here(call);
     }
 
-    /// Calls with what the work says of its progress, until it ends.
-    pub(crate) fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) {
-        self.bottom(None).when_progress_here(watcher);
+    /// Calls with what the work says of its progress from now on, until it ends; gives what it has said
+    /// last.
+    pub(crate) fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) -> Option<Vec<u8>> {
+        self.bottom(None).when_progress_here(watcher)
     }
 
     fn bottom(mut self: Arc<Self>, reason: Option<Reason>) -> Arc<dyn Stop> {

@@ -323,7 +323,7 @@ impl<T: Wire + Send + 'static> Stop for Call<T> {
         self.slot.when_begun(call);
     }
 
-    fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) {
+    fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) -> Option<Vec<u8>> {
         let watcher: Arc<OnProgress> = Arc::from(watcher);
         let mut progress = self.progress();
         let (before, over) = match &mut *progress {
@@ -333,14 +333,12 @@ impl<T: Wire + Send + 'static> Stop for Call<T> {
         };
         let next = match over {
             true => Progress::Over(None),
-            false => Progress::Watched(Arc::clone(&watcher)),
+            false => Progress::Watched(watcher),
         };
         let replaced = mem::replace(&mut *progress, next);
         drop(progress);
         drop(replaced);
-        if let Some(payload) = before {
-            watcher(&payload);
-        }
+        before
     }
 }
 
