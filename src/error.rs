@@ -59,7 +59,8 @@ pub enum ErrorKind {
     Abandoned,
     /// Blocking was asked for on the ambient thread, where it would stop everything.
     WouldBlock,
-    /// The worker process died while it ran the call. [`Error::worker_exit`] tells how.
+    /// The worker process died while it ran the call, or one after the other before they could.
+    /// [`Error::worker_exit`] tells how.
     WorkerLost,
     /// The function was not named in a [`register!`](crate::register).
     NotRegistered,

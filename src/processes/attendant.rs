@@ -423,8 +423,7 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
         }
     }
     hand.spent |= bloated;
-    let leaves =
-        !over.is_empty() && hand.spent && hand.flight.is_empty() && hand.recalling.is_none();
+    let leaves = !over.is_empty() && hand.is_over();
     let pursuit = hand.pursue();
     // Half a window is still under way, so that a refill carries many calls at once.
     let refill = !over.is_empty() && hand.flight.len() <= hand.window / 2;
@@ -512,7 +511,7 @@ fn returned(worker: &Worker, ids: &[u64]) -> bool {
         return false;
     };
     let back = hand.take_back(ids);
-    let leaves = hand.spent && hand.flight.is_empty();
+    let leaves = hand.is_over();
     let pursuit = hand.pursue();
     if leaves {
         leave(&mut state, worker);

@@ -14,6 +14,8 @@
 //!   link, and buries it. It needs its own thread because std cannot wait for many children or links.
 //! - **Start** decides what a death means: before it the call goes back to the front of the queue,
 //!   after it that call fails and is never run again.
+//! - **A kill** for a call that runs waits until nothing else can begin at that worker: what lies there is
+//!   recalled first. So only the culprit fails.
 //! - **Batches**: calls that are quick travel many to a write. Behind one that turns out slow they are
 //!   recalled as soon as another worker could have them.
 //!

@@ -106,7 +106,7 @@ pub(super) struct Hand {
     pace: Duration,
     /// Calls sent so far and not given back.
     pub(super) dealt: u64,
-    /// It gets no more calls, and leaves when it is done with those it has.
+    /// However many calls it has had, it gets no more, and leaves when it is done with those it has.
     pub(super) spent: bool,
     /// A recall was sent, then, and is not answered.
     pub(super) recalling: Option<Instant>,
@@ -334,7 +334,19 @@ impl Hand {
     }
 
     fn is_free(&self) -> bool {
-        self.recalling.is_none() && !self.loading && !self.spent
+        self.recalling.is_none() && !self.loading && !self.is_spent()
+    }
+
+    fn is_spent(&self) -> bool {
+        let limit = settings()
+            .ok()
+            .and_then(|settings| settings.calls_per_worker);
+        self.spent || limit.is_some_and(|limit| self.dealt >= limit)
+    }
+
+    /// Whether it has nothing more to do, ever.
+    pub(super) fn is_over(&self) -> bool {
+        self.flight.is_empty() && self.recalling.is_none() && self.is_spent()
     }
 
     fn has_room(&self, bytes: usize, now: Instant) -> bool {
@@ -349,10 +361,6 @@ impl Hand {
 
     fn push(&mut self, item: Item, now: Instant) {
         self.dealt += 1;
-        let limit = settings()
-            .ok()
-            .and_then(|settings| settings.calls_per_worker);
-        self.spent = limit.is_some_and(|limit| self.dealt >= limit);
         let entry = InFlight {
             item,
             sent: now,
