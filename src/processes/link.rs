@@ -327,6 +327,7 @@ struct Lead {
     #[cfg(unix)]
     stream: UnixStream,
     /// The child has closed its end.
+    #[cfg(unix)]
     ended: bool,
 }
 
@@ -364,7 +365,7 @@ impl Lead {
 impl Lead {
     fn attach(command: &mut Command) -> io::Result<Lead> {
         command.stdin(Stdio::piped());
-        Ok(Lead { ended: false })
+        Ok(Lead {})
     }
 
     fn tell(&mut self, child: &mut Child, what: &impl Wire) -> io::Result<()> {
