@@ -93,6 +93,12 @@ impl Worker {
         self.link.shut_down_writing();
     }
 
+    /// Whether the process has ended, whoever else may hold its link.
+    fn has_ended(&self) -> bool {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(child.try_wait(), Ok(Some(_)))
+    }
+
     /// What it says on standard error from now on is said by another call.
     pub(super) fn forget_words(&self) {
         if let Some(words) = &self.words {
@@ -317,6 +323,8 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
     let mut grace: Option<(Instant, u64)> = None;
     let shortest = settings.keep_alive.clamp(MOMENT, FROZEN);
     let (mut silence, mut pulse) = (Duration::ZERO, shortest);
+    // A process that the worker made may hold the link, and hide its end.
+    let mut ended = false;
     loop {
         let left = |(end, _): (Instant, u64)| end.saturating_duration_since(Instant::now());
         let limit = grace.map_or(pulse, |grace| left(grace).clamp(MOMENT, pulse));
@@ -335,7 +343,12 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    if ended {
+                        // All that it had said is read.
+                        return Ok(());
+                    }
                     silence += limit;
+                    ended = silence >= FROZEN && worker.has_ended();
                     spare::clear(spare::REST);
                     if rest(worker, silence, settings) {
                         return farewell(worker, &mut source);
@@ -423,6 +436,8 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
         }
     }
     hand.spent |= bloated;
+    hand.unheard = over.iter().any(|(_, payload)| payload.len() > spare::LARGE);
+    let unheard = hand.unheard;
     let leaves = !over.is_empty() && hand.is_over();
     let pursuit = hand.pursue();
     // Half a window is still under way, so that a refill carries many calls at once.
@@ -456,6 +471,13 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
                 entry.item.call.fail(error);
             }
         }
+    }
+    if unheard {
+        let mut state = POOL.lock();
+        if let Some(hand) = state.workers.get_mut(&worker.number) {
+            hand.unheard = false;
+        }
+        POOL.proceed(state);
     }
     if settled > 0 {
         POOL.settled(settled);
@@ -586,6 +608,10 @@ fn rest(worker: &Worker, silence: Duration, settings: &Settings) -> bool {
     let leaves = idle && silence >= settings.keep_alive;
     if leaves {
         leave(&mut state, worker);
+    }
+    if !state.queue.is_empty() {
+        // A worker that could not be started may be had by now.
+        POOL.proceed(state);
     }
     leaves
 }

@@ -78,6 +78,17 @@ pub(crate) fn plain(out: &mut Vec<u8>, kind: Kind, call: u64) {
     begin(out, kind, call);
 }
 
+/// Panics unless the only frame in `out` still begins as it was begun, up to `before`: the code of the
+/// program that encodes a value has the whole buffer in its hands.
+pub(crate) fn assert_begun(out: &[u8], before: usize, kind: Kind, call: u64) {
+    let header = header(out, 0).ok().flatten();
+    let is_this = header.is_some_and(|header| (header.kind, header.call) == (kind, call));
+    assert!(
+        is_this && out.len() >= before,
+        "`encode` must append to what is there, and has changed it"
+    );
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Header {
     kind: Kind,

@@ -242,8 +242,10 @@ enum Listener {
 #[cfg(unix)]
 fn place() -> Option<PathBuf> {
     let wanted = env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp");
-    let directory = || env::temp_dir().join(format!("unsync-{:032x}", secret()));
-    wanted.then(|| directory().join("link"))
+    // The worker may have another working directory.
+    let temporary = std::path::absolute(env::temp_dir()).ok()?;
+    let directory = temporary.join(format!("unsync-{:032x}", secret()));
+    wanted.then(|| directory.join("link"))
 }
 
 #[cfg(not(unix))]
@@ -500,22 +502,20 @@ fn meet(
 /// The first bytes of a link: the child's secret, answered by the parent's.
 fn shake_hands(stream: &Stream, invitation: &Invitation) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    expect_secret(stream, invitation.child, Some(Duration::from_secs(1)))?;
+    expect_secret(stream, invitation.child, Duration::from_secs(1))?;
     stream.write_all(&invitation.parent.to_le_bytes())?;
     stream.set_read_timeout(None)
 }
 
-fn expect_secret(stream: &Stream, expected: Secret, limit: Option<Duration>) -> io::Result<()> {
+fn expect_secret(stream: &Stream, expected: Secret, limit: Duration) -> io::Result<()> {
     let mut found = [0; size_of::<Secret>()];
     let (mut filled, started) = (0, Instant::now());
     while filled < found.len() {
-        if let Some(limit) = limit {
-            let left = limit.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            stream.set_read_timeout(Some(left))?;
+        let left = limit.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
         }
+        stream.set_read_timeout(Some(left))?;
         match stream.read(&mut found[filled..])? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             read => filled += read,
@@ -654,10 +654,15 @@ fn decoded<T: Wire>(bytes: &mut &[u8]) -> io::Result<T> {
     T::decode(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// How long a worker waits for the answer of a parent that it has reached.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn accept(told: &mut &[u8], place: Option<&Path>) -> io::Result<(Stream, Terms)> {
     let invitation: Invitation = decoded(told)?;
     let stream = knock(&invitation, place)?;
-    expect_secret(&stream, invitation.parent, None)?;
+    // The parent may be gone, and a stranger at its port.
+    expect_secret(&stream, invitation.parent, PATIENCE)?;
+    stream.set_read_timeout(None)?;
     Ok((stream, invitation.terms))
 }
 

@@ -182,7 +182,12 @@ where
     spare::lend(&mut frame);
     let start = frame::begin(&mut frame, Kind::Call, id);
     entrypoint.encode(&mut frame);
-    if let Err(payload) = wall(|| arguments.encode(&mut frame)) {
+    let encoded = wall(|| {
+        let before = frame.len();
+        arguments.encode(&mut frame);
+        frame::assert_begun(&frame, before, Kind::Call, id);
+    });
+    if let Err(payload) = encoded {
         return Err(Error::panicked(
             &format!("encoding the arguments of `{}`", entry.name),
             payload,

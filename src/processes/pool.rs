@@ -112,6 +112,8 @@ pub(super) struct Hand {
     pub(super) recalling: Option<Instant>,
     /// A large call waits for the attendant to write it, or is being written.
     pub(super) loading: bool,
+    /// Its attendant decodes a large value, and hears nothing of it meanwhile.
+    pub(super) unheard: bool,
     /// Something in flight may have been stopped.
     stopping: bool,
 }
@@ -205,16 +207,19 @@ impl State {
     fn deal(&mut self) -> Mail {
         let mut mail = Mail::new();
         let now = Instant::now();
+        let complete = self.workers.len() >= limit();
         while let Some(item) = self.queue.front() {
             let bytes = item.frame.len();
             let large = bytes > DIRECT;
             let roomy = self.workers.values_mut().filter(|hand| match large {
+                // What is said of a call there is heard late: better one more worker.
+                _ if hand.unheard && !complete => false,
                 true => hand.is_idle(),
                 false => hand.has_room(bytes, now),
             });
             // The one with the least to do; among idle ones the oldest, so that the surplus can
             // retire.
-            let Some(hand) = roomy.min_by_key(|hand| hand.flight.len()) else {
+            let Some(hand) = roomy.min_by_key(|hand| (hand.unheard, hand.flight.len())) else {
                 break;
             };
             let Some(item) = self.queue.pop_front() else {
@@ -282,8 +287,7 @@ impl State {
 
     /// Books one more worker if there may be one more.
     fn book(&mut self) -> Option<u64> {
-        let limit = settings().map_or(1, |settings| settings.processes);
-        if self.closed || self.workers.len() + self.starting >= limit {
+        if self.closed || self.workers.len() + self.starting >= limit() {
             return None;
         }
         self.starting += 1;
@@ -325,6 +329,7 @@ impl Hand {
             spent: false,
             recalling: None,
             loading: false,
+            unheard: false,
             stopping: false,
         }
     }
@@ -623,6 +628,8 @@ impl Pool {
         state.closed = true;
         state.when_empty.push(call);
         let queue = std::mem::take(&mut state.queue);
+        let calls = queue.len();
+        state.settling += calls;
         let (mut busy, mut idle) = (Vec::new(), Vec::new());
         for hand in state.workers.values_mut() {
             hand.spent = true;
@@ -640,6 +647,7 @@ impl Pool {
         for item in queue {
             item.stop(Reason::ShutDown);
         }
+        self.settled(calls);
         for worker in busy {
             worker.kill();
         }
@@ -647,6 +655,11 @@ impl Pool {
             worker.dismiss();
         }
     }
+}
+
+/// How many workers there may be.
+fn limit() -> usize {
+    settings().map_or(1, |settings| settings.processes)
 }
 
 /// Whether a call that is stopped for this reason may first end by itself.

@@ -56,7 +56,8 @@ use crate::error::{Error, ErrorKind};
 /// not believed: beyond a few KiB, memory is taken only for what was decoded, in proportion to the
 /// size of the input (the types decide the proportion). Pointers and collections that are nested
 /// deeper than 256 levels are refused, so that no input overflows the stack. That is a limit on
-/// honest values too: send a long chain as a `Vec`, not as a list of boxes. An array lies on the
+/// honest values too, which `encode` refuses with a panic, the error of its call: send a long chain as
+/// a `Vec`, not as a list of boxes. An array lies on the
 /// stack while it is decoded, even if it is on its way into a box: a large one is better a `Vec`.
 ///
 /// # Examples
@@ -96,7 +97,7 @@ use crate::error::{Error, ErrorKind};
     note = "`unsync::wire!` implements `Wire` for your own structs and enums"
 )]
 pub trait Wire: Sized {
-    /// Appends this value's bytes to `out`.
+    /// Appends this value's bytes to `out`, and leaves alone what is there.
     fn encode(&self, out: &mut Vec<u8>);
 
     /// Takes one value off the front of `input` and leaves there what follows it.
@@ -193,6 +194,7 @@ fn decode_length(input: &mut &[u8]) -> Result<usize, Error> {
 
 /// A collection: its length, its elements, and zeros up to one byte for each element.
 fn encode_collection(length: usize, out: &mut Vec<u8>, elements: impl FnOnce(&mut Vec<u8>)) {
+    let _level = Level::enter_or_panic();
     length.encode(out);
     let end_min = out.len() + length;
     elements(out);
@@ -215,13 +217,13 @@ fn encode_slice<T: Wire>(items: &[T], out: &mut Vec<u8>) {
     encode_collection(items.len(), out, |out| T::encode_all(items, out));
 }
 
-/// How many pointers and collections inside each other `decode` follows. A type contains itself
+/// How many pointers and collections inside each other are followed. A type contains itself
 /// only through these, so this bounds the stack. It leaves each level 8 KiB of a thread's usual
 /// 2 MiB, which is much even in a debug build.
 const NESTING_MAX: u32 = 256;
 
 thread_local! {
-    /// The levels this thread is in: `decode` has no argument that could carry the number.
+    /// The levels this thread is in: no argument could carry the number.
     static NESTING: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -237,6 +239,16 @@ impl Level {
         }
         NESTING.set(nesting + 1);
         Ok(Level)
+    }
+
+    /// The same for `encode`, which has no other way to fail.
+    fn enter_or_panic() -> Level {
+        let nesting = NESTING.get();
+        // A hook may encode what it knows of a panic, of this very one too.
+        let is_allowed = nesting < NESTING_MAX || std::thread::panicking();
+        assert!(is_allowed, "nested deeper than {NESTING_MAX}");
+        NESTING.set(nesting + 1);
+        Level
     }
 }
 
@@ -437,6 +449,7 @@ macro_rules! pointers {
     ($($pointer:ident)*) => {$(
         impl<T: Wire> Wire for $pointer<T> {
             fn encode(&self, out: &mut Vec<u8>) {
+                let _level = Level::enter_or_panic();
                 T::encode(self, out);
             }
 

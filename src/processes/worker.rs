@@ -29,6 +29,7 @@ use super::link::{self, Reader, Stream, Terms};
 use super::registry;
 use super::spare;
 use super::wire::Wire;
+use crate::config::Config;
 use crate::error::{Error, ErrorKind, discard, panic_message, wall};
 use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
@@ -84,10 +85,8 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// ```
 #[allow(clippy::needless_doctest_main)]
 pub fn init() {
-    if env::args_os()
-        .nth(1)
-        .is_some_and(|argument| argument == ARGUMENT)
-    {
+    // Not only the first: `worker_command` may have put others before it.
+    if env::args_os().skip(1).any(|argument| argument == ARGUMENT) {
         serve();
     }
     MAIN_CALLS_INIT.get_or_init(|| ());
@@ -235,6 +234,13 @@ fn serve() -> ! {
         }
     };
     spin::set_budget(terms.spin);
+    let settings = Config::new()
+        .frame_bytes_max(usize::try_from(terms.frame_bytes_max).unwrap_or(usize::MAX))
+        .stack_size(stack_size(terms))
+        .spin(terms.spin);
+    // Calls that a function makes run here, on other threads. If the environment or what stands before
+    // `init` is in the way, they say so.
+    drop(settings.install());
     let worker = WORKER.get_or_init(|| Worker {
         link,
         terms,
@@ -260,7 +266,7 @@ fn serve() -> ! {
     }));
     let lane = thread::Builder::new()
         .name("unsync-call".into())
-        .stack_size(usize::try_from(terms.stack_size).unwrap_or(usize::MAX));
+        .stack_size(stack_size(terms));
     worker.queue().incoming = Some(Incoming {
         frames: Frames::new(usize::MAX),
         source: Reader::new(&worker.link),
@@ -287,6 +293,10 @@ fn prefer_to_be_killed() {
     if score.trim().parse().is_ok_and(|score: i32| score < 500) {
         let _ = std::fs::write(SCORE, "500");
     }
+}
+
+fn stack_size(terms: Terms) -> usize {
+    usize::try_from(terms.stack_size).unwrap_or(usize::MAX)
 }
 
 /// Says why the process ends. Whoever was to read it may be gone: `eprintln` would panic then, and the
@@ -550,16 +560,19 @@ impl Worker {
         self.send(&frame, None);
     }
 
-    /// Runs one call and appends its `Done`.
+    /// Runs one call and writes its `Done` into the empty outbox.
     fn run(&self, call: u64, payload: Vec<u8>, outbox: &mut Vec<u8>) {
         let start = frame::begin(outbox, Kind::Done, call);
-        let body = outbox.len();
         outbox.push(Ending::Value as u8);
         let value = outbox.len();
         RUNNING.set(Some(call));
-        let outcome = wall(|| perform(payload, outbox));
+        let outcome = wall(|| {
+            let performed = perform(payload, outbox);
+            frame::assert_begun(outbox, value, Kind::Done, call);
+            performed
+        });
         RUNNING.set(None);
-        let length = outbox.len() - value;
+        let length = outbox.len().saturating_sub(value);
         let (ending, message) = match outcome {
             Ok(Ok(())) if length as u64 > self.terms.frame_bytes_max => {
                 let limit = self.terms.frame_bytes_max;
@@ -581,7 +594,8 @@ impl Worker {
             }
         };
         if !matches!(ending, Ending::Value) {
-            outbox.truncate(body);
+            outbox.clear();
+            frame::begin(outbox, Kind::Done, call);
             outbox.push(ending as u8);
             message.encode(outbox);
         }

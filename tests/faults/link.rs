@@ -7,6 +7,7 @@ use std::env;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -25,7 +26,7 @@ scenarios! {
     programs: [
         serve_in_drips, garble, garble_after_start, speak_unknown_kind, speak_as_the_parent,
         lie_about_a_length, lie_about_a_huge_length, tear_a_frame, tear_a_header,
-        show_a_wrong_secret, die_when_connected, die_with_the_call,
+        show_a_wrong_secret, die_when_connected, die_with_the_call, leave_the_link_to_a_child,
     ]
     fake_worker_can_serve;
     n20_lying_length_prefix_allocates_nothing;
@@ -48,6 +49,7 @@ scenarios! {
     worker_without_a_temporary_directory in "export TMPDIR=/nonexistent";
     n48_worker_that_dies_when_connected;
     n48_worker_that_dies_with_the_call;
+    worker_whose_child_holds_its_link_is_noticed;
 }
 
 // -------------------------------------------------------------------------------- what is mirrored
@@ -99,8 +101,8 @@ fn done(call: u64, value: u32) -> Vec<u8> {
     frame(DONE, call, payload.len() as u64, &payload)
 }
 
-trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
+trait Stream: Read + Write + AsFd {}
+impl<T: Read + Write + AsFd> Stream for T {}
 
 impl Invitation {
     fn address(&self) -> Address {
@@ -186,6 +188,16 @@ fn accept_invitation(secret: impl Fn(u128) -> u128) -> Box<dyn Stream> {
     }
     assert_eq!(answer, invitation.parent.to_le_bytes());
     link
+}
+
+/// The link does not end with this process.
+fn leave_the_link_to_a_child() {
+    let (mut link, call) = pretend();
+    link.write_all(&start(call)).unwrap();
+    let held = link.as_fd().try_clone_to_owned().unwrap();
+    let mut child = Command::new("sleep");
+    child.arg("600").stdin(held).spawn().unwrap();
+    process::exit(6);
 }
 
 /// Waits for the parent to end the link, or this process.
@@ -676,3 +688,17 @@ fn n48_worker_that_dies_with_the_call() {
 }
 
 unsync::register!(listen_to, lie);
+
+/// A process that was made without `exec` has the link, whatever it is marked with.
+fn worker_whose_child_holds_its_link_is_noticed() {
+    fake_first(
+        1,
+        "leave_the_link_to_a_child",
+        workers(1).kill_children(true),
+    );
+    let (lost, next) = (cpu(pid, ()), cpu(pid, ()));
+    assert!(lost.wait_timeout(SOON), "nobody noticed");
+    let error = assert_kind(lost.result(), ErrorKind::WorkerLost);
+    assert_eq!(error.worker_exit().unwrap().code(), Some(6));
+    next.result().unwrap();
+}

@@ -1,11 +1,14 @@
 //! Calls that share a worker with one that is stopped, or that kills it: only the culprit fails.
 
+use std::path::Path;
 use std::process::{self, Command};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use unsync::{ErrorKind, Unfuture, cpu};
+use unsync::{Error, ErrorKind, Unfuture, Wire, cpu};
 
-use crate::scenario::{SOON, children, is_gone, until};
+use crate::scenario::{SOON, children, freeze, is_gone, kill, until};
 use crate::*;
 
 scenarios! {
@@ -15,7 +18,12 @@ scenarios! {
     stopping_with_a_grace_kills_no_neighbour;
     calls_behind_those_that_kill_their_worker_all_run;
     a_stopped_call_ends_though_its_worker_is_wrapped;
+    a_stopped_call_ends_though_its_wrapped_worker_is_frozen;
     many_calls_in_the_middle_of_a_long_queue_are_cancelled;
+    a_value_that_is_slow_to_decode_holds_up_nobody;
+    an_encode_that_replaces_what_is_there_fails_alone;
+    a_value_nested_too_deep_fails_alone;
+    a_call_within_a_call_has_its_stack_and_its_limit;
 }
 
 /// Runs for as long as it says.
@@ -113,13 +121,15 @@ fn calls_behind_those_that_kill_their_worker_all_run() {
     }
 }
 
+fn in_a_shell(executable: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$0\" \"$@\"; exit $?"]).arg(executable);
+    shell
+}
+
 /// The process that was started is not the one that works: that has to hear of the end itself.
 fn a_stopped_call_ends_though_its_worker_is_wrapped() {
-    install(workers(1).worker_command(|executable| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "\"$0\" \"$@\"; exit $?"]).arg(executable);
-        shell
-    }));
+    install(workers(1).worker_command(in_a_shell));
     let worker = cpu(pid, ()).result().unwrap();
     assert!(!children().contains(&worker), "the shell is in between");
     let endless = cpu(spin, ()).run_timeout(Duration::from_millis(100));
@@ -127,6 +137,18 @@ fn a_stopped_call_ends_though_its_worker_is_wrapped() {
     assert_kind(endless.result(), ErrorKind::TimedOut);
     until("the worker has gone", || is_gone(worker));
     assert_ne!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+/// Not even that can be heard by it.
+fn a_stopped_call_ends_though_its_wrapped_worker_is_frozen() {
+    install(workers(1).worker_command(in_a_shell));
+    let worker = cpu(pid, ()).result().unwrap();
+    freeze(worker);
+    let unheard = cpu(pid, ()).timeout(Duration::from_millis(100));
+    assert!(unheard.wait_timeout(SOON), "nobody stopped it");
+    assert_kind(unheard.result(), ErrorKind::TimedOut);
+    assert_ne!(cpu(pid, ()).result().unwrap(), worker);
+    kill("KILL", &[worker]);
 }
 
 fn many_calls_in_the_middle_of_a_long_queue_are_cancelled() {
@@ -149,3 +171,166 @@ fn many_calls_in_the_middle_of_a_long_queue_are_cancelled() {
         call.result().unwrap();
     }
 }
+
+/// Large, and not decoded in this process before it may be.
+struct Slow(Vec<u8>);
+
+static DECODING: Mutex<Option<(Sender<()>, Receiver<()>)>> = Mutex::new(None);
+
+impl Wire for Slow {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Slow, Error> {
+        if let Some((begun, end)) = DECODING.lock().unwrap().take() {
+            begun.send(()).unwrap();
+            let _ = end.recv_timeout(SOON);
+        }
+        Vec::decode(input).map(Slow)
+    }
+}
+
+fn make_slow() -> Slow {
+    Slow(vec![1; 1 << 20])
+}
+
+/// The one that decodes it reads the link of that worker, and hears nothing meanwhile.
+fn a_value_that_is_slow_to_decode_holds_up_nobody() {
+    install(workers(2));
+    let worker = cpu(pid, ()).result().unwrap();
+    let ((begun, decodes), (end, ends)) = (mpsc::channel(), mpsc::channel());
+    *DECODING.lock().unwrap() = Some((begun, ends));
+    let slow = cpu(make_slow, ());
+    decodes.recv_timeout(SOON).unwrap();
+    for _ in 0..10 {
+        let quick = cpu(pid, ());
+        assert!(quick.wait_timeout(SOON / 2), "it waits for the other");
+        assert_ne!(quick.result().unwrap(), worker);
+    }
+    assert!(!slow.is_done());
+    end.send(()).unwrap();
+    assert_eq!(slow.result().unwrap().0.len(), 1 << 20);
+}
+
+/// Whose `encode` does not append.
+struct Replacing(usize);
+
+impl Wire for Replacing {
+    fn encode(&self, out: &mut Vec<u8>) {
+        *out = vec![1; self.0];
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Replacing, Error> {
+        u8::decode(input).map(usize::from).map(Replacing)
+    }
+}
+
+fn take_replacing(_: Replacing) {}
+
+fn make_replacing(size: usize) -> Replacing {
+    Replacing(size)
+}
+
+fn an_encode_that_replaces_what_is_there_fails_alone() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    for size in [0, 1, 20, 21, 27, 28, 100, 100_000] {
+        teach_that_calls_are_quick();
+        let before = Vec::from_iter((0..20).map(|_| cpu(pid, ())));
+        let argument = cpu(take_replacing, (Replacing(size),));
+        let result = cpu(make_replacing, (size,)).map(drop);
+        let behind = (0..20).map(|_| cpu(pid, ()));
+        for call in before.into_iter().chain(Vec::from_iter(behind)) {
+            assert_eq!(call.result().unwrap(), worker);
+        }
+        for outcome in [argument.result(), result.result()] {
+            let error = assert_kind(outcome, ErrorKind::Panicked);
+            assert_says(&error, &["`encode` must append"]);
+        }
+    }
+}
+
+/// A list of boxes.
+#[derive(Default)]
+struct List(Option<Box<List>>);
+
+unsync::wire!(struct List(next));
+
+impl Drop for List {
+    fn drop(&mut self) {
+        let mut next = self.0.take();
+        while let Some(mut list) = next {
+            next = list.0.take();
+        }
+    }
+}
+
+fn make_list(length: usize) -> List {
+    (0..length).fold(List::default(), |list, _| List(Some(Box::new(list))))
+}
+
+fn length_of(list: List) -> usize {
+    let (mut list, mut length) = (&list, 0);
+    while let Some(next) = &list.0 {
+        (list, length) = (next, length + 1);
+    }
+    length
+}
+
+fn a_value_nested_too_deep_fails_alone() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    assert_eq!(cpu(length_of, (make_list(200),)).result().unwrap(), 200);
+    assert_eq!(length_of(cpu(make_list, (200,)).result().unwrap()), 200);
+    let argument = cpu(length_of, (make_list(1_000_000),)).map(drop);
+    let result = cpu(make_list, (1_000_000,)).map(drop);
+    for outcome in [argument.result(), result.result()] {
+        let error = assert_kind(outcome, ErrorKind::Panicked);
+        assert_says(&error, &["nested deeper than 256"]);
+    }
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+/// Takes some KiB of stack for each level.
+fn descend(levels: u64) -> u64 {
+    let room = std::hint::black_box([levels; 512]);
+    match levels {
+        0 => 0,
+        _ => descend(levels - 1) + room[511] / levels,
+    }
+}
+
+fn descend_within(levels: u64) -> u64 {
+    cpu(descend, (levels,)).result().unwrap()
+}
+
+fn echo_within(bytes: usize) -> bool {
+    let error = cpu(length, (vec![1; bytes],)).result().unwrap_err();
+    error.kind() == ErrorKind::TooLarge
+}
+
+fn length(bytes: Vec<u8>) -> usize {
+    bytes.len()
+}
+
+fn a_call_within_a_call_has_its_stack_and_its_limit() {
+    install(workers(1).frame_bytes_max(1 << 20));
+    // More than the two MiB that threads have elsewhere.
+    const LEVELS: u64 = 800;
+    assert_eq!(cpu(descend, (LEVELS,)).result().unwrap(), LEVELS);
+    assert_eq!(cpu(descend_within, (LEVELS,)).result().unwrap(), LEVELS);
+    assert!(cpu(echo_within, (2 << 20,)).result().unwrap());
+}
+
+unsync::register!(
+    make_slow,
+    take_replacing,
+    make_replacing,
+    make_list,
+    length_of,
+    descend,
+    descend_within,
+    echo_within,
+    length
+);

@@ -39,6 +39,7 @@ scenarios! {
     n42_cwd_of_the_parent_deleted;
     n43_eagain_backoff;
     n44_emfile_backoff in "ulimit -n 64";
+    a_worker_that_could_not_be_started_is_tried_again_beside_a_long_call;
     n44_emfile_for_good in "ulimit -n 64";
     n44_emfile_waits_for_the_living in "ulimit -n 64";
     n44_emfile_at_every_step in "ulimit -n 64";
@@ -344,6 +345,26 @@ fn n44_emfile_backoff() {
     *FILES.lock().unwrap() = hoard();
     cpu(pid, ()).result().unwrap();
     assert!(tries.load(Ordering::Relaxed) >= 2, "it had no trouble");
+}
+
+/// What waits behind that call has no other event to wait for.
+fn a_worker_that_could_not_be_started_is_tried_again_beside_a_long_call() {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    install(workers(2).worker_command(
+        |executable| match STARTED.fetch_add(1, Ordering::Relaxed) {
+            1 => Command::new("/no/such/worker"),
+            _ => Command::new(executable),
+        },
+    ));
+    let gate = Gate::new();
+    let long = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    let queued = cpu(pid, ());
+    assert!(queued.wait_timeout(SOON), "it waits for the long one");
+    assert_ne!(queued.result().unwrap(), guest.process);
+    assert_eq!(STARTED.load(Ordering::Relaxed), 3);
+    guest.leave();
+    long.result().unwrap();
 }
 
 fn n44_emfile_for_good() {
