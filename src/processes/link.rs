@@ -146,7 +146,12 @@ pub(crate) struct Reader<'a> {
     spin: Spin,
     nonblocking: bool,
     timeout: Option<Duration>,
+    /// Bytes read since the stream was last found empty, at most.
+    run: usize,
 }
+
+/// What a socket takes for its reader in any case, without a look at how much of it is free.
+const TAKEN: usize = 32 << 10;
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(stream: &'a Stream) -> Reader<'a> {
@@ -155,7 +160,15 @@ impl<'a> Reader<'a> {
             spin: Spin::new(),
             nonblocking: false,
             timeout: None,
+            run: 0,
         }
+    }
+
+    /// Whether the other side may have written more than arrived before the link ended: it found no
+    /// room. A reset throws that away, and who writes into the link may get the error of the reset in the
+    /// reader's place.
+    pub(crate) fn may_have_missed_some(&self) -> bool {
+        self.run >= TAKEN && self.stream.drops_what_is_under_way()
     }
 
     /// For a write that this thread is about to make and that may take long.
@@ -183,18 +196,35 @@ impl<'a> Reader<'a> {
 
 impl Read for Reader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut read = None;
         if self.spin.pays() {
             self.switch(true);
-            let found = self.spin.look(|| match self.stream.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-                read => Some(read),
-            });
-            if let Some(read) = found {
-                return read;
-            }
+            let run = &mut self.run;
+            read = self.spin.look(|| look(self.stream, buffer, run));
+        } else if self.run >= TAKEN {
+            self.switch(true);
+            read = look(self.stream, buffer, &mut self.run);
         }
-        self.switch(false);
-        self.stream.read(buffer)
+        let read = match read {
+            Some(read) => read?,
+            None => {
+                self.switch(false);
+                self.stream.read(buffer)?
+            }
+        };
+        self.run = self.run.saturating_add(read);
+        Ok(read)
+    }
+}
+
+/// Reads what is there. If nothing is, a new run begins.
+fn look(stream: &Stream, buffer: &mut [u8], run: &mut usize) -> Option<io::Result<usize>> {
+    match stream.read(buffer) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            *run = 0;
+            None
+        }
+        read => Some(read),
     }
 }
 
@@ -203,6 +233,7 @@ impl Source for Reader<'_> {
     /// a reader in between would have std fill that with zeros first.
     fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
         self.switch(false);
+        self.run = self.run.saturating_add(count);
         on!(self.stream, stream => stream.take(count as u64).read_to_end(into)).map(drop)
     }
 }

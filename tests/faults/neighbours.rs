@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use unsync::{Error, ErrorKind, Unfuture, Wire, cpu};
 
-use crate::scenario::{SOON, children, freeze, is_gone, kill, until};
+use crate::scenario::{SOON, children, file, freeze, is_gone, kill, until};
 use crate::*;
 
 scenarios! {
@@ -23,6 +23,7 @@ scenarios! {
     a_value_that_is_slow_to_decode_holds_up_nobody;
     an_encode_that_replaces_what_is_there_fails_alone;
     a_value_nested_too_deep_fails_alone;
+    nothing_runs_twice_though_the_link_was_full_at_the_end;
     a_call_within_a_call_has_its_stack_and_its_limit;
 }
 
@@ -251,6 +252,45 @@ fn an_encode_that_replaces_what_is_there_fails_alone() {
     }
 }
 
+fn note_and_make(proof: String, line: u32, _: Vec<u8>) -> Slow {
+    note(proof, line);
+    if line % 1_000 == 12 {
+        process::abort();
+    }
+    Slow(vec![0; 40_000])
+}
+
+/// TCP throws away what a process had written and nobody had room for, if it ends with something unread:
+/// starts, and whole calls.
+fn nothing_runs_twice_though_the_link_was_full_at_the_end() {
+    install(workers(1));
+    let proof = file("proof");
+    for round in 0..10 {
+        teach_that_calls_are_quick();
+        let ((begun, decodes), (end, ends)) = (mpsc::channel(), mpsc::channel());
+        *DECODING.lock().unwrap() = Some((begun, ends));
+        let lines = round * 1_000..round * 1_000 + 100;
+        let calls = lines.map(|line| cpu(note_and_make, (proof.clone(), line, vec![0; 2_000])));
+        let calls: Vec<_> = calls.collect();
+        decodes.recv_timeout(SOON).unwrap();
+        // The worker goes on until the link is full, or it is at the one that ends it.
+        std::thread::sleep(Duration::from_millis(50));
+        end.send(()).unwrap();
+        for call in calls {
+            let outcome = call.result();
+            if let Err(error) = outcome.map(drop) {
+                assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
+            }
+        }
+    }
+    let mut proofs = notes(&proof);
+    let ran = proofs.len();
+    assert!(ran > 100, "hardly any ran");
+    proofs.sort();
+    proofs.dedup();
+    assert_eq!(proofs.len(), ran, "a call was run again");
+}
+
 /// A list of boxes.
 #[derive(Default)]
 struct List(Option<Box<List>>);
@@ -325,6 +365,7 @@ fn a_call_within_a_call_has_its_stack_and_its_limit() {
 
 unsync::register!(
     make_slow,
+    note_and_make,
     take_replacing,
     make_replacing,
     make_list,
