@@ -362,7 +362,7 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                 {
                     return Err(cut());
                 }
-                _ if source.may_have_missed_some() => return Err(cut()),
+                _ if link::is_end(&error) && source.may_have_missed_some() => return Err(cut()),
                 _ => return Err(error),
             },
         }
