@@ -201,7 +201,7 @@ impl Read for Reader<'_> {
             self.switch(true);
             let run = &mut self.run;
             read = self.spin.look(|| look(self.stream, buffer, run));
-        } else if self.run >= TAKEN {
+        } else if self.may_have_missed_some() {
             self.switch(true);
             read = look(self.stream, buffer, &mut self.run);
         }

@@ -259,7 +259,8 @@ impl State {
     }
 
     fn recall(&mut self, now: Instant, mail: &mut Mail) {
-        let somebody_idle = self.queue.is_empty() && self.workers.values().any(Hand::is_idle);
+        let is_idle = |hand: &Hand| hand.is_idle() && !hand.unheard;
+        let somebody_idle = self.queue.is_empty() && self.workers.values().any(is_idle);
         for hand in self.workers.values_mut() {
             let stalled = hand.flight.front().is_some_and(|front| front.is_slow(now));
             if hand.flight.len() > 1 && hand.recalling.is_none() && (stalled || somebody_idle) {
