@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use unsync::{ErrorKind, Unfuture, cpu};
+use unsync::{ErrorKind, Unfuture, WorkState, cpu};
 
 use crate::scenario::{Gate, SOON, children, file, is_gone, program, until, wait_within};
 use crate::*;
@@ -220,6 +220,11 @@ fn n54_shutdown_while_submitting() {
 fn n54_shutdown_ends_what_runs_and_what_waits() {
     install(workers(2));
     let running: Vec<_> = (0..2).map(|_| cpu(spin, ())).collect();
+    until("both have begun", || {
+        let tasks = unsync::tasks();
+        let mut states = tasks.iter().map(|task| task.state);
+        tasks.len() == 2 && states.all(|state| state == WorkState::Running)
+    });
     let waiting: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
     shut_down(Duration::from_millis(500));
     assert!(children().is_empty());
