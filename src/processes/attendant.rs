@@ -20,7 +20,7 @@ use super::spare;
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
 use crate::config::{Settings, new_thread, settings};
-use crate::error::{Error, ErrorKind, discard, wall};
+use crate::error::{Error, ErrorKind, discard, lock, wall};
 use crate::unfuture::Reason;
 
 /// A worker process, and what is needed to write to it and to end it.
@@ -62,7 +62,7 @@ const STACK: usize = 8 << 20;
 impl Worker {
     /// Writes frames. An error needs no care here: the attendant finds the end of the link.
     pub(super) fn send(&self, frames: &[u8]) {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = lock(&self.writing);
         let _ = self.link.write_all(frames);
     }
 
@@ -75,7 +75,7 @@ impl Worker {
 
     /// Writes a large frame; fails if the worker takes nothing of it for as long as one that is frozen.
     fn load(&self, frame: &[u8]) -> io::Result<()> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = lock(&self.writing);
         self.link.set_write_timeout(Some(FROZEN))?;
         self.link
             .write_all_unless(frame, || Err(io::ErrorKind::TimedOut.into()))?;
@@ -84,18 +84,14 @@ impl Worker {
 
     pub(super) fn kill(&self) {
         // It fails only if the process was reaped before.
-        let _ = self
-            .child
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .kill();
+        let _ = lock(&self.child).kill();
         // If that was a wrapper only, the worker behind it leaves when it hears of the end.
         self.link.shut_down_writing();
     }
 
     /// Whether the process has ended, whoever else may hold its link.
     fn has_ended(&self) -> bool {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut child = lock(&self.child);
         matches!(child.try_wait(), Ok(Some(_)))
     }
 
@@ -116,15 +112,12 @@ impl Worker {
     /// use.
     fn reap(&self) -> Option<ExitStatus> {
         if settings().is_ok_and(|settings| settings.kill_children) {
-            // While the process is not reaped, its number and that of its group are its own.
+            // The number of its group is taken until the process is reaped, and for as long as anybody
+            // else is in it, as where its link outlived it.
             link::kill_children(self.pid);
         }
         self.kill();
-        self.child
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .wait()
-            .ok()
+        lock(&self.child).wait().ok()
     }
 }
 
@@ -877,18 +870,14 @@ impl LastWords {
             let _copying = copying;
             copy(&mut stderr, |bytes| {
                 // A closed standard error is no reason to stop listening.
-                let mut tail = listener.tail.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut tail = lock(&listener.tail);
                 tail.bytes.extend(bytes);
                 let surplus = tail.bytes.len().saturating_sub(WORDS);
                 tail.bytes.drain(..surplus);
                 drop(tail);
                 let _ = io::stderr().write_all(bytes);
             });
-            listener
-                .tail
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .ended = true;
+            lock(&listener.tail).ended = true;
             listener.ended.notify_all();
         };
         // Without the thread the pipe is closed; then the worker's words are lost, and it lives on.
@@ -897,16 +886,12 @@ impl LastWords {
     }
 
     fn forget(&self) {
-        self.tail
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .bytes
-            .clear();
+        lock(&self.tail).bytes.clear();
     }
 
     /// What there is when the worker has ended.
     fn get(&self) -> String {
-        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let tail = lock(&self.tail);
         let waited = self
             .ended
             .wait_timeout_while(tail, WORDS_WAIT, |tail| !tail.ended);

@@ -35,10 +35,10 @@ pub(crate) mod worker;
 
 use std::any::type_name;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::config::settings;
-use crate::error::{Error, ErrorKind, Origin, wall};
+use crate::error::{Error, ErrorKind, Origin, lock, wall};
 use crate::slot::{OnBegin, Slot};
 use crate::unfuture::{OnProgress, OnQuiet, Reason, Stop, Unfuture, Work};
 
@@ -257,7 +257,7 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
 
 impl<T> Call<T> {
     fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 
     fn settle(&self, outcome: Result<T, Error>) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::attendant::{self, Begun, Worker};
@@ -10,7 +10,7 @@ use super::frame::{self, Kind};
 use super::link;
 use super::worker::PanicReport;
 use crate::config::settings;
-use crate::error::{Error, Origin};
+use crate::error::{Error, Origin, lock};
 use crate::unfuture::{OnQuiet, Reason};
 use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
 
@@ -489,7 +489,7 @@ impl InFlight {
 
 impl Pool {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(super) fn submit(&'static self, item: Item) {

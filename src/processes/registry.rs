@@ -10,11 +10,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use super::spare;
 use super::wire::Wire;
-use crate::error::Error;
+use crate::error::{Error, lock};
 
 /// A function that a worker process can run: a function item, or a closure that captures nothing.
 ///
@@ -144,7 +144,7 @@ impl Entry {
 
     /// For the constructor that `register!` makes: runs once, before `main`.
     pub fn link(&'static self) {
-        let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = lock(&FIRST);
         if let Some(first) = *first {
             let _ = self.next.set(first);
         }
@@ -164,7 +164,7 @@ static FIRST: Mutex<Option<&'static Entry>> = Mutex::new(None);
 pub(crate) fn find(id: u64) -> Option<&'static Entry> {
     static TABLE: OnceLock<HashMap<u64, &'static Entry>> = OnceLock::new();
     let table = TABLE.get_or_init(|| {
-        let first = *FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = *lock(&FIRST);
         let entries = std::iter::successors(first, |entry| entry.next.get().copied());
         entries.map(|entry| (entry.function.id(), entry)).collect()
     });

@@ -8,8 +8,10 @@
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use crate::error::lock;
 
 /// From here on a buffer is large.
 pub(super) const LARGE: usize = 64 << 10;
@@ -42,7 +44,7 @@ static SHELF: Mutex<Shelf> = Mutex::new(Shelf {
 static FILLED: AtomicBool = AtomicBool::new(false);
 
 fn shelf() -> MutexGuard<'static, Shelf> {
-    SHELF.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&SHELF)
 }
 
 /// Makes a buffer that may have to hold much a large one, if there is one to spare.

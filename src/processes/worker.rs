@@ -30,7 +30,7 @@ use super::registry;
 use super::spare;
 use super::wire::Wire;
 use crate::config::Config;
-use crate::error::{Error, ErrorKind, discard, panic_message, wall};
+use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
 use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
 
@@ -320,7 +320,7 @@ fn leave() -> ! {
 
 impl Worker {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     /// Writes frames. A parent that does not take them is gone.
@@ -335,7 +335,7 @@ impl Worker {
             }
             Ok(())
         };
-        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let writing = lock(&self.writing);
         let sent = self.link.write_all_unless(frames, full);
         drop(writing);
         if sent.is_err() {
