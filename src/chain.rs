@@ -36,9 +36,9 @@ use crate::unfuture::Unfuture;
 /// The `Unfuture` resolves as
 /// - [`ErrorKind::Panicked`](crate::ErrorKind) with message and place if the function panics,
 /// - [`ErrorKind::WorkerLost`](crate::ErrorKind) with the exit status if the worker dies while it runs
-///   the function; a call that had not started is given to another worker instead (over loopback TCP,
-///   as on Windows, the end of a process may take along what it said last: if nobody knows whether a
-///   call had started, it fails too),
+///   the function; a call that had not started is given to another worker instead (on Windows the
+///   end of a process may take along what it said last: if nobody knows whether a call had started, it
+///   fails too),
 /// - [`ErrorKind::NotRegistered`](crate::ErrorKind) or
 ///   [`ErrorKind::NotInitialised`](crate::ErrorKind) at once, with the line to add,
 /// - [`ErrorKind::Codec`](crate::ErrorKind) or [`ErrorKind::TooLarge`](crate::ErrorKind) if arguments

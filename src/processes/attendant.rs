@@ -327,7 +327,6 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             (silence, pulse) = (Duration::ZERO, shortest);
         }
         match heard {
-            Ok(false) if source.may_have_missed_some() => return Err(cut()),
             Ok(false) => return Ok(()),
             Ok(true) => {
                 if advance(worker, &mut frames) {
@@ -350,12 +349,6 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                     // It is at a long call, or rests for longer than this.
                     pulse = (pulse * 2).min(FROZEN);
                 }
-                io::ErrorKind::ConnectionReset
-                    if frames.is_torn() && worker.link.drops_what_is_under_way() =>
-                {
-                    return Err(cut());
-                }
-                _ if link::is_end(&error) && source.may_have_missed_some() => return Err(cut()),
                 _ => return Err(error),
             },
         }
@@ -398,11 +391,6 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             pursuit.execute(worker);
         }
     }
-}
-
-/// What was said last is lost, and may have been a start.
-fn cut() -> io::Error {
-    io::Error::other("the link was cut while more was under way")
 }
 
 fn is_in_flight(worker: &Worker, id: u64) -> bool {

@@ -266,11 +266,6 @@ impl Frames {
         }
     }
 
-    /// Whether a part of a frame has arrived and the rest has not.
-    pub(crate) fn is_torn(&self) -> bool {
-        self.filling.is_some() || self.start < self.end
-    }
-
     /// Reads once; `false` at the end of the stream.
     fn fill_chunk(&mut self, source: &mut impl Read) -> io::Result<bool> {
         if self.start > 0 {

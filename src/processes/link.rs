@@ -8,6 +8,10 @@
 //! Why not hand a socket pair to the child as its standard input and be done: a process started by
 //! the program's own code inherits that, holds it open, and hides the death of the worker. A socket
 //! that the child opens itself is closed on exec.
+//!
+//! Over TCP a link is two connections, one for each direction. A process that ends with something
+//! unread resets that connection, and a reset throws away what is under way on it, either way: so what
+//! workers say has a connection on which nobody ever says anything to them.
 
 use std::borrow::Cow;
 use std::env;
@@ -15,7 +19,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -40,7 +44,13 @@ fn secret() -> Secret {
 // ------------------------------------------------------------------------------------- the stream
 
 /// A connected link. Read by one thread, written by any, one at a time.
-pub(crate) enum Stream {
+pub(crate) struct Stream {
+    incoming: Connection,
+    /// Where that is another one.
+    outgoing: Option<Connection>,
+}
+
+enum Connection {
     #[cfg(unix)]
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -54,20 +64,44 @@ pub(crate) const ROOM: usize = match cfg!(any(target_os = "linux", target_os = "
     false => 4 << 10,
 };
 
-/// Calls the same method whatever the stream is.
+/// Calls the same method whatever the connection is.
 macro_rules! on {
-    ($stream:expr, $inner:ident => $call:expr) => {
-        match $stream {
+    ($connection:expr, $inner:ident => $call:expr) => {
+        match $connection {
             #[cfg(unix)]
-            Stream::Unix($inner) => $call,
-            Stream::Tcp($inner) => $call,
+            Connection::Unix($inner) => $call,
+            Connection::Tcp($inner) => $call,
         }
     };
 }
 
-impl Stream {
+impl Connection {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         on!(self, stream => { let mut stream = stream; stream.read(buffer) })
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        on!(self, stream => { let mut stream = stream; stream.write(bytes) })
+    }
+
+    fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        on!(self, stream => stream.set_nonblocking(nonblocking))
+    }
+
+    /// How long a read may block; `None` for ever.
+    fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        on!(self, stream => stream.set_read_timeout(limit))
+    }
+
+    fn shut_down(&self, how: Shutdown) {
+        // It fails only if the other side has ended it before.
+        let _ = on!(self, stream => stream.shutdown(how));
+    }
+}
+
+impl Stream {
+    fn outgoing(&self) -> &Connection {
+        self.outgoing.as_ref().unwrap_or(&self.incoming)
     }
 
     /// Writes everything.
@@ -89,7 +123,7 @@ impl Stream {
         mut full: impl FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
         while !bytes.is_empty() {
-            match on!(self, stream => { let mut stream = stream; stream.write(bytes) }) {
+            match self.outgoing().write(bytes) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -100,35 +134,20 @@ impl Stream {
         Ok(())
     }
 
-    fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        on!(self, stream => stream.set_nonblocking(nonblocking))
-    }
-
-    /// How long a read may block; `None` for ever.
-    pub(crate) fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
-        on!(self, stream => stream.set_read_timeout(limit))
-    }
-
     /// How long a write may find no room; `None` for ever.
     pub(crate) fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
-        on!(self, stream => stream.set_write_timeout(limit))
-    }
-
-    /// Whether a process that ends with something unread takes along what it had written and this side
-    /// had no room for. A Unix socket has no such stretch on the way.
-    pub(crate) fn drops_what_is_under_way(&self) -> bool {
-        matches!(self, Stream::Tcp(_))
+        on!(self.outgoing(), stream => stream.set_write_timeout(limit))
     }
 
     /// Ends the link towards the other side: it finds the end when it has read what is under way.
     pub(crate) fn shut_down_writing(&self) {
-        let _ = on!(self, stream => stream.shutdown(std::net::Shutdown::Write));
+        self.outgoing().shut_down(Shutdown::Write);
     }
 
     /// Ends the link in both directions. The thread that reads it finds its end.
     pub(crate) fn shut_down(&self) {
-        // It fails only if the other side has ended it before.
-        let _ = on!(self, stream => stream.shutdown(std::net::Shutdown::Both));
+        self.incoming.shut_down(Shutdown::Both);
+        self.outgoing().shut_down(Shutdown::Both);
     }
 }
 
@@ -142,33 +161,20 @@ fn is_full(error: &io::Error) -> bool {
 
 /// The reading end. Looks a few times before it blocks.
 pub(crate) struct Reader<'a> {
-    stream: &'a Stream,
+    incoming: &'a Connection,
     spin: Spin,
     nonblocking: bool,
     timeout: Option<Duration>,
-    /// Bytes read since the stream was last found empty, at most.
-    run: usize,
 }
-
-/// What a socket takes for its reader in any case, without a look at how much of it is free.
-const TAKEN: usize = 32 << 10;
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(stream: &'a Stream) -> Reader<'a> {
         Reader {
-            stream,
+            incoming: &stream.incoming,
             spin: Spin::new(),
             nonblocking: false,
             timeout: None,
-            run: 0,
         }
-    }
-
-    /// Whether the other side may have written more than arrived before the link ended: it found no
-    /// room. A reset throws that away, and who writes into the link may get the error of the reset in the
-    /// reader's place.
-    pub(crate) fn may_have_missed_some(&self) -> bool {
-        self.run >= TAKEN && self.stream.drops_what_is_under_way()
     }
 
     /// For a write that this thread is about to make and that may take long.
@@ -180,7 +186,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn set_timeout(&mut self, limit: Option<Duration>) {
         if self.timeout != limit {
             // It fails only on a link that has ended, as the next read tells.
-            let _ = on!(self.stream, stream => stream.set_read_timeout(limit));
+            let _ = self.incoming.set_read_timeout(limit);
             self.timeout = limit;
         }
     }
@@ -188,7 +194,7 @@ impl<'a> Reader<'a> {
     fn switch(&mut self, nonblocking: bool) {
         if self.nonblocking != nonblocking {
             // As above.
-            let _ = self.stream.set_nonblocking(nonblocking);
+            let _ = self.incoming.set_nonblocking(nonblocking);
             self.nonblocking = nonblocking;
         }
     }
@@ -199,31 +205,19 @@ impl Read for Reader<'_> {
         let mut read = None;
         if self.spin.pays() {
             self.switch(true);
-            let run = &mut self.run;
-            read = self.spin.look(|| look(self.stream, buffer, run));
-        } else if self.may_have_missed_some() {
-            self.switch(true);
-            read = look(self.stream, buffer, &mut self.run);
+            read = self.spin.look(|| look(self.incoming, buffer));
         }
-        let read = match read {
-            Some(read) => read?,
-            None => {
-                self.switch(false);
-                self.stream.read(buffer)?
-            }
-        };
-        self.run = self.run.saturating_add(read);
-        Ok(read)
+        read.unwrap_or_else(|| {
+            self.switch(false);
+            self.incoming.read(buffer)
+        })
     }
 }
 
-/// Reads what is there. If nothing is, a new run begins.
-fn look(stream: &Stream, buffer: &mut [u8], run: &mut usize) -> Option<io::Result<usize>> {
-    match stream.read(buffer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            *run = 0;
-            None
-        }
+/// Reads what is there, if anything is.
+fn look(incoming: &Connection, buffer: &mut [u8]) -> Option<io::Result<usize>> {
+    match incoming.read(buffer) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         read => Some(read),
     }
 }
@@ -233,19 +227,19 @@ impl Source for Reader<'_> {
     /// a reader in between would have std fill that with zeros first.
     fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
         self.switch(false);
-        self.run = self.run.saturating_add(count);
-        on!(self.stream, stream => stream.take(count as u64).read_to_end(into)).map(drop)
+        on!(self.incoming, stream => stream.take(count as u64).read_to_end(into)).map(drop)
     }
 }
 
 // --------------------------------------------------------------------------------- the parent side
 
-/// What the child is told on its standard input: how to connect, the two secrets, and settings.
+/// What the child is told on its standard input: how to connect, the secrets, and settings.
 struct Invitation {
     /// Where the parent listens on loopback; else it listens at the place told before.
     port: Option<u16>,
-    child: Secret,
-    parent: Secret,
+    /// Of each connection what the child says first, and what the parent answers. If there are two, the
+    /// first is for what the child is told, and the second for what it says.
+    connections: Vec<(Secret, Secret)>,
     terms: Terms,
 }
 
@@ -260,7 +254,7 @@ pub(crate) struct Terms {
     pub(crate) spin: Duration,
 }
 
-crate::wire!(struct Invitation { port, child, parent, terms });
+crate::wire!(struct Invitation { port, connections, terms });
 crate::wire!(struct Terms { frame_bytes_max, stack_size, spin });
 
 enum Listener {
@@ -324,14 +318,14 @@ impl Listener {
         }
     }
 
-    fn accept(&self) -> io::Result<Stream> {
+    fn accept(&self) -> io::Result<Connection> {
         match self {
             #[cfg(unix)]
-            Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept()?.0)),
+            Listener::Unix(listener, _) => Ok(Connection::Unix(listener.accept()?.0)),
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+                Ok(Connection::Tcp(stream))
             }
         }
     }
@@ -487,10 +481,11 @@ fn invite(
     let place = place();
     lead.tell(child, &place)?;
     let listener = Listener::open(place)?;
+    let port = listener.port()?;
+    let count = if port.is_some() { 2 } else { 1 };
     let invitation = Invitation {
-        port: listener.port()?,
-        child: secret(),
-        parent: secret(),
+        port,
+        connections: (0..count).map(|_| (secret(), secret())).collect(),
         terms,
     };
     lead.tell(child, &invitation)?;
@@ -506,14 +501,24 @@ fn meet(
     deadline: Option<Instant>,
     wanted: impl Fn() -> bool,
 ) -> Result<Stream, Refusal> {
+    let mut met = Vec::new();
+    let mut more = false;
     loop {
-        lead.wait(Duration::from_millis(10));
-        match listener.accept() {
-            Ok(stream) => match shake_hands(&stream, invitation) {
-                Ok(()) => return Ok(stream),
-                // A stranger, or the child died: which of them is seen below.
-                Err(_) => drop(stream),
-            },
+        if !more {
+            lead.wait(Duration::from_millis(10));
+        }
+        let accepted = listener.accept();
+        more = accepted.is_ok();
+        match accepted {
+            Ok(connection) => {
+                // Without it was a stranger, or the child died: which of them is seen below.
+                if shake_hands(&connection, invitation.connections[met.len()]).is_ok() {
+                    met.push(connection);
+                }
+                if met.len() == invitation.connections.len() {
+                    break;
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
@@ -528,17 +533,33 @@ fn meet(
             return Err(Refusal::Unwanted);
         }
     }
+    // What the child hears here is said on the first, and what it says is heard on the last.
+    let last = met
+        .pop()
+        .ok_or(io::Error::from(io::ErrorKind::NotConnected))?;
+    Ok(Stream {
+        incoming: last,
+        outgoing: met.pop(),
+    })
 }
 
-/// The first bytes of a link: the child's secret, answered by the parent's.
-fn shake_hands(stream: &Stream, invitation: &Invitation) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    expect_secret(stream, invitation.child, Duration::from_secs(1))?;
-    stream.write_all(&invitation.parent.to_le_bytes())?;
-    stream.set_read_timeout(None)
+/// The first bytes of a connection: the child's secret, answered by the parent's.
+fn shake_hands(connection: &Connection, (child, parent): (Secret, Secret)) -> io::Result<()> {
+    connection.set_nonblocking(false)?;
+    expect_secret(connection, child, Duration::from_secs(1))?;
+    say_secret(connection, parent)
 }
 
-fn expect_secret(stream: &Stream, expected: Secret, limit: Duration) -> io::Result<()> {
+fn say_secret(connection: &Connection, secret: Secret) -> io::Result<()> {
+    let bytes = secret.to_le_bytes();
+    // Nothing else is on its way: there is room for it.
+    match connection.write(&bytes)? == bytes.len() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
+fn expect_secret(connection: &Connection, expected: Secret, limit: Duration) -> io::Result<()> {
     let mut found = [0; size_of::<Secret>()];
     let (mut filled, started) = (0, Instant::now());
     while filled < found.len() {
@@ -546,14 +567,14 @@ fn expect_secret(stream: &Stream, expected: Secret, limit: Duration) -> io::Resu
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut found[filled..])? {
+        connection.set_read_timeout(Some(left))?;
+        match connection.read(&mut found[filled..])? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             read => filled += read,
         }
     }
     match found == expected.to_le_bytes() {
-        true => Ok(()),
+        true => connection.set_read_timeout(None),
         false => Err(io::ErrorKind::PermissionDenied.into()),
     }
 }
@@ -690,27 +711,35 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn accept(told: &mut &[u8], place: Option<&Path>) -> io::Result<(Stream, Terms)> {
     let invitation: Invitation = decoded(told)?;
-    let stream = knock(&invitation, place)?;
-    // The parent may be gone, and a stranger at its port.
-    expect_secret(&stream, invitation.parent, PATIENCE)?;
-    stream.set_read_timeout(None)?;
-    Ok((stream, invitation.terms))
+    let (port, terms) = (invitation.port, invitation.terms);
+    let mut reached = Vec::new();
+    for (child, parent) in invitation.connections {
+        reached.push((knock(port, place, child)?, parent));
+    }
+    announce();
+    for (connection, parent) in &reached {
+        // The parent may be gone, and a stranger at its port.
+        expect_secret(connection, *parent, PATIENCE)?;
+    }
+    let mut reached = reached.into_iter().map(|(connection, _)| connection);
+    let incoming = reached.next().ok_or(io::ErrorKind::InvalidData)?;
+    let outgoing = reached.next();
+    Ok((Stream { incoming, outgoing }, terms))
 }
 
-fn knock(invitation: &Invitation, place: Option<&Path>) -> io::Result<Stream> {
-    let stream = match (invitation.port, place) {
+fn knock(port: Option<u16>, place: Option<&Path>, secret: Secret) -> io::Result<Connection> {
+    let connection = match (port, place) {
         (Some(port), _) => {
             let stream = TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
             stream.set_nodelay(true)?;
-            Stream::Tcp(stream)
+            Connection::Tcp(stream)
         }
         #[cfg(unix)]
-        (None, Some(path)) => Stream::Unix(UnixStream::connect(path)?),
+        (None, Some(path)) => Connection::Unix(UnixStream::connect(path)?),
         (None, _) => return Err(io::ErrorKind::InvalidData.into()),
     };
-    stream.write_all(&invitation.child.to_le_bytes())?;
-    announce();
-    Ok(stream)
+    say_secret(&connection, secret)?;
+    Ok(connection)
 }
 
 /// Tells the parent that it need not wait any longer. A wrapper around the worker may have put

@@ -60,10 +60,9 @@ struct Invitation {
     place: Option<PathBuf>,
     /// Else it listens here.
     port: Option<u16>,
-    /// What the worker has to say first.
-    child: u128,
-    /// The answer.
-    parent: u128,
+    /// What the worker has to say first on each connection, and the answer. Of two the first is for
+    /// what it is told, the second for what it says.
+    connections: Vec<(u128, u128)>,
     frame_bytes_max: u64,
     stack_size: u64,
     spin: Duration,
@@ -75,7 +74,7 @@ enum Address {
     Port(u16),
 }
 
-unsync::wire!(struct Invitation { place, port, child, parent, frame_bytes_max, stack_size, spin });
+unsync::wire!(struct Invitation { place, port, connections, frame_bytes_max, stack_size, spin });
 
 const CALL: u32 = 1;
 const START: u32 = 5;
@@ -103,6 +102,44 @@ fn done(call: u64, value: u32) -> Vec<u8> {
 
 trait Stream: Read + Write + AsFd {}
 impl<T: Read + Write + AsFd> Stream for T {}
+
+/// Both directions, each on a connection of its own where there are two.
+struct Both {
+    connections: Vec<Box<dyn Stream>>,
+    incoming: usize,
+    outgoing: usize,
+}
+
+impl Both {
+    fn of_worker(connections: Vec<Box<dyn Stream>>) -> Both {
+        let outgoing = connections.len() - 1;
+        Both {
+            connections,
+            incoming: 0,
+            outgoing,
+        }
+    }
+
+    fn outgoing(&self) -> &dyn Stream {
+        &*self.connections[self.outgoing]
+    }
+}
+
+impl Read for Both {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.connections[self.incoming].read(buffer)
+    }
+}
+
+impl Write for Both {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.connections[self.outgoing].write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.connections[self.outgoing].flush()
+    }
+}
 
 impl Invitation {
     fn address(&self) -> Address {
@@ -163,7 +200,7 @@ fn listening_port() -> Option<u16> {
 // -------------------------------------------------------------------------------- the fake workers
 
 /// Accepts the invitation; gives the link and the number of the first call.
-fn pretend() -> (Box<dyn Stream>, u64) {
+fn pretend() -> (Both, u64) {
     let mut link = accept_invitation(|secret| secret);
     let mut header = [0; 20];
     link.read_exact(&mut header).unwrap();
@@ -175,33 +212,37 @@ fn pretend() -> (Box<dyn Stream>, u64) {
     (link, call)
 }
 
-fn accept_invitation(secret: impl Fn(u128) -> u128) -> Box<dyn Stream> {
+fn accept_invitation(secret: impl Fn(u128) -> u128) -> Both {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).unwrap();
     let invitation = Invitation::decode(&mut bytes.as_slice()).unwrap();
-    let mut link = invitation.address().connect().unwrap();
-    link.write_all(&secret(invitation.child).to_le_bytes())
-        .unwrap();
-    let mut answer = [0; 16];
-    if link.read_exact(&mut answer).is_err() {
-        process::exit(9);
+    let mut reached = Vec::new();
+    for (child, parent) in &invitation.connections {
+        let mut connection = invitation.address().connect().unwrap();
+        let said = connection.write_all(&secret(*child).to_le_bytes());
+        said.unwrap();
+        let mut answer = [0; 16];
+        if connection.read_exact(&mut answer).is_err() {
+            process::exit(9);
+        }
+        assert_eq!(answer, parent.to_le_bytes());
+        reached.push(connection);
     }
-    assert_eq!(answer, invitation.parent.to_le_bytes());
-    link
+    Both::of_worker(reached)
 }
 
 /// The link does not end with this process.
 fn leave_the_link_to_a_child() {
     let (mut link, call) = pretend();
     link.write_all(&start(call)).unwrap();
-    let held = link.as_fd().try_clone_to_owned().unwrap();
+    let held = link.outgoing().as_fd().try_clone_to_owned().unwrap();
     let mut child = Command::new("sleep");
     child.arg("600").stdin(held).spawn().unwrap();
     process::exit(6);
 }
 
 /// Waits for the parent to end the link, or this process.
-fn await_the_end(mut link: Box<dyn Stream>) {
+fn await_the_end(mut link: Both) {
     let _ = io::copy(&mut link, &mut io::sink());
 }
 
@@ -571,17 +612,23 @@ fn end_of(mut worker: Child) -> (Option<i32>, String) {
     (status.code(), words)
 }
 
-/// Invites a worker to a listener of this test; gives the connection after the worker's secret.
-fn meet() -> (Child, Box<dyn Stream>, u128) {
-    let (child, parent) = (0x1234_5678_9abc, 0xdef0_1234);
+/// A connection, and what to answer on it.
+type Met = (Box<dyn Stream>, u128);
+
+/// Invites a worker to a listener of this test; gives the connections after the worker's secrets, and
+/// what to answer.
+fn meet() -> (Child, Vec<Met>) {
+    let connections = match link() {
+        Link::Unix => vec![(0x1234_5678_9abc, 0xdef0_1234)],
+        Link::Tcp => vec![(0x1234_5678_9abc, 0xdef0_1234), (0x4321, 0x5678)],
+    };
     let (frame_bytes_max, stack_size) = (1 << 20, 1 << 20);
     let invite_to = |place, port| {
         let mut bytes = Vec::new();
         let invitation = Invitation {
             place,
             port,
-            child,
-            parent,
+            connections: connections.clone(),
             frame_bytes_max,
             stack_size,
             spin: Duration::ZERO,
@@ -589,34 +636,50 @@ fn meet() -> (Child, Box<dyn Stream>, u128) {
         invitation.encode(&mut bytes);
         invite(&bytes)
     };
-    let (worker, mut stream): (_, Box<dyn Stream>) = match link() {
+    let (worker, streams): (_, Vec<Box<dyn Stream>>) = match link() {
         Link::Unix => {
             let path = PathBuf::from(file("link"));
             let listener = UnixListener::bind(&path).unwrap();
             let worker = invite_to(Some(path), None);
-            (worker, Box::new(listener.accept().unwrap().0))
+            (worker, vec![Box::new(listener.accept().unwrap().0)])
         }
         Link::Tcp => {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let worker = invite_to(None, Some(listener.local_addr().unwrap().port()));
-            (worker, Box::new(listener.accept().unwrap().0))
+            let accept = || Box::new(listener.accept().unwrap().0) as Box<dyn Stream>;
+            (worker, vec![accept(), accept()])
         }
     };
-    let mut secret = [0; 16];
-    stream.read_exact(&mut secret).unwrap();
-    assert_eq!(secret, child.to_le_bytes());
-    (worker, stream, parent)
+    let met = streams.into_iter().zip(connections);
+    let met = met.map(|(mut stream, (child, parent))| {
+        let mut secret = [0; 16];
+        stream.read_exact(&mut secret).unwrap();
+        assert_eq!(secret, child.to_le_bytes());
+        (stream, parent)
+    });
+    (worker, met.collect())
 }
 
 fn n23_wrong_token_of_a_parent() {
-    let (worker, mut stream, parent) = meet();
-    stream.write_all(&(parent ^ 1).to_le_bytes()).unwrap();
-    let (code, words) = end_of(worker);
-    assert_eq!(code, Some(1), "{words}");
-    assert!(
-        words.contains("this is a worker process and nobody waits for it"),
-        "{words}"
-    );
+    let connections = match link() {
+        Link::Unix => 1,
+        Link::Tcp => 2,
+    };
+    for wrong in 0..connections {
+        let (worker, mut met) = meet();
+        for (at, (stream, parent)) in met.iter_mut().enumerate() {
+            let answer = *parent ^ u128::from(at == wrong);
+            // It may have left because of the first.
+            let _ = stream.write_all(&answer.to_le_bytes());
+        }
+        let (code, words) = end_of(worker);
+        assert_eq!(code, Some(1), "{words}");
+        assert!(
+            words.contains("this is a worker process and nobody waits for it"),
+            "{words}"
+        );
+        let _ = fs::remove_file(file("link"));
+    }
 }
 
 fn worker_without_an_invitation_leaves() {
@@ -642,9 +705,12 @@ fn worker_clears_up_after_a_parent_that_is_gone() {
 }
 
 fn worker_leaves_when_the_parent_garbles() {
-    let (worker, mut stream, parent) = meet();
-    stream.write_all(&parent.to_le_bytes()).unwrap();
-    stream
+    let (worker, mut met) = meet();
+    for (stream, parent) in &mut met {
+        stream.write_all(&parent.to_le_bytes()).unwrap();
+    }
+    met[0]
+        .0
         .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
     let (code, words) = end_of(worker);

@@ -260,8 +260,8 @@ fn note_and_make(proof: String, line: u32, _: Vec<u8>) -> Slow {
     Slow(vec![0; 40_000])
 }
 
-/// TCP throws away what a process had written and nobody had room for, if it ends with something unread:
-/// starts, and whole calls.
+/// TCP throws away what is under way on a connection whose process ends with something unread on it: of
+/// starts, and whole calls, if calls come on the same.
 fn nothing_runs_twice_though_the_link_was_full_at_the_end() {
     install(workers(1));
     let proof = file("proof");
@@ -270,17 +270,25 @@ fn nothing_runs_twice_though_the_link_was_full_at_the_end() {
         let ((begun, decodes), (end, ends)) = (mpsc::channel(), mpsc::channel());
         *DECODING.lock().unwrap() = Some((begun, ends));
         let lines = round * 1_000..round * 1_000 + 100;
-        let calls = lines.map(|line| cpu(note_and_make, (proof.clone(), line, vec![0; 2_000])));
-        let calls: Vec<_> = calls.collect();
+        let call = |line| {
+            (
+                line,
+                cpu(note_and_make, (proof.clone(), line, vec![0; 2_000])),
+            )
+        };
+        let calls: Vec<_> = lines.map(call).collect();
         decodes.recv_timeout(SOON).unwrap();
         // The worker goes on until the link is full, or it is at the one that ends it.
         std::thread::sleep(Duration::from_millis(50));
         end.send(()).unwrap();
-        for call in calls {
-            let outcome = call.result();
-            if let Err(error) = outcome.map(drop) {
-                assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
-            }
+        for (line, call) in calls {
+            let lost = call.map(drop).result().map_err(|error| error.kind());
+            let is_culprit = line % 1_000 == 12;
+            assert_eq!(lost.is_err(), is_culprit, "{line}: {lost:?}");
+            assert!(
+                !is_culprit || lost == Err(ErrorKind::WorkerLost),
+                "{lost:?}"
+            );
         }
     }
     let mut proofs = notes(&proof);
