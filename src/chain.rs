@@ -27,9 +27,11 @@ use crate::unfuture::Unfuture;
 /// In a worker process a call runs on a thread of that process: nested pools do not multiply.
 ///
 /// Workers print where the program prints. Where standard error is no terminal it passes through the
-/// program, so that errors can quote a worker's last words; then a worker costs two threads and
-/// descriptors of the program and not one, and what it prints last is lost if the program ends without
-/// [`shutdown`](crate::shutdown()).
+/// program, so that errors can quote a worker's last words; what a worker prints last is lost then if
+/// the program ends without [`shutdown`](crate::shutdown()).
+///
+/// A worker costs the program one thread and one descriptor; one more of each for a standard error that
+/// passes through, and one more descriptor where the link is TCP, as on Windows.
 ///
 /// # Errors
 ///

@@ -32,8 +32,11 @@ use super::frame::Source;
 use super::wire::Wire;
 use crate::spin::Spin;
 
-/// What proves to the other side who one is: 128 random bits, one for each direction.
+/// What proves to the other side who one is: 128 random bits.
 type Secret = u128;
+
+/// What the child says first on a connection, and what the parent answers.
+type Secrets = (Secret, Secret);
 
 /// Random bits from the only source that std has: the keys of its hash maps.
 fn secret() -> Secret {
@@ -41,12 +44,16 @@ fn secret() -> Secret {
     half() << 64 | half()
 }
 
+fn secrets() -> Secrets {
+    (secret(), secret())
+}
+
 // ------------------------------------------------------------------------------------- the stream
 
 /// A connected link. Read by one thread, written by any, one at a time.
 pub(crate) struct Stream {
     incoming: Connection,
-    /// Where that is another one.
+    /// Over TCP. A Unix socket is both.
     outgoing: Option<Connection>,
 }
 
@@ -106,8 +113,8 @@ impl Stream {
 
     /// Writes everything.
     ///
-    /// The reader may have made the stream non-blocking for the moment that it spins; so a full
-    /// socket is tried again until the reader has ended its spin and the write can block.
+    /// The reader may have made a Unix socket non-blocking for the moment that it spins; so a full
+    /// one is tried again until the reader has ended its spin and the write can block.
     pub(crate) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
         self.write_all_unless(bytes, || {
             thread::yield_now();
@@ -235,11 +242,11 @@ impl Source for Reader<'_> {
 
 /// What the child is told on its standard input: how to connect, the secrets, and settings.
 struct Invitation {
-    /// Where the parent listens on loopback; else it listens at the place told before.
-    port: Option<u16>,
-    /// Of each connection what the child says first, and what the parent answers. If there are two, the
-    /// first is for what the child is told, and the second for what it says.
-    connections: Vec<(Secret, Secret)>,
+    /// Of the connection on which the child is told what to do.
+    secrets: Secrets,
+    /// Where the parent listens on loopback, and the secrets of the connection on which it wants to hear
+    /// the child. Else it listens at the place told before, and one connection is enough.
+    loopback: Option<(u16, Secrets)>,
     terms: Terms,
 }
 
@@ -254,7 +261,7 @@ pub(crate) struct Terms {
     pub(crate) spin: Duration,
 }
 
-crate::wire!(struct Invitation { port, connections, terms });
+crate::wire!(struct Invitation { secrets, loopback, terms });
 crate::wire!(struct Terms { frame_bytes_max, stack_size, spin });
 
 enum Listener {
@@ -324,7 +331,8 @@ impl Listener {
             Listener::Unix(listener, _) => Ok(Connection::Unix(listener.accept()?.0)),
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
-                stream.set_nodelay(true)?;
+                // It fails only on a connection that has ended, as the first read tells.
+                let _ = stream.set_nodelay(true);
                 Ok(Connection::Tcp(stream))
             }
         }
@@ -481,45 +489,49 @@ fn invite(
     let place = place();
     lead.tell(child, &place)?;
     let listener = Listener::open(place)?;
-    let port = listener.port()?;
-    let count = if port.is_some() { 2 } else { 1 };
     let invitation = Invitation {
-        port,
-        connections: (0..count).map(|_| (secret(), secret())).collect(),
+        secrets: secrets(),
+        loopback: listener.port()?.map(|port| (port, secrets())),
         terms,
     };
     lead.tell(child, &invitation)?;
     lead.end(child)?;
-    meet(&listener, lead, child, &invitation, deadline, wanted)
+    let mut meet = |secrets| meet(&listener, lead, child, secrets, deadline, &wanted);
+    let first = meet(invitation.secrets)?;
+    Ok(match invitation.loopback {
+        None => Stream {
+            incoming: first,
+            outgoing: None,
+        },
+        Some((_, secrets)) => Stream {
+            incoming: meet(secrets)?,
+            outgoing: Some(first),
+        },
+    })
 }
 
+/// Waits for the connection of the one who knows the secret.
 fn meet(
     listener: &Listener,
     lead: &mut Lead,
     child: &mut Child,
-    invitation: &Invitation,
+    secrets: Secrets,
     deadline: Option<Instant>,
     wanted: impl Fn() -> bool,
-) -> Result<Stream, Refusal> {
-    let mut met = Vec::new();
-    let mut more = false;
+) -> Result<Connection, Refusal> {
     loop {
-        if !more {
-            lead.wait(Duration::from_millis(10));
-        }
-        let accepted = listener.accept();
-        more = accepted.is_ok();
-        match accepted {
+        match listener.accept() {
             Ok(connection) => {
                 // Without it was a stranger, or the child died: which of them is seen below.
-                if shake_hands(&connection, invitation.connections[met.len()]).is_ok() {
-                    met.push(connection);
-                }
-                if met.len() == invitation.connections.len() {
-                    break;
+                if shake_hands(&connection, secrets).is_ok() {
+                    return Ok(connection);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                lead.wait(Duration::from_millis(10));
+            }
+            // A stranger that has thought better of it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
@@ -533,18 +545,10 @@ fn meet(
             return Err(Refusal::Unwanted);
         }
     }
-    // What the child hears here is said on the first, and what it says is heard on the last.
-    let last = met
-        .pop()
-        .ok_or(io::Error::from(io::ErrorKind::NotConnected))?;
-    Ok(Stream {
-        incoming: last,
-        outgoing: met.pop(),
-    })
 }
 
 /// The first bytes of a connection: the child's secret, answered by the parent's.
-fn shake_hands(connection: &Connection, (child, parent): (Secret, Secret)) -> io::Result<()> {
+fn shake_hands(connection: &Connection, (child, parent): Secrets) -> io::Result<()> {
     connection.set_nonblocking(false)?;
     expect_secret(connection, child, Duration::from_secs(1))?;
     say_secret(connection, parent)
@@ -634,9 +638,9 @@ pub(crate) fn is_end(error: &io::Error) -> bool {
     ends.contains(&error.kind())
 }
 
-/// Whether a link that ended so may have lost what the other side said last: on Windows a reset throws
-/// away what was not read yet, and a write that comes after it turns it into an abort. Then nobody knows
-/// what had started.
+/// Whether a link that ended so may have lost what the other side said last: on Windows a process that
+/// ends without a word resets its connections, and that throws away what was not read yet. Then nobody
+/// knows what had started.
 pub(crate) fn loses_frames(error: &io::Error) -> bool {
     let lost = [
         io::ErrorKind::ConnectionReset,
@@ -711,35 +715,40 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn accept(told: &mut &[u8], place: Option<&Path>) -> io::Result<(Stream, Terms)> {
     let invitation: Invitation = decoded(told)?;
-    let (port, terms) = (invitation.port, invitation.terms);
-    let mut reached = Vec::new();
-    for (child, parent) in invitation.connections {
-        reached.push((knock(port, place, child)?, parent));
-    }
+    let port = invitation.loopback.map(|(port, _)| port);
+    let knock = |(child, _): Secrets| {
+        let connection = connect_to(port, place)?;
+        say_secret(&connection, child)?;
+        io::Result::Ok(connection)
+    };
+    // The parent may be gone, and a stranger at its port.
+    let expect_answer =
+        |connection: &Connection, (_, parent): Secrets| expect_secret(connection, parent, PATIENCE);
+    let incoming = knock(invitation.secrets)?;
+    let second = match invitation.loopback {
+        Some((_, secrets)) => Some((knock(secrets)?, secrets)),
+        None => None,
+    };
     announce();
-    for (connection, parent) in &reached {
-        // The parent may be gone, and a stranger at its port.
-        expect_secret(connection, *parent, PATIENCE)?;
+    expect_answer(&incoming, invitation.secrets)?;
+    if let Some((outgoing, secrets)) = &second {
+        expect_answer(outgoing, *secrets)?;
     }
-    let mut reached = reached.into_iter().map(|(connection, _)| connection);
-    let incoming = reached.next().ok_or(io::ErrorKind::InvalidData)?;
-    let outgoing = reached.next();
-    Ok((Stream { incoming, outgoing }, terms))
+    let outgoing = second.map(|(outgoing, _)| outgoing);
+    Ok((Stream { incoming, outgoing }, invitation.terms))
 }
 
-fn knock(port: Option<u16>, place: Option<&Path>, secret: Secret) -> io::Result<Connection> {
-    let connection = match (port, place) {
+fn connect_to(port: Option<u16>, place: Option<&Path>) -> io::Result<Connection> {
+    match (port, place) {
         (Some(port), _) => {
             let stream = TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
             stream.set_nodelay(true)?;
-            Connection::Tcp(stream)
+            Ok(Connection::Tcp(stream))
         }
         #[cfg(unix)]
-        (None, Some(path)) => Connection::Unix(UnixStream::connect(path)?),
-        (None, _) => return Err(io::ErrorKind::InvalidData.into()),
-    };
-    say_secret(&connection, secret)?;
-    Ok(connection)
+        (None, Some(path)) => Ok(Connection::Unix(UnixStream::connect(path)?)),
+        (None, _) => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 /// Tells the parent that it need not wait any longer. A wrapper around the worker may have put

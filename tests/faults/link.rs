@@ -17,14 +17,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use unsync::{Config, ErrorKind, Wire, cpu};
 
 use crate::scenario::{
-    Gate, Link, SOON, descriptors, file, link, program_as_worker, resident, until, wait_at,
-    wait_within, worker_after,
+    Gate, Link, SOON, descriptors, file, is_dead, link, program_as_worker, resident, until,
+    wait_at, wait_within, worker_after,
 };
 use crate::*;
 
 scenarios! {
     programs: [
-        serve_in_drips, garble, garble_after_start, speak_unknown_kind, speak_as_the_parent,
+        serve_in_drips, serve_amid_strangers, stop_halfway, garble, garble_after_start, speak_unknown_kind, speak_as_the_parent,
         lie_about_a_length, lie_about_a_huge_length, tear_a_frame, tear_a_header,
         show_a_wrong_secret, die_when_connected, die_with_the_call, leave_the_link_to_a_child,
     ]
@@ -42,6 +42,8 @@ scenarios! {
     n23_wrong_token_of_a_worker;
     n23_wrong_token_of_a_parent;
     n23_silent_strangers;
+    n23_strangers_between_the_connections;
+    n23_worker_that_stops_halfway;
     n24_second_connection_refused;
     worker_without_an_invitation_leaves;
     worker_clears_up_after_a_parent_that_is_gone;
@@ -54,15 +56,17 @@ scenarios! {
 
 // -------------------------------------------------------------------------------- what is mirrored
 
+type Secrets = (u128, u128);
+
 /// What the parent writes to the standard input of a worker.
 struct Invitation {
     /// The socket, if the parent could have one. This comes first, and the rest when it listens.
     place: Option<PathBuf>,
-    /// Else it listens here.
-    port: Option<u16>,
-    /// What the worker has to say first on each connection, and the answer. Of two the first is for
-    /// what it is told, the second for what it says.
-    connections: Vec<(u128, u128)>,
+    /// What the worker has to say first, and the answer.
+    secrets: Secrets,
+    /// Else it listens at this port, for two connections: the first for what the worker is told, the
+    /// second, with these secrets, for what it says.
+    loopback: Option<(u16, Secrets)>,
     frame_bytes_max: u64,
     stack_size: u64,
     spin: Duration,
@@ -74,7 +78,7 @@ enum Address {
     Port(u16),
 }
 
-unsync::wire!(struct Invitation { place, port, connections, frame_bytes_max, stack_size, spin });
+unsync::wire!(struct Invitation { place, secrets, loopback, frame_bytes_max, stack_size, spin });
 
 const CALL: u32 = 1;
 const START: u32 = 5;
@@ -103,48 +107,45 @@ fn done(call: u64, value: u32) -> Vec<u8> {
 trait Stream: Read + Write + AsFd {}
 impl<T: Read + Write + AsFd> Stream for T {}
 
-/// Both directions, each on a connection of its own where there are two.
+/// A worker's end of the link.
 struct Both {
-    connections: Vec<Box<dyn Stream>>,
-    incoming: usize,
-    outgoing: usize,
+    incoming: Box<dyn Stream>,
+    /// Where that is another one.
+    outgoing: Option<Box<dyn Stream>>,
 }
 
 impl Both {
-    fn of_worker(connections: Vec<Box<dyn Stream>>) -> Both {
-        let outgoing = connections.len() - 1;
-        Both {
-            connections,
-            incoming: 0,
-            outgoing,
-        }
-    }
-
-    fn outgoing(&self) -> &dyn Stream {
-        &*self.connections[self.outgoing]
+    fn outgoing(&mut self) -> &mut dyn Stream {
+        self.outgoing.as_deref_mut().unwrap_or(&mut *self.incoming)
     }
 }
 
 impl Read for Both {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.connections[self.incoming].read(buffer)
+        self.incoming.read(buffer)
     }
 }
 
 impl Write for Both {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.connections[self.outgoing].write(bytes)
+        self.outgoing().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.connections[self.outgoing].flush()
+        self.outgoing().flush()
     }
 }
 
 impl Invitation {
     fn address(&self) -> Address {
-        let port = self.port.map(Address::Port);
+        let port = self.loopback.map(|(port, _)| Address::Port(port));
         port.or(self.place.clone().map(Address::Path)).unwrap()
+    }
+
+    /// Of the connections that the parent waits for.
+    fn secrets(&self) -> Vec<Secrets> {
+        let second = self.loopback.map(|(_, secrets)| secrets);
+        [self.secrets].into_iter().chain(second).collect()
     }
 }
 
@@ -201,7 +202,12 @@ fn listening_port() -> Option<u16> {
 
 /// Accepts the invitation; gives the link and the number of the first call.
 fn pretend() -> (Both, u64) {
-    let mut link = accept_invitation(|secret| secret);
+    pretend_amid(|_, _| ())
+}
+
+/// With `strangers` who come before each connection.
+fn pretend_amid(strangers: impl Fn(&Invitation, Secrets)) -> (Both, u64) {
+    let mut link = accept_invitation(strangers);
     let mut header = [0; 20];
     link.read_exact(&mut header).unwrap();
     assert_eq!(header[..4], (MARK | CALL).to_le_bytes());
@@ -212,23 +218,38 @@ fn pretend() -> (Both, u64) {
     (link, call)
 }
 
-fn accept_invitation(secret: impl Fn(u128) -> u128) -> Both {
+fn invitation() -> Invitation {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).unwrap();
-    let invitation = Invitation::decode(&mut bytes.as_slice()).unwrap();
-    let mut reached = Vec::new();
-    for (child, parent) in &invitation.connections {
-        let mut connection = invitation.address().connect().unwrap();
-        let said = connection.write_all(&secret(*child).to_le_bytes());
-        said.unwrap();
-        let mut answer = [0; 16];
-        if connection.read_exact(&mut answer).is_err() {
-            process::exit(9);
-        }
-        assert_eq!(answer, parent.to_le_bytes());
-        reached.push(connection);
+    Invitation::decode(&mut bytes.as_slice()).unwrap()
+}
+
+fn accept_invitation(strangers: impl Fn(&Invitation, Secrets)) -> Both {
+    let invitation = invitation();
+    let mut reached = invitation.secrets().into_iter().map(|secrets| {
+        strangers(&invitation, secrets);
+        let connection = introduce(&invitation, secrets, 0);
+        connection.expect("the parent answers")
+    });
+    Both {
+        incoming: reached.next().unwrap(),
+        outgoing: reached.next(),
     }
-    Both::of_worker(reached)
+}
+
+/// Connects with this much wrong in its secret; gives the connection if the parent answers.
+fn introduce(
+    invitation: &Invitation,
+    (child, parent): Secrets,
+    wrong: u128,
+) -> Option<Box<dyn Stream>> {
+    let mut connection = invitation.address().connect().unwrap();
+    let secret = child ^ wrong;
+    connection.write_all(&secret.to_le_bytes()).unwrap();
+    let mut answer = [0; 16];
+    connection.read_exact(&mut answer).ok()?;
+    assert_eq!(answer, parent.to_le_bytes());
+    Some(connection)
 }
 
 /// The link does not end with this process.
@@ -247,7 +268,21 @@ fn await_the_end(mut link: Both) {
 }
 
 fn serve_in_drips() {
-    let (mut link, call) = pretend();
+    serve(pretend());
+}
+
+/// Those who know all but one bit of the secret, or do not come to say anything.
+fn serve_amid_strangers() {
+    serve(pretend_amid(|invitation, secrets| {
+        for bit in [0, 77, 127] {
+            let answered = introduce(invitation, secrets, 1 << bit);
+            assert!(answered.is_none(), "answered with bit {bit} wrong");
+        }
+        drop(invitation.address().connect().unwrap());
+    }));
+}
+
+fn serve((mut link, call): (Both, u64)) {
     let strange = call + 1000;
     let said = [
         frame(PROGRESS, strange, 0, &[]),
@@ -327,12 +362,27 @@ fn tear_a_header() {
     process::exit(6);
 }
 
+/// On the last connection, or the only one.
 fn show_a_wrong_secret() {
-    accept_invitation(|secret| !secret);
+    let _link = accept_invitation(|invitation, secrets| {
+        if Some(&secrets) == invitation.secrets().last() {
+            assert!(introduce(invitation, secrets, 1).is_none());
+            process::exit(9);
+        }
+    });
+}
+
+/// The same with the secret that it never says.
+fn stop_halfway() {
+    let _link = accept_invitation(|invitation, secrets| {
+        if Some(&secrets) == invitation.secrets().last() {
+            drop(wait_at(&env::var("GATE").unwrap()));
+        }
+    });
 }
 
 fn die_when_connected() {
-    let _link = accept_invitation(|secret| secret);
+    let _link = accept_invitation(|_, _| ());
     eprintln!("too early");
     process::exit(5);
 }
@@ -561,6 +611,27 @@ fn n23_silent_strangers() {
     }
 }
 
+fn n23_strangers_between_the_connections() {
+    fake_first(1, "serve_amid_strangers", workers(1));
+    assert_eq!(cpu(pid, ()).result().unwrap(), 4711);
+}
+
+fn n23_worker_that_stops_halfway() {
+    let gate = Gate::new();
+    let path = gate.path();
+    let config = workers(1).start_timeout(Duration::from_secs(3));
+    install(config.worker_command(move |_| {
+        let mut command = program_as_worker("stop_halfway");
+        command.env("GATE", &path);
+        command
+    }));
+    let call = cpu(pid, ());
+    let stopped = gate.guest();
+    let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+    assert_says(&error, &["`pid`", "not ready within 3s"]);
+    until("it is killed", || is_dead(stopped.process));
+}
+
 fn n24_second_connection_refused() {
     let (call, open) = start_slowly();
     let address = address();
@@ -612,45 +683,44 @@ fn end_of(mut worker: Child) -> (Option<i32>, String) {
     (status.code(), words)
 }
 
+fn encoded(what: &impl Wire) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    what.encode(&mut bytes);
+    bytes
+}
+
 /// A connection, and what to answer on it.
 type Met = (Box<dyn Stream>, u128);
 
 /// Invites a worker to a listener of this test; gives the connections after the worker's secrets, and
 /// what to answer.
 fn meet() -> (Child, Vec<Met>) {
-    let connections = match link() {
-        Link::Unix => vec![(0x1234_5678_9abc, 0xdef0_1234)],
-        Link::Tcp => vec![(0x1234_5678_9abc, 0xdef0_1234), (0x4321, 0x5678)],
-    };
-    let (frame_bytes_max, stack_size) = (1 << 20, 1 << 20);
-    let invite_to = |place, port| {
-        let mut bytes = Vec::new();
-        let invitation = Invitation {
-            place,
-            port,
-            connections: connections.clone(),
-            frame_bytes_max,
-            stack_size,
-            spin: Duration::ZERO,
-        };
-        invitation.encode(&mut bytes);
-        invite(&bytes)
+    let mut invitation = Invitation {
+        place: None,
+        secrets: (0x1234_5678_9abc, 0xdef0_1234),
+        loopback: None,
+        frame_bytes_max: 1 << 20,
+        stack_size: 1 << 20,
+        spin: Duration::ZERO,
     };
     let (worker, streams): (_, Vec<Box<dyn Stream>>) = match link() {
         Link::Unix => {
             let path = PathBuf::from(file("link"));
             let listener = UnixListener::bind(&path).unwrap();
-            let worker = invite_to(Some(path), None);
+            invitation.place = Some(path);
+            let worker = invite(&encoded(&invitation));
             (worker, vec![Box::new(listener.accept().unwrap().0)])
         }
         Link::Tcp => {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            let worker = invite_to(None, Some(listener.local_addr().unwrap().port()));
+            let port = listener.local_addr().unwrap().port();
+            invitation.loopback = Some((port, (0x4321, 0x5678)));
+            let worker = invite(&encoded(&invitation));
             let accept = || Box::new(listener.accept().unwrap().0) as Box<dyn Stream>;
             (worker, vec![accept(), accept()])
         }
     };
-    let met = streams.into_iter().zip(connections);
+    let met = streams.into_iter().zip(invitation.secrets());
     let met = met.map(|(mut stream, (child, parent))| {
         let mut secret = [0; 16];
         stream.read_exact(&mut secret).unwrap();
@@ -697,8 +767,7 @@ fn worker_without_an_invitation_leaves() {
 fn worker_clears_up_after_a_parent_that_is_gone() {
     let directory = PathBuf::from(file("directory"));
     fs::create_dir(&directory).unwrap();
-    let mut place = Vec::new();
-    Some(directory.join("link")).encode(&mut place);
+    let place = encoded(&Some(directory.join("link")));
     let (code, words) = end_of(invite(&place));
     assert_eq!(code, Some(1), "{words}");
     assert!(!directory.exists(), "left behind");
