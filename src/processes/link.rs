@@ -357,21 +357,25 @@ fn remove(path: &Path) {
     }
 }
 
+/// How long the parent waits for a child to connect before it looks for itself.
+const MOMENT: Duration = Duration::from_millis(if cfg!(unix) { 10 } else { 1 });
+
 /// The parent's end of the child's standard input.
 struct Lead {
     #[cfg(unix)]
     stream: UnixStream,
-    /// The child has closed its end.
+    /// The child has ended its direction: this event is used up.
     #[cfg(unix)]
     ended: bool,
 }
 
 #[cfg(unix)]
 impl Lead {
-    /// On Unix a socket pair: the child can answer on it, and its end is the child's death. So there
-    /// is an event to wait for, and no polling.
+    /// On Unix a socket pair: the child ends its direction when it has connected, or dies. So there is
+    /// an event to wait for, and no polling.
     fn attach(command: &mut Command) -> io::Result<Lead> {
         let (stream, theirs) = UnixStream::pair()?;
+        stream.set_read_timeout(Some(MOMENT))?;
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
         Ok(Lead {
             stream,
@@ -387,12 +391,12 @@ impl Lead {
         self.stream.shutdown(std::net::Shutdown::Write)
     }
 
-    /// Waits until the child says that it has connected, or for a moment.
-    fn wait(&mut self, moment: Duration) {
-        if self.ended || self.stream.set_read_timeout(Some(moment)).is_err() {
-            return thread::sleep(moment);
+    /// Waits until the child has connected, or for a moment.
+    fn wait(&mut self) {
+        match self.ended {
+            true => thread::sleep(MOMENT),
+            false => self.ended = matches!(self.stream.read(&mut [0]), Ok(0)),
         }
-        self.ended = matches!(self.stream.read(&mut [0]), Ok(0));
     }
 }
 
@@ -416,8 +420,8 @@ impl Lead {
     }
 
     /// std has no event for "connected or dead" here; a process is started rarely.
-    fn wait(&mut self, _moment: Duration) {
-        thread::sleep(Duration::from_millis(1));
+    fn wait(&mut self) {
+        thread::sleep(MOMENT);
     }
 }
 
@@ -528,7 +532,7 @@ fn meet(
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                lead.wait(Duration::from_millis(10));
+                lead.wait();
             }
             // A stranger that has thought better of it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -622,9 +626,14 @@ pub(crate) fn executable() -> io::Result<PathBuf> {
 
 #[cfg(target_os = "linux")]
 fn is_same_file(one: &Path, other: &str) -> bool {
+    identity(fs::metadata(one)).is_some_and(|file| identity(fs::metadata(other)) == Some(file))
+}
+
+/// What tells a file from every other.
+#[cfg(unix)]
+fn identity(file: io::Result<fs::Metadata>) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
-    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    identity(one).is_some_and(|file| identity(Path::new(other)) == Some(file))
+    file.map(|file| (file.dev(), file.ino())).ok()
 }
 
 /// Whether this is how a link ends when the other side is gone.
@@ -751,17 +760,30 @@ fn connect_to(port: Option<u16>, place: Option<&Path>) -> io::Result<Connection>
     }
 }
 
-/// Tells the parent that it need not wait any longer. A wrapper around the worker may have put
-/// something else in the place of standard input; then the parent finds out by itself, a little later.
+/// Tells the parent that it need not wait any longer, by the end of the lead in this direction. Not by
+/// a word: left unread it would reset the lead, and standard input would not just be at its end here.
+///
+/// A wrapper around the worker may have put something else in the place of standard input, or sent the
+/// output the same way, which must not end. Then the parent finds out by itself, a little later.
+#[cfg(unix)]
 fn announce() {
-    #[cfg(unix)]
-    {
-        use std::os::fd::AsFd;
-        if let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() {
-            let _ = fs::File::from(stdin).write(&[1]);
-        }
+    use std::os::fd::{AsFd, OwnedFd};
+    fn file(stream: &impl AsFd) -> io::Result<fs::File> {
+        Ok(stream.as_fd().try_clone_to_owned()?.into())
+    }
+    let streams = (file(&io::stdin()), file(&io::stdout()), file(&io::stderr()));
+    let (Ok(stdin), Ok(stdout), Ok(stderr)) = streams else {
+        return;
+    };
+    let outputs = [stdout, stderr].map(|output| identity(output.metadata()));
+    if !outputs.contains(&identity(stdin.metadata())) {
+        // It fails where that is no socket.
+        let _ = UnixStream::from(OwnedFd::from(stdin)).shutdown(Shutdown::Write);
     }
 }
+
+#[cfg(not(unix))]
+fn announce() {}
 
 // ---------------------------------------------------------------------------------- for the codec
 

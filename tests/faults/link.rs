@@ -6,8 +6,8 @@
 use std::env;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -48,6 +48,8 @@ scenarios! {
     worker_without_an_invitation_leaves;
     worker_clears_up_after_a_parent_that_is_gone;
     worker_leaves_when_the_parent_garbles;
+    worker_says_nothing_on_its_standard_input;
+    worker_that_writes_where_it_reads_can_go_on;
     worker_without_a_temporary_directory in "export TMPDIR=/nonexistent";
     n48_worker_that_dies_when_connected;
     n48_worker_that_dies_with_the_call;
@@ -650,6 +652,17 @@ fn n24_second_connection_refused() {
 
 /// A real worker, whose invitation this test writes.
 fn invite(invitation: &[u8]) -> Child {
+    let mut worker = worker()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = worker.stdin.take().unwrap().write_all(invitation);
+    worker
+}
+
+fn worker() -> Command {
     let arguments = [
         "__unsync_test_worker",
         "--exact",
@@ -659,14 +672,8 @@ fn invite(invitation: &[u8]) -> Child {
         "-q",
         "unsync::worker",
     ];
-    let mut worker = Command::new(env::current_exe().unwrap())
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _ = worker.stdin.take().unwrap().write_all(invitation);
+    let mut worker = Command::new(env::current_exe().unwrap());
+    worker.args(arguments);
     worker
 }
 
@@ -695,6 +702,10 @@ type Met = (Box<dyn Stream>, u128);
 /// Invites a worker to a listener of this test; gives the connections after the worker's secrets, and
 /// what to answer.
 fn meet() -> (Child, Vec<Met>) {
+    meet_by(invite)
+}
+
+fn meet_by(invite: impl FnOnce(&[u8]) -> Child) -> (Child, Vec<Met>) {
     let mut invitation = Invitation {
         place: None,
         secrets: (0x1234_5678_9abc, 0xdef0_1234),
@@ -786,6 +797,55 @@ fn worker_leaves_when_the_parent_garbles() {
     assert_eq!(code, Some(1), "{words}");
     assert!(
         words.contains("cannot read its link: something that is no frame arrived"),
+        "{words}"
+    );
+}
+
+/// Invites a worker through a socket, which is also where it writes to if it `also_writes` there. Gives
+/// all that comes back.
+fn answer_through_a_socket(also_writes: bool) -> String {
+    let (mut lead, theirs) = UnixStream::pair().unwrap();
+    lead.set_read_timeout(Some(SOON)).unwrap();
+    let stderr = match also_writes {
+        true => Stdio::from(OwnedFd::from(theirs.try_clone().unwrap())),
+        false => Stdio::null(),
+    };
+    let mut command = worker();
+    command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+    let (mut worker, mut met) = meet_by(|invitation| {
+        let worker = command.stderr(stderr).spawn().unwrap();
+        lead.write_all(invitation).unwrap();
+        lead.shutdown(Shutdown::Write).unwrap();
+        worker
+    });
+    // This process has a copy of their end.
+    drop(command);
+    let mut words = String::new();
+    if !also_writes {
+        // It ends while the worker lives: this tells the parent of the connection.
+        lead.read_to_string(&mut words).unwrap();
+        assert!(worker.try_wait().unwrap().is_none(), "it has ended");
+    }
+    for (stream, parent) in &mut met {
+        stream.write_all(&parent.to_le_bytes()).unwrap();
+    }
+    met[0].0.write_all(&[0xff; 20]).unwrap();
+    assert!(wait_within(&mut worker, SOON).is_some());
+    if also_writes {
+        lead.read_to_string(&mut words).unwrap();
+    }
+    words
+}
+
+/// What the parent leaves unread would be an error for whoever reads standard input in the worker.
+fn worker_says_nothing_on_its_standard_input() {
+    assert_eq!(answer_through_a_socket(false), "");
+}
+
+fn worker_that_writes_where_it_reads_can_go_on() {
+    let words = answer_through_a_socket(true);
+    assert!(
+        words.starts_with("unsync: a worker process cannot read its link"),
         "{words}"
     );
 }
