@@ -162,7 +162,11 @@ fn victim() {
 /// Ends the victim, and waits until all of its workers have gone. Gives what became of the victim.
 fn end_victim(states: &[&str], end: &str) -> process::ExitStatus {
     let gate = Gate::new();
-    let mut victim = program("victim");
+    // Whoever starts the tests in the background may have had them ignore SIGINT.
+    let mut victim = from_a_shell(
+        "exec env --default-signal=INT \"$0\" \"$@\"",
+        &program("victim"),
+    );
     victim
         .env("STATES", states.join(" "))
         .env("GATE", gate.path())
@@ -203,6 +207,23 @@ fn end_victim(states: &[&str], end: &str) -> process::ExitStatus {
         victim.kill().unwrap();
     }
     wait_within(&mut victim, PROMPT).expect("the victim ends")
+}
+
+/// The same program, in place of a shell that was told to start it.
+fn from_a_shell(script: &str, program: &Command) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .envs(
+            program
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .stdin(process::Stdio::null())
+        .process_group(0);
+    command
 }
 
 fn kill_group(signal: &str, group: u32) {
@@ -482,18 +503,9 @@ fn deaf_victim() {
 
 fn n36_sigint_to_the_group_parent_decides() {
     let gate = Gate::new();
-    let program = program("deaf_victim");
-    let mut deaf = Command::new("sh");
-    deaf.args(["-c", "trap '' INT; exec \"$0\" \"$@\""])
-        .arg(program.get_program());
-    deaf.args(program.get_args()).envs(
-        program
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    let mut victim = deaf
+    let script = "trap '' INT; exec \"$0\" \"$@\"";
+    let mut victim = from_a_shell(script, &program("deaf_victim"))
         .env("GATE", gate.path())
-        .process_group(0)
         .spawn()
         .unwrap();
     let (unharmed, mut harmed) = (gate.guest(), gate.guest());
