@@ -42,7 +42,8 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::iter;
-use std::process;
+use std::os::unix::process::CommandExt;
+use std::process::{self, Command};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
@@ -196,4 +197,20 @@ fn assert_says(error: &Error, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "{word:?} is missing in: {text}");
     }
+}
+
+/// The same program in a group of its own, started by another one, whose command this is, in its place.
+fn started_by(starter: &[&str], program: &Command) -> Command {
+    let set = program
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
+    let mut command = Command::new(starter[0]);
+    command
+        .args(&starter[1..])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .envs(set)
+        .stdin(process::Stdio::null())
+        .process_group(0);
+    command
 }

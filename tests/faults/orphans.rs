@@ -163,10 +163,7 @@ fn victim() {
 fn end_victim(states: &[&str], end: &str) -> process::ExitStatus {
     let gate = Gate::new();
     // Whoever starts the tests in the background may have had them ignore SIGINT.
-    let mut victim = from_a_shell(
-        "exec env --default-signal=INT \"$0\" \"$@\"",
-        &program("victim"),
-    );
+    let mut victim = started_by(&["env", "--default-signal=INT"], &program("victim"));
     victim
         .env("STATES", states.join(" "))
         .env("GATE", gate.path())
@@ -207,23 +204,6 @@ fn end_victim(states: &[&str], end: &str) -> process::ExitStatus {
         victim.kill().unwrap();
     }
     wait_within(&mut victim, PROMPT).expect("the victim ends")
-}
-
-/// The same program, in place of a shell that was told to start it.
-fn from_a_shell(script: &str, program: &Command) -> Command {
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", script])
-        .arg(program.get_program())
-        .args(program.get_args())
-        .envs(
-            program
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        )
-        .stdin(process::Stdio::null())
-        .process_group(0);
-    command
 }
 
 fn kill_group(signal: &str, group: u32) {
@@ -503,8 +483,8 @@ fn deaf_victim() {
 
 fn n36_sigint_to_the_group_parent_decides() {
     let gate = Gate::new();
-    let script = "trap '' INT; exec \"$0\" \"$@\"";
-    let mut victim = from_a_shell(script, &program("deaf_victim"))
+    let deaf = ["sh", "-c", "trap '' INT; exec \"$0\" \"$@\""];
+    let mut victim = started_by(&deaf, &program("deaf_victim"))
         .env("GATE", gate.path())
         .spawn()
         .unwrap();

@@ -5,7 +5,6 @@ use std::error::Error as _;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -297,20 +296,17 @@ fn n43_eagain_backoff() {
     fs::copy(env::current_exe().unwrap(), &executable).unwrap();
     let program = program_at(Path::new(&executable), "run_out_of_processes");
     let nobody = (100_000 + process::id()).to_string();
-    let mut limited = Command::new("setpriv");
-    limited
-        .args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"])
-        .args(["prlimit", "--nproc=60"])
-        .arg(program.get_program())
-        .args(program.get_args())
-        .envs(
-            program
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        )
-        .env("TMPDIR", &room)
-        .process_group(0);
-    let mut program = limited.spawn().unwrap();
+    let identity = [
+        "setpriv",
+        "--reuid",
+        &nobody,
+        "--regid",
+        &nobody,
+        "--clear-groups",
+    ];
+    let limited = [&identity[..], &["prlimit", "--nproc=60"]].concat();
+    let mut program = started_by(&limited, &program);
+    let mut program = program.env("TMPDIR", &room).spawn().unwrap();
     let status = wait_within(&mut program, SOON).expect("the program ends");
     assert!(status.success(), "{status}");
     fs::remove_file(executable).unwrap();
