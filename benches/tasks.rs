@@ -2,16 +2,13 @@
 //!
 //! `cargo bench --bench tasks [-- [--quick] [--json] [ROW…]]`
 
-use std::future::Future;
 use std::hint::black_box;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
 
 use unsync::Unfuture;
 
 mod support;
-use support::Table;
+use support::{Spot, Table};
 
 fn main() {
     let table = Table::open("tasks");
@@ -138,41 +135,4 @@ fn ping_pong(times: usize) {
     });
     player.result().expect("it ends");
     echo.result().expect("it ends");
-}
-
-/// The least that hands a value from one task to another.
-#[derive(Default)]
-struct Spot(Mutex<(Option<usize>, Option<Waker>)>);
-
-impl Spot {
-    fn put(&self, value: usize) {
-        let mut spot = self.0.lock().expect("nothing panics here");
-        spot.0 = Some(value);
-        let waker = spot.1.take();
-        drop(spot);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn take(&self) -> Take<'_> {
-        Take(self)
-    }
-}
-
-struct Take<'a>(&'a Spot);
-
-impl Future for Take<'_> {
-    type Output = usize;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<usize> {
-        let mut spot = self.0.0.lock().expect("nothing panics here");
-        match spot.0.take() {
-            Some(value) => Poll::Ready(value),
-            None => {
-                spot.1 = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
 }

@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use support::{Gate, HEAVY, fence, in_child};
+use support::{Gate, HEAVY, fence, in_child, same};
 use unsync::{Error, ErrorKind, Limit, Unfuture};
 
 /// A limit that does not pass in the test.
@@ -31,10 +31,6 @@ fn obey(port: u16) -> u64 {
         b'd' => std::process::exit(3),
         _ => 1,
     }
-}
-
-fn same(n: u64) -> u64 {
-    n
 }
 
 unsync::register!(obey, same);

@@ -13,26 +13,11 @@ use std::thread;
 use std::time::Duration;
 
 use support::{
-    Bomb, Counter, Drops, Gate, HEAVY, Log, QUICK, eventually, fence, in_child, limit, on_ambient,
-    poll, quick, waker_with,
+    Bomb, Counter, Drops, Gate, HEAVY, Log, QUICK, boom, die, eventually, fence, hang, in_child,
+    limit, on_ambient, poll, quick, same, waker_with,
 };
 use unsync::{ErrorKind, Limit, Unfuture};
 
-fn same(n: u64) -> u64 {
-    n
-}
-fn boom(_: u64) -> u64 {
-    panic!("boom")
-}
-fn die(_: u64) -> u64 {
-    std::process::exit(3)
-}
-fn hang(_: u64) -> u64 {
-    unsync::progress(std::process::id());
-    loop {
-        thread::sleep(Duration::from_secs(60));
-    }
-}
 /// Tells its progress, and ends.
 fn tell(n: u64) -> u64 {
     unsync::progress(n);

@@ -27,27 +27,11 @@ use std::thread;
 use std::time::Duration;
 
 use support::{
-    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, eventually,
-    fence, in_child, limit, poll, quick, waker_with,
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, boom, die,
+    eventually, fence, hang, in_child, limit, poll, quick, same, waker_with,
 };
 use unsync::{AsCompleted, Config, Error, ErrorKind, Promise, Shared, Unfuture};
 
-fn same(n: u64) -> u64 {
-    n
-}
-fn boom(_: u64) -> u64 {
-    panic!("boom")
-}
-fn die(_: u64) -> u64 {
-    std::process::exit(3)
-}
-/// Says who it is, and ends by being killed.
-fn hang(_: u64) -> u64 {
-    unsync::progress(std::process::id());
-    loop {
-        thread::sleep(Duration::from_secs(60));
-    }
-}
 unsync::register!(same, boom, die, hang);
 
 /// Work of each kind that ends by itself, with what it ends as.

@@ -1,4 +1,5 @@
-//! What all benchmarks share: options, the machine, samples, the table, CPU time and memory.
+//! What all benchmarks share: options, the machine, samples, the table, CPU time and memory,
+//! and what hands a value from one task to another.
 //!
 //! std only. Figures that a platform does not tell are `None` and stand in tables as a dash.
 
@@ -9,6 +10,10 @@ use std::cell::RefCell;
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -383,4 +388,43 @@ pub(crate) fn threads() -> Option<usize> {
     fs::read_dir("/proc/self/task")
         .ok()
         .map(|threads| threads.count())
+}
+
+// ------------------------------------------------------------------------------- from task to task
+
+/// The least that hands a value from one task to another: the same for every runtime.
+#[derive(Default)]
+pub(crate) struct Spot(Mutex<(Option<usize>, Option<Waker>)>);
+
+impl Spot {
+    pub(crate) fn put(&self, value: usize) {
+        let mut spot = self.0.lock().expect("nothing panics here");
+        spot.0 = Some(value);
+        let waker = spot.1.take();
+        drop(spot);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn take(&self) -> Take<'_> {
+        Take(self)
+    }
+}
+
+pub(crate) struct Take<'a>(&'a Spot);
+
+impl Future for Take<'_> {
+    type Output = usize;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<usize> {
+        let mut spot = self.0.0.lock().expect("nothing panics here");
+        match spot.0.take() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                spot.1 = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
 }

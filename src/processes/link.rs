@@ -388,7 +388,7 @@ impl Lead {
     }
 
     fn end(&mut self, _child: &mut Child) -> io::Result<()> {
-        self.stream.shutdown(std::net::Shutdown::Write)
+        self.stream.shutdown(Shutdown::Write)
     }
 
     /// Waits until the child has connected, or for a moment.

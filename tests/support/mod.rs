@@ -549,3 +549,26 @@ pub(crate) fn compile(name: &str, main: &str) -> Option<(bool, String)> {
     let ended = run(command, HEAVY);
     Some((ended.success, ended.output))
 }
+
+// ----------------------------------------------------------------------- guests of worker processes
+
+/// What worker processes are asked for: each test binary registers those that it calls.
+pub(crate) fn same(n: u64) -> u64 {
+    n
+}
+
+pub(crate) fn boom(_: u64) -> u64 {
+    panic!("boom")
+}
+
+pub(crate) fn die(_: u64) -> u64 {
+    std::process::exit(3)
+}
+
+/// Says who it is, and ends by being killed.
+pub(crate) fn hang(_: u64) -> u64 {
+    unsync::progress(std::process::id());
+    loop {
+        thread::sleep(Duration::from_secs(60));
+    }
+}

@@ -1,10 +1,7 @@
 //! Rows of async tasks.
 
-use std::future::Future;
 use std::hint::black_box;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, mpsc};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use crate::contest::{Contest, Limit, OURS, Row, Target, Unit};
@@ -12,6 +9,7 @@ use crate::python;
 use crate::runtimes::{
     Runtime, SmolGlobal, TokioThread, Unsync, futures_pool, smol_executor, tokio,
 };
+use crate::support::Spot;
 
 pub(crate) const ROWS: &[Row] = &[
     Row {
@@ -218,43 +216,6 @@ impl Workload for PingPong {
         });
         runtime.wait(player);
         runtime.wait(echo);
-    }
-}
-
-/// The least that hands a value from one task to another: the same for every runtime.
-#[derive(Default)]
-struct Spot(Mutex<(Option<usize>, Option<Waker>)>);
-
-impl Spot {
-    fn put(&self, value: usize) {
-        let mut spot = self.0.lock().expect("nothing panics here");
-        spot.0 = Some(value);
-        let waker = spot.1.take();
-        drop(spot);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn take(&self) -> Take<'_> {
-        Take(self)
-    }
-}
-
-struct Take<'a>(&'a Spot);
-
-impl Future for Take<'_> {
-    type Output = usize;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<usize> {
-        let mut spot = self.0.0.lock().expect("nothing panics here");
-        match spot.0.take() {
-            Some(value) => Poll::Ready(value),
-            None => {
-                spot.1 = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
     }
 }
 
