@@ -223,10 +223,10 @@ impl Config {
     /// Makes the command that starts a worker process from the path of the executable: to run it under
     /// `nice` or valgrind, with another environment or working directory.
     ///
-    /// The library adds the one argument by which a worker knows itself, and sets standard input, and
-    /// standard error where that of the program is no terminal: what a worker says there is passed on. A
-    /// wrapper has to pass all of that on. And it must become the worker, as a shell does with `exec`, or pass
-    /// signals on: to stop a call, the library kills the process that was started.
+    /// The library adds the one argument by which a worker knows itself, and sets standard input, standard
+    /// error where that of the program is no terminal, and in tests standard output: what a worker says
+    /// there is passed on. A wrapper has to pass all of that on. And it must become the worker, as a shell
+    /// does with `exec`, or pass signals on: to stop a call, the library kills the process that was started.
     ///
     /// # Examples
     ///

@@ -198,8 +198,9 @@ fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
         let (copying, copied) = mpsc::channel();
         let launched = command(settings).map_err(Refusal::Os).and_then(|command| {
             let born = |child: &mut Child| {
-                forward_stdout(child, copying.clone());
+                let coming = forward_stdout(child, copying.clone());
                 words = LastWords::listen(child, copying);
+                coming
             };
             let wanted = || !POOL.lock().closed;
             link::launch(command, terms, settings.start_timeout, born, wanted)
@@ -906,9 +907,12 @@ type Copied = mpsc::Receiver<Infallible>;
 
 /// Passes on what a test's worker prints, without what the harness prints before it. Elsewhere the
 /// standard output of a worker is that of the program.
-fn forward_stdout(child: &mut Child, copying: Copying) {
+///
+/// Gives what ends when the harness has had its say: it ends the process if nobody listens to that.
+fn forward_stdout(child: &mut Child, copying: Copying) -> mpsc::Receiver<Infallible> {
+    let (prelude, over) = mpsc::channel();
     let Some(mut stdout) = child.stdout.take() else {
-        return;
+        return over;
     };
     let forward = move || {
         let _copying = copying;
@@ -919,12 +923,14 @@ fn forward_stdout(child: &mut Child, copying: Copying) {
             }
             seen.extend_from_slice(&byte);
         }
+        drop(prelude);
         copy(&mut stdout, |bytes| {
             let _ = io::stdout().write_all(bytes);
         });
     };
     // Without the thread the pipe is closed, and printing fails in the worker.
     let _ = new_thread("stdout").spawn(forward);
+    over
 }
 
 /// Reads to the end.

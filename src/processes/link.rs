@@ -14,6 +14,7 @@
 //! workers say has a connection on which nobody ever says anything to them.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -22,6 +23,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -449,24 +451,33 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Starts a child, and waits until it has connected. `born` sees it before that; it is given up when it
-/// is not `wanted` any more.
+/// Starts a child, and waits until it has connected. `born` sees it before that, and gives what ends when
+/// nothing of its own keeps the child from reading its invitation any more; it is given up when it is
+/// not `wanted` any more.
 pub(crate) fn launch(
     mut command: Command,
     terms: Terms,
     limit: Duration,
-    born: impl FnOnce(&mut Child),
+    born: impl FnOnce(&mut Child) -> Receiver<Infallible>,
     wanted: impl Fn() -> bool,
 ) -> Result<(Child, Stream), Refusal> {
     let deadline = Instant::now().checked_add(limit);
-    let mut lead = Lead::attach(&mut command)?;
+    let lead = Lead::attach(&mut command)?;
     own_group(&mut command);
     let mut child = command.spawn()?;
     // The command still holds the child's end of the lead.
     drop(command);
     // While the child comes up: it asks for the invitation when it is there.
-    born(&mut child);
-    match invite(&mut lead, &mut child, terms, deadline, wanted) {
+    let coming = born(&mut child);
+    let mut arrival = Arrival {
+        lead,
+        child,
+        deadline,
+        wanted,
+    };
+    let invited = arrival.invite(terms, &coming);
+    let mut child = arrival.child;
+    match invited {
         Ok(stream) => Ok((child, stream)),
         Err(refusal) => {
             let _ = child.kill();
@@ -481,73 +492,78 @@ pub(crate) fn launch(
     }
 }
 
-fn invite(
-    lead: &mut Lead,
-    child: &mut Child,
-    terms: Terms,
+/// A child that has not connected yet.
+struct Arrival<W> {
+    lead: Lead,
+    child: Child,
     deadline: Option<Instant>,
-    wanted: impl Fn() -> bool,
-) -> Result<Stream, Refusal> {
-    // First of all the place: should this process end before it has invited the child, the child
-    // clears it up.
-    let place = place();
-    lead.tell(child, &place)?;
-    let listener = Listener::open(place)?;
-    let invitation = Invitation {
-        secrets: secrets(),
-        loopback: listener.port()?.map(|port| (port, secrets())),
-        terms,
-    };
-    lead.tell(child, &invitation)?;
-    lead.end(child)?;
-    let mut meet = |secrets| meet(&listener, lead, child, secrets, deadline, &wanted);
-    let first = meet(invitation.secrets)?;
-    Ok(match invitation.loopback {
-        None => Stream {
-            incoming: first,
-            outgoing: None,
-        },
-        Some((_, secrets)) => Stream {
-            incoming: meet(secrets)?,
-            outgoing: Some(first),
-        },
-    })
+    wanted: W,
 }
 
-/// Waits for the connection of the one who knows the secret.
-fn meet(
-    listener: &Listener,
-    lead: &mut Lead,
-    child: &mut Child,
-    secrets: Secrets,
-    deadline: Option<Instant>,
-    wanted: impl Fn() -> bool,
-) -> Result<Connection, Refusal> {
-    loop {
-        match listener.accept() {
-            Ok(connection) => {
-                // Without it was a stranger, or the child died: which of them is seen below.
-                if shake_hands(&connection, secrets).is_ok() {
-                    return Ok(connection);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                lead.wait();
-            }
-            // A stranger that has thought better of it.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
+impl<W: Fn() -> bool> Arrival<W> {
+    fn invite(&mut self, terms: Terms, coming: &Receiver<Infallible>) -> Result<Stream, Refusal> {
+        // First of all the place: should this process end before it has invited the child, the child
+        // clears it up. And nothing is made there before the child is sure to come to that.
+        let place = place();
+        self.lead.tell(&mut self.child, &place)?;
+        while let Err(RecvTimeoutError::Timeout) = coming.recv_timeout(MOMENT) {
+            self.go_on()?;
         }
-        if let Some(status) = child.try_wait()? {
+        let listener = Listener::open(place)?;
+        let invitation = Invitation {
+            secrets: secrets(),
+            loopback: listener.port()?.map(|port| (port, secrets())),
+            terms,
+        };
+        self.lead.tell(&mut self.child, &invitation)?;
+        self.lead.end(&mut self.child)?;
+        let first = self.meet(&listener, invitation.secrets)?;
+        Ok(match invitation.loopback {
+            None => Stream {
+                incoming: first,
+                outgoing: None,
+            },
+            Some((_, secrets)) => Stream {
+                incoming: self.meet(&listener, secrets)?,
+                outgoing: Some(first),
+            },
+        })
+    }
+
+    /// Waits for the connection of the one who knows the secret.
+    fn meet(&mut self, listener: &Listener, secrets: Secrets) -> Result<Connection, Refusal> {
+        loop {
+            match listener.accept() {
+                Ok(connection) => {
+                    // Without it was a stranger, or the child died: which of them is seen below.
+                    if shake_hands(&connection, secrets).is_ok() {
+                        return Ok(connection);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.lead.wait();
+                }
+                // A stranger that has thought better of it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.go_on()?;
+        }
+    }
+
+    /// Whether there is a reason to wait for longer.
+    fn go_on(&mut self) -> Result<(), Refusal> {
+        if let Some(status) = self.child.try_wait()? {
             return Err(Refusal::Died(status));
         }
-        if deadline.is_some_and(|at| at <= Instant::now()) {
+        if self.deadline.is_some_and(|at| at <= Instant::now()) {
             return Err(Refusal::Silent);
         }
-        if !wanted() {
+        if !(self.wanted)() {
             return Err(Refusal::Unwanted);
         }
+        Ok(())
     }
 }
 

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use unsync::{Error, ErrorKind, Wire, cpu};
 
 use crate::scenario::{
-    Gate, Guest, children, come_to, file, freeze, group_of, is_dead, kill, lane_state, program,
-    until, wait_at, wait_within, worker_after,
+    Gate, Guest, Link, children, come_to, entries, file, freeze, group_of, is_dead, kill,
+    lane_state, link, program, until, wait_at, wait_within, worker_after,
 };
 use crate::*;
 
@@ -32,9 +32,11 @@ scenarios! {
     n26_parent_kill9_nested;
     n26_parent_kill9_all_at_once;
     n26_parent_kill9_starting;
+    n26_parent_kill9_inviting;
     n27_parent_panic;
     n28_parent_exit_with_outstanding_calls;
     n28_parent_exit_starting;
+    n28_parent_exit_inviting;
     n28_parent_exec;
     n29_parent_abort;
     n29_parent_terminated;
@@ -302,12 +304,18 @@ fn n29_parent_terminated() {
 
 /// Starts a worker that does not get ready before it is allowed to.
 ///
-/// It has an output of its own, like the worker of any program: that of a test's worker ends with the
-/// test, and the harness gives up when it cannot print, before the worker comes to itself.
+/// What the worker of a test prints ends with the test, and the harness gives up when it cannot print,
+/// before the worker comes to itself. So such a worker is invited late. One with an output of its own, as
+/// the worker of any other program has, is invited at once.
 fn starting_victim() {
-    let (asked, allowed, output) = (file("asked"), file("allowed"), file("output"));
+    let (asked, allowed) = (file("asked"), file("allowed"));
+    let invited_at_once = env::var_os("INVITED_AT_ONCE").is_some();
+    let output = match invited_at_once {
+        true => format!("exec >> {} 2>&1", file("output")),
+        false => String::new(),
+    };
     let ask = format!("echo $$ > {asked}.new; mv {asked}.new {asked}");
-    let shell = format!("exec >> {output} 2>&1; {ask}; : < {allowed}");
+    let shell = format!("{output}\n{ask}; : < {allowed}");
     install(workers(1).worker_command(move |executable| {
         // The path that is given means the parent's executable, and that is gone by then.
         assert!(executable.exists());
@@ -315,13 +323,18 @@ fn starting_victim() {
     }));
     let call = cpu(pid, ());
     until("the worker starts", || Path::new(&asked).exists());
+    if invited_at_once && link() == Link::Unix {
+        until("the link has a place", || {
+            !entries(&env::temp_dir()).is_empty()
+        });
+    }
     drop(wait_at(&env::var("GATE").unwrap()));
     drop(call);
     process::exit(7);
 }
 
 /// Ends the victim while its worker starts. It finds nobody, so it leaves, and leaves nothing behind.
-fn end_starting_victim(end: impl FnOnce(Guest)) {
+fn end_starting_victim(victim: &mut Command, end: impl FnOnce(Guest)) {
     let (asked, allowed, gate) = (file("asked"), file("allowed"), Gate::new());
     assert!(
         Command::new("mkfifo")
@@ -330,10 +343,7 @@ fn end_starting_victim(end: impl FnOnce(Guest)) {
             .unwrap()
             .success()
     );
-    let mut victim = program("starting_victim")
-        .env("GATE", gate.path())
-        .spawn()
-        .unwrap();
+    let mut victim = victim.env("GATE", gate.path()).spawn().unwrap();
     let guest = gate.guest();
     let worker: u32 = std::fs::read_to_string(asked)
         .unwrap()
@@ -348,11 +358,24 @@ fn end_starting_victim(end: impl FnOnce(Guest)) {
 }
 
 fn n26_parent_kill9_starting() {
-    end_starting_victim(|victim| kill("KILL", &[victim.process]));
+    let mut victim = program("starting_victim");
+    end_starting_victim(&mut victim, |victim| kill("KILL", &[victim.process]));
+}
+
+fn n26_parent_kill9_inviting() {
+    let mut victim = program("starting_victim");
+    victim.env("INVITED_AT_ONCE", "1");
+    end_starting_victim(&mut victim, |victim| kill("KILL", &[victim.process]));
 }
 
 fn n28_parent_exit_starting() {
-    end_starting_victim(drop);
+    end_starting_victim(&mut program("starting_victim"), drop);
+}
+
+fn n28_parent_exit_inviting() {
+    let mut victim = program("starting_victim");
+    victim.env("INVITED_AT_ONCE", "1");
+    end_starting_victim(&mut victim, drop);
 }
 
 // ---------------------------------------------------------------------------------- grandchildren

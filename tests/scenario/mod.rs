@@ -279,14 +279,14 @@ pub(crate) fn program_at(executable: &Path, name: &str) -> Command {
 }
 
 /// For `worker_command`: a process that plays a program instead of the worker. What the library adds to
-/// the command is ignored.
+/// the command is ignored, and the end of its output stands for the end of what the harness says.
 pub(crate) fn program_as_worker(name: &str) -> Command {
     let program = program(name);
     let arguments: Vec<_> = program.get_args().map(|it| it.to_string_lossy()).collect();
     let mut command = Command::new("sh");
     command
         .arg("-c")
-        .arg(format!("exec \"$0\" {}", arguments.join(" ")));
+        .arg(format!("exec \"$0\" {} >/dev/null", arguments.join(" ")));
     command.arg(program.get_program()).env(PLAY, name);
     command
 }
@@ -552,7 +552,7 @@ pub(crate) fn threads() -> Vec<String> {
 }
 
 /// What is in a directory, if there is one.
-fn entries(directory: &Path) -> Vec<String> {
+pub(crate) fn entries(directory: &Path) -> Vec<String> {
     let names = fs::read_dir(directory).into_iter().flatten().flatten();
     names
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
