@@ -475,13 +475,11 @@ pub(crate) fn launch(
         deadline,
         wanted,
     };
-    let invited = arrival.invite(terms, &coming);
-    let mut child = arrival.child;
-    match invited {
-        Ok(stream) => Ok((child, stream)),
+    match arrival.invite(terms, &coming) {
+        Ok(stream) => Ok((arrival.child, stream)),
         Err(refusal) => {
-            let _ = child.kill();
-            match (child.wait(), refusal) {
+            let _ = arrival.child.kill();
+            match (arrival.child.wait(), refusal) {
                 // A child that is gone explains more than the broken pipe to it.
                 (Ok(status), Refusal::Os(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
                     Err(Refusal::Died(status))
