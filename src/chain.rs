@@ -106,7 +106,9 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Send + 'static,
         F: FnOnce(T) -> U + Send + 'static,
     {
-        spawn(async move { self.await.map(f) }).flatten()
+        let is_tied = self.is_tied();
+        let mapped = spawn(async move { self.await.map(f) });
+        mapped.flatten().tied(is_tied)
     }
 
     /// Goes on with a future made from the value, on the ambient thread; an error passes through.
@@ -127,7 +129,9 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Future + Send + 'static,
         U::Output: Send + 'static,
     {
-        spawn(async move { Ok(f(self.await?).await) }).flatten()
+        let is_tied = self.is_tied();
+        let next = spawn(async move { Ok(f(self.await?).await) });
+        next.flatten().tied(is_tied)
     }
 
     /// Goes on with a future made from the finished `Unfuture`, on the ambient thread: it sees errors
@@ -147,10 +151,12 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Future + Send + 'static,
         U::Output: Send + 'static,
     {
-        spawn(async move {
+        let is_tied = self.is_tied();
+        let next = spawn(async move {
             poll_fn(|cx| self.poll_done(cx)).await;
             f(self).await
-        })
+        });
+        next.tied(is_tied)
     }
 
     /// Turns the value into another on a pool thread; an error passes through.
@@ -168,11 +174,12 @@ impl<T: Send + 'static> Unfuture<T> {
         F: FnOnce(T) -> U + Send + 'static,
     {
         let origin = Location::caller();
-        spawn(async move {
+        let is_tied = self.is_tied();
+        let next = spawn(async move {
             let value = self.await?;
             thread_at(origin, move || f(value)).cancel_on_drop().await
-        })
-        .flatten()
+        });
+        next.flatten().tied(is_tied)
     }
 
     /// Turns the value into another in a worker process; an error passes through.
@@ -203,11 +210,12 @@ impl<T: Send + 'static> Unfuture<T> {
         F::Output: Send + 'static,
     {
         let origin = Location::caller();
-        spawn(async move {
+        let is_tied = self.is_tied();
+        let next = spawn(async move {
             let value = self.await?;
             cpu_at(origin, entrypoint, (value,)).cancel_on_drop().await
-        })
-        .flatten()
+        });
+        next.flatten().tied(is_tied)
     }
 
     /// Calls `f` with the outcome on the ambient thread, whatever it is.
@@ -216,6 +224,9 @@ impl<T: Send + 'static> Unfuture<T> {
     /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown). After a shutdown, and if the operating system
     /// refuses the ambient thread, it gets that at once, on the calling thread. A panic of `f` is reported
     /// to [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
+    ///
+    /// It consumes the `Unfuture` and lets go of a tie: work tied by
+    /// [`cancel_on_drop`](Unfuture::cancel_on_drop) runs to its end.
     ///
     /// # Examples
     ///

@@ -14,14 +14,16 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
 use crate::role::role;
-use crate::unfuture::{Promise, Reason, Stop, Unfuture, derived};
+use crate::slot::nest;
+use crate::unfuture::{Promise, Reason, Stop, Stopping, Unfuture, derived};
 
 // -------------------------------------------------------------------------------------- all of them
 
 /// Waits for all: the values in the order of the input, or the first error.
 ///
-/// The first error resolves it at once; the other works go on. Cancelling it cancels them all. Of
-/// nothing it is ready.
+/// The first error resolves it at once; the other works go on, unless they are tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop). Cancelling it cancels them all. If any of them is tied, it
+/// is tied too. Of nothing it is ready.
 ///
 /// # Errors
 ///
@@ -48,8 +50,10 @@ where
 
 /// Waits for all: what became of each, in the order of the input.
 ///
-/// It does not fail. Cancelling it, and a deadline, ends it at once: the works that have not ended
-/// are cancelled and told as such, beside the outcomes that are there. Of nothing it is ready.
+/// It does not fail. Cancelling it, and a deadline, ends it at once with the outcomes that are there:
+/// works that have not ended are cancelled and appear as such among them, and
+/// [`cancel`](Unfuture::cancel) returns `false`. If any work is tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop), it is tied too. Of nothing it is ready.
 ///
 /// # Examples
 ///
@@ -91,8 +95,11 @@ where
         promise.set(Vec::new());
         return gathered;
     }
+    let tied = tied(&works);
+    let gathered = gathered.tied(!tied.is_empty());
     *lock(&open) = Some(Gathering {
         promise,
+        tied,
         parts: works.iter().map(|_| None).collect(),
         missing: works.len(),
     });
@@ -108,6 +115,8 @@ type Open<P> = Arc<Mutex<Option<Gathering<P>>>>;
 
 struct Gathering<P> {
     promise: Promise<Vec<P>>,
+    /// What ends with the whole.
+    tied: Vec<Arc<dyn Stop>>,
     parts: Vec<Option<P>>,
     missing: usize,
 }
@@ -132,10 +141,19 @@ fn arrive<P>(open: &Open<P>, index: usize, part: Result<P, Error>) {
     };
     let resolved = guard.take();
     drop(guard);
-    if let Some(Gathering { promise, parts, .. }) = resolved {
+    if let Some(gathering) = resolved {
+        let Gathering {
+            promise,
+            tied,
+            parts,
+            ..
+        } = gathering;
         promise.finish(match failure {
             None => Ok(parts.into_iter().flatten().collect()),
             Some(error) => {
+                for work in tied {
+                    work.stop(Reason::Cancelled);
+                }
                 discard(parts);
                 Err(error)
             }
@@ -151,7 +169,7 @@ struct Settling<T> {
 }
 
 impl<T: Send + 'static> Stop for Settling<T> {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
         // Before any is stopped: a job may give its value all the same, and the rest takes time.
         let resolved = lock(&self.open).take();
         self.all.stop_each(reason);
@@ -161,7 +179,8 @@ impl<T: Send + 'static> Stop for Settling<T> {
             let parts = parts.map(|(part, origin)| part.unwrap_or_else(|| stopped(*origin)));
             promise.set(parts.collect());
         }
-        true
+        // It gives the outcomes that are there.
+        Stopping::Otherwise
     }
 }
 
@@ -170,7 +189,8 @@ impl<T: Send + 'static> Stop for Settling<T> {
 /// The first to finish wins, with a value or an error; the others are cancelled.
 ///
 /// A losing call in a worker process is killed. A losing thread job that runs goes on unheard,
-/// since a thread cannot be stopped. Cancelling the race cancels them all.
+/// since a thread cannot be stopped. Cancelling the race cancels them all. If any of them is tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop), the race is tied too.
 ///
 /// # Errors
 ///
@@ -199,6 +219,7 @@ where
     let works: Vec<_> = works.into_iter().collect();
     let all = Arc::new(All::of(&works));
     let (promise, first) = derived(origin, Some(all.clone()));
+    let first = first.tied(works.iter().any(Unfuture::is_tied));
     if works.is_empty() {
         let error = Error::new(ErrorKind::Abandoned, "a race of nothing");
         promise.fail(error.started_at(origin));
@@ -250,6 +271,7 @@ where
     let completed = AsCompleted {
         arrivals: Arc::default(),
         left: works.len(),
+        tied: works.iter().map(Unfuture::is_tied).collect(),
         all: All::of(&works),
         origin: Location::caller(),
     };
@@ -262,13 +284,15 @@ where
 
 /// Outcomes as they come. Made by [`as_completed`].
 ///
-/// It keeps nothing that it has given away. Dropping it lets the works go on; see
-/// [`cancel`](AsCompleted::cancel).
+/// It keeps nothing that it has given away. Dropping it lets the works go on, but for those that are tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop); see [`cancel`](AsCompleted::cancel).
 pub struct AsCompleted<T> {
     arrivals: Arc<Mutex<Arrivals<T>>>,
     /// Not given away yet.
     left: usize,
     all: All,
+    /// Which of them end with this.
+    tied: Vec<bool>,
     origin: Origin,
 }
 
@@ -408,6 +432,13 @@ impl<T> Drop for AsCompleted<T> {
         if let Some(bell) = bell {
             bell.set(());
         }
+        for (work, is_tied) in self.all.0.drain(..).zip(&self.tied) {
+            if let (Some(work), true) = (work, is_tied) {
+                nest(move || {
+                    work.stop(Reason::Cancelled);
+                });
+            }
+        }
         waiting
             .into_iter()
             .for_each(|(_, outcome)| unobserved(outcome));
@@ -430,6 +461,12 @@ impl<T> fmt::Debug for AsCompleted<T> {
 
 // ---------------------------------------------------------------------------------------- the parts
 
+/// Those of the works that are tied to a scope.
+fn tied<T>(works: &[Unfuture<T>]) -> Vec<Arc<dyn Stop>> {
+    let tied = works.iter().filter(|work| work.is_tied());
+    tied.filter_map(Unfuture::stopper).collect()
+}
+
 /// Stops everything in it.
 struct All(Vec<Option<Arc<dyn Stop>>>);
 
@@ -451,7 +488,7 @@ impl Stop for All {
     }
 
     /// What is made of nothing cannot be stopped.
-    fn stop_here(self: Arc<Self>, _reason: Reason) -> bool {
-        false
+    fn stop_here(self: Arc<Self>, _reason: Reason) -> Stopping {
+        Stopping::No
     }
 }

@@ -10,9 +10,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::ambient::{sleep_until, spawn, spawn_at};
-use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
+use crate::error::{Error, Origin, discard, lock};
 use crate::processes::Wire;
-use crate::unfuture::{Promise, Reason, Stop, Unfuture};
+use crate::unfuture::{Promise, Reason, Stop, Stopping, Unfuture, unobserved_late};
 
 impl<T: Send + 'static> Unfuture<T> {
     /// Sets the work a deadline, `limit` from now; time in a queue counts.
@@ -144,7 +144,7 @@ impl<T: Send + 'static> Deadline<T> {
         let pending = Arc::clone(&open);
         source.when_done(move |outcome| {
             if let Some(late) = close(&pending, outcome) {
-                tell_late(late);
+                unobserved_late(late);
             }
         });
         (
@@ -173,7 +173,7 @@ impl<T: Send + 'static> Deadline<T> {
         let timer = spawn_at(origin, async move {
             sleep_until(end).await;
             let reason = Reason::TimedOut(limit);
-            if !work.is_some_and(|work| work.stop(reason)) {
+            if work.is_none_or(|work| work.stop(reason) == Stopping::No) {
                 // It cannot be stopped, or it has ended just now.
                 let error = reason.error("work that goes on").started_at(origin);
                 discard(close(&pending, Err(error)));
@@ -210,14 +210,6 @@ fn close<T>(open: &Mutex<Option<Open<T>>>, outcome: Result<T, Error>) -> Option<
     promise.finish(outcome);
     take_back(timer);
     None
-}
-
-/// What work says that went on after its deadline: a failure of its own is news.
-fn tell_late<T>(late: Result<T, Error>) {
-    match late {
-        Err(error) if error.kind() == ErrorKind::TimedOut => {}
-        late => unobserved(late),
-    }
 }
 
 /// A place for the newest value: what comes too fast replaces what was not looked at.

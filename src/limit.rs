@@ -188,6 +188,7 @@ impl Permit {
     /// Keeps it until the work has ended, and not only whoever waits for it has stopped waiting.
     fn hold<T: Send + 'static>(self, work: Unfuture<T>) -> Unfuture<T> {
         let (promise, held) = work.derive(work.stopper());
+        promise.is_same();
         work.when_done(move |outcome| {
             // Before the outcome is seen: who sees it finds the place free.
             drop(self);

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, discard, lock};
 use crate::role::blocking;
 use crate::slot::already_taken;
 use crate::threads::{thread, thread_at};
-use crate::unfuture::{Reason, Stop, Unfuture, derived};
+use crate::unfuture::{Reason, Stop, Stopping, Unfuture, derived};
 
 /// The value of a thread, or [`ErrorKind::Panicked`].
 ///
@@ -205,12 +205,13 @@ fn end(child: &mut Child) {
 }
 
 impl Stop for Leash {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
         let mut fate = self.fate();
         match *fate {
             Fate::Lives => *fate = Fate::Doomed(reason),
-            Fate::Doomed(_) => {}
-            Fate::Ended => return false,
+            Fate::Doomed(before) if before.kind() == reason.kind() => return Stopping::Yes,
+            Fate::Doomed(_) => return Stopping::Otherwise,
+            Fate::Ended => return Stopping::No,
         }
         drop(fate);
         self.pulled.notify_one();
@@ -218,6 +219,6 @@ impl Stop for Leash {
             // If it still waits for a thread, it is over now.
             job.stop(reason);
         }
-        true
+        Stopping::Yes
     }
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Origin, discard, wall};
 use crate::role::{Role, set_role};
 use crate::slot::{OnBegin, Slot};
 use crate::spin::Spin;
-use crate::unfuture::{Reason, Stop, Unfuture, Work};
+use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work};
 
 /// A value on a thread of its own, which it never leaves: it need not be `Send`.
 ///
@@ -149,8 +149,8 @@ fn serve<V>(origin: Origin, make: impl FnOnce() -> V, jobs: Receiver<Job<V>>) {
 /// What an `Unfuture` of a call holds, and its job.
 struct Call<R> {
     slot: Slot<R>,
-    /// Set by whoever resolves it: the thread that runs it, or who stops it before.
-    claimed: AtomicBool,
+    /// Decided by whoever resolves it: the thread that runs it, or who stops it before.
+    fate: Fate,
     /// Set when it was to be stopped.
     cancelled: Arc<AtomicBool>,
 }
@@ -161,17 +161,13 @@ impl<R> Call<R> {
     fn new(origin: Origin) -> Call<R> {
         Call {
             slot: Slot::new(origin),
-            claimed: AtomicBool::new(false),
+            fate: Fate::default(),
             cancelled: Arc::default(),
         }
     }
 
-    fn claim(&self) -> bool {
-        !self.claimed.swap(true, Ordering::AcqRel)
-    }
-
     fn run(&self, job: impl FnOnce() -> Result<R, Error>) {
-        if !self.claim() {
+        if !self.fate.end() {
             return discard(job);
         }
         self.slot.begin();
@@ -185,10 +181,14 @@ impl<R> Call<R> {
 }
 
 impl<R: Send + 'static> Stop for Call<R> {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
         self.cancelled.store(true, Ordering::Relaxed);
-        let error = || reason.error(CULPRIT).started_at(self.slot.origin);
-        self.claim() && self.slot.finish(Err(error()))
+        if let Err(decided) = self.fate.stop(reason) {
+            return decided;
+        }
+        let error = reason.error(CULPRIT).started_at(self.slot.origin);
+        self.slot.finish(Err(error));
+        Stopping::Yes
     }
 
     fn when_begun_here(self: Arc<Self>, call: OnBegin) {

@@ -12,14 +12,14 @@ use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, discard, lock, unobserved, wall};
 use crate::role::role;
-use crate::slot::would_block;
-use crate::unfuture::{Canceller, Unfuture};
+use crate::slot::{Slot, would_block};
+use crate::unfuture::{Canceller, Reason, Stop, Stopping, Unfuture, Work, unobserved_late};
 
 impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
     /// Lets many wait for the same work: each clone of the [`Shared`] gives a clone of the outcome.
@@ -35,19 +35,78 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
     /// }
     /// ```
     pub fn shared(self) -> Shared<T> {
-        let (promise, ended) = self.derive(self.stopper());
         let kept = Arc::new(Kept::default());
+        let ending = Arc::new(Ending {
+            slot: Slot::new(self.origin()),
+            source: Mutex::new(self.stopper()),
+            kept: Arc::downgrade(&kept),
+        });
         let keeper = Arc::clone(&kept);
+        let ended = Unfuture::of(ending.clone()).tied(self.is_tied());
         self.when_done(move |outcome| {
-            keeper.keep(outcome);
-            promise.set(());
-            keeper.wake_all();
+            drop(lock(&ending.source).take());
+            if let Err(late) = ending.end(&keeper, outcome) {
+                unobserved_late(late);
+            }
         });
         Shared {
             kept,
             ended: Arc::new(ended),
             place: None,
         }
+    }
+}
+
+/// Resolves all clones at once, when the source has ended or is to be stopped.
+struct Ending<T> {
+    slot: Slot<()>,
+    /// `None` once it has ended.
+    source: Mutex<Option<Arc<dyn Stop>>>,
+    /// Kept alive by the clones and by the source.
+    kept: Weak<Kept<T>>,
+}
+
+impl<T: Send + Sync> Ending<T> {
+    /// Gives the outcome back if it comes too late.
+    fn end(&self, kept: &Kept<T>, outcome: Result<T, Error>) -> Result<(), Result<T, Error>> {
+        kept.outcome.set(outcome)?;
+        self.slot.finish(Ok(()));
+        kept.wake_all();
+        Ok(())
+    }
+}
+
+impl<T: Send + Sync + 'static> Stop for Ending<T> {
+    fn beneath(&self, _reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
+        lock(&self.source).clone()
+    }
+
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
+        self.end_here(reason)
+    }
+
+    fn end_here(&self, reason: Reason) -> Stopping {
+        let Some(kept) = self.kept.upgrade() else {
+            return Stopping::No;
+        };
+        let error = reason.error("work").started_at(self.slot.origin);
+        let ended_so = || match kept.outcome.get() {
+            Some(Err(error)) => error.kind() == reason.kind(),
+            _ => false,
+        };
+        match self.end(&kept, Err(error)).is_ok() || ended_so() {
+            true => Stopping::Yes,
+            false => Stopping::No,
+        }
+    }
+}
+
+impl<T: Send + Sync + 'static> Work<()> for Ending<T> {
+    fn slot(&self) -> &Slot<()> {
+        &self.slot
+    }
+    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+        self
     }
 }
 
@@ -96,11 +155,6 @@ impl<T> Default for Kept<T> {
 impl<T> Kept<T> {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         lock(&self.waiting)
-    }
-
-    fn keep(&self, outcome: Result<T, Error>) {
-        // It comes once, so the place is free.
-        discard(self.outcome.set(outcome));
     }
 
     fn wake_all(&self) {

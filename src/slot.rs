@@ -23,8 +23,8 @@ pub(crate) type OnBegin = Box<dyn FnOnce() + Send>;
 /// Finishing it: store, unlock, then notify and wake; setting is the last thing that its owner does.
 /// Whoever waits looks under the same lock, so no wake-up is lost.
 pub(crate) struct Slot<T> {
-    /// Set under the lock, read without it by those who spin. Never unset.
-    done: AtomicBool,
+    /// `PENDING`, or how it ended. Set under the lock, read without it by those who spin. Never unset.
+    ended: AtomicU8,
     /// Whether the work is to be stopped when the `Unfuture` is dropped.
     pub(crate) tied: AtomicBool,
     /// Whether a waker was ever left here.
@@ -61,6 +61,10 @@ enum Next<T> {
     Drop,
 }
 
+const PENDING: u8 = 0;
+const CANCELLED: u8 = 1;
+const OTHERWISE: u8 = 2;
+
 const QUEUED: u8 = 0;
 const WATCHED: u8 = 1;
 const BEGUN: u8 = 2;
@@ -90,8 +94,12 @@ impl<T> Slot<T> {
     }
 
     fn with(origin: Origin, state: State<T>) -> Slot<T> {
+        let ended = match &state {
+            State::Done(outcome, _) => ending(outcome),
+            State::Pending { .. } | State::Taken => PENDING,
+        };
         Slot {
-            done: AtomicBool::new(!matches!(state, State::Pending { .. })),
+            ended: AtomicU8::new(ended),
             tied: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             phase: AtomicU8::new(QUEUED),
@@ -106,7 +114,17 @@ impl<T> Slot<T> {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.done.load(Ordering::Acquire)
+        self.ended.load(Ordering::Acquire) != PENDING
+    }
+
+    /// Whether the work has ended as cancelled, also when the outcome was taken since.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.ended.load(Ordering::Acquire) == CANCELLED
+    }
+
+    /// Whether the outcome is no longer here.
+    pub(crate) fn is_taken(&self) -> bool {
+        matches!(*self.lock(), State::Taken)
     }
 
     pub(crate) fn is_tied(&self) -> bool {
@@ -143,10 +161,15 @@ impl<T> Slot<T> {
 
     /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
     pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
-        self.finish_with(outcome, None)
+        self.finish_with(outcome, None).map_err(discard).is_ok()
     }
 
-    pub(crate) fn finish_with(&self, outcome: Result<T, Error>, shell: Option<Shell>) -> bool {
+    /// The same; a later outcome is given back.
+    pub(crate) fn finish_with(
+        &self,
+        outcome: Result<T, Error>,
+        shell: Option<Shell>,
+    ) -> Result<(), Result<T, Error>> {
         let mut state = self.lock();
         let State::Pending {
             next,
@@ -155,10 +178,11 @@ impl<T> Slot<T> {
         } = &mut *state
         else {
             drop(state);
-            discard((outcome, shell));
-            return false;
+            discard(shell);
+            return Err(outcome);
         };
         let (next, waiting) = (mem::replace(next, Next::Nobody), *waiting);
+        let ended = ending(&outcome);
         // Of work that never began. To be dropped without the lock.
         let _unneeded = mem::take(on_begin);
         let handed = match next {
@@ -171,7 +195,7 @@ impl<T> Slot<T> {
                 None
             }
         };
-        self.done.store(true, Ordering::Release);
+        self.ended.store(ended, Ordering::Release);
         drop(state);
         if waiting > 0 {
             self.finished.notify_all();
@@ -185,23 +209,35 @@ impl<T> Slot<T> {
             }
             (_, None) => {}
         }
-        true
+        Ok(())
     }
 
-    /// Takes the outcome of a slot that is done.
-    pub(crate) fn take(&self) -> Result<T, Error> {
+    /// Takes the outcome of a slot that is done; `None` if it was taken before.
+    pub(crate) fn take(&self) -> Option<Result<T, Error>> {
         let mut state = self.lock();
         match mem::replace(&mut *state, State::Taken) {
             State::Done(outcome, shell) => {
                 drop(state);
                 drop(shell);
-                outcome
+                Some(outcome)
             }
-            State::Taken => Err(already_taken()),
+            State::Taken => None,
             pending @ State::Pending { .. } => {
                 *state = pending;
-                Err(Error::new(ErrorKind::WouldBlock, "the work has not ended"))
+                Some(Err(Error::new(
+                    ErrorKind::WouldBlock,
+                    "the work has not ended",
+                )))
             }
+        }
+    }
+
+    /// Whether nobody will ever take the outcome.
+    pub(crate) fn is_detached(&self) -> bool {
+        match &*self.lock() {
+            State::Pending { next, .. } => matches!(next, Next::Drop),
+            State::Done(..) => false,
+            State::Taken => true,
         }
     }
 
@@ -234,7 +270,7 @@ impl<T> Slot<T> {
             return;
         }
         drop(state);
-        call(self.take());
+        call(self.take().unwrap_or_else(|| Err(already_taken())));
     }
 
     pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -297,6 +333,14 @@ impl<T> Slot<T> {
                 }
             }
         })
+    }
+}
+
+/// How work ended that has this outcome.
+fn ending<T>(outcome: &Result<T, Error>) -> u8 {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::Cancelled => CANCELLED,
+        _ => OTHERWISE,
     }
 }
 

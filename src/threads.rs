@@ -27,11 +27,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{cores, new_thread, on_thread_start, settings};
-use crate::error::{Error, Origin, discard, lock, wall};
+use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::role::{Role, set_role};
 use crate::slot::{OnBegin, Slot};
 use crate::spin::Spin;
-use crate::unfuture::{OnQuiet, Reason, Stop, Unfuture, Work};
+use crate::unfuture::{OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
 
 /// Runs a closure that may block on a thread of the pool.
@@ -89,7 +89,7 @@ where
         move || match settings() {
             Ok(_) => POOL.submit(job),
             Err(error) => {
-                job.refuse(error);
+                let _ = job.refuse(error);
             }
         }
     };
@@ -101,10 +101,18 @@ where
 /// A closure and the slot of its value, in one allocation.
 struct Closure<F, T> {
     slot: Slot<T>,
-    /// `None` once it runs or was stopped: whoever takes it out resolves the slot.
-    closure: Mutex<Option<F>>,
+    /// Whoever takes the closure out of it resolves the slot.
+    stage: Mutex<Stage<F>>,
     /// Set when it was to be stopped and ran already.
     cancelled: AtomicBool,
+}
+
+enum Stage<F> {
+    Queued(F),
+    /// It runs, or has run.
+    Running,
+    /// It will never run. It ends as this.
+    Refused(ErrorKind),
 }
 
 const CULPRIT: &str = "thread job";
@@ -113,20 +121,32 @@ impl<F, T> Closure<F, T> {
     fn new(closure: F, origin: Origin) -> Closure<F, T> {
         Closure {
             slot: Slot::new(origin),
-            closure: Mutex::new(Some(closure)),
+            stage: Mutex::new(Stage::Queued(closure)),
             cancelled: AtomicBool::new(false),
         }
     }
 
-    fn take(&self) -> Option<F> {
-        lock(&self.closure).take()
+    /// Goes on to the next stage if the job is queued, and gives the closure; else the kind of error
+    /// that it was refused with, if it was.
+    fn take(&self, next: Stage<F>) -> Result<F, Option<ErrorKind>> {
+        let mut stage = lock(&self.stage);
+        match &*stage {
+            Stage::Running => return Err(None),
+            Stage::Refused(kind) => return Err(Some(*kind)),
+            Stage::Queued(_) => {}
+        }
+        match mem::replace(&mut *stage, next) {
+            Stage::Queued(closure) => Ok(closure),
+            Stage::Running | Stage::Refused(_) => Err(None),
+        }
     }
 }
 
 trait Job: Send + Sync {
     fn run(&self);
-    /// Resolves the job without running it; `false` if it runs or has run.
-    fn refuse(&self, error: Error) -> bool;
+    /// Resolves the job without running it. Fails if it runs or has run, or was refused before: then
+    /// with the kind of that error.
+    fn refuse(&self, error: Error) -> Result<(), Option<ErrorKind>>;
     fn is_cancelled(&self) -> bool;
     fn origin(&self) -> Origin;
 }
@@ -137,7 +157,7 @@ where
     T: Send + 'static,
 {
     fn run(&self) {
-        if let Some(closure) = self.take() {
+        if let Ok(closure) = self.take(Stage::Running) {
             self.slot.begin();
             let outcome = wall(closure).map_err(|payload| Error::panicked(CULPRIT, payload));
             self.slot
@@ -145,15 +165,20 @@ where
         }
     }
 
-    fn refuse(&self, error: Error) -> bool {
-        let Some(closure) = self.take() else {
-            return false;
+    fn refuse(&self, error: Error) -> Result<(), Option<ErrorKind>> {
+        let kind = error.kind();
+        let closure = self.take(Stage::Refused(kind))?;
+        let started_at = |error: Error| error.started_at(self.slot.origin);
+        let outcome = match wall(|| drop(closure)) {
+            Ok(()) => Err(error),
+            Err(payload) => Err(started_at(Error::panicked(CULPRIT, payload))),
         };
-        let error = match wall(|| drop(closure)) {
-            Ok(()) => error,
-            Err(payload) => Error::panicked(CULPRIT, payload),
+        let outcome = match kind {
+            ErrorKind::Cancelled => cancelled(outcome, CULPRIT),
+            _ => outcome,
         };
-        self.slot.finish(Err(error.started_at(self.slot.origin)))
+        self.slot.finish(outcome.map_err(started_at));
+        Ok(())
     }
 
     fn is_cancelled(&self) -> bool {
@@ -171,13 +196,17 @@ where
     T: Send + 'static,
 {
     /// Only a queued job can be stopped: a running thread cannot be killed.
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
         self.cancelled.store(true, Ordering::Relaxed);
-        let refused = self.refuse(reason.error(CULPRIT));
-        if refused {
-            POOL.clear_away();
+        match self.refuse(reason.error(CULPRIT)) {
+            Ok(()) => {
+                POOL.clear_away();
+                Stopping::Yes
+            }
+            Err(None) => Stopping::No,
+            Err(Some(before)) if before == reason.kind() => Stopping::Yes,
+            Err(Some(_)) => Stopping::Otherwise,
         }
-        refused
     }
 
     fn when_begun_here(self: Arc<Self>, call: OnBegin) {
@@ -364,7 +393,7 @@ impl Pool {
         let mut state = self.lock();
         if state.closed {
             drop(state);
-            job.refuse(Reason::ShutDown.error(CULPRIT));
+            let _ = job.refuse(Reason::ShutDown.error(CULPRIT));
             return;
         }
         state.queue.push_back(Queued { job, origin });
@@ -454,7 +483,7 @@ impl Pool {
         drop(state);
         for Queued { job, .. } in stranded {
             let source = io::Error::new(error.kind(), error.to_string());
-            job.refuse(Error::os(
+            let _ = job.refuse(Error::os(
                 "no thread could be started for a thread job",
                 source,
             ));
@@ -701,7 +730,7 @@ pub(crate) fn close(call: OnQuiet) {
     POOL.work.notify_all();
     POOL.watch.notify_all();
     for Queued { job, .. } in queue {
-        job.refuse(Reason::ShutDown.error(CULPRIT));
+        let _ = job.refuse(Reason::ShutDown.error(CULPRIT));
         discard(job);
     }
 }

@@ -11,12 +11,12 @@ use std::future::Future;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, Origin, lock};
+use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
 use crate::role::role;
 use crate::slot::{OnBegin, Slot, already_taken, nest, relay, would_block};
 
@@ -38,7 +38,7 @@ use crate::slot::{OnBegin, Slot, already_taken, nest, relay, would_block};
 /// # }
 /// ```
 pub struct Unfuture<T> {
-    /// `None` once the outcome was taken.
+    /// `None` only within a function that consumes it.
     work: Option<Arc<dyn Work<T>>>,
 }
 
@@ -80,7 +80,7 @@ impl<T> Unfuture<T> {
             return Err(would_block(origin));
         }
         slot.wait_until(None);
-        slot.take()
+        slot.take().unwrap_or_else(|| Err(already_taken()))
     }
 
     /// Blocks until the work has ended, without taking its outcome.
@@ -142,17 +142,22 @@ impl<T> Unfuture<T> {
         slot.wait_until(deadline)
     }
 
-    /// Stops the work, if it has not ended; says whether it will end as
-    /// [`ErrorKind::Cancelled`].
+    /// Stops the work; returns whether it ends, or has ended, as [`ErrorKind::Cancelled`].
     ///
-    /// - An async task: its future is dropped on the ambient thread. During a poll that poll is
-    ///   finished first; the task ends as cancelled even if it gave the value, unless it panicked.
-    /// - A thread job: it is taken out of the queue. One that runs cannot be stopped; it sees
+    /// - An async task: its future is dropped on the ambient thread. A poll in progress finishes first,
+    ///   and what it returns is discarded.
+    /// - A thread job: it is taken out of the queue. A running job cannot be stopped: it sees
     ///   [`is_cancelled`](crate::is_cancelled) and gives its value.
     /// - A call in a worker process: it is taken out of the queue, or its worker is killed.
     /// - A continuation: that continuation, not its source.
+    /// - [`join_all`](crate::join_all), [`race`](crate::race), [`timeout`](Unfuture::timeout),
+    ///   [`flatten`](Unfuture::flatten): everything beneath. If nothing beneath can be stopped, such as
+    ///   a running job, the `Unfuture` itself ends all the same and the job's value is discarded.
+    /// - [`settle_all`](crate::settle_all) gives the outcomes it has, so it does not end as cancelled.
     ///
-    /// May be called from any thread and any number of times.
+    /// May be called from any thread and any number of times, before and after the end; the answer
+    /// does not change. A panic in cancelled work, such as that of a destructor, is reported to
+    /// [`on_unobserved`](crate::Config::on_unobserved).
     ///
     /// # Examples
     ///
@@ -180,10 +185,14 @@ impl<T> Unfuture<T> {
     /// assert_eq!(sleeper.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
     /// ```
     pub fn canceller(&self) -> Canceller {
-        Canceller(self.stopper().as_ref().map(Arc::downgrade))
+        Canceller(self.stopper())
     }
 
     /// Cancels the work when this `Unfuture` is dropped: ties it to a scope.
+    ///
+    /// The tie holds through everything that takes the `Unfuture`: a continuation or combinator of tied
+    /// work is tied itself, and cancels the work when it is dropped. Only
+    /// [`on_done`](Unfuture::on_done) lets go of it.
     ///
     /// # Examples
     ///
@@ -278,15 +287,15 @@ impl<T> Unfuture<T> {
 
 /// Cancels one piece of work, from anywhere. Made by [`Unfuture::canceller`].
 ///
-/// It does not keep the work or its value alive.
+/// It keeps neither the work nor its value alive, only a little memory that remembers how it ended.
 #[derive(Clone)]
-pub struct Canceller(Option<Weak<dyn Stop>>);
+pub struct Canceller(Option<Arc<dyn Stop>>);
 
 impl Canceller {
     /// See [`Unfuture::cancel`].
     pub fn cancel(&self) -> bool {
-        let work = self.0.as_ref().and_then(Weak::upgrade);
-        work.is_some_and(|work| work.stop(Reason::Cancelled))
+        let work = self.0.as_ref().map(Arc::clone);
+        work.is_some_and(|work| work.stop(Reason::Cancelled) == Stopping::Yes)
     }
 }
 
@@ -430,6 +439,7 @@ impl Stages {
         lock(&self.stage)
     }
 
+    /// The inner work is known.
     fn advance(&self, inner: Option<Arc<dyn Stop>>) {
         let mut stage = self.lock();
         let outer = mem::replace(&mut stage.current, inner.clone());
@@ -453,8 +463,8 @@ impl Stop for Stages {
         })
     }
 
-    fn stop_here(self: Arc<Self>, _reason: Reason) -> bool {
-        false
+    fn stop_here(self: Arc<Self>, _reason: Reason) -> Stopping {
+        Stopping::No
     }
 }
 
@@ -464,33 +474,26 @@ impl<T> Future for Unfuture<T> {
     /// # Panics
     ///
     /// If polled again after it gave its outcome.
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
-        let work = self
-            .work
-            .as_ref()
-            .expect("`Unfuture` polled after completion");
-        match work.slot().poll_done(cx) {
-            Poll::Ready(()) => {
-                let outcome = work.slot().take();
-                self.work = None;
-                Poll::Ready(outcome)
-            }
-            Poll::Pending => Poll::Pending,
-        }
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
+        self.poll_done(cx).map(|()| {
+            let outcome = self.work.as_ref().and_then(|work| work.slot().take());
+            outcome.expect("`Unfuture` polled after completion")
+        })
     }
 }
 
 impl<T> Drop for Unfuture<T> {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
+        // Before the tie is looked at: who ties it after that sees that it is gone.
+        work.slot().detach();
         if work.slot().is_tied() && !work.slot().is_done() {
             // What it drops may own the next that is tied, and so on.
-            let tied = Arc::clone(&work).stopper();
+            let tied = work.stopper();
             nest(move || {
                 tied.stop(Reason::Cancelled);
             });
         }
-        work.slot().detach();
     }
 }
 
@@ -499,8 +502,13 @@ impl<T> fmt::Debug for Unfuture<T> {
         match &self.work {
             None => f.write_str("Unfuture(taken)"),
             Some(work) => {
-                let state = if self.is_done() { "done" } else { "pending" };
-                write!(f, "Unfuture({state}, started at {})", work.slot().origin)
+                let slot = work.slot();
+                let state = match slot.is_done() {
+                    true if slot.is_taken() => return f.write_str("Unfuture(taken)"),
+                    true => "done",
+                    false => "pending",
+                };
+                write!(f, "Unfuture({state}, started at {})", slot.origin)
             }
         }
     }
@@ -532,20 +540,94 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) fn error(self, culprit: &str) -> Error {
+    pub(crate) fn kind(self) -> ErrorKind {
         match self {
-            Reason::Cancelled => {
-                Error::new(ErrorKind::Cancelled, format!("{culprit} was cancelled"))
-            }
-            Reason::TimedOut(limit) => Error::new(
-                ErrorKind::TimedOut,
-                format!("{culprit} took longer than its limit of {limit:?}"),
-            ),
-            Reason::ShutDown => Error::new(
-                ErrorKind::ShutDown,
-                format!("{culprit} ended without a value: unsync was shut down"),
-            ),
+            Reason::Cancelled => ErrorKind::Cancelled,
+            Reason::TimedOut(_) => ErrorKind::TimedOut,
+            Reason::ShutDown => ErrorKind::ShutDown,
         }
+    }
+
+    pub(crate) fn error(self, culprit: &str) -> Error {
+        let text = match self {
+            Reason::Cancelled => format!("{culprit} was cancelled"),
+            Reason::TimedOut(limit) => {
+                format!("{culprit} took longer than its limit of {limit:?}")
+            }
+            Reason::ShutDown => format!("{culprit} ended without a value: unsync was shut down"),
+        };
+        Error::new(self.kind(), text)
+    }
+}
+
+/// The outcome of work that somebody was told ends as cancelled. Anything else that came of it is
+/// reported as unobserved.
+pub(crate) fn cancelled<T>(outcome: Result<T, Error>, culprit: &str) -> Result<T, Error> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
+        other => {
+            unobserved(other);
+            Err(Reason::Cancelled.error(culprit))
+        }
+    }
+}
+
+/// The answer to a request to stop work for some reason.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Stopping {
+    /// The work ends, or has ended, for that reason.
+    Yes,
+    /// The work ends soon, for another reason or in a way of its own.
+    Otherwise,
+    /// The work goes on, or has ended by itself.
+    No,
+}
+
+/// What decides how a piece of work ends: its own end or the first request to stop it, whichever
+/// comes first. So who is told that the work ends as cancelled sees it end so.
+#[derive(Default)]
+pub(crate) struct Fate(AtomicU8);
+
+impl Fate {
+    const OPEN: u8 = 0;
+    const ENDED: u8 = 1;
+    const CANCELLED: u8 = 2;
+    const STOPPED: u8 = 3;
+
+    fn decide(&self, fate: u8) -> Result<u8, u8> {
+        self.0
+            .compare_exchange(Fate::OPEN, fate, Ordering::AcqRel, Ordering::Acquire)
+    }
+
+    /// The work ends by itself; `false` if it was stopped before that.
+    pub(crate) fn end(&self) -> bool {
+        matches!(self.decide(Fate::ENDED), Ok(_) | Err(Fate::ENDED))
+    }
+
+    /// The work is to be stopped; the answer if that was decided before.
+    pub(crate) fn stop(&self, reason: Reason) -> Result<(), Stopping> {
+        let fate = match reason {
+            Reason::Cancelled => Fate::CANCELLED,
+            Reason::TimedOut(_) | Reason::ShutDown => Fate::STOPPED,
+        };
+        self.decide(fate)
+            .map(drop)
+            .map_err(|decided| match decided {
+                Fate::ENDED => Stopping::No,
+                decided if decided == fate => Stopping::Yes,
+                _ => Stopping::Otherwise,
+            })
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        matches!(
+            self.0.load(Ordering::Acquire),
+            Fate::CANCELLED | Fate::STOPPED
+        )
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Fate::CANCELLED
     }
 }
 
@@ -566,7 +648,12 @@ pub(crate) trait Stop: Send + Sync {
     }
 
     /// `stop` for the bottom; it leaves its parts alone.
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool;
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping;
+
+    /// Ends the work in its own place, whatever goes on beneath it. Only what stands on other work can.
+    fn end_here(&self, _reason: Reason) -> Stopping {
+        Stopping::No
+    }
 
     /// `when_begun` for the bottom: at once for what stands in no queue, and for many, of which nobody can
     /// mean the last.
@@ -582,16 +669,28 @@ pub(crate) trait Stop: Send + Sync {
 }
 
 impl dyn Stop {
-    /// Stops the work and resolves it for this reason, if it has not ended yet; says whether it, or any
-    /// part of it, will end so. Callable from any thread, any number of times.
-    pub(crate) fn stop(self: Arc<Self>, reason: Reason) -> bool {
-        let (mut next, mut rest, mut any) = (Some(self), Vec::new(), false);
+    /// Stops the work and resolves it for this reason, if it has not ended yet. Callable from any
+    /// thread, any number of times.
+    pub(crate) fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
+        let (mut next, mut rest) = (Some(Arc::clone(&self)), Vec::new());
+        let (mut answer, mut of_many) = (Stopping::No, false);
         while let Some(work) = next.take().or_else(|| rest.pop()) {
             let bottom = work.bottom(Some(reason));
-            rest.extend(bottom.parts().into_iter().rev());
-            any |= bottom.stop_here(reason);
+            let parts = bottom.parts();
+            of_many |= !parts.is_empty();
+            rest.extend(parts.into_iter().rev());
+            answer = bottom.stop_here(reason);
         }
-        any
+        // Of many parts another one may decide how the whole ends; and what cannot be stopped must not
+        // keep the whole.
+        if of_many || answer == Stopping::No {
+            answer = self.end_here(reason);
+        }
+        if answer == Stopping::No && !of_many {
+            // What was beneath it may have given way just now to what it waited to start.
+            answer = self.bottom(Some(reason)).stop_here(reason);
+        }
+        answer
     }
 
     /// Calls once the work has begun to run: at once if it has.
@@ -642,16 +741,25 @@ impl<T> Unfuture<T> {
         self.work.as_ref().map(|work| Arc::clone(work).stopper())
     }
 
+    pub(crate) fn is_tied(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.slot().is_tied())
+    }
+
+    /// Ties the work to its scope, if what it is made of is.
+    pub(crate) fn tied(self, is_tied: bool) -> Unfuture<T> {
+        match is_tied {
+            true => self.cancel_on_drop(),
+            false => self,
+        }
+    }
+
     /// An `Unfuture` that takes the place of this one: tied to its scope if this one is.
     pub(crate) fn derive<U>(&self, upstream: Option<Arc<dyn Stop>>) -> (Promise<U>, Unfuture<U>)
     where
         U: Send + 'static,
     {
         let (promise, unfuture) = derived(self.origin(), upstream);
-        match self.work.as_ref().is_some_and(|work| work.slot().is_tied()) {
-            true => (promise, unfuture.cancel_on_drop()),
-            false => (promise, unfuture),
-        }
+        (promise, unfuture.tied(self.is_tied()))
     }
 
     /// Runs `next` with the outcome on the thread that finishes the work, or at once if it has ended.
@@ -677,6 +785,7 @@ impl<T> Unfuture<T> {
         U: Send + 'static,
         F: FnOnce(T) -> Unfuture<U> + Send + 'static,
     {
+        let is_same = inner.is_some();
         let stages = Arc::new(Stages {
             stage: Mutex::new(Stage {
                 current: self.stopper(),
@@ -689,6 +798,12 @@ impl<T> Unfuture<T> {
             Ok(value) => {
                 let inner = start(value);
                 stages.advance(inner.stopper());
+                if is_same {
+                    promise.is_same();
+                }
+                if inner.is_tied() {
+                    promise.tie();
+                }
                 inner.when_done(move |outcome| promise.finish(outcome));
             }
             Err(error) => promise.fail(error),
@@ -701,6 +816,15 @@ impl<T> Unfuture<T> {
         self.work
             .as_ref()
             .map_or(Poll::Ready(()), |work| work.slot().poll_done(cx))
+    }
+}
+
+/// Drops the outcome of work that went on after its `Unfuture` had ended. That its time was up is known
+/// by then, a failure of its own is not.
+pub(crate) fn unobserved_late<T>(late: Result<T, Error>) {
+    match late {
+        Err(error) if error.kind() == ErrorKind::TimedOut => {}
+        late => unobserved(late),
     }
 }
 
@@ -730,8 +854,10 @@ struct Promised<T> {
 enum Upstream {
     /// It is kept by hand.
     Nobody,
-    /// What is stopped in its place.
+    /// What is stopped in its place. If that cannot be stopped, this ends before it.
     Work(Arc<dyn Stop>),
+    /// What this is, but for its type: it ends as that does.
+    Same(Arc<dyn Stop>),
     /// It was kept, and resolves just now if it has not: it cannot be stopped any more. Set before,
     /// so that a chain of such promises is taken apart link by link as it resolves, and not by one
     /// deep recursion at its end.
@@ -745,25 +871,60 @@ impl<T> Promised<T> {
 
     fn finish(&self, outcome: Result<T, Error>) {
         let upstream = mem::replace(&mut *self.upstream(), Upstream::Kept);
+        let stands_on_work = matches!(upstream, Upstream::Work(_) | Upstream::Same(_));
         drop(upstream);
-        self.slot.finish(outcome);
+        match self.slot.finish_with(outcome, None) {
+            // It was ended before its time, and what went on beneath it has news.
+            Err(late) if stands_on_work => unobserved_late(late),
+            late => discard(late),
+        }
+    }
+}
+
+impl<T: Send + 'static> Promise<T> {
+    /// What is beneath is the work itself from now on.
+    pub(crate) fn is_same(&self) {
+        let Some(work) = &self.work else { return };
+        let mut upstream = work.upstream();
+        if let Upstream::Work(same) = mem::replace(&mut *upstream, Upstream::Kept) {
+            *upstream = Upstream::Same(same);
+        }
+    }
+
+    /// Ties the `Unfuture` to its scope, or stops it if that is gone.
+    fn tie(&self) {
+        let Some(work) = &self.work else { return };
+        work.slot.tied.store(true, Ordering::Relaxed);
+        if work.slot.is_detached() {
+            Arc::clone(work).stopper().stop(Reason::Cancelled);
+        }
     }
 }
 
 impl<T: Send + 'static> Stop for Promised<T> {
     fn beneath(&self, _reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
         match &*self.upstream() {
-            Upstream::Work(upstream) => Some(Arc::clone(upstream)),
+            Upstream::Work(upstream) | Upstream::Same(upstream) => Some(Arc::clone(upstream)),
             Upstream::Nobody | Upstream::Kept => None,
         }
     }
 
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
-        if matches!(*self.upstream(), Upstream::Kept) {
-            return false;
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
+        self.end_here(reason)
+    }
+
+    fn end_here(&self, reason: Reason) -> Stopping {
+        let culprit = match *self.upstream() {
+            Upstream::Nobody => "a promise",
+            Upstream::Work(_) | Upstream::Kept => "work",
+            Upstream::Same(_) => return Stopping::No,
+        };
+        let error = reason.error(culprit).started_at(self.slot.origin);
+        let cancelled = || matches!(reason, Reason::Cancelled) && self.slot.is_cancelled();
+        match self.slot.finish(Err(error)) || cancelled() {
+            true => Stopping::Yes,
+            false => Stopping::No,
         }
-        let error = reason.error("a promise").started_at(self.slot.origin);
-        self.slot.finish(Err(error))
     }
 }
 

@@ -1504,7 +1504,7 @@ mod cancelling {
     }
 
     #[test]
-    fn a_destructor_that_panics_is_told_instead() {
+    fn a_destructor_that_panics_is_contained() {
         quick(|| {
             for local in [false, true] {
                 let bomb = Bomb("in the drop of what is cancelled");
@@ -1519,8 +1519,7 @@ mod cancelling {
                 fence();
                 task.cancel();
                 let error = task.result().unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::Panicked);
-                assert!(error.to_string().contains("in the drop of what"), "{error}");
+                assert_eq!(error.kind(), ErrorKind::Cancelled);
                 assert_eq!(unsync::spawn(async { 1 }).result().unwrap(), 1);
             }
         });

@@ -287,3 +287,99 @@ fn whatever_waits_for_its_turn_beneath_a_step() {
         }
     });
 }
+
+/// Cancelled, or tied and dropped.
+#[test]
+fn stopping_what_stands_on_a_running_call_kills_its_worker() {
+    type Over = fn(Unfuture<u64>) -> Unfuture<u64>;
+    let overs: [(&str, Over); 11] = [
+        ("the call", |work| work),
+        ("map", |work| work.map(|n| n)),
+        ("and_then", |work| work.and_then(|n| async move { n })),
+        ("then", |work| {
+            work.then(|work| async { work.result().unwrap_or(0) })
+        }),
+        ("map_thread", |work| work.map_thread(|n| n)),
+        ("map_cpu", |work| work.map_cpu(same)),
+        ("timeouts", |work| work.timeout(LONG).run_timeout(LONG)),
+        ("flatten", |work| work.map(Ok).flatten()),
+        ("join_all", |work| {
+            unsync::join_all([work, Unfuture::ready(1)]).map(|all| all[0])
+        }),
+        ("race", |work| {
+            unsync::race([work, unsync::spawn(pending())])
+        }),
+        ("settle_all", |work| {
+            unsync::settle_all([work]).map(|all| all.len() as u64)
+        }),
+    ];
+    in_child(
+        "stopping_what_stands_on_a_running_call_kills_its_worker",
+        HEAVY,
+        &[],
+        move || {
+            for (name, over) in overs {
+                for dropped in [false, true] {
+                    let (call, mut worker) = running_call(|port| unsync::cpu(obey, (port,)));
+                    let work = over(call.cancel_on_drop());
+                    if dropped {
+                        drop(work);
+                    } else {
+                        // Tied, so that what is cancelled above drops it.
+                        assert!(work.cancel() && work.cancel(), "{name}");
+                        let error = work.result().unwrap_err();
+                        assert_eq!(error.kind(), ErrorKind::Cancelled, "{name}: {error}");
+                    }
+                    assert_eq!(worker.read(&mut [0]).unwrap_or(0), 0, "{name}: it is gone");
+                }
+            }
+            // Without a tie of its own: the step started the call itself.
+            let (work, mut worker) =
+                running_call(|port| unsync::spawn(async move { port }).map_cpu(obey));
+            assert!(work.cancel() && work.cancel());
+            assert_eq!(worker.read(&mut [0]).unwrap_or(0), 0);
+            let limit = Limit::new(1);
+            let (work, mut worker) = running_call(|port| limit.cpu(obey, (port,)));
+            let waiting = limit.cpu(same, (2,));
+            drop(work.cancel_on_drop().map(|n| n).shared());
+            assert_eq!(worker.read(&mut [0]).unwrap_or(0), 0);
+            assert_eq!(waiting.result().unwrap(), 2);
+        },
+    );
+}
+
+fn running_call(start: impl FnOnce(u16) -> Unfuture<u64>) -> (Unfuture<u64>, TcpStream) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let work = start(listener.local_addr().unwrap().port());
+    let (worker, _) = listener.accept().unwrap();
+    (work, worker)
+}
+
+#[test]
+fn a_call_answers_the_same_before_and_after_its_end() {
+    const NAME: &str = "a_call_answers_the_same_before_and_after_its_end";
+    in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "1")], || {
+        let (running, _worker) = running_call(|port| unsync::cpu(obey, (port,)));
+        let queued = unsync::cpu(same, (1,));
+        for call in [queued, running] {
+            let canceller = call.canceller();
+            assert!(call.cancel() && call.cancel());
+            call.wait();
+            assert!(call.cancel());
+            assert_eq!(call.result().unwrap_err().kind(), ErrorKind::Cancelled);
+            assert!(canceller.cancel());
+        }
+        // Nobody listens at port 1, so the function panics.
+        let ended = [
+            (unsync::cpu(same, (2,)), None),
+            (unsync::cpu(obey, (1,)), Some(ErrorKind::Panicked)),
+        ];
+        for (call, kind) in ended {
+            call.wait();
+            let canceller = call.canceller();
+            assert!(!call.cancel() && !canceller.cancel());
+            assert_eq!(call.result().err().map(|error| error.kind()), kind);
+            assert!(!canceller.cancel());
+        }
+    });
+}

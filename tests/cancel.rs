@@ -5,19 +5,22 @@
 //! dropped once and whether it ran. Tests that fill the pool, or hold the ambient thread for long, run
 //! in processes of their own.
 
+#![expect(clippy::async_yields_async, reason = "this is what `flatten` is for")]
+
 mod support;
 
 use std::future::{pending, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, Token, fence, in_child,
-    limit, quick, race,
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, eventually,
+    fence, in_child, limit, quick, race,
 };
 use unsync::{Error, ErrorKind, Unfuture};
 
@@ -165,6 +168,14 @@ impl Drop for Held {
 }
 
 #[track_caller]
+/// What nobody looked at, from now on.
+fn unobserved() -> Receiver<Error> {
+    let (sender, receiver) = mpsc::channel();
+    let hook = move |error: &Error| sender.send(error.clone()).unwrap();
+    unsync::Config::new().on_unobserved(hook).install().unwrap();
+    receiver
+}
+
 fn assert_kind<T>(outcome: Result<T, Error>, kind: ErrorKind, what: &str) {
     match outcome {
         Ok(_) => panic!("{what}: a value instead of {kind:?}"),
@@ -347,7 +358,9 @@ mod tasks {
 
     #[test]
     fn a_destructor_that_panics_is_reported_and_contained() {
-        quick(|| {
+        const NAME: &str = "tasks::a_destructor_that_panics_is_reported_and_contained";
+        in_child(NAME, HEAVY, &[], || {
+            let panics = unobserved();
             let before = ambient();
             for way in WAYS {
                 let begun = Gate::new();
@@ -363,7 +376,12 @@ mod tasks {
                 let Some(left) = way.end(Running, work) else {
                     continue;
                 };
-                let error = left.result().unwrap_err();
+                let mut error = left.result().unwrap_err();
+                if way.kind() == ErrorKind::Cancelled {
+                    // Somebody was told so, so the panic goes elsewhere.
+                    assert_eq!(error.kind(), ErrorKind::Cancelled, "{way:?}: {error}");
+                    error = panics.recv_timeout(QUICK).unwrap();
+                }
                 assert_eq!(error.kind(), ErrorKind::Panicked, "{way:?}: {error}");
                 assert!(error.to_string().contains("on the way out"), "{error}");
                 let payload = error.into_panic().unwrap();
@@ -419,13 +437,15 @@ mod tasks {
 
     #[test]
     fn one_that_is_cancelled_during_its_poll_ends_as_was_told() {
+        const NAME: &str = "tasks::one_that_is_cancelled_during_its_poll_ends_as_was_told";
         #[derive(Clone, Copy)]
         enum Gives {
             Ready,
             Pending,
             Panic,
         }
-        quick(|| {
+        in_child(NAME, HEAVY, &[], || {
+            let panics = unobserved();
             for gives in [Gives::Ready, Gives::Pending, Gives::Panic] {
                 for detached in [false, true] {
                     let (inside, go_on, drops) = (Gate::new(), Gate::new(), Drops::new());
@@ -456,14 +476,13 @@ mod tasks {
                     drops.wait_for(1);
                     fence();
                     assert_eq!((polls.count(), drops.count()), (1, 1));
-                    // Who was told that it is cancelled finds it so, whatever the poll gave; only a
-                    // panic is more to be known.
-                    let kind = match gives {
-                        Gives::Ready | Gives::Pending => ErrorKind::Cancelled,
-                        Gives::Panic => ErrorKind::Panicked,
-                    };
+                    // Who was told that it is cancelled finds it so, whatever the poll gave.
                     if let Some(work) = work {
-                        assert_kind(work.result(), kind, "during a poll");
+                        assert_kind(work.result(), ErrorKind::Cancelled, "during a poll");
+                    }
+                    if matches!(gives, Gives::Panic) {
+                        let error = panics.recv_timeout(QUICK).unwrap();
+                        assert!(error.to_string().contains("inside"), "{error}");
                     }
                 }
             }
@@ -832,7 +851,6 @@ mod continuations {
 
     /// `flatten` makes nothing new: it is the same work, whose two stages are stopped one or the other.
     #[test]
-    #[expect(clippy::async_yields_async, reason = "this is what `flatten` is for")]
     fn a_flattened_one_is_the_work_itself() {
         quick(|| {
             let traces = Traces::default();
@@ -915,6 +933,267 @@ mod continuations {
     }
 }
 
+// --------------------------------------------------------------------------------------- answers
+
+/// `cancel` says whether the work ends, or has ended, as cancelled.
+mod answers {
+    use super::*;
+    use unsync::{Limit, Pinned};
+
+    fn endless() -> Unfuture<()> {
+        unsync::spawn(pending())
+    }
+
+    /// Cancels twice before the end, and twice after it, of which once after the outcome was taken.
+    #[track_caller]
+    fn assert_answers<T>(work: Unfuture<T>, expected: bool, what: &str) {
+        let canceller = work.canceller();
+        let before = [work.cancel(), canceller.cancel()];
+        assert!(work.wait_timeout(QUICK), "{what} did not end");
+        let ended = work.cancel();
+        let kind = work.result().err().map(|error| error.kind());
+        let answers = [before[0], before[1], ended, canceller.cancel()];
+        let is_cancelled = kind == Some(ErrorKind::Cancelled);
+        assert_eq!(answers, [is_cancelled; 4], "{what} ended as {kind:?}");
+        assert_eq!(is_cancelled, expected, "{what} ended as {kind:?}");
+    }
+
+    #[test]
+    fn are_the_same_for_every_kind_of_work_and_at_any_time() {
+        const NAME: &str = "answers::are_the_same_for_every_kind_of_work_and_at_any_time";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let (occupied, vacate) = (Gate::new(), Gate::new());
+            let busy = unsync::thread({
+                let (occupied, vacate) = (occupied.clone(), vacate.clone());
+                move || {
+                    occupied.open();
+                    vacate.wait();
+                }
+            });
+            occupied.wait();
+            let queued = || unsync::thread(|| ());
+            let (_promise, promised) = unsync::promise::<u8>();
+            assert_answers(promised, true, "a promise");
+            assert_answers(endless(), true, "a task");
+            assert_answers(unsync::spawn_local(pending::<()>), true, "a local task");
+            assert_answers(queued(), true, "a queued job");
+            assert_answers(endless().map(|()| 1), true, "map");
+            assert_answers(endless().and_then(|()| async {}), true, "and_then");
+            assert_answers(endless().then(|_| async {}), true, "then");
+            assert_answers(endless().map_thread(|()| ()), true, "map_thread");
+            assert_answers(queued().map(|()| ()), true, "map of a job");
+            assert_answers(endless().timeout(LONG), true, "timeout");
+            assert_answers(endless().run_timeout(LONG), true, "run_timeout");
+            assert_answers(queued().timeout(LONG), true, "timeout of a job");
+            assert_answers(
+                unsync::spawn(async { endless() }).flatten(),
+                true,
+                "flatten",
+            );
+            let inside = unsync::spawn(async { endless().await });
+            assert_answers(inside.flatten(), true, "flatten of a result");
+            assert_answers(unsync::join_all([endless()]), true, "join_all");
+            assert_answers(unsync::join_all([queued()]), true, "join_all of jobs");
+            assert_answers(unsync::race([endless(), queued()]), true, "race");
+            let settled = unsync::settle_all([endless(), queued()]);
+            assert_answers(settled, false, "settle_all gives its outcomes");
+            let limit = Limit::new(1);
+            let _held = limit.spawn(pending::<()>());
+            assert_answers(limit.spawn(async {}), true, "a task in line");
+            assert_answers(limit.thread(|| ()), true, "a job in line");
+            let pinned = Pinned::new(|| ());
+            let (begun, gate) = (Gate::new(), Gate::new());
+            let first = pinned.call({
+                let (begun, gate) = (begun.clone(), gate.clone());
+                move |()| {
+                    begun.open();
+                    gate.wait();
+                }
+            });
+            begun.wait();
+            assert_answers(
+                pinned.call(|()| ()),
+                true,
+                "a queued call of a pinned value",
+            );
+            assert!(!first.cancel(), "it runs");
+            gate.open();
+            assert_answers(first, false, "a call of a pinned value that ran");
+
+            assert!(!busy.cancel(), "it runs");
+            let joined = unsync::join_all([busy, Unfuture::ready(())]);
+            // What cannot be stopped keeps nobody.
+            assert_answers(joined, true, "join_all of a job that runs");
+            vacate.open();
+            assert_answers(Unfuture::ready(1), false, "one that ended well");
+            let panicked = unsync::spawn(async { panics("before") });
+            panicked.wait();
+            assert_answers(panicked, false, "one that panicked");
+            let late = endless().timeout(SHORT);
+            late.wait();
+            assert_answers(late, false, "one that was late");
+            let shared = endless().shared();
+            assert!(shared.cancel() && shared.canceller().cancel());
+            assert_kind(shared.result(), ErrorKind::Cancelled, "shared");
+            assert!(shared.cancel() && shared.clone().cancel(), "after the end");
+        });
+    }
+
+    /// The shutdown stands in the queue of the ambient thread when the task is cancelled, or the other
+    /// way round.
+    #[test]
+    fn hold_during_a_shutdown() {
+        const NAME: &str = "answers::hold_during_a_shutdown";
+        in_child(NAME, HEAVY, &[], || {
+            let sleepers: Vec<_> = (0..100).map(|_| endless()).collect();
+            let joined = unsync::join_all((0..10).map(|_| endless()));
+            eventually(QUICK, "all tasks run", || {
+                let tasks = unsync::stats().async_tasks;
+                (tasks == 110, tasks)
+            });
+            let held = hold_ambient();
+            let (sender, asked) = mpsc::channel();
+            let shutdown = thread::spawn(move || {
+                // Nothing can tell that the request has reached the queue, so the cancels are spread out.
+                sender.send(()).unwrap();
+                unsync::shutdown(SHORT)
+            });
+            asked.recv().unwrap();
+            let cancel = |sleeper: &Unfuture<()>| {
+                thread::sleep(SHORT / 50);
+                sleeper.cancel()
+            };
+            let (early, late) = sleepers.split_at(80);
+            let mut answers: Vec<bool> = early.iter().map(cancel).collect();
+            let of_joined = joined.cancel();
+            drop(held);
+            answers.extend(late.iter().map(cancel));
+            drop(shutdown.join().unwrap());
+            for (sleeper, answer) in sleepers.into_iter().zip(answers) {
+                let expected = match answer {
+                    true => ErrorKind::Cancelled,
+                    false => ErrorKind::ShutDown,
+                };
+                assert_eq!(sleeper.cancel(), answer);
+                assert_kind(sleeper.result(), expected, "a task");
+            }
+            assert_eq!(joined.cancel(), of_joined);
+            let kind = joined.result().unwrap_err().kind();
+            assert_eq!(kind == ErrorKind::Cancelled, of_joined, "{kind:?}");
+        });
+    }
+
+    /// Numbers by xorshift (Marsaglia 2003), the same in every run.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 11) % end
+        }
+
+        fn moment(&mut self) -> Duration {
+            Duration::from_micros(self.below(400))
+        }
+
+        /// Work of a kind that stands on no other.
+        fn leaf(&mut self, limit: &Limit) -> Unfuture<u64> {
+            let (moment, panics) = (self.moment(), self.below(4) == 0);
+            let end = move || match panics {
+                true => panics_now(),
+                false => 1,
+            };
+            let task = async move {
+                unsync::sleep(moment).await;
+                end()
+            };
+            let job = move || {
+                thread::sleep(moment);
+                end()
+            };
+            match self.below(6) {
+                0 => unsync::spawn(pending()),
+                1 => unsync::spawn(task),
+                2 => unsync::thread(job),
+                3 => limit.spawn(task),
+                4 => limit.thread(job),
+                _ => unsync::spawn(async { 1 }),
+            }
+        }
+
+        fn work(&mut self, depth: u64, limit: &Limit) -> Unfuture<u64> {
+            if depth == 0 {
+                return self.leaf(limit);
+            }
+            let work = self.work(depth - 1, limit);
+            let moment = self.moment();
+            match self.below(12) {
+                0 => work.map(|n| n + 1),
+                1 => work.and_then(|n| async move { n }),
+                2 => work.then(|work| async { work.result().unwrap_or(3) }),
+                3 => work.map_thread(|n| n + 1),
+                4 => unsync::spawn(async { work }).flatten(),
+                5 => unsync::spawn(work).flatten(),
+                6 => work.timeout(moment),
+                7 => work.run_timeout(moment),
+                8 => unsync::join_all([work, self.leaf(limit)]).map(|all| all.iter().sum()),
+                9 => unsync::race([work, self.leaf(limit)]),
+                10 => unsync::settle_all([work, self.leaf(limit)]).map(|all| all.len() as u64),
+                _ => work.cancel_on_drop(),
+            }
+        }
+    }
+
+    fn panics_now() -> u64 {
+        panic!("in the storm")
+    }
+
+    #[test]
+    fn hold_in_a_storm_of_random_work() {
+        const NAME: &str = "answers::hold_in_a_storm_of_random_work";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "4")], || {
+            std::panic::set_hook(Box::new(|_| ()));
+            let (mut random, limit) = (Random(0x9e37_79b9_7f4a_7c15), Limit::new(3));
+            let mut cancelled = 0;
+            for round in 0..4_000 {
+                let seed = random.0;
+                let depth = random.below(4);
+                let work = random.work(depth, &limit);
+                let (canceller, pause) = (work.canceller(), random.moment());
+                let other = thread::spawn(move || {
+                    thread::sleep(pause);
+                    canceller.cancel()
+                });
+                thread::sleep(random.moment());
+                let answer = work.cancel();
+                let others = other.join().unwrap();
+                if !answer && !others {
+                    // It may have no end of its own, or ends by itself while it is asked again.
+                    let _ = work.wait_timeout(Duration::from_millis(1));
+                }
+                let canceller = work.canceller();
+                if !work.is_done() && !canceller.cancel() {
+                    eventually(QUICK, "it ends by itself", || (work.is_done(), seed));
+                }
+                let last = canceller.cancel();
+                assert!(
+                    work.wait_timeout(QUICK),
+                    "round {round}, seed {seed}: no end"
+                );
+                let kind = work.result().err().map(|error| error.kind());
+                let ended = kind == Some(ErrorKind::Cancelled);
+                let text = format!("round {round}, seed {seed}: ended as {kind:?}");
+                assert_eq!((last, canceller.cancel()), (ended, ended), "{text}");
+                assert!(ended || !(answer || others), "it was told so; {text}");
+                cancelled += u32::from(ended);
+            }
+            assert!((1_000..3_900).contains(&cancelled), "{cancelled} cancelled");
+        });
+    }
+}
+
 // ---------------------------------------------------------------------------------------- scopes
 
 mod scopes {
@@ -954,6 +1233,104 @@ mod scopes {
                 drop(work);
                 traces.body.wait_for(1);
             }
+        });
+    }
+
+    /// What is made of tied work, and dropped.
+    #[test]
+    fn the_tie_holds_through_everything_that_takes_it() {
+        type Take = fn(Unfuture<Token>);
+        let takes: [(&str, Take); 17] = [
+            ("map", |work| drop(work.map(drop))),
+            ("and_then", |work| drop(work.and_then(async |_| ()))),
+            ("then", |work| drop(work.then(async |_| ()))),
+            ("map_thread", |work| drop(work.map_thread(drop))),
+            ("map of map", |work| drop(work.map(|n| n).map(drop))),
+            ("timeout of map", |work| drop(work.map(drop).timeout(LONG))),
+            ("join_all", |work| drop(unsync::join_all([work]))),
+            ("settle_all", |work| drop(unsync::settle_all([work]))),
+            ("race", |work| drop(unsync::race([work]))),
+            ("as_completed", |work| drop(unsync::as_completed([work]))),
+            ("shared", |work| drop(work.map(Arc::new).shared())),
+            ("flatten", |work| {
+                drop(work.map(Ok::<_, Error>).flatten());
+            }),
+            ("flatten of an inner one", |work| {
+                let flat = unsync::spawn(async { work }).flatten();
+                fence();
+                drop(flat);
+            }),
+            ("a flatten that is gone", |work| {
+                let held = hold_ambient();
+                drop(unsync::spawn(async { work }).flatten());
+                drop(held);
+            }),
+            ("join_all that fails", |work| {
+                let failed = unsync::spawn(async { panics("first") }).map(|()| unreachable!());
+                drop(unsync::join_all([work, failed]).result());
+            }),
+            ("race that is lost", |work| {
+                drop(unsync::race([work.map(drop), Unfuture::ready(())]).result());
+            }),
+            ("the rest of as_completed", |work| {
+                let mut works = unsync::as_completed([work.map(drop), Unfuture::ready(())]);
+                assert_eq!(works.next().unwrap().0, 1);
+            }),
+        ];
+        quick(move || {
+            for (name, take) in takes {
+                let traces = Traces::default();
+                let work = unsync::spawn(traces.future()).cancel_on_drop();
+                traces.begun.wait();
+                take(work);
+                eventually(QUICK, name, || (traces.body.count() == 1, ()));
+            }
+        });
+    }
+
+    #[test]
+    fn the_tie_holds_in_a_limit() {
+        quick(|| {
+            let limit = unsync::Limit::new(1);
+            let traces = [(); 2].map(|()| Traces::default());
+            let tied = |one: &Traces| limit.spawn(one.future()).cancel_on_drop();
+            let [running, waiting] = traces.each_ref().map(tied);
+            traces[0].begun.wait();
+            drop(unsync::join_all([waiting]));
+            traces[1].body.wait_for(1);
+            assert_eq!(traces[0].body.count(), 0);
+            drop(running.map(drop));
+            traces[0].body.wait_for(1);
+            assert_eq!(limit.thread(|| 1).result().unwrap(), 1);
+        });
+    }
+
+    #[test]
+    fn what_is_not_tied_goes_on() {
+        quick(|| {
+            let (tied, free) = (Traces::default(), Traces::default());
+            let works = [
+                unsync::spawn(tied.future()).cancel_on_drop(),
+                unsync::spawn(free.future()),
+            ];
+            drop(unsync::as_completed(works));
+            tied.body.wait_for(1);
+            free.gate.open();
+            free.value.wait_for(1);
+        });
+    }
+
+    #[test]
+    fn a_callback_lets_go() {
+        quick(|| {
+            let traces = Traces::default();
+            let work = unsync::spawn(traces.future()).cancel_on_drop();
+            let (sender, outcomes) = mpsc::channel();
+            work.on_done(move |outcome| sender.send(outcome.is_ok()).unwrap());
+            traces.begun.wait();
+            fence();
+            traces.gate.open();
+            assert!(outcomes.recv_timeout(QUICK).unwrap());
         });
     }
 
@@ -1311,6 +1688,7 @@ mod jobs {
     fn a_closure_that_panics_in_its_drop_is_reported() {
         const NAME: &str = "jobs::a_closure_that_panics_in_its_drop_is_reported";
         in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let panics = unobserved();
             let (occupied, vacate) = (Gate::new(), Gate::new());
             let first = unsync::thread({
                 let (occupied, vacate) = (occupied.clone(), vacate.clone());
@@ -1322,8 +1700,9 @@ mod jobs {
             occupied.wait();
             let bomb = Bomb("on the way out");
             let job = unsync::thread(move || drop(bomb));
-            job.cancel();
-            let error = job.result().unwrap_err();
+            assert!(job.cancel());
+            assert_kind(job.result(), ErrorKind::Cancelled, "as it was told");
+            let error = panics.recv_timeout(QUICK).unwrap();
             assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
             assert!(error.to_string().contains("on the way out"), "{error}");
             vacate.open();
@@ -1432,7 +1811,7 @@ mod promises {
         quick(|| {
             let (promise, awaited) = unsync::promise::<()>();
             assert!(awaited.cancel());
-            assert!(!awaited.cancel());
+            assert!(awaited.cancel(), "again");
             drop(promise);
             assert_kind(awaited.result(), ErrorKind::Cancelled, "broken later");
         });

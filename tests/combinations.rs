@@ -144,10 +144,10 @@ impl Case {
     /// As what it ends, and the text of the panic if it is one.
     fn end(&self) -> Result<(), (ErrorKind, &'static str)> {
         match self.is_stopped() {
-            // Of two panics the first is told, and a panic rather than a cancellation.
-            false if self.panics_on_run() => Err((ErrorKind::Panicked, "in the run")),
-            _ if self.panics_on_drop() => Err((ErrorKind::Panicked, "in the drop of a body")),
             true => Err((ErrorKind::Cancelled, "")),
+            // Of two panics the first is told.
+            false if self.panics_on_run() => Err((ErrorKind::Panicked, "in the run")),
+            false if self.panics_on_drop() => Err((ErrorKind::Panicked, "in the drop of a body")),
             false => Ok(()),
         }
     }
@@ -332,6 +332,12 @@ fn check(case: Case) {
         assert!(waker.wakes() <= usize::from(case.polled), "{case:?}: wakes");
     }
     cancel_and_drop(&mut work, Cancelled::AfterConsumed, Dropped::AfterConsumed);
+    let again = [canceller.cancel(), canceller.cancel()];
+    assert_eq!(
+        again,
+        [case.is_stopped(); 2],
+        "{case:?}: `cancel` after all"
+    );
     assert_eq!(waker.held(), 0, "{case:?}: a waker is kept");
     let made = usize::from(case.makes_a_value());
     let counts = (traces.bodies.count(), traces.values.count());

@@ -6,15 +6,15 @@ use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use super::{Message, Refused, post, wake};
 use crate::config::AroundPoll;
-use crate::error::{Error, Origin, discard, wall};
+use crate::error::{Error, Origin, discard, unobserved, wall};
 use crate::slot::{OnBegin, Slot};
-use crate::unfuture::{OnQuiet, Reason, Stop, Unfuture, Work};
+use crate::unfuture::{Fate, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 use crate::watch::{Stalls, TaskInfo, WorkKind, WorkState};
 
 /// Starts a future on the ambient thread.
@@ -147,31 +147,21 @@ struct Task<T> {
     /// Set from the wake that queues the task until just before the poll that follows, and for ever
     /// once the task has ended. So any number of wakes in between are one poll.
     queued: AtomicBool,
-    /// `OPEN` until the first of two things: its future is ready (`ENDED`), or it is stopped
-    /// (`STOPPED`, before the message is sent). So who was told that it will end as stopped sees it end
-    /// so, and from then on it is not polled, though a wake may stand in the queue before the message.
-    fate: AtomicU8,
+    /// Decided when the future is ready, or when the task is stopped, before the message is sent: from
+    /// then on it is not polled, though a wake may stand in the queue before the message.
+    fate: Fate,
     slot: Slot<T>,
 }
-
-const OPEN: u8 = 0;
-const STOPPED: u8 = 1;
-const ENDED: u8 = 2;
 
 /// A key that no task ever has.
 const UNPLACED: Key = Key::MAX;
 
 impl<T> Task<T> {
-    fn decide(&self, fate: u8) -> Result<u8, u8> {
-        self.fate
-            .compare_exchange(OPEN, fate, Ordering::AcqRel, Ordering::Acquire)
-    }
-
     fn new(origin: Origin) -> Task<T> {
         Task {
             key: AtomicU64::new(UNPLACED),
             queued: AtomicBool::new(true),
-            fate: AtomicU8::new(OPEN),
+            fate: Fate::default(),
             slot: Slot::new(origin),
         }
     }
@@ -210,15 +200,19 @@ impl<T: Send + 'static> Ticket for Task<T> {
         self.slot.is_done()
     }
     fn is_stopped(&self) -> bool {
-        self.fate.load(Ordering::Acquire) == STOPPED
+        self.fate.is_stopped()
     }
     fn origin(&self) -> Origin {
         self.slot.origin
     }
     fn fail(&self, error: Error) {
-        // Lost to a stop if it fails because of that.
-        let _ = self.decide(ENDED);
-        self.slot.finish(Err(error.started_at(self.slot.origin)));
+        self.fate.end();
+        let outcome = match Err(error.started_at(self.slot.origin)) {
+            failed if self.fate.is_cancelled() => cancelled(failed, CULPRIT),
+            failed => failed,
+        };
+        let outcome = outcome.map_err(|error| error.started_at(self.slot.origin));
+        self.slot.finish(outcome);
     }
 }
 
@@ -234,13 +228,13 @@ impl<T: Send + 'static> Wake for Task<T> {
 }
 
 impl<T: Send + 'static> Stop for Task<T> {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
-        let first = self.decide(STOPPED);
-        if first == Ok(OPEN) {
-            // The future is dropped where it lives, never on the thread of the one who stops it.
-            discard(post(Message::Stop(self, reason)));
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
+        if let Err(decided) = self.fate.stop(reason) {
+            return decided;
         }
-        first != Err(ENDED)
+        // The future is dropped where it lives, never on the thread of the one who stops it.
+        discard(post(Message::Stop(self, reason)));
+        Stopping::Yes
     }
 
     fn when_begun_here(self: Arc<Self>, call: OnBegin) {
@@ -298,16 +292,14 @@ where
             }
         };
         if let Some(task) = ticket.as_any().downcast_ref::<Task<F::Output>>() {
-            // A panic goes before a stop; what has ended in one cannot be stopped either.
-            let stopped = task.decide(ENDED).is_err();
-            if stopped && outcome.is_ok() {
-                // It was stopped meanwhile. Who is to do that is on the way, and finds an empty box.
-                discard(outcome);
-                return Some(self);
-            }
             let origin = task.slot.origin;
             let outcome = outcome.map_err(|error| error.started_at(origin));
-            task.slot.finish_with(outcome, Some(self));
+            if !task.fate.end() {
+                // It was stopped meanwhile. The message that does so is on its way, and finds an empty box.
+                unobserved(outcome);
+                return Some(self);
+            }
+            discard(task.slot.finish_with(outcome, Some(self)));
         }
         None
     }

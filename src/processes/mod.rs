@@ -40,7 +40,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::config::settings;
 use crate::error::{Error, ErrorKind, Origin, lock, wall};
 use crate::slot::{OnBegin, Slot};
-use crate::unfuture::{OnProgress, OnQuiet, Reason, Stop, Unfuture, Work};
+use crate::unfuture::{
+    Fate, OnProgress, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled,
+};
 
 use crate::watch::{Stats, TaskInfo};
 
@@ -57,6 +59,7 @@ struct Call<T> {
     slot: Slot<T>,
     id: u64,
     name: &'static str,
+    fate: Fate,
     /// Who wants to know how far the call is, or what it said before anybody wanted to know.
     progress: Mutex<Progress>,
 }
@@ -101,6 +104,7 @@ where
         slot: Slot::new(origin),
         id,
         name,
+        fate: Fate::default(),
         progress: Mutex::new(Progress::Unwatched(None)),
     });
     let item = Item::new(id, call.clone(), frame);
@@ -270,6 +274,11 @@ impl<T> Call<T> {
         let watcher = mem::replace(&mut *progress, Progress::Over(last));
         drop(progress);
         drop(watcher);
+        self.fate.end();
+        let outcome = match self.fate.is_cancelled() {
+            true => cancelled(outcome, &format!("`{}`", self.name)),
+            false => outcome,
+        };
         self.slot
             .finish(outcome.map_err(|error| error.started_at(self.slot.origin)))
     }
@@ -322,8 +331,12 @@ impl PanicReport {
 }
 
 impl<T: Wire + Send + 'static> Stop for Call<T> {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> bool {
-        !self.slot.is_done() && POOL.stop(self.id, reason)
+    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
+        if let Err(decided) = self.fate.stop(reason) {
+            return decided;
+        }
+        POOL.stop(self.id, reason);
+        Stopping::Yes
     }
 
     fn when_begun_here(self: Arc<Self>, call: OnBegin) {
