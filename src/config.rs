@@ -1,10 +1,9 @@
 //! Limits and switches: read once, at first use.
 //!
-//! Floor 2: imports only the error and the spin.
+//! Floor 2: imports only the error and the spin, and how to write a line to standard error.
 
 use std::env;
 use std::fmt;
-use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -12,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, OnUnobserved, discard, on_unobserved, wall};
+use crate::processes::log;
 use crate::spin;
 
 /// The library's settings, to be installed before its first use.
@@ -371,8 +371,7 @@ impl Config {
             *time = FOREVER.min(*time);
         }
         let report: OnUnobserved = Box::new(|error| {
-            // Standard error may be closed: no reason to panic.
-            let _ = writeln!(io::stderr(), "unsync: nobody looked at this: {error}");
+            log(&format!("nobody looked at this: {error}"));
         });
         Ok((settings, self.on_unobserved.or(debug.then_some(report))))
     }

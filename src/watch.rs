@@ -3,14 +3,14 @@
 //! The engines describe their work in the terms of this file. The watchdog in it is a thread that is
 //! there only if stalls are to be reported, and that sleeps while nothing is polled.
 //!
-//! Floor 2: imports only the error.
+//! Floor 2: imports only the error, and how to write a line to standard error.
 
-use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Origin, lock};
+use crate::processes::log;
 
 /// The engine that a piece of work belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,12 +166,11 @@ impl Watched {
             if left.is_zero() {
                 reported = poll.number;
                 drop(poll);
-                let _ = writeln!(
-                    io::stderr(),
-                    "unsync: the async task started at {origin} holds up the ambient thread for \
-                     {:?} now; blocking work belongs on unsync::thread",
+                log(&format!(
+                    "the async task started at {origin} holds up the ambient thread for {:?} now; \
+                     blocking work belongs on unsync::thread",
                     since.elapsed()
-                );
+                ));
                 poll = self.lock();
                 continue;
             }

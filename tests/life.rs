@@ -657,6 +657,24 @@ mod reports {
         }
     }
 
+    /// Whoever holds standard error must not have to wait for a thread that reports something there.
+    #[test]
+    fn reports_do_not_wait_for_whoever_holds_standard_error() {
+        const NAME: &str = "reports::reports_do_not_wait_for_whoever_holds_standard_error";
+        let output = in_child(NAME, HEAVY, &[("UNSYNC_DEBUG", "1")], || {
+            let held = std::io::stderr().lock();
+            block_the_ambient_thread(Duration::from_millis(1500));
+            drop(unsync::thread(|| panic!("unheard-of")));
+            unsync::shutdown(QUICK).unwrap();
+            drop(held);
+        });
+        if let Some(output) = output {
+            assert_reported(&output);
+            let told = "unsync: nobody looked at this: thread job panicked: unheard-of";
+            assert_eq!(output.matches(told).count(), 1, "{output}");
+        }
+    }
+
     #[test]
     fn without_debugging_nothing_is_reported() {
         const NAME: &str = "reports::without_debugging_nothing_is_reported";

@@ -864,7 +864,7 @@ impl LastWords {
                 let surplus = tail.bytes.len().saturating_sub(WORDS);
                 tail.bytes.drain(..surplus);
                 drop(tail);
-                let _ = io::stderr().write_all(bytes);
+                let _ = link::stderr().and_then(|mut stderr| stderr.write_all(bytes));
             });
             lock(&listener.tail).ended = true;
             listener.ended.notify_all();
@@ -925,7 +925,7 @@ fn forward_stdout(child: &mut Child, copying: Copying) -> mpsc::Receiver<Infalli
         }
         drop(prelude);
         copy(&mut stdout, |bytes| {
-            let _ = io::stdout().write_all(bytes);
+            let _ = link::stdout().and_then(|mut stdout| stdout.write_all(bytes));
         });
     };
     // Without the thread the pipe is closed, and printing fails in the worker.

@@ -781,12 +781,8 @@ fn connect_to(port: Option<u16>, place: Option<&Path>) -> io::Result<Connection>
 /// output the same way, which must not end. Then the parent finds out by itself, a little later.
 #[cfg(unix)]
 fn announce() {
-    use std::os::fd::{AsFd, OwnedFd};
-    fn file(stream: &impl AsFd) -> io::Result<fs::File> {
-        Ok(stream.as_fd().try_clone_to_owned()?.into())
-    }
-    let streams = (file(&io::stdin()), file(&io::stdout()), file(&io::stderr()));
-    let (Ok(stdin), Ok(stdout), Ok(stderr)) = streams else {
+    use std::os::fd::OwnedFd;
+    let (Ok(stdin), Ok(stdout), Ok(stderr)) = (duplicate(&io::stdin()), stdout(), stderr()) else {
         return;
     };
     let outputs = [stdout, stderr].map(|output| identity(output.metadata()));
@@ -798,6 +794,35 @@ fn announce() {
 
 #[cfg(not(unix))]
 fn announce() {}
+
+// ------------------------------------------------------------------------------ standard streams
+
+/// Standard output without the lock around it: the program may hold that for as long as it likes, and wait
+/// for us meanwhile. Made for each write, it stays where the program has redirected it to.
+pub(crate) fn stdout() -> io::Result<fs::File> {
+    duplicate(&io::stdout())
+}
+
+/// The same for standard error.
+pub(crate) fn stderr() -> io::Result<fs::File> {
+    duplicate(&io::stderr())
+}
+
+/// Writes a line to standard error. If that is closed, or no descriptor is left, nobody can be told.
+pub(crate) fn log(text: &str) {
+    let line = format!("unsync: {text}\n");
+    let _ = stderr().and_then(|mut stderr| stderr.write_all(line.as_bytes()));
+}
+
+#[cfg(unix)]
+fn duplicate(stream: &impl std::os::fd::AsFd) -> io::Result<fs::File> {
+    Ok(stream.as_fd().try_clone_to_owned()?.into())
+}
+
+#[cfg(windows)]
+fn duplicate(stream: &impl std::os::windows::io::AsHandle) -> io::Result<fs::File> {
+    Ok(stream.as_handle().try_clone_to_owned()?.into())
+}
 
 // ---------------------------------------------------------------------------------- for the codec
 

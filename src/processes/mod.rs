@@ -50,6 +50,7 @@ use frame::Kind;
 use pool::{Item, POOL, Remote};
 use worker::{Ending, PanicReport};
 
+pub(crate) use link::log;
 pub use registry::Entrypoint;
 pub use wire::Wire;
 pub use worker::{init, is_worker, progress};

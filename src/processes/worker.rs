@@ -154,11 +154,8 @@ pub fn set_test_worker(path: &'static str) {
 /// For `test_worker!`: the body of that test. Elsewhere than in a worker there is nothing to do.
 pub fn test_worker() {
     if env::args_os().any(|argument| argument == TEST_ARGUMENT) {
-        let mut stdout = io::stdout();
         // Without a program to read this there is none to serve either, and that is seen there.
-        let _ = stdout
-            .write_all(TEST_MARK.as_bytes())
-            .and_then(|()| stdout.flush());
+        let _ = link::stdout().and_then(|mut stdout| stdout.write_all(TEST_MARK.as_bytes()));
         serve();
     }
 }
@@ -227,7 +224,7 @@ fn serve() -> ! {
     let (link, terms) = match link::connect() {
         Ok(connected) => connected,
         Err(error) => {
-            complain(&format!(
+            link::log(&format!(
                 "this is a worker process and nobody waits for it: {error}"
             ));
             process::exit(1);
@@ -281,7 +278,7 @@ fn serve() -> ! {
         // Foreign code can end a thread. A worker without its lane is of no use, and must not look as
         // if it were.
         Ok(lane) => drop(lane.join()),
-        Err(error) => complain(&format!("a worker process got no thread: {error}")),
+        Err(error) => link::log(&format!("a worker process got no thread: {error}")),
     }
     process::abort()
 }
@@ -297,12 +294,6 @@ fn prefer_to_be_killed() {
 
 fn stack_size(terms: Terms) -> usize {
     usize::try_from(terms.stack_size).unwrap_or(usize::MAX)
-}
-
-/// Says why the process ends. Whoever was to read it may be gone: `eprintln` would panic then, and the
-/// process would not end.
-fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "unsync: {text}");
 }
 
 /// Ends the process. The handlers that run at the exit of a process may hang; the program that this
@@ -369,7 +360,7 @@ impl Worker {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => spare::clear(spare::REST),
                 _ if link::is_end(&error) => leave(),
                 _ => {
-                    complain(&format!("a worker process cannot read its link: {error}"));
+                    link::log(&format!("a worker process cannot read its link: {error}"));
                     process::exit(1);
                 }
             },

@@ -17,6 +17,7 @@ scenarios! {
     programs: [talkative, nobody_special]
     n33_stdin_is_at_its_end in "echo 'for the program' > $UNSYNC_TEST_HOME/in; exec < $UNSYNC_TEST_HOME/in";
     n34_println_in_a_call_is_visible_and_harmless;
+    streams_that_the_program_holds_do_not_hold_up_a_call;
     n51_calls_per_worker;
     n51_calls_per_worker_of_a_batch;
     n52_idle_timeout_shrinks_and_regrows;
@@ -121,6 +122,17 @@ fn n34_println_in_a_call_is_visible_and_harmless() {
     assert!(count(&output.stderr, "err"));
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(text.matches("and no newline at the end").count(), 3);
+}
+
+/// As `println!` and `eprintln!` do for a moment, and others for as long as they have something to say.
+fn streams_that_the_program_holds_do_not_hold_up_a_call() {
+    install(workers(1));
+    let held = (io::stdout().lock(), io::stderr().lock());
+    let call = cpu(talk, (LINES,));
+    let ended = call.wait_timeout(SOON);
+    drop(held);
+    assert!(ended, "it waits for a lock of the program");
+    assert_eq!(call.result().unwrap(), LINES);
 }
 
 // ----------------------------------------------------------------------- workers that are replaced
