@@ -714,10 +714,15 @@ fn own_group(command: &mut Command) {
 
 // ---------------------------------------------------------------------------------- the child side
 
+/// More than an invitation takes: paths are shorter than this.
+const INVITATION_MAX: u64 = 64 << 10;
+
 /// Accepts the invitation that stands on the standard input of this process.
 pub(crate) fn connect() -> io::Result<(Stream, Terms)> {
     let mut bytes = Vec::new();
-    io::stdin().lock().read_to_end(&mut bytes)?;
+    // Somebody may have started this by hand, and what stands there may have no end.
+    let stdin = duplicate(&io::stdin())?;
+    stdin.take(INVITATION_MAX).read_to_end(&mut bytes)?;
     let mut told = bytes.as_slice();
     let place: Option<PathBuf> = decoded(&mut told)?;
     let connected = accept(&mut told, place.as_deref());

@@ -223,12 +223,9 @@ fn serve() -> ! {
     }
     let (link, terms) = match link::connect() {
         Ok(connected) => connected,
-        Err(error) => {
-            link::log(&format!(
-                "this is a worker process and nobody waits for it: {error}"
-            ));
-            process::exit(1);
-        }
+        Err(error) => leave(Some(&format!(
+            "this is a worker process and nobody waits for it: {error}"
+        ))),
     };
     spin::set_budget(terms.spin);
     let settings = Config::new()
@@ -296,15 +293,18 @@ fn stack_size(terms: Terms) -> usize {
     usize::try_from(terms.stack_size).unwrap_or(usize::MAX)
 }
 
-/// Ends the process. The handlers that run at the exit of a process may hang; the program that this
-/// worker belongs to is gone, so it does not wait for them.
-fn leave() -> ! {
+/// Ends the process, and says why if its program may still be there to read that.
+///
+/// Nothing here may keep the process alive: neither a standard error that nobody reads, nor one of the
+/// handlers that run at the exit of a process.
+fn leave(why: Option<&str>) -> ! {
     let watchdog = thread::Builder::new().spawn(|| {
         thread::sleep(Duration::from_secs(2));
         process::abort();
     });
+    why.into_iter().for_each(link::log);
     match watchdog {
-        Ok(_) => process::exit(0),
+        Ok(_) => process::exit(i32::from(why.is_some())),
         Err(_) => process::abort(),
     }
 }
@@ -330,7 +330,7 @@ impl Worker {
         let sent = self.link.write_all_unless(frames, full);
         drop(writing);
         if sent.is_err() {
-            leave();
+            leave(None);
         }
     }
 
@@ -354,15 +354,14 @@ impl Worker {
                 frame::plain(&mut frame, Kind::Cancelling, call);
                 self.send(&frame, Some(&mut incoming.source));
             }
-            Ok(Some(_) | None) => leave(),
+            Ok(Some(_) | None) => leave(None),
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => spare::clear(spare::REST),
-                _ if link::is_end(&error) => leave(),
-                _ => {
-                    link::log(&format!("a worker process cannot read its link: {error}"));
-                    process::exit(1);
-                }
+                _ if link::is_end(&error) => leave(None),
+                _ => leave(Some(&format!(
+                    "a worker process cannot read its link: {error}"
+                ))),
             },
         }
         None

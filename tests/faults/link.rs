@@ -3,8 +3,10 @@
 //! A fake worker is a program of ours that accepts the invitation and then says what a test wants. So
 //! this module knows what an invitation and a frame look like.
 
+use std::any::TypeId;
 use std::env;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -47,7 +49,10 @@ scenarios! {
     n24_second_connection_refused;
     worker_without_an_invitation_leaves;
     worker_clears_up_after_a_parent_that_is_gone;
+    worker_that_is_invited_without_end_leaves;
     worker_leaves_when_the_parent_garbles;
+    worker_leaves_though_its_call_holds_standard_error;
+    worker_leaves_though_nobody_reads_what_it_says;
     worker_says_nothing_on_its_standard_input;
     worker_that_writes_where_it_reads_can_go_on;
     worker_without_a_temporary_directory in "export TMPDIR=/nonexistent";
@@ -785,11 +790,37 @@ fn worker_clears_up_after_a_parent_that_is_gone() {
     assert!(!directory.exists(), "left behind");
 }
 
+/// As with `< /dev/zero`.
+fn worker_that_is_invited_without_end_leaves() {
+    const MUCH: usize = 64 << 20;
+    let (mut lead, theirs) = UnixStream::pair().unwrap();
+    let mut command = worker();
+    command
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let worker = command.spawn().unwrap();
+    drop(command);
+    let mut taken = 0;
+    while taken < MUCH {
+        match lead.write(&[0; 4096]) {
+            Ok(written) => taken += written,
+            Err(_) => break,
+        }
+    }
+    drop(lead);
+    let (code, words) = end_of(worker);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(
+        words.contains("this is a worker process and nobody waits for it"),
+        "{words}"
+    );
+    assert!(taken < MUCH / 8, "it has taken {taken} bytes");
+}
+
 fn worker_leaves_when_the_parent_garbles() {
     let (worker, mut met) = meet();
-    for (stream, parent) in &mut met {
-        stream.write_all(&parent.to_le_bytes()).unwrap();
-    }
+    shake_hands(&mut met);
     met[0]
         .0
         .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -800,6 +831,57 @@ fn worker_leaves_when_the_parent_garbles() {
         words.contains("cannot read its link: something that is no frame arrived"),
         "{words}"
     );
+}
+
+fn shake_hands(met: &mut [Met]) {
+    for (stream, parent) in met {
+        stream.write_all(&parent.to_le_bytes()).unwrap();
+    }
+}
+
+fn hold_standard_error(gate: String) {
+    let _held = io::stderr().lock();
+    drop(wait_at(&gate));
+}
+
+/// The frame of a call, as this program writes it for a function and the tuple of its arguments.
+fn call_of<F: 'static>(_: F, arguments: impl Wire) -> Vec<u8> {
+    let mut hasher = DefaultHasher::new();
+    TypeId::of::<F>().hash(&mut hasher);
+    let mut payload = hasher.finish().to_le_bytes().to_vec();
+    arguments.encode(&mut payload);
+    frame(CALL, 1, payload.len() as u64, &payload)
+}
+
+fn worker_leaves_though_its_call_holds_standard_error() {
+    let (worker, mut met) = meet();
+    shake_hands(&mut met);
+    let gate = Gate::new();
+    let call = call_of(hold_standard_error, (gate.path(),));
+    met[0].0.write_all(&call).unwrap();
+    let _guest = gate.guest();
+    met[0].0.write_all(&[0xff; 20]).unwrap();
+    let (code, words) = end_of(worker);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("cannot read its link"), "{words}");
+}
+
+fn worker_leaves_though_nobody_reads_what_it_says() {
+    let (mut full, _unread) = UnixStream::pair().unwrap();
+    full.set_nonblocking(true).unwrap();
+    while full.write(&[b'.'; 4096]).is_ok() {}
+    full.set_nonblocking(false).unwrap();
+    let mut command = worker();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(OwnedFd::from(full));
+    let mut worker = command.spawn().unwrap();
+    let status = wait_within(&mut worker, SOON);
+    if status.is_none() {
+        worker.kill().unwrap();
+    }
+    assert!(!status.expect("the worker leaves").success());
 }
 
 /// Invites a worker through a socket, which is also where it writes to if it `also_writes` there. Gives
@@ -827,9 +909,7 @@ fn answer_through_a_socket(also_writes: bool) -> String {
         lead.read_to_string(&mut words).unwrap();
         assert!(worker.try_wait().unwrap().is_none(), "it has ended");
     }
-    for (stream, parent) in &mut met {
-        stream.write_all(&parent.to_le_bytes()).unwrap();
-    }
+    shake_hands(&mut met);
     met[0].0.write_all(&[0xff; 20]).unwrap();
     assert!(wait_within(&mut worker, SOON).is_some());
     if also_writes {
@@ -883,7 +963,7 @@ fn n48_worker_that_dies_with_the_call() {
     die_before_the_start("die_with_the_call");
 }
 
-unsync::register!(listen_to, lie);
+unsync::register!(listen_to, lie, hold_standard_error);
 
 /// A process that was made without `exec` has the link, whatever it is marked with.
 fn worker_whose_child_holds_its_link_is_noticed() {
