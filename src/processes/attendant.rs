@@ -916,12 +916,14 @@ fn forward_stdout(child: &mut Child, copying: Copying) -> mpsc::Receiver<Infalli
     };
     let forward = move || {
         let _copying = copying;
-        let (mut seen, mut byte) = (Vec::new(), [0]);
-        while !seen.ends_with(TEST_MARK.as_bytes()) {
+        // The last bytes, as many as the mark has.
+        let (mut seen, mut byte) = (VecDeque::from([0; TEST_MARK.len()]), [0]);
+        while seen != TEST_MARK.as_bytes() {
             if stdout.read_exact(&mut byte).is_err() {
                 return;
             }
-            seen.extend_from_slice(&byte);
+            seen.pop_front();
+            seen.extend(byte);
         }
         drop(prelude);
         copy(&mut stdout, |bytes| {
