@@ -1,9 +1,9 @@
 //! Worker processes of a program with a `main` of its own, which calls `init` oddly: on two threads at
-//! once, and again within a call. No harness here, since that has its own `main`.
+//! once, again within a call, and in what another version of the library has started. No harness here, since that has its own `main`.
 #![forbid(unsafe_code)]
 
 use std::env;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -16,10 +16,16 @@ fn double(n: u32) -> u32 {
 fn starts_again() {
     init();
 }
-unsync::register!(double, starts_again);
+fn arguments() -> Vec<String> {
+    env::args().collect()
+}
+unsync::register!(double, starts_again, arguments);
 
 /// Set for worker processes only.
 const WORKER: &str = "UNSYNC_TEST_WORKER";
+
+/// The argument of a worker of another version.
+const OTHERS: &str = "--unsync-worker=0.0.0";
 
 /// What is allowed for something that takes milliseconds.
 const QUICK: Duration = Duration::from_secs(20);
@@ -28,6 +34,10 @@ fn main() {
     let callers = [(); 2].map(|()| thread::spawn(init));
     for caller in callers {
         caller.join().unwrap();
+    }
+    if env::args().any(|argument| argument == OTHERS) {
+        println!("left for the other version");
+        return;
     }
     let came_here = is_worker() || env::var_os(WORKER).is_some();
     assert!(!came_here, "`init` returned in a worker process");
@@ -51,6 +61,18 @@ fn main() {
         .collect();
     assert_eq!(doubled, (0..100).map(|n| n * 2).collect::<Vec<_>>());
     println!("two threads that call `init` make one worker ... ok");
+
+    // A program may contain two versions of the library, whose `init` it calls one after the other.
+    let own = concat!("--unsync-worker=", env!("CARGO_PKG_VERSION"));
+    let told = in_time(cpu(arguments, ())).result().unwrap();
+    assert_eq!(told[1..], ["--quiet", own]);
+    let others = in_time(unsync::thread(|| {
+        let mut others = Command::new(env::current_exe().unwrap());
+        others.arg(OTHERS).stdin(Stdio::null()).output().unwrap()
+    }));
+    let said = others.result().unwrap().stdout;
+    assert_eq!(said, b"left for the other version\n");
+    println!("`init` takes the workers of its own version ... ok");
 
     let error = in_time(cpu(starts_again, ())).result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");

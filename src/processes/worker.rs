@@ -35,10 +35,10 @@ use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
 
 /// The only argument of a worker process, by which it knows itself. Processes that it starts do not
-/// inherit arguments.
-pub(crate) const ARGUMENT: &str = "--unsync-worker";
+/// inherit arguments. With the version: a program may contain several, each with an `init` of its own.
+pub(crate) const ARGUMENT: &str = concat!("--unsync-worker=", env!("CARGO_PKG_VERSION"));
 /// The same for a worker that is a test binary: the harness takes it for one more filter.
-pub(crate) const TEST_ARGUMENT: &str = "unsync::worker";
+pub(crate) const TEST_ARGUMENT: &str = concat!("unsync::worker=", env!("CARGO_PKG_VERSION"));
 /// Ends the harness's own words on standard output: what follows is the user's.
 pub(crate) const TEST_MARK: &str = "\u{1}unsync::worker\u{1}\n";
 
@@ -65,7 +65,11 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 ///
 /// On Linux a worker runs the very file that this program runs, also where that was replaced or deleted
 /// since. Elsewhere it is the file that has the name now: whoever replaces a program while it runs there
-/// gets workers of the new one, and they need not understand what they are told.
+/// gets workers of the new one, and they need not understand what they are told. With another version of
+/// this library they run its `main`.
+///
+/// A program that contains two versions of this library calls the `init` of both, one directly after the
+/// other. Each takes the workers of its own version.
 ///
 /// If memory runs out, Linux ends a worker before it ends the program: a worker sets its
 /// `oom_score_adj` to 500. A process that foreign code forks without `exec` has none of this library's

@@ -676,7 +676,7 @@ fn worker() -> Command {
         "--nocapture",
         "--test-threads=1",
         "-q",
-        "unsync::worker",
+        concat!("unsync::worker=", env!("CARGO_PKG_VERSION")),
     ];
     let mut worker = Command::new(env::current_exe().unwrap());
     worker.args(arguments);
