@@ -249,6 +249,8 @@ struct Invitation {
     /// Where the parent listens on loopback, and the secrets of the connection on which it wants to hear
     /// the child. Else it listens at the place told before, and one connection is enough.
     loopback: Option<(u16, Secrets)>,
+    /// What the child is to be called, as in [`name`].
+    name: Vec<u8>,
     terms: Terms,
 }
 
@@ -263,7 +265,7 @@ pub(crate) struct Terms {
     pub(crate) spin: Duration,
 }
 
-crate::wire!(struct Invitation { secrets, loopback, terms });
+crate::wire!(struct Invitation { secrets, loopback, name, terms });
 crate::wire!(struct Terms { frame_bytes_max, stack_size, spin });
 
 enum Listener {
@@ -511,6 +513,7 @@ impl<W: Fn() -> bool> Arrival<W> {
         let invitation = Invitation {
             secrets: secrets(),
             loopback: listener.port()?.map(|port| (port, secrets())),
+            name: name(),
             terms,
         };
         self.lead.tell(&mut self.child, &invitation)?;
@@ -611,7 +614,7 @@ pub(crate) fn command() -> io::Result<Command> {
     Ok(named(command))
 }
 
-/// Has the list of processes show a worker under the name of the program.
+/// Has the arguments in the list of processes begin with the name of the program.
 fn named(command: Command) -> Command {
     #[cfg(unix)]
     if let Some(name) = env::args_os().next() {
@@ -620,6 +623,16 @@ fn named(command: Command) -> Command {
         return command;
     }
     command
+}
+
+/// Linux only: the name of a process in `top`, `pgrep` and the log of the kernel.
+const NAME: &str = "/proc/self/comm";
+
+/// What this process is called, and its workers are to be; empty where that is not known. By itself a
+/// process that was started as `/proc/self/exe` is called `exe`.
+fn name() -> Vec<u8> {
+    let line = fs::read(NAME).unwrap_or_default();
+    line.trim_ascii_end().to_vec()
 }
 
 /// The same executable by a name that means it in other processes too, for a command that wraps it.
@@ -743,6 +756,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn accept(told: &mut &[u8], place: Option<&Path>) -> io::Result<(Stream, Terms)> {
     let invitation: Invitation = decoded(told)?;
+    if !invitation.name.is_empty() {
+        // Without it the process is called something else, and works as well.
+        let _ = fs::write(NAME, &invitation.name);
+    }
     let port = invitation.loopback.map(|(port, _)| port);
     let knock = |(child, _): Secrets| {
         let connection = connect_to(port, place)?;

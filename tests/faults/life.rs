@@ -16,6 +16,7 @@ use crate::*;
 scenarios! {
     programs: [talkative, nobody_special]
     n33_stdin_is_at_its_end in "echo 'for the program' > $UNSYNC_TEST_HOME/in; exec < $UNSYNC_TEST_HOME/in";
+    worker_is_called_what_the_program_is_called;
     n34_println_in_a_call_is_visible_and_harmless;
     streams_that_the_program_holds_do_not_hold_up_a_call;
     n51_calls_per_worker;
@@ -80,6 +81,20 @@ fn n33_stdin_is_at_its_end() {
     let mut text = String::new();
     io::stdin().read_to_string(&mut text).unwrap();
     assert_eq!(text, "for the program\n");
+}
+
+fn name() -> Vec<u8> {
+    fs::read("/proc/self/comm").unwrap()
+}
+
+/// Which may be another name than that of its file.
+fn worker_is_called_what_the_program_is_called() {
+    install(workers(1).calls_per_worker(1));
+    let first = name();
+    assert_eq!(cpu(name, ()).result().unwrap(), first);
+    fs::write("/proc/self/comm", "another name").unwrap();
+    assert_eq!(cpu(name, ()).result().unwrap(), b"another name\n");
+    fs::write("/proc/self/comm", first.trim_ascii()).unwrap();
 }
 
 /// So many of a hundred bytes are more than a pipe holds.
@@ -431,6 +446,7 @@ fn n64_env_leak_to_reexec_is_ignored() {
 
 unsync::register!(
     read_stdin,
+    name,
     talk,
     keep,
     die,

@@ -74,6 +74,8 @@ struct Invitation {
     /// Else it listens at this port, for two connections: the first for what the worker is told, the
     /// second, with these secrets, for what it says.
     loopback: Option<(u16, Secrets)>,
+    /// What the worker is to be called.
+    name: Vec<u8>,
     frame_bytes_max: u64,
     stack_size: u64,
     spin: Duration,
@@ -85,7 +87,7 @@ enum Address {
     Port(u16),
 }
 
-unsync::wire!(struct Invitation { place, secrets, loopback, frame_bytes_max, stack_size, spin });
+unsync::wire!(struct Invitation { place, secrets, loopback, name, frame_bytes_max, stack_size, spin });
 
 const CALL: u32 = 1;
 const START: u32 = 5;
@@ -716,6 +718,7 @@ fn meet_by(invite: impl FnOnce(&[u8]) -> Child) -> (Child, Vec<Met>) {
         place: None,
         secrets: (0x1234_5678_9abc, 0xdef0_1234),
         loopback: None,
+        name: Vec::new(),
         frame_bytes_max: 1 << 20,
         stack_size: 1 << 20,
         spin: Duration::ZERO,
