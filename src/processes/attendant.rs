@@ -823,22 +823,34 @@ fn stop_all(stopped: Vec<(Item, Reason)>) {
 
 // ------------------------------------------------------------------------------ standard streams
 
-/// The end of what a worker wrote to standard error.
+/// What a worker wrote to standard error since its call began, the middle left out.
 ///
 /// Where standard error is a terminal, it is the worker's own. Elsewhere it passes through here on its
 /// way, so that an error can quote it: nothing is taken away from the user.
 struct LastWords {
-    tail: Mutex<Tail>,
+    excerpt: Mutex<Excerpt>,
     ended: Condvar,
 }
 
-struct Tail {
-    bytes: VecDeque<u8>,
+#[derive(Default)]
+struct Excerpt {
+    /// Whole lines from the beginning, which tell the cause.
+    first: String,
+    /// The newest lines, once there is no more room for first ones.
+    last: String,
+    /// Whether there were lines between the two.
+    omitted: bool,
+    /// What there is of the line that is under way.
+    line: Vec<u8>,
+    /// The line before was one of a backtrace.
+    in_backtrace: bool,
     ended: bool,
 }
 
-/// How much of it is quoted.
+/// How much is quoted of the first lines, and of the last.
 const WORDS: usize = 1024;
+/// How much is quoted of one line.
+const LINE: usize = 512;
 /// How long the rest of it may take to arrive after the end of the worker. A process that the worker
 /// started may hold it open for ever.
 const WORDS_WAIT: Duration = Duration::from_millis(500);
@@ -846,27 +858,19 @@ const WORDS_WAIT: Duration = Duration::from_millis(500);
 impl LastWords {
     fn listen(child: &mut Child, copying: Copying) -> Option<Arc<LastWords>> {
         let mut stderr = child.stderr.take()?;
-        let tail = Mutex::new(Tail {
-            bytes: VecDeque::new(),
-            ended: false,
-        });
         let words = Arc::new(LastWords {
-            tail,
+            excerpt: Mutex::default(),
             ended: Condvar::new(),
         });
         let listener = Arc::clone(&words);
         let listen = move || {
             let _copying = copying;
             copy(&mut stderr, |bytes| {
+                lock(&listener.excerpt).add(bytes);
                 // A closed standard error is no reason to stop listening.
-                let mut tail = lock(&listener.tail);
-                tail.bytes.extend(bytes);
-                let surplus = tail.bytes.len().saturating_sub(WORDS);
-                tail.bytes.drain(..surplus);
-                drop(tail);
                 let _ = link::stderr().and_then(|mut stderr| stderr.write_all(bytes));
             });
-            lock(&listener.tail).ended = true;
+            lock(&listener.excerpt).ended = true;
             listener.ended.notify_all();
         };
         // Without the thread the pipe is closed; then the worker's words are lost, and it lives on.
@@ -875,21 +879,23 @@ impl LastWords {
     }
 
     fn forget(&self) {
-        lock(&self.tail).bytes.clear();
+        let mut excerpt = lock(&self.excerpt);
+        *excerpt = Excerpt {
+            ended: excerpt.ended,
+            ..Excerpt::default()
+        };
     }
 
     /// What there is when the worker has ended.
     fn get(&self) -> String {
-        let tail = lock(&self.tail);
+        let excerpt = lock(&self.excerpt);
         let waited = self
             .ended
-            .wait_timeout_while(tail, WORDS_WAIT, |tail| !tail.ended);
-        let mut tail = waited.unwrap_or_else(PoisonError::into_inner).0;
+            .wait_timeout_while(excerpt, WORDS_WAIT, |excerpt| !excerpt.ended);
+        let mut excerpt = waited.unwrap_or_else(PoisonError::into_inner).0;
         // Whoever asks next has no reason to wait again.
-        tail.ended = true;
-        String::from_utf8_lossy(tail.bytes.make_contiguous())
-            .trim()
-            .to_owned()
+        excerpt.ended = true;
+        excerpt.text()
     }
 
     fn quote(&self) -> String {
@@ -898,6 +904,59 @@ impl LastWords {
             words => format!("; its last words: {words}"),
         }
     }
+}
+
+impl Excerpt {
+    fn add(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE - self.line.len();
+            self.line.extend(&piece[..piece.len().min(room)]);
+            if piece.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let cut = if self.line.len() == LINE { "..." } else { "" };
+        let line = String::from_utf8_lossy(&self.line);
+        let line = format!("{}{cut}\n", line.trim_end());
+        self.line.clear();
+        self.in_backtrace = is_backtrace(&line, self.in_backtrace);
+        if self.in_backtrace {
+            return;
+        }
+        if self.last.is_empty() && self.first.len() + line.len() <= WORDS {
+            self.first.push_str(&line);
+            return;
+        }
+        self.last.push_str(&line);
+        while self.last.len() > WORDS {
+            let end = self.last.find('\n').map_or(self.last.len(), |at| at + 1);
+            self.last.drain(..end);
+            self.omitted = true;
+        }
+    }
+
+    fn text(&mut self) -> String {
+        if !self.line.is_empty() {
+            self.end_line();
+        }
+        let between = if self.omitted { "[...]\n" } else { "" };
+        let text = [&self.first, between, &self.last].concat();
+        text.trim().to_owned()
+    }
+}
+
+/// Whether this is a line of a backtrace as the standard library prints it, which would leave no room for
+/// anything else. That of a call's panic is the source of the error anyway.
+fn is_backtrace(line: &str, after_another: bool) -> bool {
+    let number = |character: char| character.is_ascii_digit();
+    let begins = line.trim().eq_ignore_ascii_case("stack backtrace:");
+    let goes_on = line.starts_with(' ')
+        || line.trim_start_matches(number).starts_with(": ")
+        || line.starts_with("note: Some details are omitted");
+    begins || (after_another && goes_on)
 }
 
 /// Held by whoever passes on what a worker prints, until it has come to its end.

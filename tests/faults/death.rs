@@ -39,6 +39,8 @@ scenarios! {
     n31_grandchild_does_not_hide_death;
     n35_last_words_in_the_error;
     n35_last_words_are_no_novel;
+    n35_first_words_are_quoted_too;
+    n35_last_words_are_no_backtrace in "export RUST_BACKTRACE=full";
     n63_abort_after_the_panic_hook;
     caught_panic_is_not_the_cause_of_the_next;
     caught_panic_is_not_the_cause_of_a_kill;
@@ -417,6 +419,58 @@ fn n35_last_words_are_no_novel() {
     );
 }
 
+/// Lines of many lengths, so that no limit is at the end of one.
+fn tell_and_die(lines: usize) {
+    eprintln!("the cause");
+    for line in 0..lines {
+        eprintln!("line {line} {}", "x".repeat(line % 700));
+    }
+    eprint!("the end");
+    process::exit(3);
+}
+
+fn n35_first_words_are_quoted_too() {
+    install(workers(1));
+    for lines in [0, 1, 10, 100, 1000] {
+        let call = cpu(tell_and_die, (lines,));
+        let error = assert_kind(call.result(), ErrorKind::WorkerLost).to_string();
+        let words = error.split_once("; its last words: ").expect(&error).1;
+        let words = words.split_once(" (started at ").expect(&error).0;
+        assert!(words.starts_with("the cause\n"), "{error}");
+        assert!(words.ends_with("\nthe end"), "{error}");
+        assert!(error.len() < 4096, "{error}");
+        let told: Vec<_> = words.lines().collect();
+        for line in &told[1..told.len() - 1] {
+            assert!(line.starts_with("line ") || *line == "[...]", "{error}");
+        }
+        assert_eq!(words.contains("[...]"), lines > 10, "{error}");
+    }
+}
+
+/// The panic of another thread is not the call's, so this is all that is known of it.
+fn panic_elsewhere_and_die() {
+    eprintln!("the cause");
+    assert!(thread::spawn(panic_deep_down).join().is_err());
+    eprintln!("and a last");
+    process::exit(3);
+}
+
+fn n35_last_words_are_no_backtrace() {
+    install(workers(1));
+    let call = cpu(panic_elsewhere_and_die, ());
+    let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+    assert_says(&error, &["the cause\n", "\ndown here\nand a last"]);
+    let text = error.to_string();
+    for frame in ["backtrace", "a_function_to_be_named", "/library/", " 0:"] {
+        assert!(!text.contains(frame), "{text}");
+    }
+    let error = assert_kind(cpu(panic_and_abort, ()).result(), ErrorKind::Panicked);
+    assert_says(&error, &["out of cheese"]);
+    assert!(!error.to_string().contains("backtrace"), "{error}");
+    let source = error.source().expect("a backtrace").to_string();
+    assert!(source.contains("panic_and_abort"), "{source}");
+}
+
 /// What `panic = "abort"` makes of a program: the hook runs, and then nothing does any more.
 fn panic_twice() {
     for _ in 0..3 {
@@ -523,6 +577,8 @@ unsync::register!(
     say_and_die,
     die_silently,
     talk_and_die,
+    tell_and_die,
+    panic_elsewhere_and_die,
     panic_and_abort,
     panic_twice,
     panic_and_be_killed,
