@@ -75,8 +75,11 @@ fn n45_init_too_late_no_fork_bomb() {
         let error = call.result().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
         let text = error.to_string();
-        // What the harness has to say of an argument that it does not know.
-        let hints = ["`answer`", "`unsync::init()`", "unsync-worker"];
+        // And what the harness has to say of an argument that it does not know.
+        let hints = [
+            "`answer` cannot run: is there a `unsync::test_worker!()` in this test binary?",
+            "unsync-worker",
+        ];
         for hint in hints {
             assert!(text.contains(hint), "{hint:?} is missing in: {text}");
         }

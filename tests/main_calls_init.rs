@@ -1,9 +1,9 @@
 //! Worker processes of a program with a `main` of its own, which calls `init` oddly: on two threads at
-//! once, again within a call, and in what another version of the library has started. No harness here, since that has its own `main`.
+//! once, again within a call, too late, and in what another version of the library has started. No harness here, since that has its own `main`.
 #![forbid(unsafe_code)]
 
 use std::env;
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -27,10 +27,17 @@ const WORKER: &str = "UNSYNC_TEST_WORKER";
 /// The argument of a worker of another version.
 const OTHERS: &str = "--unsync-worker=0.0.0";
 
+/// Set for a program whose workers do not come to `init`, and for those workers.
+const FORGETFUL: &str = "UNSYNC_TEST_FORGETFUL";
+
 /// What is allowed for something that takes milliseconds.
 const QUICK: Duration = Duration::from_secs(20);
 
 fn main() {
+    let forgetful = env::var(FORGETFUL).unwrap_or_default();
+    if forgetful == "worker" {
+        process::exit(3);
+    }
     let callers = [(); 2].map(|()| thread::spawn(init));
     for caller in callers {
         caller.join().unwrap();
@@ -38,6 +45,9 @@ fn main() {
     if env::args().any(|argument| argument == OTHERS) {
         println!("left for the other version");
         return;
+    }
+    if forgetful == "program" {
+        return be_forgetful();
     }
     let came_here = is_worker() || env::var_os(WORKER).is_some();
     assert!(!came_here, "`init` returned in a worker process");
@@ -74,6 +84,13 @@ fn main() {
     assert_eq!(said, b"left for the other version\n");
     println!("`init` takes the workers of its own version ... ok");
 
+    let forgetful = in_time(unsync::thread(|| {
+        let mut program = Command::new(env::current_exe().unwrap());
+        program.env(FORGETFUL, "program").status().unwrap()
+    }));
+    assert!(forgetful.result().unwrap().success());
+    println!("workers that do not come to `init` are told of ... ok");
+
     let error = in_time(cpu(starts_again, ())).result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
     assert!(
@@ -81,6 +98,19 @@ fn main() {
         "{error}"
     );
     println!("`init` within a call is its panic ... ok");
+}
+
+fn be_forgetful() {
+    let config = unsync::Config::new().worker_command(|executable| {
+        let mut command = Command::new(executable);
+        command.env(FORGETFUL, "worker");
+        command
+    });
+    config.install().unwrap();
+    let error = in_time(cpu(double, (1,))).result().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
+    let hint = "`double` cannot run: does `main` call `unsync::init()` first?";
+    assert!(error.to_string().starts_with(hint), "{error}");
 }
 
 fn in_time<T>(work: Unfuture<T>) -> Unfuture<T> {

@@ -8,7 +8,9 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -194,11 +196,13 @@ fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
     }
     let mut tries = 0;
     loop {
-        let mut words = None;
+        let (mut words, mut program) = (None, String::new());
+        let heard = Arc::new(AtomicBool::new(false));
         let (copying, copied) = mpsc::channel();
         let launched = command(settings).map_err(Refusal::Os).and_then(|command| {
+            program = describe(&command);
             let born = |child: &mut Child| {
-                let coming = forward_stdout(child, copying.clone());
+                let coming = forward_stdout(child, copying.clone(), Arc::clone(&heard));
                 words = LastWords::listen(child, copying);
                 coming
             };
@@ -220,7 +224,8 @@ fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
             Refusal::Silent | Refusal::Unwanted => false,
         };
         if !transient || tries == TRIES {
-            return Err(refused(refusal, settings, words.as_deref()));
+            let (words, heard) = (words.as_deref(), heard.load(Ordering::Relaxed));
+            return Err(refused(refusal, settings, &program, words, heard));
         }
         // There is no event for "the system can take one more process again".
         thread::sleep(PAUSE * 4u32.pow(tries - 1));
@@ -284,22 +289,73 @@ fn give_up(error: &Error) {
     }
 }
 
-fn refused(refusal: Refusal, settings: &Settings, words: Option<&LastWords>) -> Error {
-    const HINT: &str = "does `main` call `unsync::init()` first?";
-    let limit = settings.start_timeout;
-    let words = || words.map_or_else(String::new, LastWords::quote);
-    let (text, status) = match refusal {
-        Refusal::Os(error) => return Error::os("no worker process could be started", error),
+/// What a command starts, and where, as the end of a sentence.
+fn describe(command: &Command) -> String {
+    let program = Path::new(command.get_program()).display();
+    match command.get_current_dir() {
+        Some(directory) => format!(" as `{program}` in `{}`", directory.display()),
+        None => format!(" as `{program}`"),
+    }
+}
+
+fn refused(
+    refusal: Refusal,
+    settings: &Settings,
+    program: &str,
+    words: Option<&LastWords>,
+    heard: bool,
+) -> Error {
+    let (what, status) = match refusal {
+        Refusal::Os(error) => {
+            let attempt = format!("no worker process could be started{program}");
+            return Error::os(attempt, error);
+        }
         Refusal::Died(status) => {
-            let text = format!("a worker process ended before it was ready ({status})");
-            (format!("{text}{}: {HINT}", words()), Some(status))
+            let what = format!("a worker process ended before it was ready ({status})");
+            (what, Some(status))
         }
         Refusal::Silent | Refusal::Unwanted => {
-            let text = format!("a worker process was not ready within {limit:?}");
-            (format!("{text}{}: {HINT}", words()), None)
+            let limit = settings.start_timeout;
+            (
+                format!("a worker process was not ready within {limit:?}"),
+                None,
+            )
         }
     };
-    Error::new(ErrorKind::WorkerLost, text).exited(status)
+    let words = words.map_or_else(String::new, LastWords::quote);
+    // Its own account of what is wrong is the best.
+    let heard = heard || words.contains("unsync: ");
+    let hint = if heard {
+        String::new()
+    } else {
+        hint(status, &words)
+    };
+    Error::new(ErrorKind::WorkerLost, format!("{hint}{what}{words}")).exited(status)
+}
+
+/// What is most likely wrong with a process of which nothing of ours was heard, as the beginning of a
+/// sentence.
+fn hint(status: Option<ExitStatus>, words: &str) -> String {
+    /// What a shell ends with that cannot start a program.
+    const NOT_STARTED: [i32; 2] = [126, 127];
+    let code = status.and_then(|status| status.code());
+    if let Some((executable, program)) = link::loader() {
+        let (executable, program) = (executable.display(), program.display());
+        return format!(
+            "the executable of this process is `{executable}`, which has loaded `{program}` and \
+             cannot become a worker process: "
+        );
+    }
+    let question = match setup() {
+        _ if code.is_some_and(|code| NOT_STARTED.contains(&code)) => return String::new(),
+        Some(Setup::Test(_)) => "can this test binary run the test of `unsync::test_worker!()`? ",
+        // What the harness says of our argument.
+        _ if code == Some(101) && words.contains("Unrecognized option: 'unsync-worker") => {
+            "is there a `unsync::test_worker!()` in this test binary? "
+        }
+        Some(Setup::Main) | None => "does `main` call `unsync::init()` first? ",
+    };
+    question.into()
 }
 
 // ------------------------------------------------------------------------------------- the reading
@@ -968,7 +1024,12 @@ type Copied = mpsc::Receiver<Infallible>;
 /// standard output of a worker is that of the program.
 ///
 /// Gives what ends when the harness has had its say: it ends the process if nobody listens to that.
-fn forward_stdout(child: &mut Child, copying: Copying) -> mpsc::Receiver<Infallible> {
+/// Whether that is because the worker itself was `heard` is told apart.
+fn forward_stdout(
+    child: &mut Child,
+    copying: Copying,
+    heard: Arc<AtomicBool>,
+) -> mpsc::Receiver<Infallible> {
     let (prelude, over) = mpsc::channel();
     let Some(mut stdout) = child.stdout.take() else {
         return over;
@@ -984,6 +1045,7 @@ fn forward_stdout(child: &mut Child, copying: Copying) -> mpsc::Receiver<Infalli
             seen.pop_front();
             seen.extend(byte);
         }
+        heard.store(true, Ordering::Relaxed);
         drop(prelude);
         copy(&mut stdout, |bytes| {
             let _ = link::stdout().and_then(|mut stdout| stdout.write_all(bytes));

@@ -651,6 +651,23 @@ pub(crate) fn executable() -> io::Result<PathBuf> {
     path
 }
 
+/// The executable of this process and the file that this code is in, if that is another one: under a
+/// loader that was started by itself, or in a library that some program has loaded. Known on Linux.
+pub(crate) fn loader() -> Option<(PathBuf, PathBuf)> {
+    let executable = fs::read_link("/proc/self/exe").ok()?;
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let here = loader as *const () as usize;
+    let file = maps.lines().find_map(|line| {
+        let (start, rest) = line.split_once('-')?;
+        let (end, rest) = rest.split_once(' ')?;
+        let [start, end] = [start, end].map(|address| usize::from_str_radix(address, 16));
+        let holds = (start.ok()?..end.ok()?).contains(&here);
+        let path = &rest[rest.find('/')?..];
+        holds.then(|| PathBuf::from(path))
+    })?;
+    (file != executable).then_some((executable, file))
+}
+
 #[cfg(target_os = "linux")]
 fn is_same_file(one: &Path, other: &str) -> bool {
     identity(fs::metadata(one)).is_some_and(|file| identity(fs::metadata(other)) == Some(file))

@@ -24,7 +24,7 @@ use crate::*;
 scenarios! {
     programs: [
         delete_itself, delete_itself_under_a_wrapper, replace_itself, replace_itself_under_a_wrapper,
-        run_out_of_processes,
+        run_out_of_processes, be_loaded, have_no_proc,
     ]
     n39_exe_deleted;
     n39_exe_deleted_under_a_wrapper;
@@ -34,6 +34,8 @@ scenarios! {
     n41_exe_not_executable;
     n41_exe_of_no_known_format;
     n41_exe_missing_for_a_while;
+    exe_that_only_loads_the_program;
+    exe_without_proc;
     n42_cwd_missing;
     n42_cwd_of_the_parent_deleted;
     n43_eagain_backoff;
@@ -43,6 +45,9 @@ scenarios! {
     n44_emfile_waits_for_the_living in "ulimit -n 64";
     n44_emfile_at_every_step in "ulimit -n 64";
     n47_nested_cpu_runs_in_the_same_process;
+    worker_that_ends_unheard_is_told_with_a_hint;
+    worker_that_was_heard_is_told_without_a_hint;
+    worker_that_a_shell_cannot_start_is_told_without_a_hint;
     n48_crash_loop_cap;
     n48_crash_loop_waits_for_the_living;
     n48_last_words_that_do_not_end_are_waited_for_once;
@@ -128,13 +133,14 @@ fn n40_exe_replaced_under_a_wrapper() {
 }
 
 /// All calls fail soon and for this reason, earlier and later ones.
-fn assert_no_worker(kind: io::ErrorKind) {
+fn assert_no_worker(kind: io::ErrorKind, missing: &str) {
     let started = Instant::now();
     for _ in 0..2 {
         let calls: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
         for call in calls {
             let error = assert_kind(call.result(), ErrorKind::Os);
-            assert_says(&error, &["`pid`", "started at tests/faults/start.rs:"]);
+            let says = ["`pid`", missing, "started at tests/faults/start.rs:"];
+            assert_says(&error, &says);
             let source = error.source().expect("what the system said");
             let source = source
                 .downcast_ref::<io::Error>()
@@ -147,14 +153,15 @@ fn assert_no_worker(kind: io::ErrorKind) {
 
 fn n41_exe_missing_override() {
     install(workers(2).worker_command(|_| Command::new("/no/such/worker")));
-    assert_no_worker(io::ErrorKind::NotFound);
+    assert_no_worker(io::ErrorKind::NotFound, "`/no/such/worker`");
 }
 
 fn n41_exe_not_executable() {
     let path = file("worker");
     fs::write(&path, "#!/bin/sh\n").unwrap();
-    install(workers(2).worker_command(move |_| Command::new(&path)));
-    assert_no_worker(io::ErrorKind::PermissionDenied);
+    let given = path.clone();
+    install(workers(2).worker_command(move |_| Command::new(&given)));
+    assert_no_worker(io::ErrorKind::PermissionDenied, &path);
 }
 
 fn n41_exe_of_no_known_format() {
@@ -171,12 +178,62 @@ fn n41_exe_missing_for_a_while() {
     let path = file("worker");
     let given = path.clone();
     install(workers(2).worker_command(move |_| Command::new(&given)));
-    assert_no_worker(io::ErrorKind::NotFound);
+    assert_no_worker(io::ErrorKind::NotFound, &path);
     std::os::unix::fs::symlink(env::current_exe().unwrap(), path).unwrap();
     let calls: Vec<_> = (0..10).map(|_| cpu(pid, ())).collect();
     for call in calls {
         call.result().unwrap();
     }
+}
+
+/// The loader is the executable then, and knows nothing of workers.
+fn be_loaded() {
+    install(workers(1));
+    let program = file("copy");
+    let loader = fs::read_link("/proc/self/exe").unwrap();
+    for _ in 0..2 {
+        let error = assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
+        let what = format!(
+            "`pid` cannot run: the executable of this process is `{}`, which has loaded `{program}`",
+            loader.display()
+        );
+        assert_says(&error, &[&what]);
+        assert!(!error.to_string().contains("unsync::"), "{error}");
+    }
+}
+
+fn exe_that_only_loads_the_program() {
+    let copy = file("copy");
+    fs::copy(env::current_exe().unwrap(), &copy).unwrap();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mut mapped = maps
+        .lines()
+        .filter_map(|line| Some(&line[line.find('/')?..]));
+    let loader = mapped.find(|path| path.contains("/ld-"));
+    let program = program_at(Path::new(&copy), "be_loaded");
+    let loader = loader.expect("the loader of a program that is linked dynamically");
+    let mut program = started_by(&[loader], &program).spawn().unwrap();
+    let status = wait_within(&mut program, SOON).expect("the program ends");
+    assert!(status.success(), "{status}");
+}
+
+fn have_no_proc() {
+    install(workers(1));
+    assert_no_worker(io::ErrorKind::NotFound, "`/proc/self/exe`");
+    println!("no proc, and no worker");
+}
+
+fn exe_without_proc() {
+    let shell = r#"umount -l /proc && exec "$0" "$@""#;
+    let program = program_at(&env::current_exe().unwrap(), "have_no_proc");
+    let mut program = started_by(&["unshare", "-m", "sh", "-c", shell], &program);
+    let output = program.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("not permitted") || said.contains("must be superuser") {
+        println!("not root: nothing is tested");
+        return;
+    }
+    assert!(output.status.success(), "{said}");
 }
 
 fn n42_cwd_missing() {
@@ -185,7 +242,7 @@ fn n42_cwd_missing() {
         command.current_dir("/no/such/directory");
         command
     }));
-    assert_no_worker(io::ErrorKind::NotFound);
+    assert_no_worker(io::ErrorKind::NotFound, "`/no/such/directory`");
 }
 
 fn n42_cwd_of_the_parent_deleted() {
@@ -464,6 +521,34 @@ fn trouble() -> (Config, String, String) {
     (config, starts, over)
 }
 
+fn told_after(shell: &'static str) -> Error {
+    install(workers(1).worker_command(move |executable| worker_after(shell, executable)));
+    let error = assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
+    assert_says(&error, &["`pid` cannot run: "]);
+    error
+}
+
+fn worker_that_ends_unheard_is_told_with_a_hint() {
+    let error = told_after("echo boom >&2; exit 7");
+    let hint = "`pid` cannot run: can this test binary run the test of `unsync::test_worker!()`?";
+    assert_says(&error, &[hint, "exit status: 7", "boom"]);
+}
+
+fn worker_that_was_heard_is_told_without_a_hint() {
+    let error = told_after("exec < /dev/null");
+    assert_says(
+        &error,
+        &["exit status: 1", "unsync: this is a worker process"],
+    );
+    assert!(!error.to_string().contains('?'), "{error}");
+}
+
+fn worker_that_a_shell_cannot_start_is_told_without_a_hint() {
+    let error = told_after("exec /no/such/worker");
+    assert_says(&error, &["exit status: 127", "/no/such/worker"]);
+    assert!(!error.to_string().contains('?'), "{error}");
+}
+
 fn n48_crash_loop_cap() {
     let (config, starts, over) = trouble();
     install(config);
@@ -471,7 +556,7 @@ fn n48_crash_loop_cap() {
     for call in calls {
         let error = assert_kind(call.result(), ErrorKind::WorkerLost);
         assert_eq!(error.worker_exit().unwrap().code(), Some(7));
-        let hints = ["`pid`", "exit status: 7", "boom", "`unsync::init()`"];
+        let hints = ["`pid`", "exit status: 7", "boom"];
         assert_says(&error, &hints);
         assert_says(&error, &["started at tests/faults/start.rs:"]);
     }
