@@ -54,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) stack_size: Option<usize>,
     pub(crate) spin: Duration,
     pub(crate) stall: Option<Duration>,
+    /// Whether a worker that was stopped is reported.
+    pub(crate) debug: bool,
     pub(crate) calls_per_worker: Option<u64>,
     pub(crate) memory_per_worker: Option<u64>,
     pub(crate) start_timeout: Duration,
@@ -91,6 +93,7 @@ impl Config {
                 stack_size: None,
                 spin: Duration::from_micros(50),
                 stall: None,
+                debug: false,
                 calls_per_worker: None,
                 memory_per_worker: None,
                 start_timeout: Duration::from_secs(30),
@@ -359,6 +362,7 @@ impl Config {
             return Err(refused("thread_name holds a nul character"));
         }
         let debug = one_of("UNSYNC_DEBUG", ["0", "1"])? == Some("1");
+        settings.debug = debug;
         one_of("UNSYNC_LINK", ["unix", "tcp"])?;
         if debug {
             settings.stall.get_or_insert(Duration::from_millis(100));

@@ -33,6 +33,8 @@ pub(super) struct Worker {
     writing: Mutex<()>,
     child: Mutex<Child>,
     pid: u32,
+    /// Whether a signal had stopped it when it was killed.
+    stopped: AtomicBool,
     /// What it said on standard error, if that passes through here.
     words: Option<Arc<LastWords>>,
 }
@@ -85,6 +87,9 @@ impl Worker {
     }
 
     pub(super) fn kill(&self) {
+        if link::is_stopped(self.pid) {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
         // It fails only if the process was reaped before.
         let _ = lock(&self.child).kill();
         // If that was a wrapper only, the worker behind it leaves when it hears of the end.
@@ -159,6 +164,7 @@ fn attend(number: u64) {
         writing,
         child,
         pid,
+        stopped: AtomicBool::new(false),
         words,
     });
     let mut state = POOL.lock();
@@ -375,13 +381,14 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
     let (mut silence, mut pulse) = (Duration::ZERO, shortest);
     // A process that the worker made may hold the link, and hide its end.
     let mut ended = false;
+    let mut reported = false;
     loop {
         let left = |(end, _): (Instant, u64)| end.saturating_duration_since(Instant::now());
         let limit = grace.map_or(pulse, |grace| left(grace).clamp(MOMENT, pulse));
         source.set_timeout(Some(limit));
         let heard = frames.wait(&mut source);
         if heard.is_ok() {
-            (silence, pulse) = (Duration::ZERO, shortest);
+            (silence, pulse, reported) = (Duration::ZERO, shortest, false);
         }
         match heard {
             Ok(false) => return Ok(()),
@@ -399,6 +406,9 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                     }
                     silence += limit;
                     ended = silence >= FROZEN && worker.has_ended();
+                    if settings.debug && silence >= FROZEN && !reported {
+                        reported = report_stopped(worker);
+                    }
                     spare::clear(spare::REST);
                     if rest(worker, silence, settings) {
                         return farewell(worker, &mut source);
@@ -448,6 +458,28 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
             pursuit.execute(worker);
         }
     }
+}
+
+/// Reports a worker that a signal has stopped while it runs a call; says whether that is so.
+fn report_stopped(worker: &Worker) -> bool {
+    if !link::is_stopped(worker.pid) {
+        return false;
+    }
+    let state = POOL.lock();
+    let hand = state.workers.get(&worker.number);
+    let running = hand.and_then(|hand| hand.flight.front().filter(|entry| entry.started.is_some()));
+    let Some(call) = running.map(|entry| Arc::clone(&entry.item.call)) else {
+        return false;
+    };
+    drop(state);
+    link::log(&format!(
+        "worker process {}, which runs `{}` (started at {}), was stopped by a signal; one that uses the \
+         terminal is stopped, since it is in the background there",
+        worker.pid,
+        call.name(),
+        call.origin()
+    ));
+    true
 }
 
 fn is_in_flight(worker: &Worker, id: u64) -> bool {
@@ -511,7 +543,7 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
                 let took = entry
                     .started
                     .map_or(Duration::ZERO, |started| now - started);
-                let error = stopped_after(&entry.item, reason, took);
+                let error = stopped_after(&entry.item, reason, took, false);
                 entry.item.call.fail(error);
             }
         }
@@ -778,7 +810,10 @@ impl End<'_> {
         let name = entry.item.call.name();
         if let Some((reason, _)) = entry.stop {
             let error = match entry.started {
-                Some(started) => stopped_after(&entry.item, reason, started.elapsed()),
+                Some(started) => {
+                    let by_signal = self.worker.stopped.load(Ordering::Relaxed);
+                    stopped_after(&entry.item, reason, started.elapsed(), by_signal)
+                }
                 None => reason.error(&format!("`{name}`")),
             };
             return error.exited(self.status);
@@ -849,11 +884,13 @@ impl End<'_> {
     }
 }
 
-fn stopped_after(item: &Item, reason: Reason, took: Duration) -> Error {
-    reason.error(&format!(
-        "`{}`, which ran for {took:.1?},",
-        item.call.name()
-    ))
+fn stopped_after(item: &Item, reason: Reason, took: Duration, by_signal: bool) -> Error {
+    let place = match by_signal {
+        true => " in a worker process that a signal had stopped",
+        false => "",
+    };
+    let name = item.call.name();
+    reason.error(&format!("`{name}`, which ran for {took:.1?}{place},"))
 }
 
 /// Puts calls back at their place in the queue; gives those that were stopped meanwhile.

@@ -731,6 +731,16 @@ pub(crate) fn resident_bytes(process: u32) -> Option<u64> {
     Some(kibibytes << 10)
 }
 
+/// Whether a signal has stopped a process, as a terminal does it to one in the background that reads from
+/// it. Known on Linux.
+pub(crate) fn is_stopped(process: u32) -> bool {
+    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The state comes behind the name, which stands in parentheses and may be anything.
+    let stat = String::from_utf8_lossy(&stat);
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, fields)| fields.starts_with('T'))
+}
+
 /// A group of its own: Ctrl-C reaches the parent only, and what that does then decides.
 fn own_group(command: &mut Command) {
     #[cfg(unix)]

@@ -36,6 +36,8 @@ scenarios! {
     n37_sigstop_worker_others_progress;
     n37_sigstop_worker_gives_its_call_back;
     n37_sigstop_worker_while_it_takes_a_large_call;
+    n37_sigstop_while_running_is_told_by_the_deadline;
+    n37_sigstop_while_running_is_told_when_debugging in "export UNSYNC_DEBUG=1";
     n38_sigstop_then_cancel;
     n38_sigstop_then_cancel_with_grace;
     n38_sigstop_then_shutdown_bounded;
@@ -436,6 +438,41 @@ fn n37_sigstop_worker_gives_its_call_back() {
     let mut proofs = notes(&proof);
     proofs.sort();
     assert_eq!(proofs, [0, 1, 2, 3]);
+}
+
+/// As a terminal does it to a worker that reads from it.
+fn n37_sigstop_while_running_is_told_by_the_deadline() {
+    install(workers(1));
+    const STOPPED: &str = "in a worker process that a signal had stopped, took longer than";
+    for freezes in [true, false] {
+        let gate = Gate::new();
+        let call = cpu(stay, (gate.path(),)).run_timeout(Duration::from_secs(3));
+        let guest = gate.guest();
+        if freezes {
+            freeze(guest.process);
+        }
+        let error = assert_kind(call.result(), ErrorKind::TimedOut);
+        assert_eq!(error.to_string().contains(STOPPED), freezes, "{error}");
+    }
+}
+
+fn n37_sigstop_while_running_is_told_when_debugging() {
+    install(workers(2));
+    let (calls, guests) = occupy(2);
+    let [frozen, free] = [0, 1].map(|at: usize| guests[at].process);
+    freeze(frozen);
+    let said = || fs::read_to_string(file("output")).unwrap();
+    let of = |worker| format!("unsync: worker process {worker}, which runs `stay` (started at ");
+    until("the frozen one is named", || said().contains(&of(frozen)));
+    // It is looked at again, and not named again.
+    thread::sleep(Duration::from_millis(2500));
+    assert_eq!(said().matches(&of(frozen)).count(), 1, "{}", said());
+    assert!(!said().contains(&of(free)), "{}", said());
+    kill("CONT", &[frozen]);
+    guests.into_iter().for_each(Guest::leave);
+    for call in calls {
+        call.result().unwrap();
+    }
 }
 
 fn sigstop_then_cancel() -> Error {
