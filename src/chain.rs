@@ -30,6 +30,10 @@ use crate::unfuture::Unfuture;
 /// program, so that errors can quote a worker's last words; what a worker prints last is lost then if
 /// the program ends without [`shutdown`](crate::shutdown()).
 ///
+/// A worker cannot ask the user at the terminal: on Unix the system stops one that reads from `/dev/tty`, and
+/// the call never ends. So it is with programs that the function starts, such as `ssh`; see
+/// [`init`](crate::init).
+///
 /// A worker costs the program one thread and one descriptor; one more of each for a standard error that
 /// passes through, and one more descriptor where the link is TCP, as on Windows.
 ///

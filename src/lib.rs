@@ -63,10 +63,11 @@
 //! # Settings
 //!
 //! None are needed. [`Config`] has them; `UNSYNC_THREADS` and `UNSYNC_PROCESSES` set the two limits
-//! from outside, `UNSYNC_DEBUG=1` reports stalls and failures that nobody looked at on standard error,
-//! and `UNSYNC_LINK=tcp` makes workers connect over loopback TCP instead of a Unix socket. Values that
-//! make no sense are refused: thread jobs, pinned values and worker calls resolve as
-//! [`ErrorKind::NotInitialised`], which says what is wrong; async tasks run with the defaults.
+//! from outside, `UNSYNC_DEBUG=1` reports on standard error stalls, failures that nobody looked at and
+//! workers that a signal has stopped, and `UNSYNC_LINK=tcp` makes workers connect over loopback TCP
+//! instead of a Unix socket. Values that make no sense are refused: thread jobs, pinned values and worker
+//! calls resolve as [`ErrorKind::NotInitialised`], which says what is wrong; async tasks run with the
+//! defaults.
 //!
 //! # What it is made of
 //!

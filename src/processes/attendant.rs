@@ -473,8 +473,8 @@ fn report_stopped(worker: &Worker) -> bool {
     };
     drop(state);
     link::log(&format!(
-        "worker process {}, which runs `{}` (started at {}), was stopped by a signal; one that uses the \
-         terminal is stopped, since it is in the background there",
+        "worker process {}, which runs `{}` (started at {}), was stopped by a signal; the \
+         system does that to a worker that uses the terminal",
         worker.pid,
         call.name(),
         call.origin()

@@ -71,6 +71,14 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// A program that contains two versions of this library calls the `init` of both, one directly after the
 /// other. Each takes the workers of its own version.
 ///
+/// On Unix each worker has a process group of its own. Ctrl-C and Ctrl-Z at the terminal reach the program
+/// alone: its workers end with it, but they do not pause with it. Nor do they belong to the terminal's
+/// foreground. The system stops a worker that reads from `/dev/tty` or sets the terminal's modes, or that
+/// starts a program which does so, such as `ssh` when it asks for a password; after `stty tostop` also one
+/// that prints. Nothing wakes it: its call does not end, unless a deadline ends it. With the environment
+/// variable `UNSYNC_DEBUG` set to `1`, a worker that is stopped while it runs a call is reported on standard
+/// error, on Linux.
+///
 /// If memory runs out, Linux ends a worker before it ends the program: a worker sets its
 /// `oom_score_adj` to 500. A process that foreign code forks without `exec` has none of this library's
 /// threads, so work that it starts never ends.
