@@ -342,9 +342,6 @@ fn refused(
 /// What is most likely wrong with a process of which nothing of ours was heard, as the beginning of a
 /// sentence.
 fn hint(status: Option<ExitStatus>, words: &str) -> String {
-    /// What a shell ends with that cannot start a program.
-    const NOT_STARTED: [i32; 2] = [126, 127];
-    let code = status.and_then(|status| status.code());
     if let Some((executable, program)) = link::loader() {
         let (executable, program) = (executable.display(), program.display());
         return format!(
@@ -352,14 +349,17 @@ fn hint(status: Option<ExitStatus>, words: &str) -> String {
              cannot become a worker process: "
         );
     }
-    let question = match setup() {
-        _ if code.is_some_and(|code| NOT_STARTED.contains(&code)) => return String::new(),
-        Some(Setup::Test(_)) => "can this test binary run the test of `unsync::test_worker!()`? ",
-        // What the harness says of our argument.
-        _ if code == Some(101) && words.contains("Unrecognized option: 'unsync-worker") => {
+    let question = match (status.and_then(|status| status.code()), setup()) {
+        // So ends a shell that could not start the program.
+        (Some(126 | 127), _) => "",
+        (_, Some(Setup::Test(_))) => {
+            "can this test binary run the test of `unsync::test_worker!()`? "
+        }
+        // So ends a test harness that was given our argument.
+        (Some(101), _) if words.contains("Unrecognized option: 'unsync-worker") => {
             "is there a `unsync::test_worker!()` in this test binary? "
         }
-        Some(Setup::Main) | None => "does `main` call `unsync::init()` first? ",
+        _ => "does `main` call `unsync::init()` first? ",
     };
     question.into()
 }
