@@ -84,6 +84,21 @@ fn main() {
     assert_eq!(said, b"left for the other version\n");
     println!("`init` takes the workers of its own version ... ok");
 
+    let by_hand = in_time(unsync::thread(|| {
+        let mut program = Command::new(env::current_exe().unwrap());
+        let endless = std::fs::File::open("/dev/zero").map_or(Stdio::null(), Stdio::from);
+        program
+            .arg("--unsync-worker")
+            .stdin(endless)
+            .output()
+            .unwrap()
+    }));
+    let by_hand = by_hand.result().unwrap();
+    assert_eq!(by_hand.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&by_hand.stderr);
+    assert!(said.contains("nobody waits for it"), "{said}");
+    println!("a worker that was started by hand ends ... ok");
+
     let forgetful = in_time(unsync::thread(|| {
         let mut program = Command::new(env::current_exe().unwrap());
         program.env(FORGETFUL, "program").status().unwrap()

@@ -16,6 +16,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::env;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process;
@@ -98,7 +99,9 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 #[allow(clippy::needless_doctest_main)]
 pub fn init() {
     // Not only the first: `worker_command` may have put others before it.
-    if env::args_os().skip(1).any(|argument| argument == ARGUMENT) {
+    // Without a version it was started by hand, and says that no program waits for it.
+    let own = |argument: OsString| argument == ARGUMENT || argument == "--unsync-worker";
+    if env::args_os().skip(1).any(own) {
         serve();
     }
     MAIN_CALLS_INIT.get_or_init(|| ());
