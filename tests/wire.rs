@@ -20,6 +20,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use unsync::{Error, ErrorKind, Wire};
 
+mod support;
+use support::quick;
+
 fn encoded<T: Wire>(value: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     value.encode(&mut bytes);
@@ -394,6 +397,29 @@ fn elements_without_bytes_arrive() {
     round_trip(BTreeMap::from([((), ())]));
     round_trip(vec![vec![(); 3], vec![], vec![(); 1]]);
     round_trip((vec![PhantomData::<u8>; 5], 7_u8));
+}
+
+/// However many they are, they take no time: not when they are honest, and not when a length lies.
+#[test]
+fn countless_elements_without_bytes() {
+    quick(|| {
+        const COUNTLESS: usize = 1 << 40;
+        let units: Box<[()]> = Box::new([(); COUNTLESS]);
+        for too_many in [units.into_vec(), vec![(); 0]] {
+            // There is no memory for so many, and that is a panic and not the end of the process.
+            let is_fine = too_many.is_empty();
+            assert_eq!(catch_unwind(|| encoded(&too_many)).is_ok(), is_fine);
+        }
+        assert!(encoded(&[(); COUNTLESS]).is_empty());
+        assert!(encoded(&[[(); COUNTLESS]; 1000]).is_empty());
+        assert_eq!(encoded(&vec![[(); COUNTLESS]; 1000]).len(), 1008);
+        decoded::<[(); COUNTLESS]>(&[]);
+        decoded::<[PhantomData<u8>; COUNTLESS]>(&[]);
+        let arrays: Vec<[(); COUNTLESS]> = decoded(&encoded(&vec![[(); COUNTLESS]; 1000]));
+        assert_eq!(arrays.len(), 1000);
+        refusal::<Vec<[(); COUNTLESS]>>(&encoded(&COUNTLESS));
+        refusal::<Vec<Vec<[u8; 0]>>>(&encoded(&(1_u64, COUNTLESS)));
+    });
 }
 
 // ----------------------------------------------------------------------------------------- nesting

@@ -48,6 +48,7 @@ use crate::watch::{Stats, TaskInfo};
 
 use frame::Kind;
 use pool::{Item, POOL, Remote};
+use wire::encode_within;
 use worker::{Ending, PanicReport};
 
 pub(crate) use link::log;
@@ -146,11 +147,15 @@ where
     F: Entrypoint<A>,
     A: Wire,
 {
-    let (_, _, mut payload) = encode::<F, A>(&arguments)?;
+    let limit = settings()?.frame_bytes_max;
+    let (_, name, mut payload) = encode::<F, A>(&arguments)?;
     payload.drain(..frame::HEADER);
     Ok(Box::new(move || {
         let mut output = Vec::new();
-        worker::perform(payload, &mut output)?;
+        worker::perform(payload, limit, &mut output).map_err(|error| match error.kind() {
+            ErrorKind::TooLarge => error.about(&format!("the result of `{name}`")),
+            _ => error,
+        })?;
         F::Output::decode(&mut output.as_slice())
     }))
 }
@@ -189,30 +194,23 @@ where
     entrypoint.encode(&mut frame);
     let encoded = wall(|| {
         let before = frame.len();
-        arguments.encode(&mut frame);
+        let fits = encode_within(settings.frame_bytes_max, arguments, &mut frame);
         frame::assert_begun(&frame, before, Kind::Call, id);
+        fits
     });
-    if let Err(payload) = encoded {
-        return Err(Error::panicked(
-            &format!("encoding the arguments of `{}`", entry.name),
-            payload,
-        ));
-    }
+    let fits = encoded.map_err(|payload| {
+        let culprit = format!("encoding the arguments of `{}`", entry.name);
+        Error::panicked(&culprit, payload)
+    })?;
+    fits.map_err(|size| {
+        let text = format!("the arguments of `{}` are {size}", entry.name);
+        Error::new(ErrorKind::TooLarge, text)
+    })?;
     frame::end(&mut frame, start);
     if frame.len() <= spare::LARGE && frame.capacity() > spare::LARGE {
         let small = frame.clone();
         spare::give(&mut frame);
         frame = small;
-    }
-    let length = frame.len() - frame::HEADER - size_of_val(&entrypoint);
-    if length > settings.frame_bytes_max {
-        return Err(Error::new(
-            ErrorKind::TooLarge,
-            format!(
-                "the arguments of `{}` are {length} bytes, more than the {} of a frame",
-                entry.name, settings.frame_bytes_max
-            ),
-        ));
     }
     Ok((id, entry.name, frame))
 }

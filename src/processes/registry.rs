@@ -13,8 +13,8 @@ use std::marker::PhantomData;
 use std::sync::{Mutex, OnceLock};
 
 use super::spare;
-use super::wire::Wire;
-use crate::error::{Error, lock};
+use super::wire::{Wire, encode_within};
+use crate::error::{Error, ErrorKind, lock};
 
 /// A function that a worker process can run: a function item, or a closure that captures nothing.
 ///
@@ -106,21 +106,22 @@ pub trait Registered: Sync {
     /// See [`id_of`].
     fn id(&self) -> u64;
     /// Decodes the arguments, which stand behind the [`id`](Self::id), calls the function and appends
-    /// what it returns.
-    fn run(&self, payload: Vec<u8>, output: &mut Vec<u8>) -> Result<(), Error>;
+    /// what it returns, which may take `limit` bytes.
+    fn run(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>;
 }
 
 impl<F: Entrypoint<A>, A: Wire> Registered for Registration<F, A> {
     fn id(&self) -> u64 {
         id_of::<F>()
     }
-    fn run(&self, mut payload: Vec<u8>, output: &mut Vec<u8>) -> Result<(), Error> {
-        let arguments = A::decode(&mut &payload[size_of::<u64>()..])?;
+    fn run(&self, mut payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
+        // Whatever kind the program's own `decode` gives it.
+        let arguments = A::decode(&mut &payload[size_of::<u64>()..])
+            .map_err(|error| Error::new(ErrorKind::Codec, error.to_string()))?;
         spare::give(&mut payload);
         let value = self.function.call(arguments);
         spare::lend(output);
-        value.encode(output);
-        Ok(())
+        encode_within(limit, &value, output).map_err(|text| Error::new(ErrorKind::TooLarge, text))
     }
 }
 

@@ -18,6 +18,7 @@ use std::ops::{
     Bound, Range, RangeBounds, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive,
 };
 use std::path::PathBuf;
+use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -59,6 +60,11 @@ use crate::error::{Error, ErrorKind};
 /// honest values too, which `encode` refuses with a panic, the error of its call: send a long chain as
 /// a `Vec`, not as a list of boxes. An array lies on the
 /// stack while it is decoded, even if it is on its way into a box: a large one is better a `Vec`.
+///
+/// # Values that are too large
+///
+/// In a call, a collection that cannot fit into a frame is not written: the call fails as
+/// [`ErrorKind::TooLarge`] at once. Elsewhere `encode` panics if there is no memory for a collection.
 ///
 /// # Examples
 ///
@@ -107,6 +113,10 @@ pub trait Wire: Sized {
     /// [`ErrorKind::Codec`] if the bytes are too few or are no value of this type. How much of
     /// `input` is left then is not specified.
     fn decode(input: &mut &[u8]) -> Result<Self, Error>;
+
+    /// Bytes that every value of the type takes at least, as far as that is known.
+    #[doc(hidden)]
+    const BYTES_MIN: usize = 0;
 
     /// Encodes the items without their number. Numbers do it at the speed of memory.
     #[doc(hidden)]
@@ -182,6 +192,9 @@ fn groups<const SIZE: usize>(
 /// may those of all the collections around it: each reserves little.
 const RESERVE_BYTES_MAX: usize = 4096;
 
+/// Bytes of the length of a collection.
+const LENGTH: usize = size_of::<u64>();
+
 /// The length of a collection. Every element has a byte at least, so a length beyond the bytes that
 /// are there is a lie.
 fn decode_length(input: &mut &[u8]) -> Result<usize, Error> {
@@ -193,10 +206,21 @@ fn decode_length(input: &mut &[u8]) -> Result<usize, Error> {
 }
 
 /// A collection: its length, its elements, and zeros up to one byte for each element.
-fn encode_collection(length: usize, out: &mut Vec<u8>, elements: impl FnOnce(&mut Vec<u8>)) {
+fn encode_collection<T: Wire>(
+    length: usize,
+    out: &mut Vec<u8>,
+    elements: impl FnOnce(&mut Vec<u8>),
+) {
     let _level = Level::enter_or_panic();
     length.encode(out);
-    let end_min = out.len() + length;
+    let bytes_min = length.saturating_mul(T::BYTES_MIN.max(1));
+    let end_min = out.len().saturating_add(bytes_min);
+    if !Budget::allows(out, end_min) {
+        return;
+    }
+    // Elements without a size are more than memory has bytes: that must not abort the process.
+    let reserved = out.try_reserve(bytes_min);
+    assert!(reserved.is_ok(), "no memory for {length} encoded elements");
     elements(out);
     if out.len() < end_min {
         out.resize(end_min, 0);
@@ -214,7 +238,80 @@ fn decode_collection<T: Wire>(input: &mut &[u8]) -> Result<Vec<T>, Error> {
 }
 
 fn encode_slice<T: Wire>(items: &[T], out: &mut Vec<u8>) {
-    encode_collection(items.len(), out, |out| T::encode_all(items, out));
+    encode_collection::<T>(items.len(), out, |out| T::encode_all(items, out));
+}
+
+/// Appends a value that may take `limit` bytes.
+///
+/// # Errors
+///
+/// What it takes, in words, if that is more. A collection that cannot fit is not written, so what is in
+/// `out` then is not the whole value.
+pub(crate) fn encode_within<T: Wire>(
+    limit: usize,
+    value: &T,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    let start = out.len();
+    let budget = Budget {
+        buffer: ptr::from_ref(out).addr(),
+        end_max: start.saturating_add(limit),
+        end_min: 0,
+    };
+    let outer = Outer(BUDGET.replace(Some(budget)));
+    value.encode(out);
+    let end_min = BUDGET.get().map_or(0, |budget| budget.end_min);
+    drop(outer);
+    let (bytes, at_least) = match end_min {
+        0 => (out.len().saturating_sub(start), ""),
+        _ => (end_min - start, "at least "),
+    };
+    match bytes > limit {
+        true => Err(format!(
+            "{at_least}{bytes} bytes, more than the {limit} of a frame"
+        )),
+        false => Ok(()),
+    }
+}
+
+/// How long a buffer may become.
+#[derive(Clone, Copy)]
+struct Budget {
+    /// The address of the buffer. A value may encode a part of it into another, and compress that.
+    buffer: usize,
+    end_max: usize,
+    /// How long it would become at least; zero until that is too long.
+    end_min: usize,
+}
+
+thread_local! {
+    /// Set while this thread is in [`encode_within`].
+    static BUDGET: Cell<Option<Budget>> = const { Cell::new(None) };
+}
+
+impl Budget {
+    /// Whether a buffer may become so long. Once it may not, it need not become any longer.
+    fn allows(buffer: &Vec<u8>, end_min: usize) -> bool {
+        match BUDGET.get() {
+            Some(mut budget) if budget.buffer == ptr::from_ref(buffer).addr() => {
+                if budget.end_min == 0 && end_min > budget.end_max {
+                    budget.end_min = end_min;
+                    BUDGET.set(Some(budget));
+                }
+                budget.end_min == 0
+            }
+            _ => true,
+        }
+    }
+}
+
+/// The budget of whoever encodes around this, which gets it back even after a panic.
+struct Outer(Option<Budget>);
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        BUDGET.set(self.0);
+    }
 }
 
 /// How many pointers and collections inside each other are followed. A type contains itself
@@ -262,6 +359,8 @@ impl Drop for Level {
 
 /// Bytes are copied as they are: at the speed of memory in debug builds too.
 impl Wire for u8 {
+    const BYTES_MIN: usize = 1;
+
     #[inline]
     fn encode(&self, out: &mut Vec<u8>) {
         out.push(*self);
@@ -294,6 +393,8 @@ impl Wire for u8 {
 macro_rules! numbers {
     ($($number:ident)*) => {$(
         impl Wire for $number {
+            const BYTES_MIN: usize = size_of::<$number>();
+
             #[inline]
             fn encode(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.to_le_bytes());
@@ -335,6 +436,8 @@ numbers!(u16 u32 u64 u128 i8 i16 i32 i64 i128 f32 f64);
 macro_rules! travel {
     ($($type:ty as $other:ty: $value:pat => $to:expr, $arrived:pat => $back:expr;)*) => {$(
         impl Wire for $type {
+            const BYTES_MIN: usize = <$other>::BYTES_MIN;
+
             #[inline]
             fn encode(&self, out: &mut Vec<u8>) {
                 let $value = *self;
@@ -395,6 +498,8 @@ non_zero!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 macro_rules! texts {
     ($($text:ty)*) => {$(
         impl Wire for $text {
+            const BYTES_MIN: usize = LENGTH;
+
             fn encode(&self, out: &mut Vec<u8>) {
                 encode_slice(self.as_bytes(), out);
             }
@@ -466,6 +571,8 @@ pointers!(Box Rc Arc);
 macro_rules! slices {
     ($($slice:ty)*) => {$(
         impl<T: Wire> Wire for $slice {
+            const BYTES_MIN: usize = LENGTH;
+
             fn encode(&self, out: &mut Vec<u8>) {
                 encode_slice(self, out);
             }
@@ -494,8 +601,10 @@ macro_rules! collections {
     ($($collection:ty[$($bounds:tt)*]($($element:ident: $Element:ident),+);)*) => {$(
         #[allow(unused_parens)] // around a single element
         impl<$($bounds)*> Wire for $collection {
+            const BYTES_MIN: usize = LENGTH;
+
             fn encode(&self, out: &mut Vec<u8>) {
-                encode_collection(self.len(), out, |out| {
+                encode_collection::<($($Element),+)>(self.len(), out, |out| {
                     for ($($element),+) in self {
                         $($element.encode(out);)+
                     }
@@ -528,6 +637,12 @@ impl Wire for () {
     fn decode(_: &mut &[u8]) -> Result<(), Error> {
         Ok(())
     }
+
+    fn encode_all(_: &[()], _: &mut Vec<u8>) {}
+
+    fn decode_array<const N: usize>(_: &mut &[u8]) -> Result<[(); N], Error> {
+        Ok([(); N])
+    }
 }
 
 impl<T: ?Sized> Wire for PhantomData<T> {
@@ -536,9 +651,17 @@ impl<T: ?Sized> Wire for PhantomData<T> {
     fn decode(_: &mut &[u8]) -> Result<Self, Error> {
         Ok(PhantomData)
     }
+
+    fn encode_all(_: &[Self], _: &mut Vec<u8>) {}
+
+    fn decode_array<const N: usize>(_: &mut &[u8]) -> Result<[Self; N], Error> {
+        Ok([PhantomData; N])
+    }
 }
 
 impl<T: Wire, const N: usize> Wire for [T; N] {
+    const BYTES_MIN: usize = N.saturating_mul(T::BYTES_MIN);
+
     fn encode(&self, out: &mut Vec<u8>) {
         T::encode_all(self, out);
     }
@@ -548,7 +671,11 @@ impl<T: Wire, const N: usize> Wire for [T; N] {
     }
 
     fn encode_all(items: &[Self], out: &mut Vec<u8>) {
-        T::encode_all(items.as_flattened(), out);
+        match size_of::<T>() {
+            // Flattened they may be too many for a slice.
+            0 => items.iter().for_each(|array| array.encode(out)),
+            _ => T::encode_all(items.as_flattened(), out),
+        }
     }
 }
 
@@ -557,6 +684,8 @@ macro_rules! tuples {
     ($First:ident $($Rest:ident)*) => {
         #[allow(non_snake_case)]
         impl<$First: Wire, $($Rest: Wire),*> Wire for ($First, $($Rest,)*) {
+            const BYTES_MIN: usize = $First::BYTES_MIN $(.saturating_add($Rest::BYTES_MIN))*;
+
             fn encode(&self, out: &mut Vec<u8>) {
                 let ($First, $($Rest,)*) = self;
                 $First.encode(out);

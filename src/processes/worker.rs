@@ -29,7 +29,7 @@ use super::frame::{self, Frames, Kind};
 use super::link::{self, Reader, Stream, Terms};
 use super::registry;
 use super::spare;
-use super::wire::Wire;
+use super::wire::{Wire, encode_within};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
 use crate::role::{Role, set_role};
@@ -325,6 +325,10 @@ fn leave(why: Option<&str>) -> ! {
 }
 
 impl Worker {
+    fn frame_bytes_max(&self) -> usize {
+        usize::try_from(self.terms.frame_bytes_max).unwrap_or(usize::MAX)
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         lock(&self.queue)
     }
@@ -572,25 +576,21 @@ impl Worker {
         let value = outbox.len();
         RUNNING.set(Some(call));
         let outcome = wall(|| {
-            let performed = perform(payload, outbox);
+            let performed = perform(payload, self.frame_bytes_max(), outbox);
             frame::assert_begun(outbox, value, Kind::Done, call);
             performed
         });
         RUNNING.set(None);
-        let length = outbox.len().saturating_sub(value);
         let (ending, message) = match outcome {
-            Ok(Ok(())) if length as u64 > self.terms.frame_bytes_max => {
-                let limit = self.terms.frame_bytes_max;
-                (
-                    Ending::TooLarge,
-                    format!("{length} bytes, more than the {limit} of a frame"),
-                )
-            }
             Ok(Ok(())) => (Ending::Value, String::new()),
-            Ok(Err(error)) if error.kind() == ErrorKind::NotRegistered => {
-                (Ending::Unknown, error.to_string())
+            Ok(Err(error)) => {
+                let ending = match error.kind() {
+                    ErrorKind::NotRegistered => Ending::Unknown,
+                    ErrorKind::TooLarge => Ending::TooLarge,
+                    _ => Ending::Undecodable,
+                };
+                (ending, error.to_string())
             }
-            Ok(Err(error)) => (Ending::Undecodable, error.to_string()),
             Err(payload) => {
                 let message = panic_message(&payload).unwrap_or_default();
                 let message = clip(message, TEXT).to_owned();
@@ -669,9 +669,9 @@ pub fn progress(value: impl Wire) {
     let mut frame = Vec::new();
     let call = worker.running.load(Ordering::Relaxed);
     let start = frame::begin(&mut frame, Kind::Progress, call);
-    value.encode(&mut frame);
+    let encoded = encode_within(worker.frame_bytes_max(), &value, &mut frame);
     frame::end(&mut frame, start);
-    if (frame.len() - frame::HEADER) as u64 <= worker.terms.frame_bytes_max {
+    if encoded.is_ok() {
         worker.send(&frame, None);
     }
 }
@@ -686,8 +686,8 @@ pub(crate) enum Ending {
     TooLarge = 4,
 }
 
-/// Decodes a call, runs it, and appends what it returns.
-pub(crate) fn perform(payload: Vec<u8>, output: &mut Vec<u8>) -> Result<(), Error> {
+/// Decodes a call, runs it, and appends what it returns, which may take `limit` bytes.
+pub(crate) fn perform(payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
     let id = u64::decode(&mut payload.as_slice())?;
     let entry = registry::find(id).ok_or_else(|| {
         Error::new(
@@ -695,5 +695,5 @@ pub(crate) fn perform(payload: Vec<u8>, output: &mut Vec<u8>) -> Result<(), Erro
             "the worker process does not know this function",
         )
     })?;
-    entry.function.run(payload, output)
+    entry.function.run(payload, limit, output)
 }

@@ -1,11 +1,12 @@
 //! Many calls, large values, much to say: what the pool may hold, and whom it may keep waiting.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use unsync::{ErrorKind, cpu};
+use unsync::{ErrorKind, Wire, cpu};
 
 use crate::scenario::{
     Gate, SOON, children, file, is_gone, memory_of, resident, signal, until, wait_at,
@@ -22,6 +23,8 @@ scenarios! {
     n18_echo_of_64_mib_of_bytes;
     n18_echo_of_64_mib_of_floats;
     n19_too_large_fails_only_the_call;
+    n19_elements_without_bytes_are_too_large_at_once;
+    n19_limit_of_values_is_for_what_is_sent;
     n19_limit_of_values_is_none_of_panics;
     n19_limit_of_values_is_none_of_recalls;
     n19_limit_of_values_holds_for_progress;
@@ -230,6 +233,111 @@ fn n19_too_large_fails_only_the_call() {
         assert_eq!(call.result().unwrap() as usize, value);
     }
     assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+/// So many elements without a size take no memory, and more bytes than memory has.
+const COUNTLESS: usize = 1 << 40;
+
+#[derive(Clone, Copy, Debug)]
+struct Nothing;
+unsync::wire!(struct Nothing);
+
+fn countless() -> Vec<()> {
+    let units: Box<[()]> = Box::new([(); COUNTLESS]);
+    units.into_vec()
+}
+
+fn countless_of_ours() -> VecDeque<Nothing> {
+    let nothings: Box<[Nothing]> = Box::new([Nothing; COUNTLESS]);
+    VecDeque::from(nothings.into_vec())
+}
+
+fn countless_inside() -> (u8, Option<Vec<Vec<()>>>) {
+    (1, Some(vec![Vec::new(), countless(), countless()]))
+}
+
+fn count(units: Vec<()>) -> usize {
+    units.len()
+}
+
+fn count_ours(nothings: VecDeque<Nothing>) -> usize {
+    nothings.len()
+}
+
+fn count_inside((_, units): (u8, Option<Vec<Vec<()>>>)) -> usize {
+    units.iter().flatten().map(Vec::len).sum()
+}
+
+fn say_countless() -> u32 {
+    unsync::progress(countless());
+    unsync::progress(7u32);
+    7
+}
+
+fn nested_countless() -> String {
+    let argument = cpu(count, (countless(),)).result().unwrap_err();
+    let result = cpu(countless, ()).result().unwrap_err();
+    let kinds = (argument.kind(), result.kind());
+    assert_eq!(kinds, (ErrorKind::TooLarge, ErrorKind::TooLarge));
+    result.to_string()
+}
+
+fn n19_elements_without_bytes_are_too_large_at_once() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    let before = resident(process::id());
+    for argument in [
+        cpu(count, (countless(),)),
+        cpu(count_ours, (countless_of_ours(),)),
+        cpu(count_inside, (countless_inside(),)),
+    ] {
+        assert!(argument.is_done(), "it cannot be sent");
+        let error = assert_kind(argument.result(), ErrorKind::TooLarge);
+        assert_says(&error, &["the arguments of `count", "at least 1099511627"]);
+    }
+    for error in [
+        assert_kind(cpu(countless, ()).result(), ErrorKind::TooLarge),
+        assert_kind(cpu(countless_of_ours, ()).result(), ErrorKind::TooLarge),
+        assert_kind(cpu(countless_inside, ()).result(), ErrorKind::TooLarge),
+    ] {
+        assert_says(&error, &["the result of `countless", "at least 1099511627"]);
+        assert!(error.worker_exit().is_none());
+    }
+    let error = cpu(nested_countless, ()).result().unwrap();
+    assert!(error.contains("the result of `countless`"), "{error}");
+    let (listener, values) = ear::<u32>();
+    let call = cpu(say_countless, ()).on_progress(listener);
+    assert_eq!(call.result().unwrap(), 7);
+    assert_eq!(values.iter().collect::<Vec<_>>(), [7]);
+    assert_eq!(cpu(count, (vec![(); 1000],)).result().unwrap(), 1000);
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+    let grown = [process::id(), worker].map(|process| resident(process).saturating_sub(before));
+    assert!(grown.iter().all(|grown| *grown < 64 << 20), "{grown:?}");
+}
+
+/// Zeros, which travel as their number.
+struct Packed(Vec<u8>);
+
+impl Wire for Packed {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let mut plain = Vec::new();
+        self.0.encode(&mut plain);
+        plain.len().encode(out);
+    }
+    fn decode(input: &mut &[u8]) -> Result<Packed, unsync::Error> {
+        let plain = usize::decode(input)?;
+        Ok(Packed(vec![0; plain - 8]))
+    }
+}
+
+fn pass_packed(packed: Packed) -> Packed {
+    packed
+}
+
+fn n19_limit_of_values_is_for_what_is_sent() {
+    install(workers(1).frame_bytes_max(256));
+    let packed = cpu(pass_packed, (Packed(vec![0; 10_000]),));
+    assert_eq!(packed.result().unwrap().0.len(), 10_000);
 }
 
 fn panic_at_length(length: usize) {
@@ -586,6 +694,15 @@ unsync::register!(
     echo_bytes,
     echo_floats,
     make_bytes,
+    countless,
+    countless_of_ours,
+    countless_inside,
+    count,
+    count_ours,
+    count_inside,
+    say_countless,
+    nested_countless,
+    pass_packed,
     panic_at_length,
     say_bytes,
     pass,
