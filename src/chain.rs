@@ -9,10 +9,12 @@
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::panic::Location;
+use std::sync::Arc;
 
 use crate::ambient::spawn;
 use crate::error::{Error, ErrorKind, Origin};
 use crate::processes::{self, Entrypoint, Wire, is_worker};
+use crate::progress::Speaker;
 use crate::threads::thread_at;
 use crate::unfuture::Unfuture;
 
@@ -111,8 +113,9 @@ impl<T: Send + 'static> Unfuture<T> {
         F: FnOnce(T) -> U + Send + 'static,
     {
         let is_tied = self.is_tied();
+        let progress = self.progress();
         let mapped = spawn(async move { self.await.map(f) });
-        mapped.flatten().tied(is_tied)
+        mapped.flatten().hearing(progress).tied(is_tied)
     }
 
     /// Goes on with a future made from the value, on the ambient thread; an error passes through.
@@ -134,8 +137,9 @@ impl<T: Send + 'static> Unfuture<T> {
         U::Output: Send + 'static,
     {
         let is_tied = self.is_tied();
+        let progress = self.progress();
         let next = spawn(async move { Ok(f(self.await?).await) });
-        next.flatten().tied(is_tied)
+        next.flatten().hearing(progress).tied(is_tied)
     }
 
     /// Goes on with a future made from the finished `Unfuture`, on the ambient thread: it sees errors
@@ -156,11 +160,12 @@ impl<T: Send + 'static> Unfuture<T> {
         U::Output: Send + 'static,
     {
         let is_tied = self.is_tied();
+        let progress = self.progress();
         let next = spawn(async move {
             poll_fn(|cx| self.poll_done(cx)).await;
             f(self).await
         });
-        next.tied(is_tied)
+        next.hearing(progress).tied(is_tied)
     }
 
     /// Turns the value into another on a pool thread; an error passes through.
@@ -179,11 +184,12 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let origin = Location::caller();
         let is_tied = self.is_tied();
-        let next = spawn(async move {
+        let progress = self.progress();
+        let mapped = spawn(async move {
             let value = self.await?;
             thread_at(origin, move || f(value)).cancel_on_drop().await
         });
-        next.flatten().tied(is_tied)
+        mapped.flatten().hearing(progress).tied(is_tied)
     }
 
     /// Turns the value into another in a worker process; an error passes through.
@@ -215,11 +221,21 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let origin = Location::caller();
         let is_tied = self.is_tied();
-        let next = spawn(async move {
+        let speaker = Speaker::new();
+        let progress = Arc::clone(&speaker.0);
+        if let Some(source) = self.progress() {
+            source.join(&progress);
+        }
+        let mapped = spawn(async move {
             let value = self.await?;
-            cpu_at(origin, entrypoint, (value,)).cancel_on_drop().await
+            let call = cpu_at(origin, entrypoint, (value,)).cancel_on_drop();
+            if let Some(call) = call.progress() {
+                call.join(&speaker.0);
+            }
+            drop(speaker);
+            call.await
         });
-        next.flatten().tied(is_tied)
+        mapped.flatten().hearing(Some(progress)).tied(is_tied)
     }
 
     /// Calls `f` with the outcome on the ambient thread, whatever it is.

@@ -5,13 +5,13 @@
 
 use std::future::poll_fn;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::ambient::{sleep_until, spawn, spawn_at};
 use crate::error::{Error, Origin, discard, lock};
 use crate::processes::Wire;
+use crate::processes::registry::id_of;
 use crate::unfuture::{Promise, Reason, Stop, Stopping, Unfuture, unobserved_late};
 
 impl<T: Send + 'static> Unfuture<T> {
@@ -72,8 +72,17 @@ impl<T: Send + 'static> Unfuture<T> {
     /// Calls `f` on the ambient thread with what a call in a worker process says of its
     /// [`progress`](crate::progress()).
     ///
-    /// `f` gets the newest value whenever it is free, so values may be skipped, but not the last one.
-    /// A value that is not a `P` is ignored. After the end of the call `f` is dropped.
+    /// `f` gets the newest value of its type whenever it is free, so values may be skipped, but not the
+    /// last one. A value of another type is ignored, one that another type could be decoded from too.
+    /// After the end of the call `f` is dropped.
+    ///
+    /// It hears a call through every step that stands on it: [`map`](Unfuture::map) and the other
+    /// continuations, [`flatten`](Unfuture::flatten), [`timeout`](Unfuture::timeout), a
+    /// [`Limit`](crate::Limit). After [`map_cpu`](Unfuture::map_cpu) it hears both calls, one after the
+    /// other. It does not hear what other futures wait for, such as that of
+    /// [`and_then`](Unfuture::and_then), nor the parts of [`join_all`](crate::join_all) and its like, of
+    /// which nobody could tell them apart: listen to those calls themselves. Of other work it hears nothing,
+    /// and `f` is dropped at once.
     ///
     /// # Examples
     ///
@@ -96,20 +105,16 @@ impl<T: Send + 'static> Unfuture<T> {
     #[track_caller]
     pub fn on_progress<P>(self, mut f: impl FnMut(P) + Send + 'static) -> Unfuture<T>
     where
-        P: Wire,
+        P: Wire + 'static,
     {
-        if let Some(work) = self.stopper() {
-            let latest = Arc::new(Latest::default());
-            let sender = Sender(Arc::clone(&latest));
-            let before = work.when_progress(Box::new(move |bytes| sender.0.put(bytes)));
-            // Nobody has looked yet. What was said meanwhile is newer.
-            let mut place = latest.lock();
-            place.value = place.value.take().or(before);
-            drop(place);
+        if let Some(progress) = self.progress() {
+            let listener = progress.listen(id_of::<P>());
             let _detached = spawn(async move {
-                while let Some(bytes) = poll_fn(|cx| latest.poll(cx)).await {
-                    if let Ok(value) = P::decode(&mut bytes.as_slice()) {
-                        f(value);
+                while let Some(bytes) = poll_fn(|cx| progress.poll(listener, cx)).await {
+                    let mut rest = &bytes[..];
+                    match P::decode(&mut rest) {
+                        Ok(value) if rest.is_empty() => f(value),
+                        Ok(_) | Err(_) => {}
                     }
                 }
             });
@@ -210,64 +215,4 @@ fn close<T>(open: &Mutex<Option<Open<T>>>, outcome: Result<T, Error>) -> Option<
     promise.finish(outcome);
     take_back(timer);
     None
-}
-
-/// A place for the newest value: what comes too fast replaces what was not looked at.
-#[derive(Default)]
-struct Latest(Mutex<Place>);
-
-#[derive(Default)]
-struct Place {
-    value: Option<Vec<u8>>,
-    waker: Option<Waker>,
-    closed: bool,
-}
-
-/// The one end that puts. Dropping it closes the place.
-struct Sender(Arc<Latest>);
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        let mut place = self.0.lock();
-        place.closed = true;
-        let waker = place.waker.take();
-        drop(place);
-        wake(waker);
-    }
-}
-
-impl Latest {
-    fn lock(&self) -> MutexGuard<'_, Place> {
-        lock(&self.0)
-    }
-
-    fn put(&self, bytes: &[u8]) {
-        let mut place = self.lock();
-        place.value = Some(bytes.to_vec());
-        let waker = place.waker.take();
-        drop(place);
-        wake(waker);
-    }
-
-    /// The newest value; `None` at the end.
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Vec<u8>>> {
-        let waker = cx.waker().clone();
-        let mut place = self.lock();
-        match place.value.take() {
-            None if place.closed => Poll::Ready(None),
-            None => {
-                let replaced = place.waker.replace(waker);
-                drop(place);
-                drop(replaced);
-                Poll::Pending
-            }
-            value => Poll::Ready(value),
-        }
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
-    }
 }

@@ -78,6 +78,7 @@
 // platform differences stand in processes/link.rs and in `register!` only. How to write to standard error
 // without its lock is one of them: so `log` is called from below.
 mod error;
+mod progress;
 mod role;
 mod spin;
 

@@ -123,9 +123,10 @@ impl Limit {
             Ok(permit) => begin((permit, work, start)),
             Err(turn) => {
                 let known = work.stopper().as_ref().map(Arc::downgrade);
+                let progress = work.progress();
                 // Started after the task has ended, so that there is always one thing to stop.
                 let queued = spawn_at(origin, async move { (turn.await, work, start) });
-                queued.proceed(known, begin)
+                queued.proceed(known, progress, begin)
             }
         }
     }

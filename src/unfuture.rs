@@ -4,7 +4,7 @@
 //! wants the value holds an [`Unfuture`]. This file knows no engine: how work is stopped is the
 //! business of the [`Work`], and how a thread may wait is told by its role.
 //!
-//! Floor 1: imports the slot, the role and the error.
+//! Floor 1: imports the slot, the role, the progress and the error.
 
 use std::fmt;
 use std::future::Future;
@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
+use crate::progress::{Progress, Speaker};
 use crate::role::role;
 use crate::slot::{OnBegin, Slot, already_taken, nest, relay, would_block};
 
@@ -281,6 +282,7 @@ impl<T> Unfuture<T> {
         Unfuture::of(Arc::new(Promised {
             slot,
             upstream: Mutex::new(Upstream::Nobody),
+            progress: None,
         }))
     }
 }
@@ -415,7 +417,17 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// assert_eq!(outer.flatten().result().unwrap(), 1);
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
-        self.proceed(None, |inner| inner)
+        let speaker = Speaker::new();
+        let progress = Arc::clone(&speaker.0);
+        if let Some(outer) = self.progress() {
+            outer.join(&progress);
+        }
+        self.proceed(None, Some(progress), move |inner| {
+            if let Some(inner) = inner.progress() {
+                inner.join(&speaker.0);
+            }
+            inner
+        })
     }
 }
 
@@ -453,7 +465,7 @@ impl Stages {
 }
 
 impl Stop for Stages {
-    /// What is watched is the inner work, where that is known; what is stopped is what is under way.
+    /// What begins is the inner work, where that is known; what is stopped is what is under way.
     fn beneath(&self, reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
         let known = self.known.as_ref().filter(|_| reason.is_none());
         known.and_then(Weak::upgrade).or_else(|| {
@@ -661,9 +673,8 @@ pub(crate) trait Stop: Send + Sync {
         call();
     }
 
-    /// `when_progress` for the bottom. Most works say nothing.
-    fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) -> Option<Vec<u8>> {
-        drop(watcher);
+    /// What it says of its progress, or what the work says that it stands on. Most works say nothing.
+    fn progress(&self) -> Option<Arc<Progress>> {
         None
     }
 }
@@ -698,12 +709,6 @@ impl dyn Stop {
         self.bottom(None).when_begun_here(call);
     }
 
-    /// Calls with what the work says of its progress from now on, until it ends; gives what it has said
-    /// last.
-    pub(crate) fn when_progress(self: Arc<Self>, watcher: Box<OnProgress>) -> Option<Vec<u8>> {
-        self.bottom(None).when_progress_here(watcher)
-    }
-
     fn bottom(mut self: Arc<Self>, reason: Option<Reason>) -> Arc<dyn Stop> {
         while let Some(next) = self.beneath(reason) {
             self = next;
@@ -714,8 +719,6 @@ impl dyn Stop {
 
 /// A step of the crate's own for an engine with nothing to do: it says how many works it ever began.
 pub(crate) type OnQuiet = Box<dyn FnOnce(u64) + Send>;
-/// The same for the encoded values of a progress.
-pub(crate) type OnProgress = dyn Fn(&[u8]) + Send + Sync;
 
 /// Something that fills a slot: what an engine hands out behind an [`Unfuture`].
 pub(crate) trait Work<T>: Stop {
@@ -753,12 +756,40 @@ impl<T> Unfuture<T> {
         }
     }
 
+    pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
+        self.work.as_ref().and_then(|work| work.progress())
+    }
+
+    /// The same work. Who listens to its progress hears this one.
+    pub(crate) fn hearing(self, progress: Option<Arc<Progress>>) -> Unfuture<T>
+    where
+        T: Send + 'static,
+    {
+        if progress.is_none() {
+            return self;
+        }
+        let (promise, heard) = self.derive_hearing(self.stopper(), progress);
+        self.when_done(move |outcome| promise.finish(outcome));
+        heard
+    }
+
     /// An `Unfuture` that takes the place of this one: tied to its scope if this one is.
     pub(crate) fn derive<U>(&self, upstream: Option<Arc<dyn Stop>>) -> (Promise<U>, Unfuture<U>)
     where
         U: Send + 'static,
     {
-        let (promise, unfuture) = derived(self.origin(), upstream);
+        self.derive_hearing(upstream, self.progress())
+    }
+
+    fn derive_hearing<U>(
+        &self,
+        upstream: Option<Arc<dyn Stop>>,
+        progress: Option<Arc<Progress>>,
+    ) -> (Promise<U>, Unfuture<U>)
+    where
+        U: Send + 'static,
+    {
+        let (promise, unfuture) = derived_hearing(self.origin(), upstream, progress);
         (promise, unfuture.tied(self.is_tied()))
     }
 
@@ -777,9 +808,14 @@ impl<T> Unfuture<T> {
     }
 
     /// Goes on with the work that `start` starts from the value, as one piece of work. Where that
-    /// `inner` work is known before, it is the one to be watched: the outer does nothing but wait until
-    /// it may be started.
-    pub(crate) fn proceed<U, F>(self, inner: Option<Weak<dyn Stop>>, start: F) -> Unfuture<U>
+    /// `inner` work is known before, it is the one that begins: the outer does nothing but wait until it
+    /// may be started.
+    pub(crate) fn proceed<U, F>(
+        self,
+        inner: Option<Weak<dyn Stop>>,
+        progress: Option<Arc<Progress>>,
+        start: F,
+    ) -> Unfuture<U>
     where
         T: 'static,
         U: Send + 'static,
@@ -793,7 +829,7 @@ impl<T> Unfuture<T> {
             }),
             known: inner,
         });
-        let (promise, whole) = self.derive(Some(stages.clone()));
+        let (promise, whole) = self.derive_hearing(Some(stages.clone()), progress);
         self.when_done(move |outcome| match outcome {
             Ok(value) => {
                 let inner = start(value);
@@ -834,9 +870,18 @@ pub(crate) fn derived<T: Send + 'static>(
     origin: Origin,
     upstream: Option<Arc<dyn Stop>>,
 ) -> (Promise<T>, Unfuture<T>) {
+    derived_hearing(origin, upstream, None)
+}
+
+fn derived_hearing<T: Send + 'static>(
+    origin: Origin,
+    upstream: Option<Arc<dyn Stop>>,
+    progress: Option<Arc<Progress>>,
+) -> (Promise<T>, Unfuture<T>) {
     let work = Arc::new(Promised {
         slot: Slot::new(origin),
         upstream: Mutex::new(upstream.map_or(Upstream::Nobody, Upstream::Work)),
+        progress,
     });
     (
         Promise {
@@ -849,6 +894,7 @@ pub(crate) fn derived<T: Send + 'static>(
 struct Promised<T> {
     slot: Slot<T>,
     upstream: Mutex<Upstream>,
+    progress: Option<Arc<Progress>>,
 }
 
 enum Upstream {
@@ -907,6 +953,10 @@ impl<T: Send + 'static> Stop for Promised<T> {
             Upstream::Work(upstream) | Upstream::Same(upstream) => Some(Arc::clone(upstream)),
             Upstream::Nobody | Upstream::Kept => None,
         }
+    }
+
+    fn progress(&self) -> Option<Arc<Progress>> {
+        self.progress.clone()
     }
 
     fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {

@@ -13,9 +13,10 @@ unsync::test_worker!();
 use std::future::pending;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::time::Duration;
 
-use support::{Gate, HEAVY, fence, in_child, same};
+use support::{Gate, HEAVY, QUICK, fence, in_child, same};
 use unsync::{Error, ErrorKind, Limit, Unfuture};
 
 /// A limit that does not pass in the test.
@@ -33,7 +34,23 @@ fn obey(port: u16) -> u64 {
     }
 }
 
-unsync::register!(obey, same);
+/// Says things of several types, of which only the number matters, waits for leave, and goes one further.
+fn say(n: u64, port: u16) -> u64 {
+    unsync::progress(n);
+    unsync::progress((n + 100, n + 100));
+    unsync::progress(format!("{n} of many"));
+    unsync::progress(n as f64);
+    obey(port);
+    n + 1
+}
+
+fn say_more(n: u64) -> u64 {
+    unsync::progress(n as u32);
+    unsync::progress(n);
+    n
+}
+
+unsync::register!(obey, same, say, say_more);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
@@ -381,5 +398,113 @@ fn a_call_answers_the_same_before_and_after_its_end() {
             assert_eq!(call.result().err().map(|error| error.kind()), kind);
             assert!(!canceller.cancel());
         }
+    });
+}
+
+/// Steps that stand on one call, and the last number that is heard of it.
+const HEARD: [(&str, fn(Unfuture<u64>) -> Unfuture<u64>, u64); 13] = [
+    ("nothing", |work| work, 1),
+    ("map", |work| work.map(|n| n), 1),
+    ("and_then", |work| work.and_then(async |n| n), 1),
+    (
+        "then",
+        |work| work.then(async |ended| ended.result()).flatten(),
+        1,
+    ),
+    ("map_thread", |work| work.map_thread(|n| n), 1),
+    ("map_cpu", |work| work.map_cpu(same), 1),
+    ("a further call", |work| work.map_cpu(say_more), 2),
+    ("flatten", |work| unsync::spawn(async { work }).flatten(), 1),
+    (
+        "a call that starts another",
+        |work| work.map(|n| unsync::cpu(say_more, (n,))).flatten(),
+        2,
+    ),
+    ("timeout", |work| work.timeout(LONG), 1),
+    ("run_timeout", |work| work.run_timeout(LONG), 1),
+    ("cancel_on_drop", |work| work.cancel_on_drop(), 1),
+    (
+        "all of them",
+        |work| {
+            let work = work.map(|n| n).cancel_on_drop().timeout(LONG);
+            let work = unsync::spawn(async { work.map_thread(|n| n) }).flatten();
+            work.then(async |ended| ended.result()).flatten()
+        },
+        1,
+    ),
+];
+
+#[test]
+fn progress_is_heard_through_every_step() {
+    const NAME: &str = "progress_is_heard_through_every_step";
+    in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "1")], || {
+        let limit = Limit::new(1);
+        let ear = || {
+            let (sender, heard) = mpsc::channel();
+            let listen = move |n: u64| sender.send(n).unwrap();
+            (listen, heard)
+        };
+        for (name, step, last) in HEARD {
+            for limited in [false, true] {
+                for late in [false, true] {
+                    let what = &format!("{name}, limited: {limited}, late: {late}");
+                    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+                    let port = listener.local_addr().unwrap().port();
+                    // Under the limit it waits for its turn until it is listened to.
+                    let (held, holder) = unsync::promise::<()>();
+                    let holder = limit.spawn(async { drop(holder.await) });
+                    let work = match limited {
+                        true => limit.cpu(say, (1, port)),
+                        false => unsync::cpu(say, (1, port)),
+                    };
+                    let mut work = step(work);
+                    let (listen, heard) = ear();
+                    let mut listen = Some(listen);
+                    if !late {
+                        work = work.on_progress(listen.take().unwrap());
+                    }
+                    held.set(());
+                    holder.result().unwrap();
+                    let (mut socket, _) = listener.accept().unwrap();
+                    if !late {
+                        assert_eq!(heard.recv_timeout(QUICK), Ok(1), "{what}: while it runs");
+                    }
+                    socket.write_all(b"v").unwrap();
+                    work.wait();
+                    if let Some(listen) = listen {
+                        work = work.on_progress(listen);
+                    }
+                    assert_eq!(work.result().unwrap(), 2, "{what}");
+                    let heard: Vec<u64> = heard.iter().collect();
+                    let expected = if late || last > 1 { Some(&last) } else { None };
+                    assert_eq!(heard.last(), expected, "{what}: {heard:?}");
+                }
+            }
+        }
+    });
+}
+
+/// Each hears its own type, and two of one type both.
+#[test]
+fn progress_is_heard_by_all_who_listen() {
+    const NAME: &str = "progress_is_heard_by_all_who_listen";
+    in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "1")], || {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (sender, heard) = mpsc::channel();
+        let (numbers, texts, again, wrong) =
+            (sender.clone(), sender.clone(), sender.clone(), sender);
+        let work = unsync::cpu(say, (1, port))
+            .on_progress(move |n: u64| drop(numbers.send(format!("number {n}"))))
+            .on_progress(move |text: String| drop(texts.send(text)))
+            .map(|n| n)
+            .on_progress(move |n: u64| drop(again.send(format!("again {n}"))))
+            .on_progress(move |n: i64| drop(wrong.send(format!("wrong {n}"))));
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.write_all(b"v").unwrap();
+        assert_eq!(work.result().unwrap(), 2);
+        let mut heard: Vec<String> = heard.iter().collect();
+        heard.sort();
+        assert_eq!(heard, ["1 of many", "again 1", "number 1"]);
     });
 }

@@ -25,7 +25,7 @@ pub(crate) enum Kind {
     Cancel = 4,
     /// Worker: the call runs from now on. Empty.
     Start = 5,
-    /// Worker: how far the call is. A value of the function's choice.
+    /// Worker: how far the call is. The name of a type, and a value of it, of the function's choice.
     Progress = 6,
     /// Worker: the call panicked. A report; the end of the call follows, or that of the worker.
     Panic = 7,

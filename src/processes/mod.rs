@@ -34,15 +34,13 @@ pub(crate) mod wire;
 pub(crate) mod worker;
 
 use std::any::type_name;
-use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use crate::config::settings;
 use crate::error::{Error, ErrorKind, Origin, lock, wall};
+use crate::progress::{Progress, Speaker};
 use crate::slot::{OnBegin, Slot};
-use crate::unfuture::{
-    Fate, OnProgress, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled,
-};
+use crate::unfuture::{Fate, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 
 use crate::watch::{Stats, TaskInfo};
 
@@ -62,15 +60,9 @@ struct Call<T> {
     id: u64,
     name: &'static str,
     fate: Fate,
-    /// Who wants to know how far the call is, or what it said before anybody wanted to know.
-    progress: Mutex<Progress>,
-}
-
-enum Progress {
-    Unwatched(Option<Vec<u8>>),
-    Watched(Arc<OnProgress>),
-    /// The call is over. What it said last, if nobody has heard it yet.
-    Over(Option<Vec<u8>>),
+    progress: Arc<Progress>,
+    /// `None` once the call is over.
+    speaker: Mutex<Option<Speaker>>,
 }
 
 /// Queues a call to a worker process.
@@ -102,12 +94,14 @@ where
 {
     let encoded = encode::<F, A>(&arguments);
     let (id, name, frame) = encoded.map_err(|error| error.started_at(origin))?;
+    let speaker = Speaker::new();
     let call = Arc::new(Call {
         slot: Slot::new(origin),
         id,
         name,
         fate: Fate::default(),
-        progress: Mutex::new(Progress::Unwatched(None)),
+        progress: Arc::clone(&speaker.0),
+        speaker: Mutex::new(Some(speaker)),
     });
     let item = Item::new(id, call.clone(), frame);
     Ok((Unfuture::of(call), move || POOL.submit(item)))
@@ -228,13 +222,10 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
         self.slot.begin();
     }
 
-    fn progress(&self, payload: &[u8]) {
-        let watcher = match &mut *self.progress() {
-            Progress::Watched(watcher) => Arc::clone(watcher),
-            Progress::Unwatched(latest) => return *latest = Some(payload.to_vec()),
-            Progress::Over(_) => return,
-        };
-        watcher(payload);
+    fn progress(&self, mut payload: &[u8]) {
+        if let Ok(kind) = u64::decode(&mut payload) {
+            self.progress.say(kind, payload);
+        }
     }
 
     fn done(&self, mut payload: &[u8], panics: Vec<PanicReport>) {
@@ -259,20 +250,10 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
 }
 
 impl<T> Call<T> {
-    fn progress(&self) -> MutexGuard<'_, Progress> {
-        lock(&self.progress)
-    }
-
     fn settle(&self, outcome: Result<T, Error>) -> bool {
-        // The watcher goes first: it has seen the last of it.
-        let mut progress = self.progress();
-        let last = match &mut *progress {
-            Progress::Unwatched(last) | Progress::Over(last) => last.take(),
-            Progress::Watched(_) => None,
-        };
-        let watcher = mem::replace(&mut *progress, Progress::Over(last));
-        drop(progress);
-        drop(watcher);
+        // The listeners go first: they have heard the last of it.
+        let speaker = lock(&self.speaker).take();
+        drop(speaker);
         self.fate.end();
         let outcome = match self.fate.is_cancelled() {
             true => cancelled(outcome, &format!("`{}`", self.name)),
@@ -342,22 +323,8 @@ impl<T: Wire + Send + 'static> Stop for Call<T> {
         self.slot.when_begun(call);
     }
 
-    fn when_progress_here(self: Arc<Self>, watcher: Box<OnProgress>) -> Option<Vec<u8>> {
-        let watcher: Arc<OnProgress> = Arc::from(watcher);
-        let mut progress = self.progress();
-        let (before, over) = match &mut *progress {
-            Progress::Unwatched(latest) => (latest.take(), false),
-            Progress::Watched(_) => (None, false),
-            Progress::Over(last) => (last.take(), true),
-        };
-        let next = match over {
-            true => Progress::Over(None),
-            false => Progress::Watched(watcher),
-        };
-        let replaced = mem::replace(&mut *progress, next);
-        drop(progress);
-        drop(replaced);
-        before
+    fn progress(&self) -> Option<Arc<Progress>> {
+        Some(Arc::clone(&self.progress))
     }
 }
 

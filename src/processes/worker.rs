@@ -642,8 +642,9 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 /// [`on_progress`](crate::Unfuture::on_progress) gets the value.
 ///
 /// For the function of a [`cpu`](crate::cpu()) call, on the thread that runs it; elsewhere it does
-/// nothing, nor with a value above the limit of a frame. Costs one write of a small message. The program
-/// looks at the newest value only, so saying too much does no harm.
+/// nothing, also in a call that another call makes, and nor does it with a value above the limit of a
+/// frame. Costs one write of a small message. The program looks at the newest value of each type only, so
+/// saying too much does no harm. Who listens names the very type: a `u32` is not heard as a `u64`.
 ///
 /// # Examples
 ///
@@ -660,7 +661,7 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 /// # Ok(())
 /// # }
 /// ```
-pub fn progress(value: impl Wire) {
+pub fn progress<P: Wire + 'static>(value: P) {
     let Some(worker) = WORKER.get() else { return };
     // Other threads of the function have no call of their own, and a pinned value is another's.
     if !LANE.get() {
@@ -669,6 +670,7 @@ pub fn progress(value: impl Wire) {
     let mut frame = Vec::new();
     let call = worker.running.load(Ordering::Relaxed);
     let start = frame::begin(&mut frame, Kind::Progress, call);
+    registry::id_of::<P>().encode(&mut frame);
     let encoded = encode_within(worker.frame_bytes_max(), &value, &mut frame);
     frame::end(&mut frame, start);
     if encoded.is_ok() {
