@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::ambient::spawn;
 use crate::error::{Error, ErrorKind, Origin};
+use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::progress::Speaker;
 use crate::threads::thread_at;
@@ -74,8 +75,9 @@ pub fn cpu<F, A>(entrypoint: F, args: A) -> Unfuture<F::Output>
 where
     F: Entrypoint<A>,
     A: Wire,
-    F::Output: Send + 'static,
+    F::Output: Wire + Send + 'static,
 {
+    const { assert_captures_nothing::<F>() }
     cpu_at(Location::caller(), entrypoint, args)
 }
 
@@ -83,7 +85,7 @@ fn cpu_at<F, A>(origin: Origin, entrypoint: F, args: A) -> Unfuture<F::Output>
 where
     F: Entrypoint<A>,
     A: Wire,
-    F::Output: Send + 'static,
+    F::Output: Wire + Send + 'static,
 {
     if !is_worker() {
         return processes::call(origin, entrypoint, args);
@@ -217,8 +219,9 @@ impl<T: Send + 'static> Unfuture<T> {
     where
         T: Wire,
         F: Entrypoint<(T,)>,
-        F::Output: Send + 'static,
+        F::Output: Wire + Send + 'static,
     {
+        const { assert_captures_nothing::<F>() }
         let origin = Location::caller();
         let is_tied = self.is_tied();
         let speaker = Speaker::new();

@@ -127,8 +127,8 @@ macro_rules! unsync {
     };
 }
 
-/// Calls a function in a worker process and registers it where it stands: `cpu!(function, args…)`, or
-/// a closure with written types that captures nothing.
+/// Calls a function in a worker process and registers it where it stands: `cpu!(function, args…)` or
+/// `cpu!(function(args…))`, or a closure with written types that captures nothing.
 ///
 /// See [`cpu`](crate::cpu()) for what it returns.
 ///
@@ -142,6 +142,7 @@ macro_rules! unsync {
 /// # fn main() -> Result<(), unsync::Error> {
 /// unsync::init();
 /// assert_eq!(unsync::cpu!(add, 20, 22).result()?, 42);
+/// assert_eq!(unsync::cpu!(add(20, 22)).result()?, 42);
 /// assert_eq!(unsync::cpu!(|n: u64| -> u64 { n * 2 }, 21).result()?, 42);
 /// # Ok(())
 /// # }
@@ -163,10 +164,27 @@ macro_rules! cpu {
             "a closure for a worker process writes its types: `cpu!(|n: u64| -> u64 { n * 2 }, 21)`"
         )
     };
+    // It captures nothing, so there is nothing to move.
+    (move $($closure:tt)*) => {
+        $crate::cpu!($($closure)*)
+    };
+    (async $($rest:tt)*) => {
+        ::core::compile_error!("a worker process runs no futures: `unsync::spawn(async { … })` does, here")
+    };
+    // As a call is written. Before the next, which would take it for a type like `Fn(A)`.
+    ($($function:ident)::+ $(::<$($T:ty),* $(,)?>)? ($($value:expr),* $(,)?) $(,)?) => {
+        $crate::cpu!($($function)::+ $(::<$($T),*>)?, $($value),*)
+    };
     ($function:path $(, $value:expr)* $(,)?) => {{
         $crate::register!($function);
         $crate::cpu($function, ($($value,)*))
     }};
+    ($($rest:tt)*) => {
+        ::core::compile_error!(
+            "`cpu!` takes a function and its arguments, `cpu!(work, 21)`, or a closure that writes its \
+             types, `cpu!(|n: u64| -> u64 { n * 2 }, 21)`"
+        )
+    };
 }
 
 /// A closure of `cpu!` as the function that it is: only a function can be named twice, once to be

@@ -21,6 +21,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::ambient::{self, spawn_at};
 use crate::error::{Origin, discard, lock};
+use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::threads;
 use crate::unfuture::Unfuture;
@@ -94,8 +95,9 @@ impl Limit {
     where
         F: Entrypoint<A>,
         A: Wire,
-        F::Output: Send + 'static,
+        F::Output: Wire + Send + 'static,
     {
+        const { assert_captures_nothing::<F>() }
         let origin = Location::caller();
         let limited = match is_worker() {
             false => processes::prepare(origin, entrypoint, args)

@@ -222,6 +222,33 @@ fn times_and_addresses_arrive() {
 }
 
 #[test]
+fn errors_of_the_system_arrive() {
+    use std::io::{Error, ErrorKind};
+    let missing = std::fs::read("no/such/file").unwrap_err();
+    assert!(missing.raw_os_error().is_some());
+    let errors = [
+        missing,
+        Error::from_raw_os_error(i32::MAX),
+        Error::from(ErrorKind::WouldBlock),
+        Error::new(ErrorKind::InvalidData, "größer 🦀"),
+        Error::new(ErrorKind::Other, String::new()),
+        Error::other("no kind"),
+        Error::new(ErrorKind::ArgumentListTooLong, "in the middle of the list"),
+        Error::new(ErrorKind::OutOfMemory, "the last of the list"),
+    ];
+    for error in errors {
+        let arrived = decoded::<Error>(&encoded(&error));
+        assert_eq!(arrived.kind(), error.kind());
+        assert_eq!(arrived.raw_os_error(), error.raw_os_error());
+        assert_eq!(arrived.to_string(), error.to_string());
+    }
+    let arrived: Result<u8, Error> = decoded(&encoded(&Err::<u8, _>(Error::other("no"))));
+    assert_eq!(arrived.unwrap_err().to_string(), "no");
+    let unknown = encoded(&(None::<i32>, Some(1000_usize), String::new()));
+    assert!(refusal::<Error>(&unknown).contains("index 1000"));
+}
+
+#[test]
 fn ranges_arrive() {
     round_trip(3..9_u8);
     round_trip("a".to_string().."b".to_string());
@@ -346,6 +373,8 @@ fn every_truncation_is_refused() {
         Err::<(), String>("no".into()),
     ));
     check(grown(3));
+    check(std::io::Error::other("text"));
+    check(std::io::Error::from_raw_os_error(2));
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub(crate) fn call<F, A>(origin: Origin, entrypoint: F, arguments: A) -> Unfutur
 where
     F: Entrypoint<A>,
     A: Wire,
-    F::Output: Send + 'static,
+    F::Output: Wire + Send + 'static,
 {
     match prepare(origin, entrypoint, arguments) {
         Ok((call, submit)) => {
@@ -90,7 +90,7 @@ pub(crate) fn prepare<F, A>(
 where
     F: Entrypoint<A>,
     A: Wire,
-    F::Output: Send + 'static,
+    F::Output: Wire + Send + 'static,
 {
     let encoded = encode::<F, A>(&arguments);
     let (id, name, frame) = encoded.map_err(|error| error.started_at(origin))?;
@@ -138,7 +138,7 @@ pub(crate) fn close(call: OnQuiet) {
 /// A call in the very process, for one made in a worker: the work to be done on some thread.
 pub(crate) fn nested<F, A>(_: F, arguments: A) -> Result<Nested<F::Output>, Error>
 where
-    F: Entrypoint<A>,
+    F: Entrypoint<A, Output: Wire>,
     A: Wire,
 {
     let limit = settings()?.frame_bytes_max;
@@ -162,7 +162,6 @@ where
     F: Entrypoint<A>,
     A: Wire,
 {
-    const { registry::assert_captures_nothing::<F>() }
     let settings = settings()?;
     let path = type_name::<F>();
     if worker::setup().is_none() && !is_worker() {

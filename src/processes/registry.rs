@@ -9,7 +9,6 @@ use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::marker::PhantomData;
 use std::sync::{Mutex, OnceLock};
 
 use super::spare;
@@ -18,16 +17,17 @@ use crate::error::{Error, ErrorKind, lock};
 
 /// A function that a worker process can run: a function item, or a closure that captures nothing.
 ///
-/// `A` is the tuple of its arguments; they and the result are [`Wire`]. Implemented for every
-/// function of up to twelve arguments; nothing else implements it.
+/// `A` is the tuple of its arguments. Implemented for every function of up to twelve arguments; nothing
+/// else implements it. To be called in a worker process, arguments and result have to be [`Wire`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot run in a worker process",
+    label = "cannot run in a worker process",
     note = "it has to be a function of up to twelve arguments, or a closure that captures nothing",
-    note = "its arguments and its result have to be `unsync::Wire`, which `unsync::wire!` implements"
+    note = "the arguments stand beside it, as a tuple: `unsync::cpu(work, (n,))`"
 )]
 pub trait Entrypoint<A>: Copy + Send + Sync + 'static {
     /// What the function returns.
-    type Output: Wire;
+    type Output;
     /// Calls the function.
     #[doc(hidden)]
     fn call(&self, arguments: A) -> Self::Output;
@@ -38,12 +38,21 @@ macro_rules! entrypoints {
         impl<F, R, $($argument),*> Entrypoint<($($argument,)*)> for F
         where
             F: Fn($($argument),*) -> R + Copy + Send + Sync + 'static,
-            R: Wire,
         {
             type Output = R;
             #[allow(non_snake_case)]
             fn call(&self, ($($argument,)*): ($($argument,)*)) -> R {
                 self($($argument),*)
+            }
+        }
+
+        impl<F, R, $($argument: Wire),*> Serve<($($argument,)*)> for F
+        where
+            F: Fn($($argument),*) -> R + Copy + Send + Sync + 'static,
+            R: Wire,
+        {
+            fn serve(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
+                serve(self, payload, limit, output)
             }
         }
     };
@@ -74,28 +83,64 @@ pub(crate) fn id_of<F: 'static>() -> u64 {
 
 /// What makes an entrypoint one: there is nothing in it but its type, so its type is all that has to
 /// travel.
+///
+/// Stands in the public functions themselves: so the last note of the compiler shows the caller's line.
 pub(crate) const fn assert_captures_nothing<F>() {
     assert!(
         size_of::<F>() == 0,
-        "a function for a worker process is a function item or a closure that captures nothing"
+        "a closure for a worker process captures nothing, and no function pointer gets there: pass what it \
+         needs, as in `unsync::cpu!(|n: u64, factor: u64| -> u64 {{ n * factor }}, n, factor)`"
     );
 }
 
-/// An entrypoint with its types.
+/// An entrypoint whose arguments and result are [`Wire`]. Each argument has a bound of its own: so the
+/// compiler names the one that cannot cross, and where the function is registered.
 #[doc(hidden)]
-#[derive(Debug)]
-pub struct Registration<F, A> {
-    function: F,
-    arguments: PhantomData<fn(A)>,
+pub trait Serve<A>: Copy + Send + Sync + 'static {
+    /// Decodes the arguments, which stand behind the number of the function, calls it and appends what it
+    /// returns, which may take `limit` bytes.
+    fn serve(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>;
 }
 
-impl<F: Entrypoint<A>, A> Registration<F, A> {
+fn serve<F, A>(
+    function: &F,
+    mut payload: Vec<u8>,
+    limit: usize,
+    output: &mut Vec<u8>,
+) -> Result<(), Error>
+where
+    F: Entrypoint<A, Output: Wire>,
+    A: Wire,
+{
+    // Whatever kind the program's own `decode` gives it.
+    let arguments = A::decode(&mut &payload[size_of::<u64>()..])
+        .map_err(|error| Error::new(ErrorKind::Codec, error.to_string()))?;
+    spare::give(&mut payload);
+    let value = function.call(arguments);
+    spare::lend(output);
+    encode_within(limit, &value, output).map_err(|text| Error::new(ErrorKind::TooLarge, text))
+}
+
+type ServeFn<F> = fn(&F, Vec<u8>, usize, &mut Vec<u8>) -> Result<(), Error>;
+
+/// An entrypoint without the types of its arguments.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Registration<F> {
+    function: F,
+    serve: ServeFn<F>,
+}
+
+impl<F> Registration<F> {
     /// Takes the function itself, so that its type need not be written down.
-    pub const fn new(function: F) -> Self {
+    pub const fn new<A>(function: F) -> Self
+    where
+        F: Entrypoint<A> + Serve<A>,
+    {
         const { assert_captures_nothing::<F>() }
         Registration {
             function,
-            arguments: PhantomData,
+            serve: <F as Serve<A>>::serve,
         }
     }
 }
@@ -105,23 +150,16 @@ impl<F: Entrypoint<A>, A> Registration<F, A> {
 pub trait Registered: Sync {
     /// See [`id_of`].
     fn id(&self) -> u64;
-    /// Decodes the arguments, which stand behind the [`id`](Self::id), calls the function and appends
-    /// what it returns, which may take `limit` bytes.
+    /// See [`Serve::serve`].
     fn run(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>;
 }
 
-impl<F: Entrypoint<A>, A: Wire> Registered for Registration<F, A> {
+impl<F: Sync + 'static> Registered for Registration<F> {
     fn id(&self) -> u64 {
         id_of::<F>()
     }
-    fn run(&self, mut payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
-        // Whatever kind the program's own `decode` gives it.
-        let arguments = A::decode(&mut &payload[size_of::<u64>()..])
-            .map_err(|error| Error::new(ErrorKind::Codec, error.to_string()))?;
-        spare::give(&mut payload);
-        let value = self.function.call(arguments);
-        spare::lend(output);
-        encode_within(limit, &value, output).map_err(|text| Error::new(ErrorKind::TooLarge, text))
+    fn run(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
+        (self.serve)(&self.function, payload, limit, output)
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, LinkedL
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::hash::{BuildHasher, Hash};
+use std::io;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::num::{NonZero, Wrapping};
@@ -28,8 +29,9 @@ use crate::error::{Error, ErrorKind};
 
 /// A value that can cross to a worker process and back.
 ///
-/// The plain data of the standard library has it; [`wire!`](crate::wire) gives it to your own
-/// structs and enums.
+/// The plain data of the standard library has it, [`std::io::Error`] too; [`wire!`](crate::wire) gives it
+/// to your own structs and enums. References have it not, and nor has what belongs to one process, such as
+/// a file or a lock.
 ///
 /// # Format
 ///
@@ -48,7 +50,8 @@ use crate::error::{Error, ErrorKind};
 /// # What does not arrive
 ///
 /// Clones of an `Arc` or `Rc` arrive as values of their own, a map or set gets a new hasher, and
-/// spare capacity stays behind. A [`RangeInclusive`] that was iterated to its end is refused by
+/// spare capacity stays behind. An [`std::io::Error`] arrives with its code, or with its kind and its text.
+/// A [`RangeInclusive`] that was iterated to its end is refused by
 /// `decode`: the standard library offers no way to make one.
 ///
 /// # Foreign bytes
@@ -100,7 +103,12 @@ use crate::error::{Error, ErrorKind};
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot cross to a worker process",
-    note = "`unsync::wire!` implements `Wire` for your own structs and enums"
+    label = "cannot cross to a worker process",
+    note = "`unsync::wire!` implements `Wire` for your own structs and enums",
+    note = "a reference cannot cross: take a `String` for `&str`, a `Vec<T>` for `&[T]`",
+    note = "of errors `std::io::Error` can cross: send the text of another, or an enum of your own",
+    note = "nothing that belongs to one process can cross, such as a file, a socket, a lock or an `Instant`",
+    note = "what an `async fn` returns is a future, which runs here: `unsync::spawn(f(x))`"
 )]
 pub trait Wire: Sized {
     /// Appends this value's bytes to `out`, and leaves alone what is there.
@@ -682,6 +690,8 @@ impl<T: Wire, const N: usize> Wire for [T; N] {
 macro_rules! tuples {
     () => {};
     ($First:ident $($Rest:ident)*) => {
+        // Otherwise they are most of what the compiler lists as types that can cross.
+        #[diagnostic::do_not_recommend]
         #[allow(non_snake_case)]
         impl<$First: Wire, $($Rest: Wire),*> Wire for ($First, $($Rest,)*) {
             const BYTES_MIN: usize = $First::BYTES_MIN $(.saturating_add($Rest::BYTES_MIN))*;
@@ -728,6 +738,77 @@ impl<T: Wire> Wire for RangeInclusive<T> {
 }
 
 // ------------------------------------------------------------------------ one value out of several
+
+/// The code of the operating system, or else the kind and the text.
+impl Wire for io::Error {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let code = self.raw_os_error();
+        code.encode(out);
+        if code.is_none() {
+            let kind = IO_KINDS.iter().position(|kind| *kind == self.kind());
+            kind.encode(out);
+            self.to_string().encode(out);
+        }
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<io::Error, Error> {
+        if let Some(code) = Option::decode(input)? {
+            return Ok(io::Error::from_raw_os_error(code));
+        }
+        let (kind, text) = <(Option<usize>, String)>::decode(input)?;
+        let kind = match kind {
+            None => io::ErrorKind::Other,
+            Some(index) => *IO_KINDS
+                .get(index)
+                .ok_or_else(|| expected("a kind of `io::Error`", format_args!("index {index}")))?,
+        };
+        Ok(io::Error::new(kind, text))
+    }
+}
+
+/// Those that have a name. What has none arrives as [`io::ErrorKind::Other`].
+const IO_KINDS: [io::ErrorKind; 37] = {
+    use io::ErrorKind::*;
+    [
+        NotFound,
+        PermissionDenied,
+        ConnectionRefused,
+        ConnectionReset,
+        HostUnreachable,
+        NetworkUnreachable,
+        ConnectionAborted,
+        NotConnected,
+        AddrInUse,
+        AddrNotAvailable,
+        NetworkDown,
+        BrokenPipe,
+        AlreadyExists,
+        WouldBlock,
+        NotADirectory,
+        IsADirectory,
+        DirectoryNotEmpty,
+        ReadOnlyFilesystem,
+        StaleNetworkFileHandle,
+        InvalidInput,
+        InvalidData,
+        TimedOut,
+        WriteZero,
+        StorageFull,
+        NotSeekable,
+        QuotaExceeded,
+        FileTooLarge,
+        ResourceBusy,
+        ExecutableFileBusy,
+        Deadlock,
+        CrossesDevices,
+        TooManyLinks,
+        ArgumentListTooLong,
+        Interrupted,
+        Unsupported,
+        UnexpectedEof,
+        OutOfMemory,
+    ]
+};
 
 impl<T: Wire> Wire for Option<T> {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -856,5 +937,28 @@ macro_rules! wire {
                 }
             }
         };
+    };
+    ($(#[$($attribute:tt)*])* $visibility:vis struct $Name:ident $($rest:tt)*) => {
+        $crate::__not_wire! { struct $Name { first, second } }
+    };
+    ($(#[$($attribute:tt)*])* $visibility:vis enum $Name:ident $($rest:tt)*) => {
+        $crate::__not_wire! { enum $Name { Empty, Pair(first, second) } }
+    };
+    ($($rest:tt)*) => {
+        $crate::__not_wire! { struct Name { first, second } }
+    };
+}
+
+/// What `wire!` says of a form that it does not know.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __not_wire {
+    ($($form:tt)*) => {
+        ::core::compile_error!(::core::concat!(
+            "`wire!` describes a type that is defined beside it, by the names of its fields alone: \
+             no `pub`, no attributes, no types, no lifetimes or bounds, as in `unsync::wire!(",
+            ::core::stringify!($($form)*),
+            ");`"
+        ));
     };
 }

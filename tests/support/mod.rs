@@ -513,6 +513,15 @@ pub(crate) fn run(mut command: Command, limit: Duration) -> Ended {
 /// Compiles a program that uses this crate, and says whether it compiles and what the compiler says.
 /// `None` if there is no cargo to be run here.
 pub(crate) fn compile(name: &str, main: &str) -> Option<(bool, String)> {
+    cargo("check", name, main)
+}
+
+/// The same down to machine code: some errors are found only there.
+pub(crate) fn build(name: &str, main: &str) -> Option<(bool, String)> {
+    cargo("build", name, main)
+}
+
+fn cargo(subcommand: &str, name: &str, main: &str) -> Option<(bool, String)> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let root = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled");
@@ -527,7 +536,7 @@ pub(crate) fn compile(name: &str, main: &str) -> Option<(bool, String)> {
     std::fs::write(project.join("src/main.rs"), main).unwrap();
     let mut command = Command::new(env::var_os("CARGO").unwrap_or(env!("CARGO").into()));
     command
-        .args(["check", "--offline", "--quiet", "--color=never"])
+        .args([subcommand, "--offline", "--quiet", "--color=never"])
         .arg("--target-dir")
         .arg(root.join("target"))
         .current_dir(&project);
