@@ -3,7 +3,13 @@
 
 mod support;
 
+#[path = "messages/unregistered.rs"]
+mod unregistered;
+
+unsync::test_worker!();
+
 use support::{build, compile};
+use unsync::ErrorKind;
 
 /// The errors of the compiler, each with its notes.
 fn errors(said: &str) -> Vec<&str> {
@@ -37,6 +43,43 @@ fn error_at<'a>(said: &'a str, program: &str, what: &str) -> &'a str {
     let there: Vec<_> = errors.iter().filter(is_there).collect();
     assert_eq!(there.len(), 1, "errors at {what}, {place}{said}");
     there[0]
+}
+
+// ---------------------------------------------------------------------------------- not registered
+
+#[test]
+fn the_line_to_add_compiles_beside_the_function() {
+    let mut source = include_str!("messages/unregistered.rs").to_owned();
+    for (name, error) in unregistered::errors() {
+        assert_eq!(error.kind(), ErrorKind::NotRegistered, "{error}");
+        let text = error.to_string();
+        let line = text
+            .split_once(": add `")
+            .and_then(|(_, rest)| rest.split_once("` beside it"));
+        let (line, _) = line.unwrap_or_else(|| panic!("no line to add: {text}"));
+        let place = format!("// beside: {name}\n");
+        assert!(source.contains(&place), "no place for {name}");
+        source = source.replace(&place, &format!("{line}\n"));
+    }
+    assert!(!source.contains("// beside:"), "{source}");
+    let lines = source.lines().filter(|line| !line.starts_with("//!"));
+    let source = lines.collect::<Vec<_>>().join("\n");
+    let program =
+        format!("#![allow(dead_code)]\nmod unregistered {{\n{source}\n}}\nfn main() {{}}\n");
+    if let Some((compiles, said)) = compile("pasted", &program) {
+        assert!(compiles, "{said}\n{program}");
+    }
+}
+
+#[test]
+fn a_closure_is_sent_to_the_macro_that_calls_one() {
+    let error = unsync::cpu(|n: u64| -> u64 { n }, (1,))
+        .result()
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotRegistered);
+    let text = error.to_string();
+    assert!(text.contains("`unsync::cpu!(|n: u64| -> u64 {"), "{text}");
+    assert!(!text.contains("register!("), "{text}");
 }
 
 // ----------------------------------------------------------------------------- what cannot cross

@@ -25,6 +25,7 @@
 //! Floor 3: imports the future, the error, the settings and the spin, no other engine.
 
 mod attendant;
+mod beside;
 mod frame;
 mod link;
 mod pool;
@@ -44,6 +45,7 @@ use crate::unfuture::{Fate, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, can
 
 use crate::watch::{Stats, TaskInfo};
 
+use beside::beside;
 use frame::Kind;
 use pool::{Item, POOL, Remote};
 use wire::encode_within;
@@ -175,10 +177,16 @@ where
     }
     let entrypoint = registry::id_of::<F>();
     let Some(entry) = registry::find(entrypoint) else {
-        return Err(Error::new(
-            ErrorKind::NotRegistered,
-            format!("`{path}` is not registered: add `unsync::register!({path});` beside it"),
-        ));
+        let text = match beside(path) {
+            Some(name) => {
+                format!("`{path}` is not registered: add `unsync::register!({name});` beside it")
+            }
+            None => format!(
+                "the closure `{path}` is not registered: `unsync::cpu!(|n: u64| -> u64 {{ n * 2 }}, 21)` \
+                 does it where it calls one"
+            ),
+        };
+        return Err(Error::new(ErrorKind::NotRegistered, text));
     };
     let id = pool::next_id();
     let mut frame = Vec::with_capacity(64);
