@@ -139,7 +139,8 @@ fn beneath(kind: Kind, end: End, limit: Option<&Limit>) -> Beneath {
     (work, Box::new(cancel))
 }
 
-type Step = (&'static str, fn(Unfuture<u64>) -> Unfuture<u64>);
+type Pass = fn(Unfuture<u64>) -> Unfuture<u64>;
+type Step = (&'static str, Pass);
 
 /// Each passes the outcome of what is beneath it on.
 const STEPS: [Step; 15] = [
@@ -402,7 +403,7 @@ fn a_call_answers_the_same_before_and_after_its_end() {
 }
 
 /// Steps that stand on one call, and the last number that is heard of it.
-const HEARD: [(&str, fn(Unfuture<u64>) -> Unfuture<u64>, u64); 13] = [
+const HEARD: [(&str, Pass, u64); 13] = [
     ("nothing", |work| work, 1),
     ("map", |work| work.map(|n| n), 1),
     ("and_then", |work| work.and_then(async |n| n), 1),
@@ -414,7 +415,11 @@ const HEARD: [(&str, fn(Unfuture<u64>) -> Unfuture<u64>, u64); 13] = [
     ("map_thread", |work| work.map_thread(|n| n), 1),
     ("map_cpu", |work| work.map_cpu(same), 1),
     ("a further call", |work| work.map_cpu(say_more), 2),
-    ("flatten", |work| unsync::spawn(async { work }).flatten(), 1),
+    (
+        "flatten",
+        |work| unsync::spawn(std::future::ready(work)).flatten(),
+        1,
+    ),
     (
         "a call that starts another",
         |work| work.map(|n| unsync::cpu(say_more, (n,))).flatten(),
@@ -427,7 +432,7 @@ const HEARD: [(&str, fn(Unfuture<u64>) -> Unfuture<u64>, u64); 13] = [
         "all of them",
         |work| {
             let work = work.map(|n| n).cancel_on_drop().timeout(LONG);
-            let work = unsync::spawn(async { work.map_thread(|n| n) }).flatten();
+            let work = unsync::spawn(std::future::ready(work.map_thread(|n| n))).flatten();
             work.then(async |ended| ended.result()).flatten()
         },
         1,

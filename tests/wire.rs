@@ -231,7 +231,7 @@ fn errors_of_the_system_arrive() {
         Error::from_raw_os_error(i32::MAX),
         Error::from(ErrorKind::WouldBlock),
         Error::new(ErrorKind::InvalidData, "größer 🦀"),
-        Error::new(ErrorKind::Other, String::new()),
+        Error::other(String::new()),
         Error::other("no kind"),
         Error::new(ErrorKind::ArgumentListTooLong, "in the middle of the list"),
         Error::new(ErrorKind::OutOfMemory, "the last of the list"),
