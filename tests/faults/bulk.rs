@@ -236,7 +236,7 @@ fn n19_too_large_fails_only_the_call() {
 }
 
 /// So many elements without a size take no memory, and more bytes than memory has.
-const COUNTLESS: usize = 1 << 40;
+const COUNTLESS: usize = isize::MAX as usize;
 
 #[derive(Clone, Copy, Debug)]
 struct Nothing;
@@ -293,14 +293,20 @@ fn n19_elements_without_bytes_are_too_large_at_once() {
     ] {
         assert!(argument.is_done(), "it cannot be sent");
         let error = assert_kind(argument.result(), ErrorKind::TooLarge);
-        assert_says(&error, &["the arguments of `count", "at least 1099511627"]);
+        assert_says(
+            &error,
+            &["the arguments of `count", "at least ", "more than the"],
+        );
     }
     for error in [
         assert_kind(cpu(countless, ()).result(), ErrorKind::TooLarge),
         assert_kind(cpu(countless_of_ours, ()).result(), ErrorKind::TooLarge),
         assert_kind(cpu(countless_inside, ()).result(), ErrorKind::TooLarge),
     ] {
-        assert_says(&error, &["the result of `countless", "at least 1099511627"]);
+        assert_says(
+            &error,
+            &["the result of `countless", "at least ", "more than the"],
+        );
         assert!(error.worker_exit().is_none());
     }
     let error = cpu(nested_countless, ()).result().unwrap();
