@@ -72,17 +72,19 @@ impl<T: Send + 'static> Unfuture<T> {
     /// Calls `f` on the ambient thread with what a call in a worker process says of its
     /// [`progress`](crate::progress()).
     ///
-    /// `f` gets the newest value of its type whenever it is free, so values may be skipped, but not the
-    /// last one. A value of another type is ignored, one that another type could be decoded from too.
-    /// After the end of the call `f` is dropped.
+    /// `f` gets the newest value of type `P` whenever it is free, so values may be skipped, but not the
+    /// last one. Values of other types are ignored, even if their bytes would decode as a `P`. `f` is
+    /// dropped after the call has ended. There may be several listeners, also of one type.
     ///
-    /// It hears a call through every step that stands on it: [`map`](Unfuture::map) and the other
-    /// continuations, [`flatten`](Unfuture::flatten), [`timeout`](Unfuture::timeout), a
-    /// [`Limit`](crate::Limit). After [`map_cpu`](Unfuture::map_cpu) it hears both calls, one after the
-    /// other. It does not hear what other futures wait for, such as that of
-    /// [`and_then`](Unfuture::and_then), nor the parts of [`join_all`](crate::join_all) and its like, of
-    /// which nobody could tell them apart: listen to those calls themselves. Of other work it hears nothing,
-    /// and `f` is dropped at once.
+    /// The call is heard through every step made on it: [`map`](Unfuture::map) and the other
+    /// continuations, [`flatten`](Unfuture::flatten), [`timeout`](Unfuture::timeout),
+    /// [`Limit`](crate::Limit). After [`map_cpu`](Unfuture::map_cpu), `f` hears both calls.
+    ///
+    /// `f` does not hear calls that some other future awaits, such as the one that
+    /// [`and_then`](Unfuture::and_then) makes. Nor does it hear the parts of
+    /// [`join_all`](crate::join_all), [`settle_all`](crate::settle_all) and [`race`](crate::race), whose
+    /// values could not be told apart. Listen to those calls themselves. Work that involves no call reports
+    /// nothing, and `f` is dropped at once.
     ///
     /// # Examples
     ///

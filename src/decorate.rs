@@ -164,14 +164,14 @@ macro_rules! cpu {
             "a closure for a worker process writes its types: `cpu!(|n: u64| -> u64 { n * 2 }, 21)`"
         )
     };
-    // It captures nothing, so there is nothing to move.
+    // The closure captures nothing, so `move` changes nothing.
     (move $($closure:tt)*) => {
         $crate::cpu!($($closure)*)
     };
     (async $($rest:tt)*) => {
-        ::core::compile_error!("a worker process runs no futures: `unsync::spawn(async { … })` does, here")
+        ::core::compile_error!("a worker process does not run futures: use `unsync::spawn(async { … })`")
     };
-    // As a call is written. Before the next, which would take it for a type like `Fn(A)`.
+    // Written as a call. This arm is before the next because a `path` would match it as a type like `Fn(A)`.
     ($($function:ident)::+ $(::<$($T:ty),* $(,)?>)? ($($value:expr),* $(,)?) $(,)?) => {
         $crate::cpu!($($function)::+ $(::<$($T),*>)?, $($value),*)
     };

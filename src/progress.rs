@@ -1,11 +1,11 @@
-//! What work says of its progress, on its way to whoever listens.
+//! Progress: values that work reports while it runs, and who listens to them.
 //!
 //! ```text
-//!   call ──say──▶ Progress ──▶ listeners         shared by the call and the steps that stand on it
-//!                     └─join─▶ Progress of a whole whose part the work is: `flatten`, `map_cpu`
+//!   call ──say──▶ Progress ──▶ listeners         shared by the call and the steps made on it
+//!                     └─join─▶ Progress of the whole that the call is a part of: `flatten`, `map_cpu`
 //! ```
 //!
-//! Values travel encoded, each with the name of its type. Of each type only the newest is kept.
+//! Values are encoded, and each carries a hash of its type. Of each type only the newest is kept.
 //!
 //! Floor 0: imports the error.
 
@@ -16,23 +16,23 @@ use std::task::{Context, Poll, Waker};
 
 use crate::error::lock;
 
-/// What was said, and who listens.
+/// The values that were reported, and the listeners.
 pub(crate) struct Progress(Mutex<State>);
 
 struct State {
-    /// The newest value of each type that nobody has listened to: as many as the program has such types.
+    /// The newest value of each type that has no listener yet. At most one for each type of the program.
     unheard: Vec<Said>,
     listeners: Vec<Listener>,
-    /// Those who may say something. The listening ends with the last.
+    /// Count of [`Speaker`]s and of joined parts. Listeners end when it reaches zero.
     speakers: usize,
-    /// Hears everything too. One of its speakers is this.
+    /// Gets every value too, and counts this as one of its speakers.
     whole: Option<Arc<Progress>>,
 }
 
 #[derive(Clone)]
 struct Said {
     kind: u64,
-    /// The newer is the greater. Values may come to a whole on two ways.
+    /// Greater for a newer value. A value may be overtaken while its part joins a whole.
     order: u64,
     bytes: Arc<[u8]>,
 }
@@ -61,7 +61,7 @@ impl Progress {
         });
     }
 
-    /// A loop, because there may be more wholes, one in the other, than a stack is deep.
+    /// A loop and no recursion: wholes may be nested more deeply than the stack allows.
     fn spread(self: &Arc<Progress>, said: Said) {
         let mut next = Some(Arc::clone(self));
         while let Some(progress) = next {
@@ -73,7 +73,7 @@ impl Progress {
         }
     }
 
-    /// From now on `whole` hears everything, and has heard what nobody did so far.
+    /// From now on `whole` gets every value, beginning with those that had no listener so far.
     pub(crate) fn join(self: &Arc<Progress>, whole: &Arc<Progress>) {
         whole.lock().speakers += 1;
         let mut state = self.lock();
@@ -89,7 +89,7 @@ impl Progress {
         }
     }
 
-    /// Listens to values of one type; gives the number of the listener.
+    /// Adds a listener to values of one type; gives its index.
     pub(crate) fn listen(&self, kind: u64) -> usize {
         let mut state = self.lock();
         let before = state.unheard.iter().position(|said| said.kind == kind);
@@ -103,7 +103,7 @@ impl Progress {
         state.listeners.len() - 1
     }
 
-    /// The newest value that this listener has not heard; `None` at the end.
+    /// The newest value that this listener has not been given; `None` at the end.
     pub(crate) fn poll(&self, listener: usize, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
         let waker = cx.waker().clone();
         let mut state = self.lock();
@@ -121,7 +121,7 @@ impl Progress {
         }
     }
 
-    /// One speaker less, and with the last one less for the whole too.
+    /// Takes one speaker away. The last one also leaves the whole.
     fn leave(progress: Arc<Progress>) {
         let mut next = Some(progress);
         while let Some(progress) = next {
@@ -140,7 +140,7 @@ impl Progress {
 }
 
 impl State {
-    /// Gives those who are to be woken.
+    /// Stores a value; gives the wakers to be woken.
     fn put(&mut self, said: &Said) -> Vec<Waker> {
         let mut wakers = Vec::new();
         let mut heard = self.whole.is_some();
@@ -164,7 +164,7 @@ impl State {
     }
 }
 
-/// Work that may say something, or be followed by work that may.
+/// Keeps listeners waiting: held by work that may report values, or start other work that may.
 pub(crate) struct Speaker(pub(crate) Arc<Progress>);
 
 impl Speaker {

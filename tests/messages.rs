@@ -8,7 +8,7 @@ mod unregistered;
 
 unsync::test_worker!();
 
-use support::{build, compile};
+use support::{build, compile, quick};
 use unsync::ErrorKind;
 
 /// The errors of the compiler, each with its notes.
@@ -50,7 +50,7 @@ fn error_at<'a>(said: &'a str, program: &str, what: &str) -> &'a str {
 #[test]
 fn the_line_to_add_compiles_beside_the_function() {
     let mut source = include_str!("messages/unregistered.rs").to_owned();
-    for (name, error) in unregistered::errors() {
+    for (name, error) in quick(unregistered::errors) {
         assert_eq!(error.kind(), ErrorKind::NotRegistered, "{error}");
         let text = error.to_string();
         let line = text

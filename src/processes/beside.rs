@@ -1,20 +1,19 @@
-//! How a function is written in the place where it stands.
+//! The path of a function, as written in the module where the function is defined.
 //!
-//! `type_name` names it as seen from nowhere, in no syntax of its own: the crate stands first, modules of
-//! the standard library are private ones, generic arguments have no `::` before them.
+//! `type_name` gives no such path: it starts with the name of the crate, uses private modules of the
+//! standard library, and writes generic arguments without `::`.
 
-/// The expression that names a function beside it, made of its `type_name`. `None` for a closure, which
-/// has no name.
+/// Turns the `type_name` of a function into an expression that names it beside its definition. `None` for
+/// a closure, which has no name.
 ///
-/// Only by their case can modules be told from types, so a method of a type in lower case comes out
-/// without its type.
+/// Only their case tells types from modules, so a method of a type in lower case loses its type.
 pub(super) fn beside(type_name: &str) -> Option<String> {
     if type_name.ends_with("{{closure}}") {
         return None;
     }
     let own = crate_of(type_name);
     let (mut written, mut rest) = (String::new(), type_name);
-    // The part of `<Type as Trait>::method` that stands in brackets names the function too.
+    // In `<Type as Trait>::method` the part in brackets belongs to the name.
     let (mut depth, mut depth_of_name) = (0, usize::from(type_name.starts_with('<')));
     while let Some(next) = rest.chars().next() {
         let length = rest.find(|c| !is_in_path(c)).unwrap_or(rest.len());
@@ -64,8 +63,8 @@ fn crate_of(type_name: &str) -> &str {
         .unwrap_or_default()
 }
 
-/// The path of a type or function from where the function stands. It is named there by its last part;
-/// what is no part of its name need not be.
+/// Shortens the path of a type or function for use beside the function. What belongs to the function's name
+/// is in scope there by its last part; the types of its generic arguments may not be.
 fn shorten(path: &str, is_name: bool, own: &str) -> String {
     let mut parts: Vec<&str> = path.split("::").collect();
     let is_type = |part: &&str| part.starts_with(char::is_uppercase);

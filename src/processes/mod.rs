@@ -182,8 +182,8 @@ where
                 format!("`{path}` is not registered: add `unsync::register!({name});` beside it")
             }
             None => format!(
-                "the closure `{path}` is not registered: `unsync::cpu!(|n: u64| -> u64 {{ n * 2 }}, 21)` \
-                 does it where it calls one"
+                "the closure `{path}` is not registered: call it with \
+                 `unsync::cpu!(|n: u64| -> u64 {{ n * 2 }}, 21)`, which registers it"
             ),
         };
         return Err(Error::new(ErrorKind::NotRegistered, text));
@@ -258,7 +258,7 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
 
 impl<T> Call<T> {
     fn settle(&self, outcome: Result<T, Error>) -> bool {
-        // The listeners go first: they have heard the last of it.
+        // Listeners end before the call does: they have been given its last value.
         let speaker = lock(&self.speaker).take();
         drop(speaker);
         self.fate.end();

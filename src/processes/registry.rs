@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, lock};
     message = "`{Self}` cannot run in a worker process",
     label = "cannot run in a worker process",
     note = "it has to be a function of up to twelve arguments, or a closure that captures nothing",
-    note = "the arguments stand beside it, as a tuple: `unsync::cpu(work, (n,))`"
+    note = "pass the function itself, and its arguments as a tuple: `unsync::cpu(work, (n,))`"
 )]
 pub trait Entrypoint<A>: Copy + Send + Sync + 'static {
     /// What the function returns.
@@ -84,17 +84,17 @@ pub(crate) fn id_of<F: 'static>() -> u64 {
 /// What makes an entrypoint one: there is nothing in it but its type, so its type is all that has to
 /// travel.
 ///
-/// Stands in the public functions themselves: so the last note of the compiler shows the caller's line.
+/// The public functions call it themselves, so that the compiler's last note shows the caller's line.
 pub(crate) const fn assert_captures_nothing<F>() {
     assert!(
         size_of::<F>() == 0,
-        "a closure for a worker process captures nothing, and no function pointer gets there: pass what it \
-         needs, as in `unsync::cpu!(|n: u64, factor: u64| -> u64 {{ n * factor }}, n, factor)`"
+        "a worker process cannot receive captured values or function pointers: pass what the function \
+         needs as arguments, as in `unsync::cpu!(|n: u64, factor: u64| -> u64 {{ n * factor }}, n, factor)`"
     );
 }
 
-/// An entrypoint whose arguments and result are [`Wire`]. Each argument has a bound of its own: so the
-/// compiler names the one that cannot cross, and where the function is registered.
+/// An entrypoint whose arguments and result are [`Wire`]. Each argument has a bound of its own, so the
+/// compiler names the argument that cannot cross and not the tuple, at the function that is registered.
 #[doc(hidden)]
 pub trait Serve<A>: Copy + Send + Sync + 'static {
     /// Decodes the arguments, which stand behind the number of the function, calls it and appends what it
@@ -112,7 +112,7 @@ where
     F: Entrypoint<A, Output: Wire>,
     A: Wire,
 {
-    // Whatever kind the program's own `decode` gives it.
+    // The program's own `decode` may have given the error any kind.
     let arguments = A::decode(&mut &payload[size_of::<u64>()..])
         .map_err(|error| Error::new(ErrorKind::Codec, error.to_string()))?;
     spare::give(&mut payload);

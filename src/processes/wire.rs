@@ -30,8 +30,8 @@ use crate::error::{Error, ErrorKind};
 /// A value that can cross to a worker process and back.
 ///
 /// The plain data of the standard library has it, [`std::io::Error`] too; [`wire!`](crate::wire) gives it
-/// to your own structs and enums. References have it not, and nor has what belongs to one process, such as
-/// a file or a lock.
+/// to your own structs and enums. References do not implement it, nor do types that belong to one process,
+/// such as files and locks.
 ///
 /// # Format
 ///
@@ -106,9 +106,9 @@ use crate::error::{Error, ErrorKind};
     label = "cannot cross to a worker process",
     note = "`unsync::wire!` implements `Wire` for your own structs and enums",
     note = "a reference cannot cross: take a `String` for `&str`, a `Vec<T>` for `&[T]`",
-    note = "of errors `std::io::Error` can cross: send the text of another, or an enum of your own",
+    note = "of the error types `std::io::Error` can cross; for others, send the text or an enum of your own",
     note = "nothing that belongs to one process can cross, such as a file, a socket, a lock or an `Instant`",
-    note = "what an `async fn` returns is a future, which runs here: `unsync::spawn(f(x))`"
+    note = "an `async fn` returns a future, which cannot cross: run it with `unsync::spawn(f(x))`"
 )]
 pub trait Wire: Sized {
     /// Appends this value's bytes to `out`, and leaves alone what is there.
@@ -226,7 +226,7 @@ fn encode_collection<T: Wire>(
     if !Budget::allows(out, end_min) {
         return;
     }
-    // Elements without a size are more than memory has bytes: that must not abort the process.
+    // There may be more elements without a size than memory has bytes. That must not abort the process.
     let reserved = out.try_reserve(bytes_min);
     assert!(reserved.is_ok(), "no memory for {length} encoded elements");
     elements(out);
@@ -253,8 +253,8 @@ fn encode_slice<T: Wire>(items: &[T], out: &mut Vec<u8>) {
 ///
 /// # Errors
 ///
-/// What it takes, in words, if that is more. A collection that cannot fit is not written, so what is in
-/// `out` then is not the whole value.
+/// The size of the value, in words, if it is larger. A collection that cannot fit is not written, so `out`
+/// does not hold the whole value then.
 pub(crate) fn encode_within<T: Wire>(
     limit: usize,
     value: &T,
@@ -285,7 +285,7 @@ pub(crate) fn encode_within<T: Wire>(
 /// How long a buffer may become.
 #[derive(Clone, Copy)]
 struct Budget {
-    /// The address of the buffer. A value may encode a part of it into another, and compress that.
+    /// The address of the buffer. A value may encode a part of itself into another buffer and compress that.
     buffer: usize,
     end_max: usize,
     /// How long it would become at least; zero until that is too long.
@@ -680,7 +680,7 @@ impl<T: Wire, const N: usize> Wire for [T; N] {
 
     fn encode_all(items: &[Self], out: &mut Vec<u8>) {
         match size_of::<T>() {
-            // Flattened they may be too many for a slice.
+            // A flat slice of them could be longer than `usize::MAX`.
             0 => items.iter().for_each(|array| array.encode(out)),
             _ => T::encode_all(items.as_flattened(), out),
         }
@@ -690,7 +690,7 @@ impl<T: Wire, const N: usize> Wire for [T; N] {
 macro_rules! tuples {
     () => {};
     ($First:ident $($Rest:ident)*) => {
-        // Otherwise they are most of what the compiler lists as types that can cross.
+        // Without this, tuples fill the compiler's list of types that can cross.
         #[diagnostic::do_not_recommend]
         #[allow(non_snake_case)]
         impl<$First: Wire, $($Rest: Wire),*> Wire for ($First, $($Rest,)*) {

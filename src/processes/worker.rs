@@ -641,10 +641,12 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 /// Tells the program how far the running call is: its
 /// [`on_progress`](crate::Unfuture::on_progress) gets the value.
 ///
-/// For the function of a [`cpu`](crate::cpu()) call, on the thread that runs it; elsewhere it does
-/// nothing, also in a call that another call makes, and nor does it with a value above the limit of a
-/// frame. Costs one write of a small message. The program looks at the newest value of each type only, so
-/// saying too much does no harm. Who listens names the very type: a `u32` is not heard as a `u64`.
+/// For the function of a [`cpu`](crate::cpu()) call, on the thread that runs it. Elsewhere it does nothing:
+/// on other threads, outside a worker process, and in a call that a worker makes. A value above the limit
+/// of a frame is not sent.
+///
+/// Costs one write of a small message. The program looks at the newest value of each type only, so frequent
+/// reports do no harm. The listener has to name the same type: it does not get a `u32` as a `u64`.
 ///
 /// # Examples
 ///
