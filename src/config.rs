@@ -3,6 +3,7 @@
 //! Floor 2: imports only the error and the spin, and how to write a line to standard error.
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
@@ -17,8 +18,8 @@ use crate::spin;
 /// The library's settings, to be installed before its first use.
 ///
 /// Each has a default, so nobody needs a `Config`. What is set here goes before the environment
-/// variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those go before the defaults. Values that
-/// make no sense are refused by [`install`](Config::install).
+/// variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those go before the defaults. An empty variable
+/// counts as unset. Values that make no sense are refused by [`install`](Config::install).
 ///
 /// They are those of the program itself. Worker processes, which [`init`](crate::init) keeps from coming
 /// here, go by the environment variables and the defaults; only `frame_bytes_max`, `stack_size` and `spin`
@@ -439,22 +440,28 @@ fn refused(what: &str) -> Error {
     )
 }
 
-/// The value of a variable that has but a few; an empty one is none.
+/// A variable of the environment. An empty one is an unset one: that is what a compose file or a unit makes
+/// of a variable that was not set outside.
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// The value of a variable that has but a few.
 fn one_of<const N: usize>(
-    variable: &str,
+    name: &str,
     values: [&'static str; N],
 ) -> Result<Option<&'static str>, Error> {
-    let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) else {
+    let Some(value) = variable(name) else {
         return Ok(None);
     };
     let known = values.into_iter().find(|known| value == *known);
     known.map(Some).ok_or_else(|| {
         let choice = values.join(" or ");
-        refused(&format!("{variable} is {value:?}, not {choice}"))
+        refused(&format!("{name} is {value:?}, not {choice}"))
     })
 }
 
-fn chosen(name: &str, set: Option<usize>, variable: &str, default: usize) -> Result<usize, Error> {
+fn chosen(name: &str, set: Option<usize>, outside: &str, default: usize) -> Result<usize, Error> {
     match set {
         Some(number @ 1..=MOST) => return Ok(number),
         Some(number) => {
@@ -464,13 +471,13 @@ fn chosen(name: &str, set: Option<usize>, variable: &str, default: usize) -> Res
         }
         None => {}
     }
-    let Some(value) = env::var_os(variable) else {
+    let Some(value) = variable(outside) else {
         return Ok(default);
     };
     match value.to_str().and_then(|text| text.trim().parse().ok()) {
         Some(number @ 1..=MOST) => Ok(number),
         _ => Err(refused(&format!(
-            "{variable} is {value:?}, not a whole number from 1 to {MOST}"
+            "{outside} is {value:?}, not a whole number from 1 to {MOST}"
         ))),
     }
 }

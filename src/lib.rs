@@ -65,9 +65,9 @@
 //! None are needed. [`Config`] has them; `UNSYNC_THREADS` and `UNSYNC_PROCESSES` set the two limits
 //! from outside, `UNSYNC_DEBUG=1` reports on standard error stalls, failures that nobody looked at and
 //! workers that a signal has stopped, and `UNSYNC_LINK=tcp` makes workers connect over loopback TCP
-//! instead of a Unix socket. Values that make no sense are refused: thread jobs, pinned values and worker
-//! calls resolve as [`ErrorKind::NotInitialised`], which says what is wrong; async tasks run with the
-//! defaults.
+//! instead of a Unix socket. An empty variable counts as unset. Values that make no sense are refused:
+//! thread jobs, pinned values and worker calls resolve as [`ErrorKind::NotInitialised`], which says what is
+//! wrong; async tasks run with the defaults.
 //!
 //! # What it is made of
 //!

@@ -238,7 +238,7 @@ mod settings {
             ("UNSYNC_THREADS", "0"),
             ("UNSYNC_THREADS", "-1"),
             ("UNSYNC_THREADS", "many"),
-            ("UNSYNC_THREADS", ""),
+            ("UNSYNC_THREADS", " "),
             ("UNSYNC_THREADS", "99999999999999999999"),
             ("UNSYNC_PROCESSES", "0"),
             ("UNSYNC_PROCESSES", "1.5"),
@@ -253,6 +253,25 @@ mod settings {
                     assert_eq!(error.kind(), ErrorKind::NotInitialised, "{error}");
                     assert!(error.to_string().contains(variable), "{error}");
                 }
+            });
+        }
+    }
+
+    /// What a compose file or a unit makes of a variable that was not set outside.
+    #[test]
+    fn an_empty_variable_is_an_unset_one() {
+        const NAME: &str = "settings::an_empty_variable_is_an_unset_one";
+        for variable in [
+            "UNSYNC_THREADS",
+            "UNSYNC_PROCESSES",
+            "UNSYNC_DEBUG",
+            "UNSYNC_LINK",
+        ] {
+            in_child(NAME, HEAVY, &[(variable, "")], || {
+                assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
+                assert_eq!(unsync::cpu(double, (1,)).result().unwrap(), 2);
+                let late = Config::new().install().unwrap_err();
+                assert!(late.to_string().contains("in use already"), "{late}");
             });
         }
     }
