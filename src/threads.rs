@@ -319,19 +319,22 @@ impl State {
         self.queue.is_empty() && self.running.iter().all(Option::is_none)
     }
 
-    fn active(&self) -> usize {
+    /// Threads that run jobs. The foreman runs none.
+    fn workers(&self) -> usize {
         let foreman = usize::from(self.foreman != Foreman::Absent);
-        let looking = usize::from(self.looking);
-        self.threads
-            .saturating_sub(self.blocked + self.idle + looking + foreman)
+        self.threads.saturating_sub(foreman)
     }
 
-    /// How many more may work at once: idle threads, and new ones up to the limit. The foreman runs no
-    /// jobs, so it does not count against the limit.
+    fn active(&self) -> usize {
+        let looking = usize::from(self.looking);
+        self.workers()
+            .saturating_sub(self.blocked + self.idle + looking)
+    }
+
+    /// How many more may work at once: idle threads, and new ones up to the limit.
     fn room(&self) -> usize {
         let limit = settings().map_or(1, |settings| settings.threads);
-        let foreman = usize::from(self.foreman != Foreman::Absent);
-        self.idle + limit.saturating_sub(self.threads.saturating_sub(self.blocked + foreman))
+        self.idle + limit.saturating_sub(self.workers().saturating_sub(self.blocked))
     }
 
     /// Decides who takes care of the front of the queue, and books it.
@@ -709,7 +712,7 @@ pub(crate) fn count(stats: &mut Stats) {
     let state = POOL.lock();
     stats.jobs_queued = state.queue.len();
     stats.jobs_running = state.running.iter().flatten().count();
-    stats.threads = state.threads;
+    stats.threads = state.workers();
 }
 
 /// Calls once no job is queued or runs.

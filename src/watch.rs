@@ -61,7 +61,7 @@ pub struct Stats {
     pub jobs_queued: usize,
     /// Thread jobs that run.
     pub jobs_running: usize,
-    /// Threads of the pool.
+    /// Threads of the pool that run jobs, or wait for some.
     pub threads: usize,
     /// Calls that wait for a worker process.
     pub calls_queued: usize,

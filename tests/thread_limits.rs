@@ -200,7 +200,7 @@ fn five_hundred_and_twelve_jobs_run_at_once_by_default() {
     );
 }
 
-/// Threads of the pool now, its foreman among them.
+/// Threads of the pool now, the one that watches it among them.
 #[cfg(target_os = "linux")]
 fn pool_threads() -> usize {
     let names = support::thread_names();
@@ -242,6 +242,31 @@ fn idle_threads_retire() {
     });
 }
 
+/// The thread that watches the pool runs no jobs: the system sees one more than runs them.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_thread_that_watches_the_pool_is_not_counted() {
+    const NAME: &str = "the_thread_that_watches_the_pool_is_not_counted";
+    in_child(NAME, HEAVY, &[], || {
+        let jobs = std::thread::available_parallelism().unwrap().get() + 3;
+        unsync::Config::new().threads(jobs).install().unwrap();
+        let meeting = Arc::new(Barrier::new(jobs + 1));
+        let works = Vec::from_iter((0..jobs).map(|_| {
+            let meeting = Arc::clone(&meeting);
+            unsync::thread(move || {
+                meeting.wait();
+            })
+        }));
+        support::eventually(HEAVY, "all jobs run", || {
+            let stats = unsync::stats();
+            (stats.jobs_running == jobs, stats)
+        });
+        assert_eq!((unsync::stats().threads, pool_threads()), (jobs, jobs + 1));
+        meeting.wait();
+        unsync::join_all(works).result().unwrap();
+    });
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn trivial_jobs_do_not_grow_the_pool() {
@@ -262,7 +287,7 @@ fn trivial_jobs_do_not_grow_the_pool() {
 
 // ---------------------------------------------------------------------------------------- settings
 
-const NONSENSE: [&str; 7] = ["0", "-1", "abc", "", "4.5", "0x10", "99999999999999999999"];
+const NONSENSE: [&str; 7] = ["0", "-1", "abc", " ", "4.5", "0x10", "99999999999999999999"];
 
 #[test]
 fn a_number_of_threads_that_makes_no_sense_is_refused() {
