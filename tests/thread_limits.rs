@@ -473,11 +473,17 @@ fn work_that_no_thread_can_be_had_for_fails_and_later_work_runs() {
             }
             assert_eq!(drops.count(), 9, "what would have run is dropped");
             let napped = std::panic::catch_unwind(|| {
-                unsync::block_on(unsync::sleep(Duration::from_millis(1)));
+                unsync::block_on(unsync::sleep(Duration::from_secs(1)));
             });
+            let line = line!() - 2;
             let payload = napped.unwrap_err();
             let text = payload.downcast_ref::<String>().unwrap();
-            assert!(text.contains("ambient thread"), "{text}");
+            assert!(
+                text.starts_with("`sleep` without the ambient thread"),
+                "{text}"
+            );
+            let place = format!("(started at {}:{line}:", file!());
+            assert!(text.contains(&place) && !text.contains('{'), "{text}");
             refusal.lift();
             assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
             assert_eq!(unsync::spawn(async { 2 }).result().unwrap(), 2);

@@ -714,14 +714,67 @@ mod ends {
                 unsync::shutdown(QUICK).unwrap();
                 let payload = sleeper.join().unwrap_err();
                 let text = payload.downcast_ref::<String>().unwrap();
-                assert!(
-                    text.contains("no timer without the ambient thread"),
-                    "{text}"
-                );
+                assert!(text.contains("`sleep` after `unsync::shutdown`"), "{text}");
                 // One that need not wait is not concerned.
                 unsync::block_on(unsync::sleep(Duration::ZERO));
                 assert!(poll(&mut unsync::sleep(Duration::MAX), Waker::noop()).is_pending());
             },
         );
+    }
+
+    /// What a wait panics with that cannot be woken.
+    fn refusal<F: Future>(wait: F) -> String {
+        let waited = catch_unwind(AssertUnwindSafe(|| drop(unsync::block_on(wait))));
+        let text = waited.unwrap_err().downcast::<String>().unwrap();
+        *text
+    }
+
+    /// Whoever has to wait is told what it called, and where.
+    #[test]
+    fn a_wait_after_the_shutdown_names_its_line() {
+        const NAME: &str = "ends::a_wait_after_the_shutdown_names_its_line";
+        in_child(NAME, QUICK, &[], || {
+            unsync::shutdown(QUICK).unwrap();
+            let soon = Instant::now() + LONG;
+            let mut ticks = unsync::interval(LONG);
+            let line = line!() - 1;
+            unsync::block_on(ticks.tick()); // the first one need not wait
+            let first = line!() + 2;
+            let told = [
+                refusal(unsync::sleep(LONG)),
+                refusal(unsync::sleep_until(soon)),
+                refusal(unsync::timeout(LONG, pending::<()>())),
+                refusal(ticks.tick()),
+            ];
+            let lines = [first, first + 1, first + 2, line];
+            let names = ["sleep", "sleep_until", "timeout", "interval"];
+            for ((text, name), line) in told.iter().zip(names).zip(lines) {
+                let call = format!("`{name}` after `unsync::shutdown` (started at ");
+                let place = format!("{}:{line}:", file!());
+                assert!(text.starts_with(&call) && text.contains(&place), "{text}");
+            }
+            // As for all work, it is an error where there is one.
+            let local = unsync::spawn_local(|| unsync::sleep(LONG));
+            let (error, line) = (local.result().unwrap_err(), line!() - 1);
+            assert_eq!(error.kind(), ErrorKind::ShutDown);
+            let place = format!("(started at {}:{line}:", file!());
+            assert!(error.to_string().contains(&place), "{error}");
+        });
+    }
+
+    /// One that is moved is still of the place that made it.
+    #[test]
+    fn a_reset_after_the_shutdown_names_the_line_of_the_sleep() {
+        const NAME: &str = "ends::a_reset_after_the_shutdown_names_the_line_of_the_sleep";
+        in_child(NAME, QUICK, &[], || {
+            let mut sleep = unsync::sleep(Duration::MAX);
+            let place = format!("{}:{}:", file!(), line!() - 1);
+            unsync::shutdown(QUICK).unwrap();
+            assert!(poll(&mut sleep, Waker::noop()).is_pending());
+            let reset = catch_unwind(AssertUnwindSafe(|| sleep.reset(LONG)));
+            let text = reset.unwrap_err().downcast::<String>().unwrap();
+            assert!(text.contains("`sleep` after `unsync::shutdown`"), "{text}");
+            assert!(text.contains(&place), "{text}");
+        });
     }
 }

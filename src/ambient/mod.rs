@@ -72,7 +72,6 @@ enum Message {
 }
 
 /// Why the ambient thread takes no message.
-#[derive(Debug)]
 pub(crate) enum Refused {
     /// The operating system refused the thread.
     Os(io::Error),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::num::NonZeroU64;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{IS_AMBIENT, LOCAL, Message, inject};
+use super::{IS_AMBIENT, LOCAL, Message, Refused, inject};
 use crate::error::{Error, Origin, discard, lock, wall};
 use crate::unfuture::Reason;
 
@@ -107,6 +108,27 @@ impl Sleeper {
     }
 }
 
+/// What made a [`Sleep`].
+#[derive(Clone, Copy, Debug)]
+enum Maker {
+    Sleep,
+    SleepUntil,
+    Timeout,
+    Interval,
+}
+
+impl Maker {
+    /// Its name, as a user writes it.
+    fn name(self) -> &'static str {
+        match self {
+            Maker::Sleep => "sleep",
+            Maker::SleepUntil => "sleep_until",
+            Maker::Timeout => "timeout",
+            Maker::Interval => "interval",
+        }
+    }
+}
+
 /// Waits for a duration.
 ///
 /// Never ends early; `Duration::MAX` means never. Works on the ambient thread and on any other
@@ -118,8 +140,8 @@ impl Sleeper {
 ///
 /// Not this call, but the poll that has to wait when there is no ambient thread to be had: after a
 /// [`shutdown`](crate::shutdown), or if the operating system refuses the thread. So does a sleep that
-/// waits on another executor during the shutdown: it is woken, and polled again. What is over
-/// already, or never will be, does not panic.
+/// waits on another executor during the shutdown: it is woken, and polled again. The message names the
+/// line of this call. What is over already, or never will be, does not panic.
 ///
 /// # Examples
 ///
@@ -130,8 +152,9 @@ impl Sleeper {
 /// unsync::block_on(unsync::sleep(Duration::from_millis(10)));
 /// assert!(started.elapsed() >= Duration::from_millis(10));
 /// ```
+#[track_caller]
 pub fn sleep(duration: Duration) -> Sleep {
-    Sleep::new(Instant::now().checked_add(duration))
+    Sleep::new(Maker::Sleep, Instant::now().checked_add(duration))
 }
 
 /// Waits until a point in time. See [`sleep`].
@@ -149,8 +172,9 @@ pub fn sleep(duration: Duration) -> Sleep {
 /// unsync::block_on(unsync::sleep_until(soon));
 /// assert!(Instant::now() >= soon);
 /// ```
+#[track_caller]
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep::new(Some(deadline))
+    Sleep::new(Maker::SleepUntil, Some(deadline))
 }
 
 /// The future of [`sleep`] and [`sleep_until`]. Dropping it takes the timer back.
@@ -163,16 +187,21 @@ pub struct Sleep {
     deadline: Option<Instant>,
     /// `None` until it is polled.
     sleeper: Option<Arc<Sleeper>>,
-    /// The timer that was set for the sleeper.
-    armed: Option<TimerKey>,
+    /// The number of the timer that was set for the sleeper, at the deadline.
+    armed: Option<NonZeroU64>,
+    maker: Maker,
+    origin: Origin,
 }
 
 impl Sleep {
-    fn new(deadline: Option<Instant>) -> Sleep {
+    #[track_caller]
+    fn new(maker: Maker, deadline: Option<Instant>) -> Sleep {
         Sleep {
             deadline,
             sleeper: None,
             armed: None,
+            maker,
+            origin: Location::caller(),
         }
     }
 
@@ -229,13 +258,24 @@ impl Sleep {
 
     /// Sets a timer for the sleeper, if there is one and a time for it.
     fn arm(&mut self) {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let (Some(deadline), Some(sleeper)) = (self.deadline, &self.sleeper) else {
             return;
         };
-        let key = (deadline, NEXT.fetch_add(1, Ordering::Relaxed));
-        set_timer(key, Alarm(Arc::clone(sleeper)));
-        self.armed = Some(key);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        if let Err(refused) = set_timer((deadline, number), Alarm(Arc::clone(sleeper))) {
+            let (name, origin) = (self.maker.name(), self.origin);
+            match refused {
+                Refused::Closed => {
+                    panic!("`{name}` after `unsync::shutdown` (started at {origin})")
+                }
+                Refused::Os(error) => panic!(
+                    "`{name}` without the ambient thread, which could not be started: {error} \
+                     (started at {origin})"
+                ),
+            }
+        }
+        self.armed = NonZeroU64::new(number);
     }
 
     /// Takes the timer back. Gives who was to be woken.
@@ -244,9 +284,11 @@ impl Sleep {
         let waker = self.sleeper.take().and_then(|sleeper| sleeper.leave());
         // Without one there is no alarm any more: it takes the waker along when it goes, and nobody else
         // does. So a timer that fired costs the ambient thread no message.
-        let (Some(key), true) = (self.armed.take(), waker.is_some()) else {
+        let armed = self.deadline.zip(self.armed.take());
+        let (Some((deadline, number)), true) = (armed, waker.is_some()) else {
             return waker;
         };
+        let key = (deadline, number.get());
         let removed = match IS_AMBIENT.get() {
             true => LOCAL.with(|local| local.timers.borrow_mut().disarm(key)),
             false => None,
@@ -287,12 +329,12 @@ impl Drop for Sleep {
     }
 }
 
-fn set_timer(key: TimerKey, alarm: Alarm) {
+fn set_timer(key: TimerKey, alarm: Alarm) -> Result<(), Refused> {
     if IS_AMBIENT.get() {
         LOCAL.with(|local| local.timers.borrow_mut().arm(key, alarm));
-    } else if let Err((_, refused)) = inject(Message::Arm(key, alarm)) {
-        panic!("no timer without the ambient thread: {refused:?}");
+        return Ok(());
     }
+    inject(Message::Arm(key, alarm)).map_err(|(_, refused)| refused)
 }
 
 /// Sets a future a deadline, `limit` from now.
@@ -322,7 +364,7 @@ fn set_timer(key: TimerKey, alarm: Alarm) {
 pub fn timeout<F: Future>(limit: Duration, future: F) -> Timeout<F> {
     Timeout {
         future: Box::pin(future),
-        deadline: sleep(limit),
+        deadline: Sleep::new(Maker::Timeout, Instant::now().checked_add(limit)),
         limit,
         origin: Location::caller(),
     }
@@ -381,7 +423,7 @@ impl<F> fmt::Debug for Timeout<F> {
 pub fn interval(period: Duration) -> Interval {
     assert!(!period.is_zero(), "the period of an interval is zero");
     Interval {
-        next: sleep_until(Instant::now()),
+        next: Sleep::new(Maker::Interval, Some(Instant::now())),
         period,
         missed: MissedTicks::Burst,
     }
