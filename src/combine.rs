@@ -174,9 +174,10 @@ impl<T: Send + 'static> Stop for Settling<T> {
         let resolved = lock(&self.open).take();
         self.all.stop_each(reason);
         if let Some(Gathering { promise, parts, .. }) = resolved {
-            let stopped = |origin| Err(reason.error("one of many").started_at(origin));
-            let parts = parts.into_iter().zip(&self.origins);
-            let parts = parts.map(|(part, origin)| part.unwrap_or_else(|| stopped(*origin)));
+            let parts = parts.into_iter().zip(&self.all.0).zip(&self.origins);
+            let parts = parts.map(|((part, work), origin)| {
+                part.unwrap_or_else(|| Err(reason.error_of(work.clone(), "one of many", *origin)))
+            });
             promise.set(parts.collect());
         }
         // It gives the outcomes that are there.

@@ -19,7 +19,7 @@ impl<T: Send + 'static> Unfuture<T> {
     ///
     /// When the time is up the work is cancelled, as [`cancel`](Unfuture::cancel) does it: a call in a
     /// worker process is killed. A thread job that runs cannot be stopped; its `Unfuture` resolves all
-    /// the same.
+    /// the same, and the error names the job and says that it still runs.
     ///
     /// # Errors
     ///
@@ -180,9 +180,12 @@ impl<T: Send + 'static> Deadline<T> {
         let timer = spawn_at(origin, async move {
             sleep_until(end).await;
             let reason = Reason::TimedOut(limit);
-            if work.is_none_or(|work| work.stop(reason) == Stopping::No) {
+            if work
+                .clone()
+                .is_none_or(|work| work.stop(reason) == Stopping::No)
+            {
                 // It cannot be stopped, or it has ended just now.
-                let error = reason.error("work that goes on").started_at(origin);
+                let error = reason.error_of(work, "work", origin);
                 discard(close(&pending, Err(error)));
             }
         });

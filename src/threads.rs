@@ -209,6 +209,10 @@ where
         }
     }
 
+    fn running_here(&self) -> Option<(&'static str, Origin)> {
+        (!self.slot.is_done()).then_some((CULPRIT, self.slot.origin))
+    }
+
     fn when_begun_here(self: Arc<Self>, call: OnBegin) {
         self.slot.when_begun(call);
     }

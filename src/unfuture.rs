@@ -570,6 +570,23 @@ impl Reason {
         };
         Error::new(self.kind(), text)
     }
+
+    /// The error of `work` that was stopped for this reason, and may run on all the same.
+    pub(crate) fn error_of(
+        self,
+        work: Option<Arc<dyn Stop>>,
+        culprit: &str,
+        origin: Origin,
+    ) -> Error {
+        match (self, work.and_then(|work| work.running())) {
+            (Reason::TimedOut(limit), Some((culprit, origin))) => Error::new(
+                ErrorKind::TimedOut,
+                format!("{culprit} took longer than its limit of {limit:?} and still runs"),
+            )
+            .started_at(origin),
+            _ => self.error(culprit).started_at(origin),
+        }
+    }
 }
 
 /// The outcome of work that somebody was told ends as cancelled. Anything else that came of it is
@@ -667,6 +684,11 @@ pub(crate) trait Stop: Send + Sync {
         Stopping::No
     }
 
+    /// What this is and where it was started, if a stop has left it running.
+    fn running_here(&self) -> Option<(&'static str, Origin)> {
+        None
+    }
+
     /// `when_begun` for the bottom: at once for what stands in no queue, and for many, of which nobody can
     /// mean the last.
     fn when_begun_here(self: Arc<Self>, call: OnBegin) {
@@ -702,6 +724,20 @@ impl dyn Stop {
             answer = self.bottom(Some(reason)).stop_here(reason);
         }
         answer
+    }
+
+    /// What a stop has left running: the first of it.
+    fn running(self: Arc<Self>) -> Option<(&'static str, Origin)> {
+        let (mut next, mut rest) = (Some(self), Vec::new());
+        while let Some(work) = next.take().or_else(|| rest.pop()) {
+            let bottom = work.bottom(None);
+            rest.extend(bottom.parts().into_iter().rev());
+            let running = bottom.running_here();
+            if running.is_some() {
+                return running;
+            }
+        }
+        None
     }
 
     /// Calls once the work has begun to run: at once if it has.
@@ -964,12 +1000,13 @@ impl<T: Send + 'static> Stop for Promised<T> {
     }
 
     fn end_here(&self, reason: Reason) -> Stopping {
-        let culprit = match *self.upstream() {
-            Upstream::Nobody => "a promise",
-            Upstream::Work(_) | Upstream::Kept => "work",
+        let (work, culprit) = match &*self.upstream() {
+            Upstream::Nobody => (None, "a promise"),
+            Upstream::Work(work) => (Some(Arc::clone(work)), "work"),
+            Upstream::Kept => (None, "work"),
             Upstream::Same(_) => return Stopping::No,
         };
-        let error = reason.error(culprit).started_at(self.slot.origin);
+        let error = reason.error_of(work, culprit, self.slot.origin);
         let cancelled = || matches!(reason, Reason::Cancelled) && self.slot.is_cancelled();
         match self.slot.finish(Err(error)) || cancelled() {
             true => Stopping::Yes,

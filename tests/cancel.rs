@@ -1531,6 +1531,61 @@ mod deadlines {
         );
     }
 
+    /// Each is the same job that nothing can stop, behind something else.
+    #[test]
+    fn a_job_that_cannot_be_stopped_is_named() {
+        quick(|| {
+            let release = Gate::new();
+            let job = |begun: Gate| {
+                let release = release.clone();
+                move || {
+                    begun.open();
+                    release.wait();
+                }
+            };
+            let pinned = unsync::Pinned::new(|| ());
+            for (name, culprit) in [
+                ("bare", "thread job"),
+                ("run_timeout", "thread job"),
+                ("limited", "thread job"),
+                ("flat", "thread job"),
+                ("joined", "thread job"),
+                ("settled", "thread job"),
+                ("pinned", "call of a pinned value"),
+            ] {
+                let begun = Gate::new();
+                let job = job(begun.clone());
+                let (work, line) = match name {
+                    "limited" => (unsync::Limit::new(1).thread(job), line!()),
+                    "flat" => (unsync::thread(move || Ok(job())).flatten(), line!()),
+                    "pinned" => (pinned.call(move |()| job()), line!()),
+                    _ => (unsync::thread(job), line!()),
+                };
+                begun.wait();
+                let done = Unfuture::ready(());
+                let error = match name {
+                    "run_timeout" => work.run_timeout(SHORT).result().unwrap_err(),
+                    "joined" => {
+                        let joined = unsync::join_all([done, work]);
+                        joined.timeout(SHORT).result().unwrap_err()
+                    }
+                    "settled" => {
+                        let settled = unsync::settle_all([done, work]).timeout(SHORT);
+                        settled.result().unwrap().remove(1).unwrap_err()
+                    }
+                    _ => work.timeout(SHORT).result().unwrap_err(),
+                };
+                assert_kind(Err::<(), _>(error.clone()), ErrorKind::TimedOut, name);
+                let text = format!(
+                    "{culprit} took longer than its limit of 20ms and still runs (started at {}:{line}:",
+                    file!()
+                );
+                assert!(error.to_string().starts_with(&text), "{name}: {error}");
+            }
+            release.open();
+        });
+    }
+
     #[test]
     fn the_ends_of_time() {
         quick(|| {
