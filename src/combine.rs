@@ -11,6 +11,7 @@ use std::iter::FusedIterator;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
 use crate::role::role;
@@ -248,8 +249,8 @@ where
 
 /// Gives the outcomes as they come, each with its place in the input.
 ///
-/// In the sync world it is an [`Iterator`]; in the async one there is
-/// [`next_done`](AsCompleted::next_done), under any executor.
+/// In the sync world it is an [`Iterator`], and [`next_timeout`](AsCompleted::next_timeout) bounds the wait;
+/// in the async one there is [`next_done`](AsCompleted::next_done), under any executor.
 ///
 /// # Examples
 ///
@@ -285,8 +286,9 @@ where
 
 /// Outcomes as they come. Made by [`as_completed`].
 ///
-/// It keeps nothing that it has given away. Dropping it lets the works go on, but for those that are tied by
-/// [`cancel_on_drop`](Unfuture::cancel_on_drop); see [`cancel`](AsCompleted::cancel).
+/// It keeps nothing that it has given away; `len()` says how many outcomes are still to come. Dropping it
+/// lets the works go on, but for those that are tied by [`cancel_on_drop`](Unfuture::cancel_on_drop); see
+/// [`cancel`](AsCompleted::cancel).
 pub struct AsCompleted<T> {
     arrivals: Arc<Mutex<Arrivals<T>>>,
     /// Not given away yet.
@@ -361,6 +363,55 @@ impl<T> AsCompleted<T> {
         }
     }
 
+    /// Blocks until the next work has ended, for `limit` at most, and keeps the rest.
+    ///
+    /// `None` when none ended in time, and at once when all outcomes were given away. `len()` tells the two
+    /// apart: it counts the outcomes that are still to come.
+    ///
+    /// # Panics
+    ///
+    /// On the ambient thread if none has ended, whatever the limit, since that would stop every async task.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let slow = unsync::spawn(unsync::sleep(Duration::from_secs(60)));
+    /// let mut works = unsync::as_completed([slow, unsync::spawn(async {})]);
+    /// while let Some((index, _)) = works.next_timeout(Duration::from_millis(500)) {
+    ///     println!("{index} has ended");
+    /// }
+    /// println!("{} took too long", works.len());
+    /// # assert_eq!(works.len(), 1);
+    /// works.cancel();
+    /// ```
+    #[track_caller]
+    pub fn next_timeout(&mut self, limit: Duration) -> Option<(usize, Result<T, Error>)> {
+        // A deadline too far to be told is no deadline.
+        self.next_until(Instant::now().checked_add(limit))
+    }
+
+    #[track_caller]
+    fn next_until(&mut self, deadline: Option<Instant>) -> Option<Arrival<T>> {
+        loop {
+            match self.look() {
+                Ok(next) => return next,
+                Err(bell) => {
+                    assert!(
+                        !role().is_ambient(),
+                        "the next of as_completed would block the ambient thread; use \
+                         `next_done().await` there (started at {})",
+                        self.origin
+                    );
+                    if !bell.wait_until(deadline) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
     /// Cancels all works that have not ended. Their outcomes come as those of all others.
     pub fn cancel(&self) {
         self.all.stop_each(Reason::Cancelled);
@@ -399,20 +450,7 @@ impl<T> Iterator for AsCompleted<T> {
     /// On the ambient thread if none has, since that would stop every async task.
     #[track_caller]
     fn next(&mut self) -> Option<(usize, Result<T, Error>)> {
-        loop {
-            match self.look() {
-                Ok(next) => return next,
-                Err(bell) => {
-                    assert!(
-                        !role().is_ambient(),
-                        "the next of as_completed would block the ambient thread; use \
-                         `next_done().await` there (started at {})",
-                        self.origin
-                    );
-                    bell.wait();
-                }
-            }
-        }
+        self.next_until(None)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

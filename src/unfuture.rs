@@ -129,7 +129,7 @@ impl<T> Unfuture<T> {
     }
 
     #[track_caller]
-    fn wait_until(&self, deadline: Option<Instant>) -> bool {
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
         let Some(work) = &self.work else { return true };
         let slot = work.slot();
         if slot.is_done() {

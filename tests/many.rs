@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::{
     Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, boom, die,
@@ -695,6 +695,58 @@ mod as_completed {
                 assert!(text.contains(&format!("many.rs:{line}")), "{text}");
                 promise.set(2);
                 assert_eq!(completed.next().unwrap().1.unwrap(), 2, "nothing is lost");
+            });
+            task.result().unwrap();
+        });
+    }
+
+    /// What has come is given at once, what comes in time ends the wait, and the rest stays.
+    #[test]
+    fn next_timeout_keeps_the_rest() {
+        quick(|| {
+            let (mut set, works) = promises(3);
+            let mut completed = unsync::as_completed(works);
+            for limit in [Duration::ZERO, Duration::from_millis(20)] {
+                let started = Instant::now();
+                assert!(completed.next_timeout(limit).is_none());
+                assert!(started.elapsed() >= limit);
+                assert_eq!(completed.len(), 3, "they are not there yet");
+            }
+            set.remove(1).set(1);
+            let (index, outcome) = completed.next_timeout(Duration::ZERO).unwrap();
+            assert_eq!((index, outcome.unwrap(), completed.len()), (1, 1, 2));
+            let mut set = set.into_iter();
+            let first = set.next().unwrap();
+            let setter = thread::spawn(move || {
+                // Nobody can tell whether the other thread waits already; it gives the same either way.
+                thread::yield_now();
+                first.set(0);
+            });
+            let (index, outcome) = completed.next_timeout(Duration::MAX).unwrap();
+            assert_eq!((index, outcome.unwrap(), completed.len()), (0, 0, 1));
+            setter.join().unwrap();
+            assert!(completed.next_timeout(Duration::ZERO).is_none());
+            drop(set);
+            let (index, outcome) = completed.next().unwrap();
+            assert_eq!((index, kinds(outcome)), (2, Err(ErrorKind::Abandoned)));
+            assert_eq!(completed.len(), 0);
+            assert!(completed.next_timeout(Duration::MAX).is_none(), "no wait");
+        });
+    }
+
+    #[test]
+    fn on_the_ambient_thread_next_timeout_gives_what_is_there_and_does_not_block() {
+        quick(|| {
+            let task = unsync::spawn(async {
+                let (promise, pending) = unsync::promise();
+                let mut completed = unsync::as_completed([pending, Unfuture::ready(1)]);
+                let mut next = || completed.next_timeout(Duration::from_secs(3600));
+                assert_eq!(next().unwrap().1.unwrap(), 1);
+                let text = panic_text(&mut next);
+                assert!(text.contains("next_done().await"), "{text}");
+                promise.set(2);
+                assert_eq!(next().unwrap().1.unwrap(), 2, "nothing is lost");
+                assert!(next().is_none(), "nothing is left");
             });
             task.result().unwrap();
         });
