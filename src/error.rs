@@ -22,6 +22,8 @@ pub(crate) type Origin = &'static Location<'static>;
 /// The error is opaque: [`kind`](Error::kind) tells what happened, `Display` tells it to a person, with the culprit and the line
 /// that started the work. It is cheap to clone; all clones are the same error.
 ///
+/// `?` turns it into an [`io::Error`], and an `io::Error` into it.
+///
 /// # Examples
 ///
 /// ```
@@ -31,6 +33,70 @@ pub(crate) type Origin = &'static Location<'static>;
 /// assert_eq!(error.kind(), ErrorKind::Panicked);
 /// assert!(error.to_string().contains("out of cheese"));
 /// ```
+///
+/// A library with an error type of its own gives it a variant for work that was not done. What its functions
+/// return inside the work is the same type, so one `?` is for the work and one for the function.
+///
+/// ```
+/// use std::fmt;
+///
+/// #[derive(Debug)]
+/// pub enum ConfigError {
+///     /// The file has no such line.
+///     Missing(&'static str),
+///     Io(std::io::Error),
+///     /// It was not read at all: the work panicked, was cancelled, took too long.
+///     Work(unsync::Error),
+/// }
+///
+/// impl fmt::Display for ConfigError {
+///     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+///         match self {
+///             ConfigError::Missing(name) => write!(f, "no line for {name}"),
+///             ConfigError::Io(error) => error.fmt(f),
+///             ConfigError::Work(error) => error.fmt(f),
+///         }
+///     }
+/// }
+///
+/// impl std::error::Error for ConfigError {
+///     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+///         match self {
+///             ConfigError::Missing(_) => None,
+///             ConfigError::Io(error) => error.source(),
+///             ConfigError::Work(error) => error.source(),
+///         }
+///     }
+/// }
+///
+/// impl From<std::io::Error> for ConfigError {
+///     fn from(error: std::io::Error) -> ConfigError {
+///         ConfigError::Io(error)
+///     }
+/// }
+///
+/// impl From<unsync::Error> for ConfigError {
+///     fn from(error: unsync::Error) -> ConfigError {
+///         ConfigError::Work(error)
+///     }
+/// }
+///
+/// fn package_name(path: &str) -> Result<String, ConfigError> {
+///     let text = std::fs::read_to_string(path)?;
+///     let name = text.lines().find_map(|line| line.strip_prefix("name = "));
+///     name.map(str::to_owned).ok_or(ConfigError::Missing("name"))
+/// }
+///
+/// /// The longer of the names in two files, which are read at the same time.
+/// pub fn longer_name(paths: [&'static str; 2]) -> Result<String, ConfigError> {
+///     let [first, second] = paths.map(|path| unsync::thread(move || package_name(path)));
+///     let (first, second) = (first.result()??, second.result()??);
+///     Ok(if first.len() < second.len() { second } else { first })
+/// }
+/// # assert_eq!(longer_name(["Cargo.toml"; 2]).unwrap(), "\"unsync\"");
+/// # assert!(matches!(longer_name(["Cargo.toml", "LICENSE"]), Err(ConfigError::Missing(_))));
+/// # assert!(matches!(longer_name(["Cargo.toml", "missing"]), Err(ConfigError::Io(_))));
+/// ```
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -39,10 +105,20 @@ struct Inner {
     /// What happened, the culprit first, without the origin.
     message: Cow<'static, str>,
     origin: Option<Origin>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    cause: Option<Cause>,
     exit: Option<ExitStatus>,
     /// The payload of a panic, until somebody takes it. A mutex because payloads need not be `Sync`.
     payload: Mutex<Option<Payload>>,
+}
+
+/// What is behind an error.
+#[derive(Clone)]
+enum Cause {
+    /// The operating system's own error, or one that a program took for such.
+    Io(Arc<io::Error>),
+    /// An error that the one who made this gave as its message: what stands behind that is behind this.
+    Told(Arc<dyn StdError + Send + Sync>),
+    Remote(Arc<RemoteBacktrace>),
 }
 
 /// The kinds of [`Error`].
@@ -71,19 +147,60 @@ pub enum ErrorKind {
     Codec,
     /// Arguments or a result exceed the limit of one frame.
     TooLarge,
-    /// The operating system refused a thread, a process or a connection. [`source`](std::error::Error::source) has its error.
+    /// The operating system refused a thread, a process or a connection, or an [`io::Error`] was turned into
+    /// this. [`source`](std::error::Error::source) has its error.
     Os,
     /// The library was shut down.
     ShutDown,
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Error {
+    /// An error of the program's own, for [`Wire::decode`](crate::Wire::decode) and
+    /// [`Promise::fail`](crate::Promise::fail).
+    ///
+    /// As for [`io::Error::new`], the message is a string or another error. The text of that becomes the
+    /// message, its source the [`source`](std::error::Error::source).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use unsync::{Error, ErrorKind, Wire};
+    ///
+    /// #[derive(Debug, PartialEq)]
+    /// struct Even(u64);
+    ///
+    /// impl Wire for Even {
+    ///     fn encode(&self, out: &mut Vec<u8>) {
+    ///         self.0.encode(out);
+    ///     }
+    ///     fn decode(input: &mut &[u8]) -> Result<Even, Error> {
+    ///         match u64::decode(input)? {
+    ///             n if n % 2 == 0 => Ok(Even(n)),
+    ///             n => Err(Error::new(ErrorKind::Codec, format!("{n} is odd"))),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let mut bytes = Vec::new();
+    /// Even(3).encode(&mut bytes); // nobody keeps it from being odd
+    /// assert_eq!(Even::decode(&mut &bytes[..]).unwrap_err().to_string(), "3 is odd");
+    /// ```
+    pub fn new(kind: ErrorKind, message: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        let told = message.into();
+        // The text is made here, by whoever made the error: nobody else runs foreign code for it.
+        let error = Error::plain(kind, told.to_string());
+        match told.source() {
+            Some(_) => error.with(|inner| inner.cause = Some(Cause::Told(told.into()))),
+            None => error,
+        }
+    }
+
+    fn plain(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Error {
         Error(Arc::new(Inner {
             kind,
             message: message.into(),
             origin: None,
-            source: None,
+            cause: None,
             exit: None,
             payload: Mutex::new(None),
         }))
@@ -101,32 +218,48 @@ impl Error {
 
     /// The operating system refused what `attempt` names.
     pub(crate) fn os(attempt: impl Into<Cow<'static, str>>, source: io::Error) -> Error {
-        Error::new(ErrorKind::Os, attempt).with(|inner| inner.source = Some(Box::new(source)))
+        Error::plain(ErrorKind::Os, attempt)
+            .with(|inner| inner.cause = Some(Cause::Io(Arc::new(source))))
     }
 
     /// A panic in another process: its message is the payload, its backtrace the source.
     pub(crate) fn with_remote_panic(self, message: String, backtrace: Option<String>) -> Error {
         self.with(|inner| {
             inner.payload = Mutex::new(Some(Box::new(message)));
-            inner.source = backtrace.map(|text| Box::new(RemoteBacktrace(text)) as _);
+            inner.cause = backtrace.map(|text| Cause::Remote(Arc::new(RemoteBacktrace(text))));
         })
     }
 
     /// The same trouble, told of this culprit.
     pub(crate) fn about(&self, culprit: &str) -> Error {
-        let error = Error::new(self.0.kind, format!("{culprit}: {}", self.0.message));
-        let os = self
-            .0
-            .source
-            .as_ref()
-            .and_then(|source| source.downcast_ref::<io::Error>());
-        let copy = os.map(|os| match os.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::new(os.kind(), os.to_string()),
-        });
-        error
+        let message = match &*self.0.message {
+            "" => culprit.to_owned(),
+            message => format!("{culprit}: {message}"),
+        };
+        Error::plain(self.0.kind, message)
             .exited(self.0.exit)
-            .with(|inner| inner.source = copy.map(|os| Box::new(os) as _))
+            .with(|inner| inner.cause = self.0.cause.clone())
+    }
+
+    /// The `io::Error` that this was made from, if there is nothing else to tell.
+    fn take_io(&mut self) -> Option<io::Error> {
+        let Some(Cause::Io(source)) = &self.0.cause else {
+            return None;
+        };
+        if !self.0.message.is_empty() || self.0.origin.is_some() {
+            return None;
+        }
+        if let Some(code) = source.raw_os_error() {
+            // As good as the original, which may have other owners.
+            return Some(io::Error::from_raw_os_error(code));
+        }
+        let cause = &mut Arc::get_mut(&mut self.0)?.cause;
+        match cause.take()? {
+            Cause::Io(source) => Arc::try_unwrap(source)
+                .map_err(|shared| *cause = Some(Cause::Io(shared)))
+                .ok(),
+            _ => None,
+        }
     }
 
     pub(crate) fn started_at(self, origin: Origin) -> Error {
@@ -182,8 +315,9 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;
-        if let (ErrorKind::Os, Some(source)) = (self.0.kind, &self.0.source) {
-            write!(f, ": {source}")?;
+        if let (ErrorKind::Os, Some(Cause::Io(source))) = (self.0.kind, &self.0.cause) {
+            let colon = if self.0.message.is_empty() { "" } else { ": " };
+            write!(f, "{colon}{source}")?;
         }
         match self.0.origin {
             Some(origin) => write!(f, " (started at {origin})"),
@@ -200,10 +334,70 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0
-            .source
-            .as_ref()
-            .map(|source| &**source as &(dyn StdError + 'static))
+        match self.0.cause.as_ref()? {
+            Cause::Io(error) => Some(&**error),
+            Cause::Told(error) => error.source(),
+            Cause::Remote(backtrace) => Some(&**backtrace),
+        }
+    }
+}
+
+/// As [`ErrorKind::Os`], with the error as its source. One that was made from an [`Error`] gives that back.
+///
+/// # Examples
+///
+/// ```
+/// fn lines(path: &'static str) -> Result<usize, unsync::Error> {
+///     let text = unsync::thread(move || std::fs::read_to_string(path)).result()??;
+///     Ok(text.lines().count())
+/// }
+/// assert_eq!(lines("/no/such/file").unwrap_err().kind(), unsync::ErrorKind::Os);
+/// ```
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Error {
+        error
+            .downcast()
+            .unwrap_or_else(|error| Error::os("", error))
+    }
+}
+
+/// One that was made from an [`io::Error`] gives that back. Any other becomes the inner error of one of this
+/// kind:
+///
+/// | [`ErrorKind`] | [`io::ErrorKind`] |
+/// | --- | --- |
+/// | [`Os`](ErrorKind::Os) | that of the operating system's error |
+/// | [`TimedOut`](ErrorKind::TimedOut) | [`TimedOut`](io::ErrorKind::TimedOut) |
+/// | [`WouldBlock`](ErrorKind::WouldBlock) | [`WouldBlock`](io::ErrorKind::WouldBlock) |
+/// | [`Codec`](ErrorKind::Codec) | [`InvalidData`](io::ErrorKind::InvalidData) |
+/// | all others | [`Other`](io::ErrorKind::Other) |
+///
+/// # Examples
+///
+/// ```
+/// use std::io;
+///
+/// fn first_line(path: &'static str) -> io::Result<String> {
+///     let text = unsync::thread(move || std::fs::read_to_string(path)).result()??;
+///     Ok(text.lines().next().unwrap_or_default().to_owned())
+/// }
+/// assert_eq!(first_line("/no/such/file").unwrap_err().kind(), io::ErrorKind::NotFound);
+/// ```
+impl From<Error> for io::Error {
+    fn from(mut error: Error) -> io::Error {
+        if let Some(original) = error.take_io() {
+            return original;
+        }
+        let kind = match (error.0.kind, &error.0.cause) {
+            (ErrorKind::Os, Some(Cause::Io(source))) => source.kind(),
+            (ErrorKind::TimedOut, _) => io::ErrorKind::TimedOut,
+            (ErrorKind::WouldBlock, _) => io::ErrorKind::WouldBlock,
+            (ErrorKind::Codec, _) => io::ErrorKind::InvalidData,
+            // Callers act upon most kinds: they try again what was `Interrupted`, make what is `NotFound`,
+            // and end quietly at a `BrokenPipe`.
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, error)
     }
 }
 

@@ -335,16 +335,17 @@ impl<T> Promise<T> {
         self.finish(Ok(value));
     }
 
-    /// Breaks the promise with an error of the caller's choice, normally one that came from elsewhere.
+    /// Breaks the promise with an error: one that came from elsewhere, or one of the caller's
+    /// [own](Error::new).
     ///
     /// # Examples
     ///
     /// ```
+    /// use unsync::{Error, ErrorKind};
+    ///
     /// let (promise, unfuture) = unsync::promise::<u8>();
-    /// if let Err(error) = unsync::thread(|| panic!("no")).map(|(): ()| ()).result() {
-    ///     promise.fail(error);
-    /// }
-    /// assert_eq!(unfuture.result().unwrap_err().kind(), unsync::ErrorKind::Panicked);
+    /// promise.fail(Error::new(ErrorKind::Abandoned, "the sensor was unplugged"));
+    /// assert_eq!(unfuture.result().unwrap_err().to_string(), "the sensor was unplugged");
     /// ```
     pub fn fail(self, error: Error) {
         self.finish(Err(error));

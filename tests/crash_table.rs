@@ -72,6 +72,7 @@ crash_table! {
     panic_in_drop:       argument_encode argument_decode body result_encode result_decode idle mid_result;
     panic_elsewhere:     argument_encode argument_decode body result_encode result_decode idle mid_result;
     refuse_to_decode:    argument_decode result_decode;
+    refuse_in_words:     argument_decode result_decode;
 }
 
 // -------------------------------------------------------------------------------------- the faults
@@ -143,6 +144,7 @@ fn commit(fault: &str) -> Result<(), Error> {
             assert!(helper.spawn(panic_now).unwrap().join().is_err());
         }
         "refuse_to_decode" => return u64::decode(&mut &[0][..]).map(drop),
+        "refuse_in_words" => return Err(Error::new(ErrorKind::Codec, TEXT)),
         other => panic!("no fault is called {other}"),
     }
     Ok(())
@@ -311,10 +313,15 @@ fn strike_call(fault: &str, phase: &str, struck: u32) {
     let started = format!("(started at {}:{line}:", file!());
     match fault {
         "panic_elsewhere" => outcome.expect("a panic of another thread is not the call's"),
-        "refuse_to_decode" => {
+        "refuse_to_decode" | "refuse_in_words" => {
             let error = outcome.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Codec, "{error}");
-            assert_says(&error, &["`carry`", "u64", &started]);
+            let why = if fault == "refuse_in_words" {
+                TEXT
+            } else {
+                "u64"
+            };
+            assert_says(&error, &["`carry`", why, &started]);
             assert_eq!(error.worker_exit(), None);
         }
         _ if phase == "argument_encode" || phase == "result_decode" => {

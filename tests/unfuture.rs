@@ -11,7 +11,9 @@
 mod support;
 
 use std::cell::Cell;
-use std::fmt::Debug;
+use std::error::Error as _;
+use std::fmt::{self, Debug};
+use std::io;
 use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind, panic_any};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -1287,6 +1289,146 @@ fn an_error_that_passes_through_is_not_changed() {
             "{text}"
         );
         assert!(error.into_panic().unwrap().is::<&str>());
+    });
+}
+
+/// An error of somebody's own, with another behind it.
+#[derive(Debug)]
+struct Outer(io::Error);
+
+impl fmt::Display for Outer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the outer one")
+    }
+}
+
+impl std::error::Error for Outer {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// As of an `io::Error`: the message is a text or an error, and what is behind that stays behind it.
+#[test]
+fn anybody_may_make_an_error() {
+    quick(|| {
+        let owned = format!("text {}", 1);
+        for error in [
+            Error::new(ErrorKind::Codec, "text 1"),
+            Error::new(ErrorKind::Codec, &*owned),
+            Error::new(ErrorKind::Codec, owned.clone()),
+        ] {
+            assert_eq!(
+                (error.kind(), error.to_string()),
+                (ErrorKind::Codec, owned.clone())
+            );
+            assert_eq!(format!("{error:?}"), "Error(Codec: text 1)");
+            assert!(error.source().is_none() && error.worker_exit().is_none());
+        }
+        let outer = Error::new(ErrorKind::Os, Outer(io::ErrorKind::NotFound.into()));
+        assert_eq!(outer.to_string(), "the outer one");
+        let inner = outer.source().and_then(|inner| inner.downcast_ref());
+        assert_eq!(inner.map(io::Error::kind), Some(io::ErrorKind::NotFound));
+
+        let (promise, unfuture) = unsync::promise::<u8>();
+        promise.fail(Error::new(ErrorKind::Panicked, "it fell over"));
+        let error = unfuture.result().unwrap_err();
+        assert_eq!(error.to_string(), "it fell over");
+        let payload = error.into_panic().unwrap();
+        assert_eq!(payload.downcast_ref(), Some(&"it fell over".to_owned()));
+    });
+}
+
+/// There and back it is the same, whoever else has it.
+#[test]
+fn an_io_error_goes_through_and_comes_back() {
+    quick(|| {
+        // One of the system, also from a clone.
+        let missing = || std::fs::File::open("/no/such/file").unwrap_err();
+        let error = Error::from(missing());
+        assert_eq!(error.kind(), ErrorKind::Os);
+        assert_eq!(error.to_string(), missing().to_string());
+        let source = error
+            .source()
+            .and_then(|source| source.downcast_ref::<io::Error>());
+        assert_eq!(source.unwrap().raw_os_error(), missing().raw_os_error());
+        for back in [io::Error::from(error.clone()), error.into()] {
+            assert_eq!(back.raw_os_error(), missing().raw_os_error(), "{back}");
+        }
+
+        // One of a program, with the value that is in it.
+        let own = || io::Error::new(io::ErrorKind::AddrInUse, Outer(missing()));
+        let back = io::Error::from(Error::from(own()));
+        assert_eq!(back.kind(), io::ErrorKind::AddrInUse);
+        assert!(back.downcast::<Outer>().is_ok());
+        // Which a clone keeps to itself; what can be said of it stays.
+        let error = Error::from(own());
+        let copy = io::Error::from(error.clone());
+        assert_eq!(copy.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(copy.to_string(), own().to_string());
+        drop(copy);
+        let back = io::Error::from(error);
+        assert!(back.downcast::<Outer>().is_ok(), "the last one has it");
+
+        // Through work that failed, and through its waiters.
+        let (promise, unfuture) = unsync::promise::<()>();
+        promise.fail(own().into());
+        let passed = unfuture.map(|()| 1).and_then(async |one| one);
+        let back = io::Error::from(unsync::join_all([passed]).result().unwrap_err());
+        assert!(back.downcast::<Outer>().is_ok());
+    });
+}
+
+#[test]
+fn an_error_goes_through_an_io_error_and_comes_back() {
+    quick(|| {
+        let error = failure();
+        let there = io::Error::from(error.clone());
+        assert_eq!(there.kind(), io::ErrorKind::Other);
+        assert_eq!(there.to_string(), error.to_string());
+        let back = Error::from(there);
+        drop(error);
+        let payload = back.into_panic().expect("it is the panic itself");
+        assert_eq!(payload.downcast_ref(), Some(&"on purpose"));
+
+        let kinds = [
+            (ErrorKind::TimedOut, io::ErrorKind::TimedOut),
+            (ErrorKind::WouldBlock, io::ErrorKind::WouldBlock),
+            (ErrorKind::Codec, io::ErrorKind::InvalidData),
+            // Not `Interrupted`, which is tried again, nor `BrokenPipe`, which is passed over.
+            (ErrorKind::Cancelled, io::ErrorKind::Other),
+            (ErrorKind::Abandoned, io::ErrorKind::Other),
+            (ErrorKind::WorkerLost, io::ErrorKind::Other),
+            (ErrorKind::NotRegistered, io::ErrorKind::Other),
+            (ErrorKind::Os, io::ErrorKind::Other),
+        ];
+        for (kind, expected) in kinds {
+            let there = io::Error::from(Error::new(kind, "text"));
+            assert_eq!((there.kind(), there.to_string()), (expected, "text".into()));
+            assert_eq!(Error::from(there).kind(), kind);
+        }
+    });
+}
+
+/// `?` turns either into the other, and both into an error of the program's own.
+#[test]
+fn the_question_mark_works_in_all_directions() {
+    fn read() -> Unfuture<io::Result<Vec<u8>>> {
+        unsync::thread(|| std::fs::read("/no/such/file"))
+    }
+    fn ours() -> Result<usize, Error> {
+        Ok(read().result()??.len())
+    }
+    fn std() -> io::Result<usize> {
+        Ok(read().result()??.len())
+    }
+    fn boxed() -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(read().result()??.len())
+    }
+    quick(|| {
+        assert_eq!(ours().unwrap_err().kind(), ErrorKind::Os);
+        assert_eq!(std().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(boxed().unwrap_err().is::<io::Error>());
     });
 }
 
