@@ -10,12 +10,12 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
 use crate::role::role;
-use crate::slot::nest;
+use crate::slot::{Observed, Observer, nest};
 use crate::unfuture::{Promise, Reason, Stop, Stopping, Unfuture, derived};
 
 // -------------------------------------------------------------------------------------- all of them
@@ -98,6 +98,7 @@ where
     }
     let tied = tied(&works);
     let gathered = gathered.tied(!tied.is_empty());
+    let observed = promise.observed();
     *lock(&open) = Some(Gathering {
         promise,
         tied,
@@ -106,7 +107,9 @@ where
     });
     for (index, work) in works.into_iter().enumerate() {
         let open = Arc::clone(&open);
-        work.when_done(move |outcome| arrive(&open, index, part(outcome)));
+        work.hand_on(observed.clone(), move |outcome| {
+            arrive(&open, index, part(outcome));
+        });
     }
     gathered
 }
@@ -177,7 +180,7 @@ impl<T: Send + 'static> Stop for Settling<T> {
         if let Some(Gathering { promise, parts, .. }) = resolved {
             let parts = parts.into_iter().zip(&self.all.0).zip(&self.origins);
             let parts = parts.map(|((part, work), origin)| {
-                part.unwrap_or_else(|| Err(reason.error_of(work.clone(), "one of many", *origin)))
+                part.unwrap_or_else(|| Err(reason.error_of(work.clone(), "one of many", origin)))
             });
             promise.set(parts.collect());
         }
@@ -227,10 +230,11 @@ where
         promise.fail(error.started_at(origin));
         return first;
     }
+    let observed = promise.observed();
     let open = Arc::new(Mutex::new(Some(promise)));
     for work in works {
         let (open, all) = (Arc::clone(&open), Arc::clone(&all));
-        work.when_done(move |outcome| {
+        work.hand_on(observed.clone(), move |outcome| {
             let promise = lock(&open).take();
             match promise {
                 Some(promise) => {
@@ -279,7 +283,10 @@ where
     };
     for (index, work) in works.into_iter().enumerate() {
         let arrivals = Arc::clone(&completed.arrivals);
-        work.when_done(move |outcome| Arrivals::add(&arrivals, (index, outcome)));
+        let observed: Weak<Mutex<Arrivals<T>>> = Arc::downgrade(&arrivals);
+        work.hand_on(Some(observed), move |outcome| {
+            Arrivals::add(&arrivals, (index, outcome));
+        });
     }
     completed
 }
@@ -316,6 +323,15 @@ impl<T> Default for Arrivals<T> {
             waiting: VecDeque::new(),
             bell: None,
             closed: false,
+        }
+    }
+}
+
+impl<T: Send> Observed for Mutex<Arrivals<T>> {
+    fn observer(&self) -> Observer {
+        match lock(self).closed {
+            true => Observer::Nobody,
+            false => Observer::Somebody,
         }
     }
 }

@@ -144,12 +144,13 @@ impl<T: Send + 'static> Deadline<T> {
     fn new(source: Unfuture<T>, limit: Duration) -> (Deadline<T>, Unfuture<T>) {
         let (work, origin) = (source.stopper(), source.origin());
         let (promise, limited) = source.derive(work.clone());
+        let observed = promise.observed();
         let open = Arc::new(Mutex::new(Some(Open {
             promise,
             timer: None,
         })));
         let pending = Arc::clone(&open);
-        source.when_done(move |outcome| {
+        source.hand_on(observed, move |outcome| {
             if let Some(late) = close(&pending, outcome) {
                 unobserved_late(late);
             }

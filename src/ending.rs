@@ -111,7 +111,7 @@ const RESERVE: Duration = Duration::from_millis(200);
 fn ask(engines: &Ask, deadline: Option<Instant>) -> Result<[u64; 3], &'static str> {
     let asked = engines.map(|(name, engine)| {
         let (promise, answer) = promise();
-        engine(Box::new(move |works| promise.set(works)));
+        engine(Box::new(move |works| promise.finish(Ok(works))));
         (name, answer)
     });
     let mut works = [0; 3];

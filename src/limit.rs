@@ -192,7 +192,7 @@ impl Permit {
     fn hold<T: Send + 'static>(self, work: Unfuture<T>) -> Unfuture<T> {
         let (promise, held) = work.derive(work.stopper());
         promise.is_same();
-        work.when_done(move |outcome| {
+        work.hand_on(promise.observed(), move |outcome| {
             // Before the outcome is seen: who sees it finds the place free.
             drop(self);
             promise.finish(outcome);

@@ -53,7 +53,7 @@ pub fn tasks() -> Vec<TaskInfo> {
     all.extend(processes::list());
     if !role::role().is_ambient() {
         let (promise, answer) = promise();
-        ambient::list(Box::new(move |tasks| promise.set(tasks)));
+        ambient::list(Box::new(move |tasks| promise.finish(Ok(tasks))));
         if answer.wait_timeout(PATIENCE) {
             all.extend(answer.result().unwrap_or_default());
         } else {

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::error::{Error, discard, lock, unobserved, wall};
 use crate::role::role;
-use crate::slot::{Slot, would_block};
+use crate::slot::{Observed, Observer, Slot, would_block};
 use crate::unfuture::{Canceller, Reason, Stop, Stopping, Unfuture, Work, unobserved_late};
 
 impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
@@ -43,7 +43,8 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
         });
         let keeper = Arc::clone(&kept);
         let ended = Unfuture::of(ending.clone()).tied(self.is_tied());
-        self.when_done(move |outcome| {
+        let observed: Weak<Ending<T>> = Arc::downgrade(&ending);
+        self.hand_on(Some(observed), move |outcome| {
             drop(lock(&ending.source).take());
             if let Err(late) = ending.end(&keeper, outcome) {
                 unobserved_late(late);
@@ -98,6 +99,12 @@ impl<T: Send + Sync + 'static> Stop for Ending<T> {
             true => Stopping::Yes,
             false => Stopping::No,
         }
+    }
+}
+
+impl<T: Send + Sync> Observed for Ending<T> {
+    fn observer(&self) -> Observer {
+        self.slot.observer()
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,45 @@ const QUEUED: u8 = 0;
 const WATCHED: u8 = 1;
 const BEGUN: u8 = 2;
 
-type Callback<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
+type Callback<T> = Box<dyn Receive<T>>;
+
+/// What an outcome is handed on to.
+pub(crate) trait Receive<T>: Send {
+    fn receive(self: Box<Self>, outcome: Result<T, Error>);
+    /// Who sees what comes of it. Called under a lock.
+    fn observer(&self) -> Observer;
+}
+
+/// Who can see an outcome that is to come.
+pub(crate) enum Observer {
+    Nobody,
+    Somebody,
+    /// Whoever can see this.
+    Of(Arc<dyn Observed>),
+}
+
+/// What an outcome goes to that somebody may be looking at.
+pub(crate) trait Observed: Send + Sync {
+    fn observer(&self) -> Observer;
+}
+
+impl Observer {
+    /// A loop, because a chain may be longer than a stack is deep.
+    pub(crate) fn exists(mut self) -> bool {
+        loop {
+            self = match self {
+                Observer::Nobody => return false,
+                Observer::Somebody => return true,
+                Observer::Of(next) => {
+                    let observer = next.observer();
+                    // It may be the last to hold a value.
+                    discard(next);
+                    observer
+                }
+            };
+        }
+    }
+}
 
 /// An emptied allocation that travels back with the outcome to the thread that made it: freeing
 /// memory where it was allocated is much cheaper than freeing it elsewhere.
@@ -129,6 +167,18 @@ impl<T> Slot<T> {
 
     pub(crate) fn is_tied(&self) -> bool {
         self.tied.load(Ordering::Relaxed)
+    }
+
+    /// Who can still see an outcome. One that is there has been seen, or will be, and another does not come.
+    pub(crate) fn observer(&self) -> Observer {
+        match &*self.lock() {
+            State::Pending { next, .. } => match next {
+                Next::Nobody | Next::Wake(_) => Observer::Somebody,
+                Next::Call(call) => call.observer(),
+                Next::Drop => Observer::Nobody,
+            },
+            State::Done(..) | State::Taken => Observer::Nobody,
+        }
     }
 
     /// The work begins to run.
@@ -202,7 +252,7 @@ impl<T> Slot<T> {
         }
         match (next, handed) {
             (Next::Wake(waker), _) => discard(wall(|| waker.wake())),
-            (Next::Call(next), Some((outcome, _))) => next(outcome),
+            (Next::Call(next), Some((outcome, _))) => next.receive(outcome),
             (_, Some((outcome, shell))) => {
                 unobserved(outcome);
                 drop(shell);
@@ -270,7 +320,7 @@ impl<T> Slot<T> {
             return;
         }
         drop(state);
-        call(self.take().unwrap_or_else(|| Err(already_taken())));
+        call.receive(self.take().unwrap_or_else(|| Err(already_taken())));
     }
 
     pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {

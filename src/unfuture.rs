@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
 use crate::progress::{Progress, Speaker};
 use crate::role::role;
-use crate::slot::{OnBegin, Slot, already_taken, nest, relay, would_block};
+use crate::slot::{
+    Observed, Observer, OnBegin, Receive, Slot, already_taken, nest, relay, would_block,
+};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
 ///
@@ -322,17 +324,23 @@ pub fn promise<T: Send + 'static>() -> (Promise<T>, Unfuture<T>) {
 }
 
 impl<T> Promise<T> {
-    /// Keeps the promise. If the `Unfuture` was cancelled or its deadline has passed, the value is dropped.
+    /// Keeps the promise; says whether the value arrived. It is dropped if nobody can see it any more, see
+    /// [`is_cancelled`](Promise::is_cancelled).
     ///
     /// # Examples
     ///
     /// ```
     /// let (promise, unfuture) = unsync::promise();
-    /// promise.set(1);
+    /// assert!(promise.set(1));
     /// assert_eq!(unfuture.result().unwrap(), 1);
+    ///
+    /// let (promise, unfuture) = unsync::promise();
+    /// drop(unfuture);
+    /// assert!(!promise.set(1));
     /// ```
-    pub fn set(self, value: T) {
-        self.finish(Ok(value));
+    pub fn set(self, value: T) -> bool {
+        let observed = !self.is_cancelled();
+        self.resolve(Ok(value)) && observed
     }
 
     /// Breaks the promise with an error: one that came from elsewhere, or one of the caller's
@@ -351,7 +359,12 @@ impl<T> Promise<T> {
         self.finish(Err(error));
     }
 
-    /// Whether nobody waits for the value any more: the `Unfuture` was cancelled, or its time is up.
+    /// Whether nobody can see the value any more: the `Unfuture` was cancelled, its time is up, or it was
+    /// dropped.
+    ///
+    /// Whatever was made of it sees the value too. A continuation does, and [`on_done`](Unfuture::on_done),
+    /// which run whoever looks; a [`Shared`](crate::Shared), a [`timeout`](Unfuture::timeout) or a
+    /// [`join_all`](crate::join_all) do until they are dropped themselves.
     ///
     /// # Examples
     ///
@@ -366,13 +379,26 @@ impl<T> Promise<T> {
     /// worker.join().unwrap();
     /// ```
     pub fn is_cancelled(&self) -> bool {
-        self.work.as_ref().is_some_and(|work| work.slot.is_done())
+        let observer = self.work.as_ref().map(|work| work.slot.observer());
+        !observer.is_some_and(Observer::exists)
     }
 
-    pub(crate) fn finish(mut self, outcome: Result<T, Error>) {
-        if let Some(work) = self.work.take() {
-            work.finish(outcome);
-        }
+    pub(crate) fn finish(self, outcome: Result<T, Error>) {
+        self.resolve(outcome);
+    }
+
+    fn resolve(mut self, outcome: Result<T, Error>) -> bool {
+        let work = self.work.take();
+        work.is_some_and(|work| work.finish(outcome))
+    }
+
+    /// For what hands an outcome on to this promise.
+    pub(crate) fn observed(&self) -> Option<Weak<dyn Observed>>
+    where
+        T: Send + 'static,
+    {
+        let work = self.work.as_ref()?;
+        Some(Arc::downgrade(work) as _)
     }
 }
 
@@ -399,7 +425,9 @@ impl<T: Send + 'static> Unfuture<Result<T, Error>> {
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
         let (promise, flat) = self.derive(self.stopper());
-        self.when_done(move |outcome| promise.finish(outcome.and_then(|inner| inner)));
+        self.hand_on(promise.observed(), move |outcome| {
+            promise.finish(outcome.and_then(|inner| inner));
+        });
         flat
     }
 }
@@ -833,14 +861,23 @@ impl<T> Unfuture<T> {
     /// Runs `next` with the outcome on the thread that finishes the work, or at once if it has ended.
     /// For the crate's own steps only: they are short and hold no lock, since resolving what comes next may
     /// wake or drop what is foreign.
-    pub(crate) fn when_done(mut self, next: impl FnOnce(Result<T, Error>) + Send + 'static)
+    pub(crate) fn when_done(self, next: impl FnOnce(Result<T, Error>) + Send + 'static)
     where
         T: 'static,
     {
-        let next = move |outcome| relay(move || next(outcome));
+        self.hand_on(None, next);
+    }
+
+    /// The same for a step that passes the outcome on, for whoever looks at what is `observed`.
+    pub(crate) fn hand_on<F>(mut self, observed: Option<Weak<dyn Observed>>, next: F)
+    where
+        T: 'static,
+        F: FnOnce(Result<T, Error>) + Send + 'static,
+    {
+        let next = Box::new(HandOn { next, observed });
         match self.work.take() {
-            Some(work) => work.slot().when_done(Box::new(next)),
-            None => next(Err(already_taken())),
+            Some(work) => work.slot().when_done(next),
+            None => next.receive(Err(already_taken())),
         }
     }
 
@@ -867,7 +904,7 @@ impl<T> Unfuture<T> {
             known: inner,
         });
         let (promise, whole) = self.derive_hearing(Some(stages.clone()), progress);
-        self.when_done(move |outcome| match outcome {
+        self.hand_on(promise.observed(), move |outcome| match outcome {
             Ok(value) => {
                 let inner = start(value);
                 stages.advance(inner.stopper());
@@ -877,7 +914,7 @@ impl<T> Unfuture<T> {
                 if inner.is_tied() {
                     promise.tie();
                 }
-                inner.when_done(move |outcome| promise.finish(outcome));
+                inner.hand_on(promise.observed(), move |outcome| promise.finish(outcome));
             }
             Err(error) => promise.fail(error),
         });
@@ -928,10 +965,41 @@ fn derived_hearing<T: Send + 'static>(
     )
 }
 
+/// A step of [`Unfuture::hand_on`].
+struct HandOn<F> {
+    next: F,
+    /// `None` if the step itself makes use of the outcome.
+    observed: Option<Weak<dyn Observed>>,
+}
+
+impl<T, F> Receive<T> for HandOn<F>
+where
+    T: 'static,
+    F: FnOnce(Result<T, Error>) + Send + 'static,
+{
+    fn receive(self: Box<Self>, outcome: Result<T, Error>) {
+        relay(move || (self.next)(outcome));
+    }
+
+    fn observer(&self) -> Observer {
+        self.observed
+            .as_ref()
+            .map_or(Observer::Somebody, |observed| {
+                observed.upgrade().map_or(Observer::Nobody, Observer::Of)
+            })
+    }
+}
+
 struct Promised<T> {
     slot: Slot<T>,
     upstream: Mutex<Upstream>,
     progress: Option<Arc<Progress>>,
+}
+
+impl<T: Send> Observed for Promised<T> {
+    fn observer(&self) -> Observer {
+        self.slot.observer()
+    }
 }
 
 enum Upstream {
@@ -952,15 +1020,17 @@ impl<T> Promised<T> {
         lock(&self.upstream)
     }
 
-    fn finish(&self, outcome: Result<T, Error>) {
+    fn finish(&self, outcome: Result<T, Error>) -> bool {
         let upstream = mem::replace(&mut *self.upstream(), Upstream::Kept);
         let stands_on_work = matches!(upstream, Upstream::Work(_) | Upstream::Same(_));
         drop(upstream);
         match self.slot.finish_with(outcome, None) {
+            Ok(()) => return true,
             // It was ended before its time, and what went on beneath it has news.
             Err(late) if stands_on_work => unobserved_late(late),
-            late => discard(late),
+            Err(late) => discard(late),
         }
+        false
     }
 }
 

@@ -313,10 +313,8 @@ mod running {
                 rounds += 1;
                 let (promise, unfuture) = unsync::promise();
                 awaited = unfuture;
-                match ended.load(Ordering::SeqCst) {
-                    true => answer.set(None),
-                    false => answer.set(Some(Next(promise))),
-                }
+                let over = ended.load(Ordering::SeqCst);
+                answer.set((!over).then_some(Next(promise)));
             }
             rounds
         }

@@ -1352,7 +1352,11 @@ mod shutdown {
             let drops = Drops::new();
             for (promise, before) in promises.into_iter().skip(1).zip(awaited) {
                 let (mut promise, token) = (Some(promise), drops.token());
-                let keep = OnDrop(move || promise.take().into_iter().for_each(|one| one.set(())));
+                let keep = OnDrop(move || {
+                    if let Some(promise) = promise.take() {
+                        promise.set(());
+                    }
+                });
                 unsync::spawn(async move {
                     let _held = (keep, token);
                     drop(before.await);

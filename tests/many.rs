@@ -167,12 +167,24 @@ mod join_all {
     #[test]
     fn the_first_error_ends_it_and_the_others_go_on() {
         quick(|| {
-            let (mut set, works) = promises::<u8>(3);
+            let (mut set, mut works) = promises::<u8>(3);
+            let (release, ran) = (Gate::new(), Counter::new());
+            works.push(unsync::spawn({
+                let (release, ran) = (release.clone(), ran.clone());
+                async move {
+                    release.pass().await;
+                    ran.add();
+                    1
+                }
+            }));
             let all = unsync::join_all(works);
             set.pop().unwrap().fail(kind_of(ErrorKind::Codec));
             assert_eq!(all.result().unwrap_err().kind(), ErrorKind::Codec);
-            assert!(set.iter().all(|promise| !promise.is_cancelled()));
-            set.into_iter().for_each(|promise| promise.set(1));
+            release.open();
+            ran.wait_for(1);
+            // They can tell that nobody will see what they make.
+            assert!(set.iter().all(Promise::is_cancelled));
+            assert!(set.into_iter().all(|promise| !promise.set(1)));
         });
     }
 
@@ -227,7 +239,7 @@ mod join_all {
             drop(set.pop());
             assert!(all.is_done());
             assert!(!all.cancel());
-            assert!(!set[0].is_cancelled());
+            assert!(set[0].is_cancelled(), "nobody can see its value");
         });
     }
 
@@ -247,8 +259,7 @@ mod join_all {
             drop(unsync::join_all(works));
             let drops = Drops::new();
             for promise in set {
-                assert!(!promise.is_cancelled());
-                promise.set(drops.token());
+                assert!(!promise.set(drops.token()));
             }
             assert_eq!(drops.count(), 3);
         });
@@ -390,7 +401,7 @@ mod race {
             assert!(!first.is_done());
             set.remove(1).set("second");
             assert!(set.iter().all(Promise::is_cancelled), "the others are told");
-            set.into_iter().for_each(|promise| promise.set("late"));
+            assert!(set.into_iter().all(|promise| !promise.set("late")));
             assert_eq!(first.result().unwrap(), "second");
         });
     }
@@ -606,7 +617,7 @@ mod as_completed {
             assert_eq!(completed.len(), 3, "not given away yet");
             completed.next();
             assert_eq!(completed.len(), 2);
-            set.into_iter().for_each(|promise| promise.set(0));
+            assert!(set.into_iter().all(|promise| promise.set(0)));
             assert_eq!(completed.by_ref().count(), 2);
             assert_eq!(completed.len(), 0);
         });
@@ -641,8 +652,7 @@ mod as_completed {
             drop(completed);
             assert_eq!(drops.count(), 1);
             for promise in set {
-                assert!(!promise.is_cancelled());
-                promise.set(drops.token());
+                assert!(!promise.set(drops.token()));
             }
             assert_eq!(drops.count(), 3);
             assert_eq!(waker.held(), 0);
@@ -809,9 +819,8 @@ mod as_completed {
             assert_eq!(early.held(), 0);
             let mut next = Box::pin(completed.next_done());
             assert!(late.poll(&mut next).is_pending());
-            set.into_iter()
-                .enumerate()
-                .for_each(|(n, promise)| promise.set(n));
+            let mut set = set.into_iter().enumerate();
+            assert!(set.all(|(n, promise)| promise.set(n)));
             assert_eq!((early.wakes(), late.wakes()), (0, 1));
             drop(next);
             assert_eq!(order(completed), [0, 1]);
@@ -1139,13 +1148,20 @@ mod shared {
     #[test]
     fn the_last_clone_lets_the_work_go_on() {
         quick(|| {
-            let drops = Drops::new();
-            let (promise, unfuture) = unsync::promise();
-            let shared = unfuture.shared();
+            let (drops, release) = (Drops::new(), Gate::new());
+            let task = unsync::spawn({
+                let (token, release) = (drops.token(), release.clone());
+                async move {
+                    release.pass().await;
+                    Arc::new(token)
+                }
+            });
+            let shared = task.shared();
             drop([shared.clone(), shared]);
-            assert!(!promise.is_cancelled());
-            promise.set(Arc::new(drops.token()));
-            assert_eq!(drops.count(), 1);
+            fence();
+            assert_eq!(drops.count(), 0, "it runs");
+            release.open();
+            drops.wait_for(1);
         });
     }
 

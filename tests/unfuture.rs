@@ -55,7 +55,7 @@ fn subject(state: State) -> Subject {
     let mut kept = None;
     match state {
         Pending => kept = Some(promise),
-        Done => promise.set(drops.token()),
+        Done => assert!(promise.set(drops.token())),
         Failed => promise.fail(failure()),
         Taken => {
             promise.set(drops.token());
@@ -279,7 +279,8 @@ fn by_state_drop() {
             assert_eq!(subject.drops.count(), had_value, "{state:?}");
             if let Some(promise) = subject.promise {
                 // Nobody wants it any more: it goes on the thread that makes it.
-                promise.set(subject.drops.token());
+                assert!(promise.is_cancelled());
+                assert!(!promise.set(subject.drops.token()));
                 assert_eq!(subject.drops.places(), [Place::here()]);
             }
             assert_eq!((waker.wakes(), waker.held()), (0, 0), "{state:?}");
@@ -307,7 +308,7 @@ fn by_state_cancel() {
                 continue;
             };
             assert!(promise.is_cancelled());
-            promise.set(drops.token());
+            assert!(!promise.set(drops.token()));
             assert_eq!(drops.places(), [Place::here()], "what comes too late goes");
             assert_eq!(unfuture.result().unwrap_err().kind(), ErrorKind::Cancelled);
             assert!(canceller.cancel(), "after the outcome was taken");
@@ -391,7 +392,7 @@ fn a_promise_may_be_kept_broken_or_dropped_on_any_thread() {
             let (promise, unfuture) = unsync::promise();
             let error = failure();
             let thread = thread::spawn(move || match how {
-                "set" => promise.set(how),
+                "set" => assert!(promise.set(how)),
                 "fail" => promise.fail(error),
                 _ => drop(promise),
             });
@@ -434,12 +435,174 @@ fn a_promise_whose_unfuture_is_gone_is_harmless() {
             let (promise, unfuture) = unsync::promise();
             drop(unfuture);
             match how {
-                "set" => promise.set(drops.token()),
+                "set" => assert!(!promise.set(drops.token())),
                 "fail" => promise.fail(failure()),
                 _ => drop(promise),
             }
         }
         assert_eq!(drops.count(), 1);
+    });
+}
+
+/// What only hands a value on sees it as long as somebody has what was made.
+#[test]
+fn a_promise_sees_that_what_was_made_of_it_is_dropped() {
+    const LONG: Duration = Duration::from_secs(3600);
+    fn check<T: Send + 'static, M>(name: &str, value: fn() -> T, make: impl Fn(Unfuture<T>) -> M) {
+        let (promise, unfuture) = unsync::promise();
+        let made = make(unfuture);
+        assert!(!promise.is_cancelled(), "{name}");
+        assert!(promise.set(value()), "{name}");
+        drop(made);
+
+        let (promise, unfuture) = unsync::promise();
+        drop(make(unfuture));
+        assert!(promise.is_cancelled(), "{name}");
+        assert!(!promise.set(value()), "{name}");
+    }
+    quick(|| {
+        let one = || 1;
+        check("nothing", one, |unfuture| unfuture);
+        check(
+            "a result",
+            || Ok(1),
+            Unfuture::<Result<i32, Error>>::flatten,
+        );
+        check(
+            "an unfuture",
+            || Unfuture::ready(1),
+            Unfuture::<Unfuture<i32>>::flatten,
+        );
+        check("a deadline", one, |unfuture| unfuture.timeout(LONG));
+        check("a deadline to run", one, |unfuture| {
+            unfuture.run_timeout(LONG)
+        });
+        check("join_all", one, |unfuture| {
+            unsync::join_all([unfuture, pending()])
+        });
+        check("settle_all", one, |unfuture| unsync::settle_all([unfuture]));
+        check("race", one, |unfuture| unsync::race([pending(), unfuture]));
+        check("as_completed", one, |unfuture| {
+            unsync::as_completed([unfuture])
+        });
+        check("shared", one, |unfuture| {
+            let shared = unfuture.shared();
+            drop(shared.clone());
+            shared
+        });
+        check("all of it", one, |unfuture| {
+            let deadline = unsync::race([unfuture.timeout(LONG)]).timeout(LONG);
+            unsync::join_all([unsync::race([deadline])]).shared()
+        });
+        // A value that has somebody to see it until something else has ended the whole.
+        let (promise, unfuture) = unsync::promise::<i32>();
+        let failed = unsync::join_all([unfuture, Unfuture::failed(failure())]);
+        assert!(promise.is_cancelled() && !promise.set(1));
+        drop(failed);
+    });
+}
+
+/// One that stays as it is.
+fn pending() -> Unfuture<i32> {
+    let (promise, unfuture) = unsync::promise();
+    std::mem::forget(promise);
+    unfuture
+}
+
+/// A step that makes something of the value runs, whoever looks: it sees the value.
+#[test]
+fn a_promise_counts_on_what_goes_on_with_its_value() {
+    type Step = fn(Unfuture<i32>, Counter);
+    quick(|| {
+        let steps: [(&str, Step); 7] = [
+            ("map", |unfuture, ran| {
+                drop(unfuture.map(move |_| ran.add()))
+            }),
+            ("and_then", |unfuture, ran| {
+                drop(unfuture.and_then(async move |_| ran.add()));
+            }),
+            ("then", |unfuture, ran| {
+                drop(unfuture.then(async move |_| ran.add()));
+            }),
+            ("map_thread", |unfuture, ran| {
+                drop(unfuture.map_thread(move |_| ran.add()));
+            }),
+            ("on_done", |unfuture, ran| {
+                unfuture.on_done(move |_| {
+                    ran.add();
+                });
+            }),
+            ("a task", |unfuture, ran| {
+                drop(unsync::spawn(
+                    async move { unfuture.await.map(|_| ran.add()) },
+                ));
+            }),
+            ("a thread", |unfuture, ran| {
+                drop(thread::spawn(move || unfuture.result().map(|_| ran.add())));
+            }),
+        ];
+        for (name, step) in steps {
+            let (promise, unfuture) = unsync::promise();
+            let ran = Counter::new();
+            step(unsync::race([unfuture]), ran.clone());
+            fence();
+            assert!(!promise.is_cancelled(), "{name}");
+            assert!(promise.set(1), "{name}");
+            ran.wait_for(1);
+        }
+        // One that is over does not see it any more.
+        let (promise, unfuture) = unsync::promise::<i32>();
+        let mapped = unfuture.map(|n| n);
+        assert!(mapped.cancel());
+        mapped.wait();
+        assert!(promise.is_cancelled() && !promise.set(1));
+    });
+}
+
+#[test]
+fn an_inner_promise_sees_that_the_whole_is_dropped() {
+    quick(|| {
+        let (outer, unfuture) = unsync::promise();
+        let flat = Unfuture::<Unfuture<i32>>::flatten(unfuture);
+        let (promise, inner) = unsync::promise();
+        assert!(outer.set(inner));
+        assert!(!promise.is_cancelled());
+        drop(flat);
+        assert!(promise.is_cancelled() && !promise.set(1));
+    });
+}
+
+#[test]
+fn a_promise_asks_a_long_chain_without_overflowing_the_stack() {
+    limit(HEAVY, || {
+        let (promise, mut last) = unsync::promise::<i32>();
+        for _ in 0..30_000 {
+            last = unsync::race([last]);
+        }
+        assert!(!promise.is_cancelled());
+        drop(last);
+        assert!(promise.is_cancelled() && !promise.set(1));
+    });
+}
+
+#[test]
+fn races_of_set_and_drop_of_what_was_made() {
+    limit(HEAVY, || {
+        let drops = Drops::new();
+        race(
+            5_000,
+            |_| {
+                let (promise, unfuture) = unsync::promise();
+                let made = unsync::settle_all([unsync::race([unfuture])]);
+                ((promise, drops.token()), made)
+            },
+            |_, (promise, token)| {
+                let cancelled = promise.is_cancelled();
+                assert!(!(promise.set(token) && cancelled), "it does not come back");
+            },
+            |_, made| drop(made),
+        );
+        assert_eq!(drops.count(), 5_000);
     });
 }
 
@@ -504,7 +667,7 @@ fn a_waker_is_let_go_with_the_unfuture() {
             drop(unfuture);
             assert_eq!(waker.held(), 0);
             match how {
-                "set" => promise.set(1),
+                "set" => assert!(!promise.set(1)),
                 "fail" => promise.fail(failure()),
                 _ => drop(promise),
             }
@@ -561,7 +724,7 @@ fn a_waker_may_call_back() {
             assert!(again(&waker).is_pending());
             drop(waker);
             match how {
-                "set" => promise.set(Ok(1)),
+                "set" => assert!(promise.set(Ok(1))),
                 "drop the promise" => drop(promise),
                 "replace" => assert!(again(std::task::Waker::noop()).is_pending()),
                 "drop" => drop(subject.lock().unwrap().take()),
@@ -596,7 +759,7 @@ fn a_waker_that_panics_harms_nobody() {
             assert!(poll(&mut unfuture, &waker).is_pending());
             drop(waker);
             match how {
-                "set" => promise.set(1),
+                "set" => assert!(promise.set(1)),
                 "fail" => promise.fail(failure()),
                 _ => drop(promise),
             }
@@ -661,7 +824,7 @@ fn races_of_set_and_poll() {
             RACES,
             |_| unsync::promise(),
             |number, promise| match number % 2 {
-                0 => promise.set(number),
+                0 => assert!(promise.set(number)),
                 _ => drop(promise),
             },
             |number, mut unfuture| {
@@ -1030,7 +1193,7 @@ fn flatten_takes_out_an_inner_result() {
                     Err(unfuture)
                 };
                 match outer.clone() {
-                    Ok(value) => promise.set(value),
+                    Ok(value) => assert!(promise.set(value)),
                     Err(error) => promise.fail(error),
                 }
                 let flat = flat.unwrap_or_else(|unfuture| unfuture.flatten());
@@ -1055,7 +1218,7 @@ fn flatten_waits_for_an_inner_unfuture() {
                 let waker = CountingWaker::new();
                 assert!(waker.poll(&mut flat).is_pending());
                 let settle = |promise: Promise<i32>| match inner_outcome.clone() {
-                    Ok(value) => promise.set(value),
+                    Ok(value) => assert!(promise.set(value)),
                     Err(error) => promise.fail(error),
                 };
                 if order == "inner first" {

@@ -281,11 +281,11 @@ impl<T: Clone> Log<T> {
 }
 
 /// Does `left` and `right` to the two halves of many pairs, each at about the same time on two threads.
-pub(crate) fn race<A: Send, B: Send>(
+pub(crate) fn race<A: Send, B: Send, L, R>(
     rounds: usize,
     mut pair: impl FnMut(usize) -> (A, B),
-    left: impl Fn(usize, A) + Sync,
-    right: impl Fn(usize, B) + Sync,
+    left: impl Fn(usize, A) -> L + Sync,
+    right: impl Fn(usize, B) -> R + Sync,
 ) {
     const BATCH: usize = 500;
     for first in (0..rounds).step_by(BATCH) {
