@@ -17,6 +17,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
@@ -292,12 +293,22 @@ fn place() -> Option<PathBuf> {
 impl Listener {
     fn open(place: Option<PathBuf>) -> io::Result<Listener> {
         #[cfg(unix)]
-        if let Some(Ok(listener)) = place.map(Listener::open_unix) {
-            return Ok(listener);
-        }
+        let refused = match place.map(Listener::open_unix) {
+            Some(Ok(listener)) => return Ok(listener),
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
         #[cfg(not(unix))]
-        drop(place);
-        let listener = TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+        let refused: Option<io::Error> = place.and(None);
+        Listener::open_loopback().map_err(|error| match refused {
+            Some(refused) => io::Error::new(error.kind(), format!("{error}; {refused}")),
+            None => error,
+        })
+    }
+
+    fn open_loopback() -> io::Result<Listener> {
+        let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let listener = TcpListener::bind(loopback).map_err(|error| of(&loopback, error))?;
         listener.set_nonblocking(true)?;
         Ok(Listener::Tcp(listener))
     }
@@ -324,7 +335,7 @@ impl Listener {
             Ok(listener) => Ok(Listener::Unix(listener, path)),
             Err(error) => {
                 remove(&path);
-                Err(error)
+                Err(of(&path.display(), error))
             }
         }
     }
@@ -350,6 +361,11 @@ impl Drop for Listener {
             remove(path);
         }
     }
+}
+
+/// The error of what was tried with something, which it names.
+fn of(what: &dyn Display, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("`{what}`: {error}"))
 }
 
 /// Removes a socket and the directory made for it. What is not there need not be removed.
@@ -813,12 +829,24 @@ fn accept(told: &mut &[u8], place: Option<&Path>) -> io::Result<(Stream, Terms)>
 fn connect_to(port: Option<u16>, place: Option<&Path>) -> io::Result<Connection> {
     match (port, place) {
         (Some(port), _) => {
-            let stream = TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+            let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+            let connected = TcpStream::connect(address).map_err(|error| of(&address, error));
+            let stream = connected.map_err(|error| match place {
+                // The parent comes to this only if it could not have that.
+                Some(place) => {
+                    let text = format!("{error}; `{}` could not be made", place.display());
+                    io::Error::new(error.kind(), text)
+                }
+                None => error,
+            })?;
             stream.set_nodelay(true)?;
             Ok(Connection::Tcp(stream))
         }
         #[cfg(unix)]
-        (None, Some(path)) => Ok(Connection::Unix(UnixStream::connect(path)?)),
+        (None, Some(path)) => {
+            let stream = UnixStream::connect(path).map_err(|error| of(&path.display(), error))?;
+            Ok(Connection::Unix(stream))
+        }
         (None, _) => Err(io::ErrorKind::InvalidData.into()),
     }
 }

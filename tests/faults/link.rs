@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use unsync::{Config, ErrorKind, Wire, cpu};
 
 use crate::scenario::{
-    Gate, Link, SOON, descriptors, file, is_dead, link, program_as_worker, resident, until,
-    wait_at, wait_within, worker_after,
+    Gate, Link, SOON, descriptors, entries, file, is_dead, link, program_as_worker, resident,
+    until, wait_at, wait_within, worker_after,
 };
 use crate::*;
 
@@ -56,6 +56,8 @@ scenarios! {
     worker_says_nothing_on_its_standard_input;
     worker_that_writes_where_it_reads_can_go_on;
     worker_without_a_temporary_directory in "export TMPDIR=/nonexistent";
+    worker_without_any_link in "export TMPDIR=/nonexistent
+        if unshare -rn true; then exec unshare -rn \"$0\" \"$@\"; fi";
     n48_worker_that_dies_when_connected;
     n48_worker_that_dies_with_the_call;
     worker_whose_child_holds_its_link_is_noticed;
@@ -938,6 +940,51 @@ fn worker_that_writes_where_it_reads_can_go_on() {
 fn worker_without_a_temporary_directory() {
     install(workers(1));
     cpu(pid, ()).result().unwrap();
+}
+
+/// Where there is no network either, the error names what could not be made: that can be mended.
+fn worker_without_any_link() {
+    let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let reached = loopback.and_then(|listener| TcpStream::connect(listener.local_addr()?));
+    if reached.is_ok() {
+        return println!("skipped: there is no `unshare` that takes the network away");
+    }
+    install(workers(1));
+    let error = cpu(pid, ()).result().unwrap_err();
+    println!("{error}");
+    let directory = match link() {
+        Link::Unix => "/nonexistent/unsync-",
+        Link::Tcp => "",
+    };
+    assert_says(&error, &["`pid` cannot run", "127.0.0.1", directory]);
+}
+
+/// The scenarios need no temporary directory: they make none, and leave nothing where they go instead. The
+/// one that is played here limits itself.
+#[test]
+fn scenarios_without_a_temporary_directory() {
+    let spare = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let missing = spare.join(format!("missing-{}", std::process::id()));
+    for directory in [&*missing, Path::new("/proc")] {
+        let mut test = Command::new(env::current_exe().unwrap());
+        test.args([
+            "link::unix::worker_without_a_temporary_directory",
+            "--exact",
+        ])
+        .env("TMPDIR", directory)
+        .stdout(Stdio::piped());
+        let test = test.spawn().unwrap();
+        let home = format!("unsync-test-{}-", test.id());
+        let ended = test.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(
+            ended.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+        assert!(!missing.exists());
+        let left = entries(spare);
+        assert!(!left.iter().any(|name| name.starts_with(&home)), "{left:?}");
+    }
 }
 
 // ----------------------------------------------------------------------------------- crash loops

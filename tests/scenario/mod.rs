@@ -162,8 +162,19 @@ impl Home {
     fn new() -> Home {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let home = Home(env::temp_dir().join(format!("unsync-test-{}-{number}", process::id())));
-        fs::create_dir_all(home.temporary()).unwrap();
+        // Not `create_dir_all`: a temporary directory that is not there would be made, and left behind.
+        let make = |parent: &Path| {
+            let path = parent.join(format!("unsync-test-{}-{number}", process::id()));
+            let made = fs::create_dir(&path);
+            made.map_err(|error| format!("{}: {error}", path.display()))?;
+            Ok::<_, String>(Home(path))
+        };
+        let home = make(&env::temp_dir()).or_else(|first| {
+            let spare = Path::new(env!("CARGO_TARGET_TMPDIR"));
+            make(spare).map_err(|second| format!("no home for a scenario: {first}; {second}"))
+        });
+        let home = home.unwrap_or_else(|refused| panic!("{refused}"));
+        fs::create_dir(home.temporary()).unwrap();
         home
     }
 
