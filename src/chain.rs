@@ -38,12 +38,15 @@ use crate::unfuture::Unfuture;
 /// [`init`](crate::init).
 ///
 /// A worker costs the program one thread and one descriptor; one more of each for a standard error that
-/// passes through, and one more descriptor where the link is TCP, as on Windows.
+/// passes through, and one more descriptor where the link is TCP: on Windows, and where no socket can be
+/// made in the temporary directory because it is missing, not writable, or has no room.
 ///
 /// # Errors
 ///
 /// The `Unfuture` resolves as
-/// - [`ErrorKind::Panicked`](crate::ErrorKind) with message and place if the function panics,
+/// - [`ErrorKind::Panicked`](crate::ErrorKind) with message and place if the function panics; where
+///   `RUST_BACKTRACE` is set in the worker's environment, the backtrace is the
+///   [`source`](std::error::Error::source),
 /// - [`ErrorKind::WorkerLost`](crate::ErrorKind) with the exit status if the worker dies while it runs
 ///   the function; a call that had not started is given to another worker instead (on Windows the
 ///   end of a process may take along what it said last: if nobody knows whether a call had started, it

@@ -162,8 +162,8 @@ impl Config {
         self
     }
 
-    /// Replaces a worker process whose resident memory is above this many bytes at the end of a call.
-    /// Default: never. Costs a look at `/proc` for each call. On Linux only; elsewhere it has no effect.
+    /// Replaces a worker process whose resident memory is above this many bytes at the end of a call. It is
+    /// no limit during the call, which may take as much as the system gives. Default: never. Costs a look at `/proc` for each call. On Linux only; elsewhere it has no effect.
     pub fn memory_per_worker(mut self, bytes: u64) -> Config {
         self.settings.memory_per_worker = Some(bytes);
         self

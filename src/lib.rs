@@ -60,6 +60,9 @@
 //! Like daemon threads, unfinished work ends unheard with the process. [`drain`] waits for it,
 //! [`shutdown`] waits, stops the rest and ends all threads and processes.
 //!
+//! If the program ends while a call runs, the worker process exits as by [`std::process::exit`]: its exit
+//! handlers run while the function still runs on another thread.
+//!
 //! # Settings
 //!
 //! None are needed. [`Config`] has them; `UNSYNC_THREADS` and `UNSYNC_PROCESSES` set the two limits

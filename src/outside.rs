@@ -42,8 +42,8 @@ impl<T: Send + 'static> From<JoinHandle<T>> for Unfuture<T> {
 
 /// The first value of a channel, or [`ErrorKind::Abandoned`] if it is closed without one.
 ///
-/// Later values are dropped with the channel. Cancelling it does nothing once a pool thread waits:
-/// drop the senders.
+/// Later values are dropped with the channel; for all of them, keep the receiver in a
+/// [`Pinned`](crate::Pinned). Cancelling it does nothing once a pool thread waits: drop the senders.
 ///
 /// # Examples
 ///
@@ -52,6 +52,21 @@ impl<T: Send + 'static> From<JoinHandle<T>> for Unfuture<T> {
 /// let first = unsync::Unfuture::from(receiver);
 /// sender.send(8).unwrap();
 /// assert_eq!(first.result().unwrap(), 8);
+/// ```
+///
+/// One value after the other:
+///
+/// ```
+/// let (sender, receiver) = std::sync::mpsc::channel();
+/// let values = unsync::Pinned::new(move || receiver);
+/// let next = || values.call(|receiver| receiver.recv().ok());
+/// let (first, second, none) = (next(), next(), next());
+/// sender.send(8).unwrap();
+/// sender.send(9).unwrap();
+/// drop(sender);
+/// assert_eq!(first.result().unwrap(), Some(8));
+/// assert_eq!(second.result().unwrap(), Some(9));
+/// assert_eq!(none.result().unwrap(), None);
 /// ```
 impl<T: Send + 'static> From<Receiver<T>> for Unfuture<T> {
     #[track_caller]

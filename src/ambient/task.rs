@@ -24,6 +24,10 @@ use crate::watch::{Stalls, TaskInfo, WorkKind, WorkState};
 /// [`cpu`](crate::cpu()). At the end of the process unfinished tasks end unheard, like those of a
 /// daemon thread.
 ///
+/// If a poll panics, the future is dropped after the unwinding. The locals of an `async` block are dropped
+/// during it, as anywhere; but the fields of a hand-written future are not, so their destructors do not see
+/// [`std::thread::panicking`], and a `MutexGuard` among them does not poison its mutex.
+///
 /// Costs two allocations and less than a microsecond.
 ///
 /// # Errors

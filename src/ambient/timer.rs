@@ -343,6 +343,9 @@ fn set_timer(key: TimerKey, alarm: Alarm) -> Result<(), Refused> {
 /// may borrow and need not be `Send`; for work that runs already there is
 /// [`Unfuture::timeout`](crate::Unfuture::timeout). Under any executor, as [`sleep`].
 ///
+/// A future that loops over what is always ready never returns from its poll: it starves every other task of
+/// its thread, and the deadline is never looked at. Such a loop needs a [`yield_now`].
+///
 /// # Errors
 ///
 /// [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline.

@@ -84,6 +84,18 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// `oom_score_adj` to 500. A process that foreign code forks without `exec` has none of this library's
 /// threads, so work that it starts never ends.
 ///
+/// On Unix a worker is in a process group of its own. Ctrl-C and Ctrl-Z at a terminal reach the program
+/// only, and while the program is stopped its workers continue. A service manager that signals every
+/// process of a service reaches the workers too: systemd's SIGTERM ends them, and the calls that they run
+/// fail as [`ErrorKind::WorkerLost`], unless the unit says `KillMode=mixed`.
+///
+/// A worker keeps the working directory and the environment that the program had when the worker was
+/// started.
+///
+/// A process that a worker started and did not wait for becomes a child of process 1 when the worker ends.
+/// If the program itself is process 1, as in a container, nobody reaps such processes: let an init process
+/// start the program, as `docker run --init` does.
+///
 /// # Panics
 ///
 /// If a function that runs in a worker calls it: it could not return to there.
