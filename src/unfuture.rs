@@ -834,7 +834,7 @@ impl<T> Unfuture<T> {
             return self;
         }
         let (promise, heard) = self.derive_hearing(self.stopper(), progress);
-        self.when_done(move |outcome| promise.finish(outcome));
+        self.hand_on(promise.observed(), move |outcome| promise.finish(outcome));
         heard
     }
 
