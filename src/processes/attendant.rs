@@ -844,11 +844,21 @@ impl End<'_> {
         error.exited(self.status)
     }
 
-    /// Whether a panic that was told may be what ended it. One that the function has caught is not to
-    /// blame for a signal.
+    /// Whether a panic that was told may be what ended it: one that cannot unwind aborts. The function may
+    /// have caught it, and have ended in any other way later.
     fn may_be_panic(&self) -> bool {
-        self.status
-            .is_none_or(|status| status.code().is_some() || status.to_string().contains("SIGABRT"))
+        self.status.is_some_and(link::is_abort) && self.abort_without_panic().is_none()
+    }
+
+    /// What made std abort without a panic, if it was heard to say so.
+    fn abort_without_panic(&self) -> Option<&'static str> {
+        const SAID: [(&str, &str); 2] = [
+            ("has overflowed its stack", "stack overflow"),
+            ("memory allocation of ", "out of memory"),
+        ];
+        let words = self.worker.words.as_ref()?.get();
+        let said = SAID.into_iter().find(|(text, _)| words.contains(text));
+        said.map(|(_, why)| why)
     }
 
     /// The error of a call that cannot have a value, from what is said before the number of the worker.
@@ -858,9 +868,6 @@ impl End<'_> {
     }
 
     fn how(&self) -> String {
-        /// What std writes before it aborts.
-        const OVERFLOW: &str = "has overflowed its stack";
-        const NO_MEMORY: &str = "memory allocation of ";
         /// What a system that runs out of memory ends a worker with; others may do it too.
         const KILLED: &str = "SIGKILL";
         let mut how = match self.status {
@@ -875,12 +882,10 @@ impl End<'_> {
         }
         let words = self.worker.words.as_ref();
         let words = words.map_or_else(String::new, |words| words.quote());
-        let why = match () {
-            () if words.contains(OVERFLOW) => "stack overflow, ",
-            () if words.contains(NO_MEMORY) => "out of memory, ",
-            () => "",
-        };
-        format!("{why}{how}{words}")
+        match self.abort_without_panic() {
+            Some(why) => format!("{why}, {how}{words}"),
+            None => format!("{how}{words}"),
+        }
     }
 }
 

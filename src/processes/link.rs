@@ -23,7 +23,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -456,7 +456,7 @@ pub(crate) enum Refusal {
     /// The operating system refused something.
     Os(io::Error),
     /// The child ended before it connected.
-    Died(std::process::ExitStatus),
+    Died(ExitStatus),
     /// The child did not connect in time.
     Silent,
     /// Nobody wants the child any more.
@@ -716,6 +716,21 @@ pub(crate) fn loses_frames(error: &io::Error) -> bool {
         io::ErrorKind::ConnectionAborted,
     ];
     cfg!(windows) && lost.contains(&error.kind())
+}
+
+/// Whether a process that ended so has aborted.
+pub(crate) fn is_abort(status: ExitStatus) -> bool {
+    #[cfg(unix)]
+    {
+        const SIGABRT: i32 = 6;
+        std::os::unix::process::ExitStatusExt::signal(&status) == Some(SIGABRT)
+    }
+    #[cfg(not(unix))]
+    {
+        // What Windows ends a process with that calls `__fastfail`, as std does.
+        const STATUS_STACK_BUFFER_OVERRUN: u32 = 0xC000_0409;
+        status.code() == Some(STATUS_STACK_BUFFER_OVERRUN as i32)
+    }
 }
 
 /// Kills the processes that a worker started, as far as they stayed in its group. std can signal one

@@ -44,6 +44,10 @@ scenarios! {
     n63_abort_after_the_panic_hook;
     caught_panic_is_not_the_cause_of_the_next;
     caught_panic_is_not_the_cause_of_a_kill;
+    caught_panic_is_not_the_cause_of_an_exit;
+    caught_panic_is_not_the_cause_of_a_stack_overflow;
+    exit_in_the_panic_hook_is_an_exit;
+    panic_in_a_drop_during_a_panic_is_the_cause;
     backtrace_is_the_source_if_asked_for in "export RUST_BACKTRACE=1";
     backtrace_is_none_if_not_asked_for;
 }
@@ -505,6 +509,88 @@ fn caught_panic_is_not_the_cause_of_a_kill() {
     );
 }
 
+fn panic_and_exit(code: i32) {
+    assert!(panic::catch_unwind(|| panic!("caught and handled")).is_err());
+    process::exit(code);
+}
+
+/// An exit code is the decision of whoever calls `exit`, 101 included.
+fn caught_panic_is_not_the_cause_of_an_exit() {
+    install(workers(1));
+    for code in [0, 1, 3, 101, 134, 255] {
+        let error = assert_kind(cpu(panic_and_exit, (code,)).result(), ErrorKind::WorkerLost);
+        let status = format!("exit status: {code}");
+        assert_says(
+            &error,
+            &["`panic_and_exit` lost its worker process", &status],
+        );
+        assert_eq!(error.worker_exit().unwrap().code(), Some(code));
+    }
+}
+
+fn panic_and_overflow() -> u32 {
+    fn descend(depth: u32) -> u32 {
+        let ground = std::hint::black_box([depth as u8; 1024]);
+        descend(depth + 1) + u32::from(ground[7])
+    }
+    assert!(panic::catch_unwind(|| panic!("caught and handled")).is_err());
+    descend(0)
+}
+
+/// That is an abort too, and std says why.
+fn caught_panic_is_not_the_cause_of_a_stack_overflow() {
+    install(workers(1));
+    let outcome = cpu(panic_and_overflow, ()).result();
+    let error = assert_kind(outcome, ErrorKind::WorkerLost);
+    assert_says(
+        &error,
+        &["`panic_and_overflow` lost its worker", "stack overflow"],
+    );
+}
+
+fn exit_in_the_hook() {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        hook(info);
+        process::exit(9);
+    }));
+    panic!("out of crackers");
+}
+
+/// The hook ended the process. What it printed is quoted.
+fn exit_in_the_panic_hook_is_an_exit() {
+    install(workers(1));
+    let error = assert_kind(cpu(exit_in_the_hook, ()).result(), ErrorKind::WorkerLost);
+    assert_says(&error, &["exit status: 9", "out of crackers"]);
+    assert_eq!(error.worker_exit().unwrap().code(), Some(9));
+}
+
+fn panic_in_a_drop() {
+    struct PanicsToo;
+    impl Drop for PanicsToo {
+        fn drop(&mut self) {
+            panic!("in the drop");
+        }
+    }
+    let _panics_too = PanicsToo;
+    panic!("in the function");
+}
+
+/// A second panic while the first unwinds ends the process: that is the panic's doing.
+fn panic_in_a_drop_during_a_panic_is_the_cause() {
+    install(workers(1));
+    let error = assert_kind(cpu(panic_in_a_drop, ()).result(), ErrorKind::Panicked);
+    assert_says(
+        &error,
+        &[
+            "`panic_in_a_drop` panicked at",
+            "in the function",
+            "SIGABRT",
+        ],
+    );
+    assert_eq!(error.worker_exit().unwrap().signal(), Some(6));
+}
+
 fn panic_and_abort() {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -580,6 +666,10 @@ unsync::register!(
     tell_and_die,
     panic_elsewhere_and_die,
     panic_and_abort,
+    panic_and_exit,
+    panic_and_overflow,
+    exit_in_the_hook,
+    panic_in_a_drop,
     panic_twice,
     panic_and_be_killed,
     panic_deep_down,
