@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use crate::role::{blocking, role};
+use crate::role::{assert_may_block, blocking};
 use crate::slot::relay_waiting;
 use crate::spin::Spin;
 
@@ -20,7 +20,8 @@ use crate::spin::Spin;
 ///
 /// # Panics
 ///
-/// On the ambient thread, where it would stop every async task; and when the future panics.
+/// On the ambient thread and wherever else [`result`](crate::Unfuture::result) does not block; and when
+/// the future panics.
 ///
 /// # Examples
 ///
@@ -31,10 +32,7 @@ use crate::spin::Spin;
 /// ```
 #[track_caller]
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    assert!(
-        !role().is_ambient(),
-        "block_on would block the ambient thread; `.await` there"
-    );
+    assert_may_block(|thread| format!("block_on would block {thread}; `.await` in a task instead"));
     static SPIN: Spin = Spin::new();
     let mut future = pin!(future);
     let bell = Arc::new(Bell {

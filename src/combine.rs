@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
-use crate::role::role;
+use crate::role::assert_may_block;
 use crate::slot::{Observed, Observer, nest};
 use crate::unfuture::{Promise, Reason, Stop, Stopping, Unfuture, derived};
 
@@ -386,7 +386,8 @@ impl<T> AsCompleted<T> {
     ///
     /// # Panics
     ///
-    /// On the ambient thread if none has ended, whatever the limit, since that would stop every async task.
+    /// If none has ended, whatever the limit, on the ambient thread and wherever else
+    /// [`result`](Unfuture::result) does not block.
     ///
     /// # Examples
     ///
@@ -414,12 +415,13 @@ impl<T> AsCompleted<T> {
             match self.look() {
                 Ok(next) => return next,
                 Err(bell) => {
-                    assert!(
-                        !role().is_ambient(),
-                        "the next of as_completed would block the ambient thread; use \
-                         `next_done().await` there (started at {})",
-                        self.origin
-                    );
+                    assert_may_block(|thread| {
+                        let origin = self.origin;
+                        format!(
+                            "the next of as_completed would block {thread}; use `next_done().await` in a \
+                             task instead (started at {origin})"
+                        )
+                    });
                     if !bell.wait_until(deadline) {
                         return None;
                     }
@@ -463,7 +465,8 @@ impl<T> Iterator for AsCompleted<T> {
     ///
     /// # Panics
     ///
-    /// On the ambient thread if none has, since that would stop every async task.
+    /// If none has, on the ambient thread and wherever else [`result`](Unfuture::result) does not
+    /// block.
     #[track_caller]
     fn next(&mut self) -> Option<(usize, Result<T, Error>)> {
         self.next_until(None)

@@ -136,7 +136,9 @@ impl Config {
     }
 
     /// The stack of every thread that runs code of the program, in bytes. Default: that of
-    /// `std::thread` for the ambient thread and the pool, and 8 MiB for calls in a worker process.
+    /// `std::thread` for the pool and for pinned values; 8 MiB, or the environment variable
+    /// `RUST_MIN_STACK` where that is more, for the ambient thread, for calls in a worker process, and for
+    /// the threads that decode their results.
     pub fn stack_size(mut self, bytes: usize) -> Config {
         self.settings.stack_size = Some(bytes);
         self
@@ -232,6 +234,8 @@ impl Config {
     /// there is passed on. A wrapper has to pass all of that on. And it must become the worker, as a shell
     /// does with `exec`, or pass signals on: to stop a call, the library kills the process that was started.
     ///
+    /// The closure must not wait for other work: see [`Unfuture::result`](crate::Unfuture::result).
+    ///
     /// # Examples
     ///
     /// ```standalone_crate
@@ -282,6 +286,9 @@ impl Config {
     /// Called with every failure that nobody looked at, on the thread where it became clear: the
     /// `Unfuture` was dropped. Cancelled work is no failure. Default: nothing, or a line on standard
     /// error if the environment variable `UNSYNC_DEBUG` is `1`.
+    ///
+    /// That may be a thread that must not wait for other work: see
+    /// [`Unfuture::result`](crate::Unfuture::result).
     ///
     /// # Examples
     ///
@@ -418,6 +425,23 @@ pub(crate) fn new_thread(name: impl fmt::Display) -> thread::Builder {
         Some(bytes) => thread.stack_size(bytes),
         None => thread,
     }
+}
+
+/// The same for a thread on which functions of the program expect a main thread's stack.
+pub(crate) fn new_deep_thread(name: impl fmt::Display) -> thread::Builder {
+    new_thread(name).stack_size(stack_size())
+}
+
+/// The stack of a main thread, or what the settings or the environment say.
+pub(crate) fn stack_size() -> usize {
+    const MAIN: usize = 8 << 20;
+    let set = settings().ok().and_then(|settings| settings.stack_size);
+    set.unwrap_or_else(|| {
+        // What std goes by for threads whose stack nobody sets.
+        let least = env::var("RUST_MIN_STACK").ok();
+        let least = least.and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+        MAIN.max(least)
+    })
 }
 
 /// The first thing on a thread that runs code of the program: its hook.

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind};
-use crate::role::role;
+use crate::role::{assert_may_block, role};
 use crate::unfuture::{OnQuiet, promise};
 use crate::{ambient, processes, threads};
 
@@ -33,7 +33,8 @@ const CLOSE: Ask = [
 ///
 /// # Panics
 ///
-/// On the ambient thread, which would wait for itself.
+/// On the ambient thread, which would wait for itself, and wherever else
+/// [`result`](crate::Unfuture::result) does not block.
 ///
 /// # Examples
 ///
@@ -46,7 +47,7 @@ const CLOSE: Ask = [
 /// ```
 #[track_caller]
 pub fn drain(limit: Duration) -> bool {
-    assert!(!role().is_ambient(), "drain would block the ambient thread");
+    assert_may_block(|thread| format!("drain would block {thread}"));
     let deadline = Instant::now().checked_add(limit);
     let mut before = None;
     loop {
@@ -72,7 +73,8 @@ pub fn drain(limit: Duration) -> bool {
 /// # Errors
 ///
 /// [`ErrorKind::TimedOut`] if something still runs at the limit, with what it is, and
-/// [`ErrorKind::WouldBlock`] on the ambient thread.
+/// [`ErrorKind::WouldBlock`] on the ambient thread and wherever else [`result`](crate::Unfuture::result)
+/// does not block.
 ///
 /// # Examples
 ///
@@ -87,11 +89,9 @@ pub fn drain(limit: Duration) -> bool {
 /// # }
 /// ```
 pub fn shutdown(limit: Duration) -> Result<(), Error> {
-    if role().is_ambient() {
-        return Err(Error::new(
-            ErrorKind::WouldBlock,
-            "shutdown would block the ambient thread",
-        ));
+    if let Some(thread) = role().must_not_block() {
+        let text = format!("shutdown would block {thread}");
+        return Err(Error::new(ErrorKind::WouldBlock, text));
     }
     let deadline = Instant::now().checked_add(limit);
     // A part of the time is for the end itself.

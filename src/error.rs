@@ -133,7 +133,8 @@ pub enum ErrorKind {
     TimedOut,
     /// The [`Promise`](crate::Promise) was dropped unfulfilled, or the value was already taken.
     Abandoned,
-    /// Blocking was asked for on the ambient thread, where it would stop everything.
+    /// Blocking was asked for on the ambient thread, or on one that reads from a worker process, where it
+    /// would stop everything.
     WouldBlock,
     /// The worker process died while it ran the call, or one after the other before they could.
     /// [`Error::worker_exit`] tells how.

@@ -45,8 +45,9 @@
 //! [`ErrorKind`] lists the kinds.
 //!
 //! Waiting on the ambient thread would stop every async task, so nothing here does:
-//! [`result`](Unfuture::result) of pending work is [`ErrorKind::WouldBlock`] there. Blocking in a pool
-//! job is safe: a thread that waits does not count against the limit, so nested waits cannot deadlock.
+//! [`result`](Unfuture::result) of pending work is [`ErrorKind::WouldBlock`] there. The same holds where a
+//! result is decoded. Blocking in a pool job is safe: a thread that waits does not count against the limit,
+//! so nested waits cannot deadlock.
 //!
 //! # Worker processes
 //!

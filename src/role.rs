@@ -12,6 +12,9 @@ pub(crate) enum Role {
     Ordinary,
     /// Must never block.
     Ambient,
+    /// Reads from a worker process: every call depends on it, so it must never block either. It runs code
+    /// of the program on the way, such as the decoding of a result.
+    Reader,
     /// Tells its pool before it blocks and after, so that it does not count against the limit; knows
     /// whether its job was cancelled.
     Pool {
@@ -27,8 +30,21 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    pub(crate) fn is_ambient(self) -> bool {
-        matches!(self, Role::Ambient)
+    /// What this thread is, if it must never block.
+    pub(crate) fn must_not_block(self) -> Option<&'static str> {
+        match self {
+            Role::Ambient => Some("the ambient thread"),
+            Role::Reader => Some("a thread that reads from a worker process"),
+            Role::Ordinary | Role::Pool { .. } | Role::Call { .. } => None,
+        }
+    }
+}
+
+/// Panics on a thread that must never block. `complain` is told what that thread is.
+#[track_caller]
+pub(crate) fn assert_may_block(complain: impl FnOnce(&str) -> String) {
+    if let Some(thread) = role().must_not_block() {
+        panic!("{}", complain(thread));
     }
 }
 
@@ -68,7 +84,7 @@ pub(crate) fn set_role(role: Role) {
 pub fn is_cancelled() -> bool {
     match role() {
         Role::Pool { is_cancelled, .. } | Role::Call { is_cancelled } => is_cancelled(),
-        Role::Ordinary | Role::Ambient => false,
+        Role::Ordinary | Role::Ambient | Role::Reader => false,
     }
 }
 

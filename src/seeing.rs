@@ -37,7 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// All live work, with the line that started it: to find out what a program waits for.
 ///
 /// The ambient thread is asked for its tasks; while a poll holds it up it cannot answer, and its tasks
-/// are left out after a second. They are left out too if this is called on the ambient thread.
+/// are left out after a second. They are left out too if this is called on the ambient thread, or wherever
+/// else [`result`](crate::Unfuture::result) does not block.
 ///
 /// # Examples
 ///
@@ -51,7 +52,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub fn tasks() -> Vec<TaskInfo> {
     let mut all = threads::list();
     all.extend(processes::list());
-    if !role::role().is_ambient() {
+    if role::role().must_not_block().is_none() {
         let (promise, answer) = promise();
         ambient::list(Box::new(move |tasks| promise.finish(Ok(tasks))));
         if answer.wait_timeout(PATIENCE) {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::error::{Error, discard, lock, unobserved, wall};
+use crate::error::{Error, ErrorKind, discard, lock, unobserved, wall};
 use crate::role::role;
 use crate::slot::{Observed, Observer, Slot, would_block};
 use crate::unfuture::{Canceller, Reason, Stop, Stopping, Unfuture, Work, unobserved_late};
@@ -193,8 +193,8 @@ impl<T: Clone> Shared<T> {
     /// # Errors
     ///
     /// What became of the work if it gave no value, and
-    /// [`ErrorKind::WouldBlock`](crate::ErrorKind::WouldBlock) for a pending one on the ambient
-    /// thread.
+    /// [`ErrorKind::WouldBlock`](crate::ErrorKind::WouldBlock) for a pending one where
+    /// [`Unfuture::result`] does not block.
     ///
     /// # Examples
     ///
@@ -204,17 +204,22 @@ impl<T: Clone> Shared<T> {
     /// assert_eq!(shared.result().unwrap(), "one"); // as often as it is asked
     /// ```
     pub fn result(&self) -> Result<T, Error> {
-        if !self.is_done() && role().is_ambient() {
-            return Err(would_block(self.ended.origin()));
+        if !self.is_done() {
+            if let Some(thread) = role().must_not_block() {
+                return Err(would_block(thread, self.ended.origin()));
+            }
+            self.ended.wait();
         }
-        self.ended.wait();
         self.copy()
     }
 
     /// A clone of the outcome that is there.
     fn copy(&self) -> Result<T, Error> {
         let outcome = self.kept.outcome().cloned();
-        outcome.unwrap_or_else(|| Err(would_block(self.ended.origin())))
+        outcome.unwrap_or_else(|| {
+            let unfinished = Error::new(ErrorKind::WouldBlock, "the work has not ended");
+            Err(unfinished.started_at(self.ended.origin()))
+        })
     }
 }
 

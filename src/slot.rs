@@ -455,9 +455,10 @@ pub(crate) fn nest(step: impl FnOnce() + 'static) {
     NESTED.set(depth);
 }
 
-/// The answer to `result()` of unfinished work on the ambient thread.
-pub(crate) fn would_block(origin: Origin) -> Error {
-    let text = "result() of unfinished work would block the ambient thread; `.await` it there";
+/// The answer to `result()` of unfinished work on this thread, which must not block.
+pub(crate) fn would_block(thread: &str, origin: Origin) -> Error {
+    let text =
+        format!("result() of unfinished work would block {thread}; `.await` it in a task instead");
     Error::new(ErrorKind::WouldBlock, text).started_at(origin)
 }
 

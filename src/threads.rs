@@ -445,12 +445,13 @@ impl Pool {
         static NUMBER: AtomicUsize = AtomicUsize::new(1);
         let thread = new_thread(NUMBER.fetch_add(1, Ordering::Relaxed));
         let body = move || {
-            on_thread_start();
+            // The hook may wait for a job: this thread does not count meanwhile.
             set_role(Role::Pool {
                 blocks: || POOL.blocks(),
                 resumes: || POOL.resumes(),
                 is_cancelled,
             });
+            on_thread_start();
             match duty {
                 Duty::Work => self.work(),
                 Duty::Watch => self.watch(),

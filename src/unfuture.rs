@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
 use crate::progress::{Progress, Speaker};
-use crate::role::role;
+use crate::role::{assert_may_block, role};
 use crate::slot::{
     Observed, Observer, OnBegin, Receive, Slot, already_taken, nest, relay, would_block,
 };
@@ -60,13 +60,17 @@ impl<T> Unfuture<T> {
     /// Waits for the outcome.
     ///
     /// Blocks the calling thread until the work has ended, for ever if it never ends; see
-    /// [`wait_timeout`](Unfuture::wait_timeout) for a limit. On the ambient thread it never blocks:
-    /// there a finished `Unfuture` gives its outcome and a pending one is an error.
+    /// [`wait_timeout`](Unfuture::wait_timeout) for a limit. On two kinds of threads it never blocks, and
+    /// neither does any other wait of this library: on the ambient thread, and on the threads that read
+    /// from worker processes, where results are [decoded](crate::Wire::decode) and the hooks
+    /// [`on_unobserved`](crate::Config::on_unobserved) and
+    /// [`worker_command`](crate::Config::worker_command) may be called. There a finished `Unfuture` gives
+    /// its outcome and a pending one is an error.
     ///
     /// # Errors
     ///
     /// What became of the work if it gave no value, and [`ErrorKind::WouldBlock`] for a pending
-    /// `Unfuture` on the ambient thread. The work goes on in that case, unless it is tied by
+    /// `Unfuture` on a thread that must not block. The work goes on in that case, unless it is tied by
     /// [`cancel_on_drop`](Unfuture::cancel_on_drop): the `Unfuture` is gone.
     ///
     /// # Examples
@@ -77,12 +81,14 @@ impl<T> Unfuture<T> {
     pub fn result(mut self) -> Result<T, Error> {
         let work = self.work.take().ok_or_else(already_taken)?;
         let slot = work.slot();
-        if !slot.is_done() && role().is_ambient() {
-            let origin = slot.origin;
-            self.work = Some(work);
-            return Err(would_block(origin));
+        if !slot.is_done() {
+            if let Some(thread) = role().must_not_block() {
+                let origin = slot.origin;
+                self.work = Some(work);
+                return Err(would_block(thread, origin));
+            }
+            slot.wait_until(None);
         }
-        slot.wait_until(None);
         slot.take().unwrap_or_else(|| Err(already_taken()))
     }
 
@@ -90,7 +96,8 @@ impl<T> Unfuture<T> {
     ///
     /// # Panics
     ///
-    /// On the ambient thread if the work has not ended, since that would stop every async task.
+    /// If the work has not ended, on the ambient thread and wherever else
+    /// [`result`](Unfuture::result) does not block.
     ///
     /// # Examples
     ///
@@ -111,7 +118,8 @@ impl<T> Unfuture<T> {
     ///
     /// # Panics
     ///
-    /// On the ambient thread if the work has not ended, since that would stop every async task.
+    /// If the work has not ended, on the ambient thread and wherever else
+    /// [`result`](Unfuture::result) does not block.
     ///
     /// # Examples
     ///
@@ -137,11 +145,13 @@ impl<T> Unfuture<T> {
         if slot.is_done() {
             return true;
         }
-        assert!(
-            !role().is_ambient(),
-            "waiting for work would block the ambient thread; `.await` it there (work started at {})",
-            slot.origin
-        );
+        assert_may_block(|thread| {
+            let origin = slot.origin;
+            format!(
+                "waiting for work would block {thread}; `.await` it in a task instead (work started at \
+                 {origin})"
+            )
+        });
         slot.wait_until(deadline)
     }
 

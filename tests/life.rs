@@ -375,6 +375,30 @@ mod hooks {
         });
     }
 
+    /// The hook is a part of the thread: one that waits for a job gets it, whatever the limit.
+    #[test]
+    fn on_thread_start_may_wait_for_a_job() {
+        const NAME: &str = "hooks::on_thread_start_may_wait_for_a_job";
+        in_child(NAME, HEAVY, &[], || {
+            let (waited, log) = (AtomicBool::new(false), Log::new());
+            let config = Config::new().threads(1).on_thread_start({
+                let log = log.clone();
+                move || {
+                    if !waited.swap(true, Ordering::SeqCst) {
+                        log.push(unsync::thread(|| 1).result().unwrap());
+                    }
+                }
+            });
+            config.install().unwrap();
+            let job = unsync::thread(|| 2);
+            assert!(job.wait_timeout(SLACK), "it hangs");
+            assert_eq!(job.result().unwrap(), 2);
+            eventually(QUICK, "the hook has had its job", || {
+                (log.entries() == [1], log.entries())
+            });
+        });
+    }
+
     #[test]
     fn around_poll_runs_around_every_poll() {
         const NAME: &str = "hooks::around_poll_runs_around_every_poll";
@@ -612,6 +636,373 @@ mod hooks {
             drop(unsync::spawn(async { fail("unheard") }));
             fence();
             assert_eq!(log.entries(), Vec::<String>::new());
+        });
+    }
+}
+
+// ---------------------------------------------------------------------- threads that read results
+
+/// Results are decoded, and some hooks called, on the threads that read from worker processes. All
+/// calls depend on those threads, so waiting there is refused, as it is on the ambient thread.
+mod readers {
+    use super::*;
+    use std::mem;
+    use std::panic::catch_unwind;
+    use unsync::{Pinned, Wire, as_completed, block_on, cpu, promise};
+
+    fn never() -> Unfuture<()> {
+        let (promise, unfuture) = promise();
+        mem::forget(promise);
+        unfuture
+    }
+
+    fn nap() {
+        thread::sleep(WHILE);
+    }
+
+    /// Waits for what does not come in time; gives the error that it got instead.
+    type Wait = fn() -> Option<Error>;
+
+    const WAITS: [(&str, Wait); 13] = [
+        ("result", || never().result().err()),
+        ("result of a call", || cpu(sleep_for, (600,)).result().err()),
+        ("result of a job", || unsync::thread(nap).result().err()),
+        ("result of a task", || {
+            unsync::spawn(unsync::sleep(WHILE)).result().err()
+        }),
+        ("result of a pinned value", || {
+            Pinned::new(|| ()).call(|()| nap()).result().err()
+        }),
+        ("result of a Shared", || never().shared().result().err()),
+        ("wait", || {
+            never().wait();
+            None
+        }),
+        ("wait_timeout", || {
+            never().wait_timeout(LONG);
+            None
+        }),
+        ("wait of a Shared", || {
+            never().shared().wait();
+            None
+        }),
+        ("block_on", || block_on(never()).err()),
+        ("as_completed", || as_completed([never()]).next()?.1.err()),
+        ("drain", || {
+            unsync::drain(LONG);
+            None
+        }),
+        ("shutdown", || unsync::shutdown(LONG).err()),
+    ];
+
+    /// What somebody hears who waits: an error, or a panic.
+    fn refusal(wait: Wait) -> String {
+        match catch_unwind(wait) {
+            Ok(Some(error)) => format!("{:?}: {error}", error.kind()),
+            Ok(None) => "nothing".to_owned(),
+            Err(payload) => match payload.downcast::<String>() {
+                Ok(text) => *text,
+                Err(payload) => (*payload.downcast::<&str>().unwrap()).to_owned(),
+            },
+        }
+    }
+
+    #[track_caller]
+    fn assert_refused(what: &str, heard: &str) {
+        assert!(heard.contains("would block"), "{what}: {heard}");
+        assert!(heard.contains("worker process"), "{what}: {heard}");
+        if what.starts_with("result") || what == "shutdown" {
+            assert!(heard.starts_with("WouldBlock: "), "{what}: {heard}");
+        }
+    }
+
+    /// A value that waits in its `decode`, and catches what comes of that.
+    struct Heard(u8, String);
+
+    impl Wire for Heard {
+        fn encode(&self, out: &mut Vec<u8>) {
+            self.0.encode(out);
+        }
+        fn decode(input: &mut &[u8]) -> Result<Heard, Error> {
+            let number = u8::decode(input)?;
+            Ok(Heard(number, refusal(WAITS[usize::from(number)].1)))
+        }
+    }
+
+    fn make_heard(number: u8) -> Heard {
+        Heard(number, String::new())
+    }
+
+    /// A value that waits in its `decode` and catches nothing.
+    struct Insists(bool);
+
+    impl Wire for Insists {
+        fn encode(&self, out: &mut Vec<u8>) {
+            self.0.encode(out);
+        }
+        fn decode(input: &mut &[u8]) -> Result<Insists, Error> {
+            let panics = bool::decode(input)?;
+            match panics {
+                true => never().wait(),
+                false => never().result()?,
+            }
+            Ok(Insists(panics))
+        }
+    }
+
+    fn make_insists(panics: bool) -> Insists {
+        Insists(panics)
+    }
+
+    unsync::register!(make_heard, make_insists);
+
+    /// As many calls as there are workers, and more: none hangs, and the pool serves on.
+    #[test]
+    fn a_decode_may_not_wait() {
+        const NAME: &str = "readers::a_decode_may_not_wait";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "2")], || {
+            let calls = Vec::from_iter((0..WAITS.len()).map(|n| cpu(make_heard, (n as u8,))));
+            for ((what, _), call) in iter::zip(WAITS, calls) {
+                assert!(call.wait_timeout(SLACK), "{what} hangs");
+                assert_refused(what, &call.result().unwrap().1);
+            }
+            assert_eq!(cpu(double, (4,)).result().unwrap(), 8);
+        });
+    }
+
+    /// The same where the error or the panic is passed on: it is the outcome of the call.
+    #[test]
+    fn a_decode_that_waits_fails_its_call() {
+        const NAME: &str = "readers::a_decode_that_waits_fails_its_call";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "1")], || {
+            let kinds = [(false, ErrorKind::WouldBlock), (true, ErrorKind::Panicked)];
+            for (panics, kind) in kinds {
+                let call = cpu(make_insists, (panics,));
+                assert!(call.wait_timeout(SLACK), "it hangs");
+                let error = call.result().map(|insists| insists.0).unwrap_err();
+                let text = error.to_string();
+                assert_eq!(error.kind(), kind, "{text}");
+                assert!(text.contains("decoding the result of"), "{text}");
+                assert!(text.contains("make_insists"), "{text}");
+                assert!(text.contains("would block"), "{text}");
+            }
+            assert_eq!(cpu(double, (4,)).result().unwrap(), 8);
+        });
+    }
+
+    /// What does not block is no different there.
+    struct Looks(u64);
+
+    impl Wire for Looks {
+        fn encode(&self, out: &mut Vec<u8>) {
+            self.0.encode(out);
+        }
+        fn decode(input: &mut &[u8]) -> Result<Looks, Error> {
+            let number = u64::decode(input)?;
+            let ready = Unfuture::ready(number).result()?;
+            assert!(as_completed([Unfuture::ready(())]).next().is_some());
+            let job = unsync::thread(move || number);
+            drop(job.map(|number| number + 1));
+            assert!(unsync::tasks().len() < 1000);
+            Ok(Looks(ready))
+        }
+    }
+
+    fn make_looks(number: u64) -> Looks {
+        Looks(number)
+    }
+
+    unsync::register!(make_looks);
+
+    #[test]
+    fn a_decode_may_do_what_does_not_block() {
+        const NAME: &str = "readers::a_decode_may_do_what_does_not_block";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "1")], || {
+            for number in 0..20 {
+                let looks = cpu(make_looks, (number,));
+                assert!(looks.wait_timeout(SLACK), "it hangs");
+                assert_eq!(looks.result().unwrap().0, number);
+            }
+            assert!(unsync::drain(SLACK));
+        });
+    }
+
+    /// A value that nobody wants any more, and that waits when it is dropped.
+    struct Clings(u8);
+
+    impl Wire for Clings {
+        fn encode(&self, out: &mut Vec<u8>) {
+            self.0.encode(out);
+        }
+        fn decode(input: &mut &[u8]) -> Result<Clings, Error> {
+            u8::decode(input).map(Clings)
+        }
+    }
+
+    static CLINGING: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    impl Drop for Clings {
+        fn drop(&mut self) {
+            if !unsync::is_worker() {
+                let heard = refusal(|| cpu(double, (1,)).result().err());
+                CLINGING.lock().unwrap().push(heard);
+                never().wait();
+            }
+        }
+    }
+
+    fn make_clings(number: u8) -> Clings {
+        sleep_for(50);
+        Clings(number)
+    }
+
+    unsync::register!(make_clings);
+
+    #[test]
+    fn a_drop_may_not_wait() {
+        const NAME: &str = "readers::a_drop_may_not_wait";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "2")], || {
+            for number in 0..4 {
+                drop(cpu(make_clings, (number,)));
+            }
+            eventually(HEAVY, "all values are dropped", || {
+                let dropped = CLINGING.lock().unwrap().len();
+                (dropped == 4, dropped)
+            });
+            for heard in &*CLINGING.lock().unwrap() {
+                assert_refused("result", heard);
+            }
+            assert!(unsync::drain(SLACK), "the calls of the destructors hang");
+            assert_eq!(cpu(double, (4,)).result().unwrap(), 8);
+        });
+    }
+
+    fn fail_late() {
+        sleep_for(50);
+        panic!("in the worker");
+    }
+
+    unsync::register!(fail_late);
+
+    #[test]
+    fn on_unobserved_may_not_wait() {
+        const NAME: &str = "readers::on_unobserved_may_not_wait";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "2")], || {
+            let (log, told) = (Log::new(), Counter::new());
+            let config = Config::new().on_unobserved({
+                let (log, told) = (log.clone(), told.clone());
+                move |error| {
+                    assert_eq!(error.kind(), ErrorKind::Panicked);
+                    log.push(refusal(|| cpu(double, (1,)).result().err()));
+                    log.push(refusal(|| unsync::thread(nap).result().err()));
+                    told.add();
+                }
+            });
+            config.install().unwrap();
+            for _ in 0..4 {
+                drop(cpu(fail_late, ()));
+            }
+            told.wait_for(4);
+            for heard in log.entries() {
+                assert_refused("result", &heard);
+            }
+            assert!(unsync::drain(SLACK), "the calls of the hook hang");
+            assert_eq!(cpu(double, (4,)).result().unwrap(), 8);
+        });
+    }
+
+    #[test]
+    fn worker_command_may_not_wait() {
+        const NAME: &str = "readers::worker_command_may_not_wait";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "1")], || {
+            let log = Log::new();
+            let config = Config::new().worker_command({
+                let log = log.clone();
+                move |executable| {
+                    log.push(refusal(|| cpu(double, (1,)).result().err()));
+                    std::process::Command::new(executable)
+                }
+            });
+            config.install().unwrap();
+            let call = cpu(double, (4,));
+            assert!(call.wait_timeout(QUICK), "it hangs");
+            assert_eq!(call.result().unwrap(), 8);
+            assert_refused("result", &log.entries()[0]);
+        });
+    }
+
+    /// Progress is decoded on the ambient thread, and its callback runs there.
+    #[test]
+    fn on_progress_may_not_wait() {
+        const NAME: &str = "readers::on_progress_may_not_wait";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "1")], || {
+            let (log, told) = (Log::new(), Counter::new());
+            let call = cpu(say, (0,)).on_progress({
+                let (log, told) = (log.clone(), told.clone());
+                move |heard: Heard| {
+                    log.push(heard.1);
+                    log.push(refusal(|| cpu(double, (1,)).result().err()));
+                    told.add();
+                }
+            });
+            assert!(call.wait_timeout(QUICK), "it hangs");
+            call.result().unwrap();
+            told.wait_for(1);
+            for heard in log.entries() {
+                assert!(heard.starts_with("WouldBlock: "), "{heard}");
+                assert!(heard.contains("ambient thread"), "{heard}");
+            }
+            assert_eq!(cpu(double, (4,)).result().unwrap(), 8);
+        });
+    }
+
+    fn say(number: u8) {
+        unsync::progress(Heard(number, String::new()));
+    }
+
+    /// More than std gives a thread by default, and less than a call has.
+    const LARGE: usize = 2 << 20;
+
+    /// It lies on the stack while it is decoded.
+    type Large = Box<[u8; LARGE]>;
+
+    fn make_large(item: u8) -> Large {
+        vec![item; LARGE].into_boxed_slice().try_into().unwrap()
+    }
+
+    fn take_large(large: Large) -> u8 {
+        large[LARGE - 1]
+    }
+
+    fn make_large_beneath(item: u8) -> (Large, u8) {
+        let large = cpu(make_large, (item,)).result().unwrap();
+        let last = unsync::spawn(async move { large }).map_cpu(take_large);
+        (make_large(item), last.result().unwrap())
+    }
+
+    fn say_large(item: u8) {
+        unsync::progress(make_large(item));
+    }
+
+    unsync::register!(say, make_large, take_large, make_large_beneath, say_large);
+
+    #[test]
+    fn large_values_are_decoded_wherever_they_arrive() {
+        const NAME: &str = "readers::large_values_are_decoded_wherever_they_arrive";
+        in_child(NAME, HEAVY, &[("UNSYNC_PROCESSES", "2")], || {
+            let calls = [1, 2, 3].map(|item| cpu(make_large, (item,)));
+            let larges = unsync::join_all(calls).result().unwrap();
+            assert!(iter::zip(1.., &larges).all(|(item, large)| large[LARGE - 1] == item));
+            assert_eq!(cpu(take_large, (make_large(4),)).result().unwrap(), 4);
+            let (large, last) = cpu(make_large_beneath, (5,)).result().unwrap();
+            assert_eq!((large[0], last), (5, 5));
+            let (sender, heard) = mpsc::channel();
+            let says = cpu(say_large, (6,)).on_progress(move |large: Large| {
+                // Whoever listened may be gone, and then it has failed.
+                let _ = sender.send(large[LARGE - 1]);
+            });
+            says.result().unwrap();
+            assert_eq!(heard.recv_timeout(SLACK).unwrap(), 6);
         });
     }
 }

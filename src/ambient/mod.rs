@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::config::{new_thread, on_thread_start, settings};
+use crate::config::{new_deep_thread, new_thread, on_thread_start, settings};
 use crate::error::{discard, lock, wall};
 use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
@@ -156,7 +156,7 @@ fn injector() -> Result<&'static Injector, Refused> {
         return Err(Refused::Closed);
     }
     if !STARTED.load(Ordering::Acquire) {
-        new_thread("ambient").spawn(run).map_err(Refused::Os)?;
+        new_deep_thread("ambient").spawn(run).map_err(Refused::Os)?;
         STARTED.store(true, Ordering::Release);
     }
     Ok(&INJECTOR)

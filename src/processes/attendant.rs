@@ -21,8 +21,9 @@ use super::pool::{Hand, InFlight, Item, POOL, Pursuit, Remote, State};
 use super::spare;
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
-use crate::config::{Settings, new_thread, settings};
+use crate::config::{Settings, new_deep_thread, new_thread, settings, stack_size};
 use crate::error::{Error, ErrorKind, discard, lock, wall};
+use crate::role::{Role, set_role};
 use crate::unfuture::Reason;
 
 /// A worker process, and what is needed to write to it and to end it.
@@ -60,8 +61,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How long the rest of what a worker printed may take to be passed on. A process that the worker started
 /// may hold its streams open for ever.
 const PRINTED: Duration = Duration::from_secs(1);
-/// The stack of the thread that runs the calls: that of a main thread, as functions expect it.
-const STACK: usize = 8 << 20;
 
 impl Worker {
     /// Writes frames. An error needs no care here: the attendant finds the end of the link.
@@ -130,8 +129,8 @@ impl Worker {
 
 /// Starts the attendant of a worker that is booked.
 pub(super) fn start(number: u64) {
-    // It decodes results, which is code of the program.
-    let thread = new_thread(format_args!("cpu-{number}"));
+    // It decodes results: they may be as large as what a call has the stack for.
+    let thread = new_deep_thread(format_args!("cpu-{number}"));
     if let Err(error) = thread.spawn(move || attend(number)) {
         give_up(&Error::os(
             "no thread could be started for a worker process",
@@ -142,6 +141,7 @@ pub(super) fn start(number: u64) {
 
 /// The life of an attendant.
 fn attend(number: u64) {
+    set_role(Role::Reader);
     let launched = settings().and_then(|settings| {
         let panicked = |payload| Error::panicked("the hook `worker_command`", payload);
         wall(|| launch(settings)).unwrap_or_else(|payload| Err(panicked(payload)))
@@ -192,7 +192,7 @@ type Launched = (Child, Stream, Option<Arc<LastWords>>, Copied);
 fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
     let terms = Terms {
         frame_bytes_max: settings.frame_bytes_max as u64,
-        stack_size: settings.stack_size.unwrap_or(STACK) as u64,
+        stack_size: stack_size() as u64,
         spin: settings.spin,
     };
     let barren = POOL.lock().barren;

@@ -116,6 +116,9 @@ pub trait Wire: Sized {
 
     /// Takes one value off the front of `input` and leaves there what follows it.
     ///
+    /// The result of a call is decoded on the thread that reads from its worker process. It has the stack
+    /// of a call, and must not wait for other work: see [`Unfuture::result`](crate::Unfuture::result).
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Codec`] if the bytes are too few or are no value of this type. How much of
@@ -568,13 +571,22 @@ macro_rules! pointers {
 
             fn decode(input: &mut &[u8]) -> Result<Self, Error> {
                 let _level = Level::enter()?;
-                T::decode(input).map($pointer::new)
+                point_to(T::decode(input), $pointer::new)
             }
         }
     )*};
 }
 
 pointers!(Box Rc Arc);
+
+/// A function of its own: without optimisation, each step copies a value that may be large, and the stack
+/// that this takes is not taken while the value is decoded.
+fn point_to<T, P>(decoded: Result<T, Error>, new: fn(T) -> P) -> Result<P, Error> {
+    match decoded {
+        Ok(value) => Ok(new(value)),
+        Err(error) => Err(error),
+    }
+}
 
 macro_rules! slices {
     ($($slice:ty)*) => {$(
