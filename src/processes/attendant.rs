@@ -12,12 +12,11 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::frame::{self, Frame, Frames, Kind};
 use super::link::{self, Reader, Refusal, Stream, Terms};
-use super::pool::{Hand, InFlight, Item, POOL, Pursuit, Remote, State};
+use super::pool::{DEATHS, FAILURES, Hand, InFlight, Item, POOL, Pursuit, Remote, State};
 use super::spare;
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
@@ -40,15 +39,6 @@ pub(super) struct Worker {
     words: Option<Arc<LastWords>>,
 }
 
-/// Workers that may die with a call before they start it.
-const DEATHS: u32 = 3;
-/// Workers in a row that may die before they start any call: as many as two calls that kill whoever
-/// gets them. The calls behind those shall not suffer for it.
-const BARREN: u32 = 2 * DEATHS;
-/// Times in a row that the operating system may refuse to start a worker.
-const TRIES: u32 = 5;
-/// The first pause after a failure; each further one is four times as long.
-const PAUSE: Duration = Duration::from_millis(10);
 /// A worker that owes an answer for this long is frozen. Attendants look that often, because nothing in
 /// std calls a thread from a read that blocks.
 const FROZEN: Duration = Duration::from_secs(1);
@@ -132,30 +122,33 @@ pub(super) fn start(number: u64) {
     // It decodes results: they may be as large as what a call has the stack for.
     let thread = new_deep_thread(format_args!("cpu-{number}"));
     if let Err(error) = thread.spawn(move || attend(number)) {
-        give_up(&Error::os(
-            "no thread could be started for a worker process",
-            error,
-        ));
+        let text = "no thread could be started for a worker process";
+        give_up(&Error::os(text, error), u32::MAX, 1);
     }
 }
 
 /// The life of an attendant.
 fn attend(number: u64) {
     set_role(Role::Reader);
-    let launched = settings().and_then(|settings| {
-        let panicked = |payload| Error::panicked("the hook `worker_command`", payload);
-        wall(|| launch(settings)).unwrap_or_else(|payload| Err(panicked(payload)))
-    });
-    let worker = match launched {
-        Ok(Some(launched)) => launched,
-        Ok(None) => {
-            let mut state = POOL.lock();
-            state.starting -= 1;
-            return POOL.proceed(state);
-        }
-        Err(error) => return give_up(&error),
+    let unneeded = || {
+        let mut state = POOL.lock();
+        state.starting -= 1;
+        POOL.proceed(state);
     };
-    let (child, link, words, copied) = worker;
+    let (before, launched) = loop {
+        let Some(before) = POOL.await_turn() else {
+            return unneeded();
+        };
+        let (error, tries) = match launch() {
+            Ok(launched) => break (before, launched),
+            Err(Failure::Unwanted) => return unneeded(),
+            Err(Failure::Refused { error, tries }) => (error, tries),
+        };
+        if !give_up(&error, before, tries) {
+            return;
+        }
+    };
+    let (child, link, words, copied) = launched;
     let pid = child.id();
     let (writing, child) = (Mutex::new(()), Mutex::new(child));
     let worker = Arc::new(Worker {
@@ -179,7 +172,7 @@ fn attend(number: u64) {
         discard(payload);
         Err(io::Error::other("the attendant panicked"))
     });
-    bury(&worker, end.err(), &copied);
+    bury(&worker, before, end.err(), &copied);
     // There may be no attendant left who would do it when it is time.
     spare::clear(Duration::ZERO);
 }
@@ -188,58 +181,59 @@ fn attend(number: u64) {
 
 type Launched = (Child, Stream, Option<Arc<LastWords>>, Copied);
 
-/// Starts a process. `None` if it is not needed any more.
-fn launch(settings: &Settings) -> Result<Option<Launched>, Error> {
+/// Why there is no worker.
+enum Failure {
+    /// Nobody wants it any more.
+    Unwanted,
+    /// It could not be started, and so many tries are enough to be sure of it.
+    Refused { error: Error, tries: u32 },
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Refused { error, tries: 1 }
+    }
+}
+
+/// Starts a process.
+fn launch() -> Result<Launched, Failure> {
+    let settings = settings()?;
     let terms = Terms {
         frame_bytes_max: settings.frame_bytes_max as u64,
         stack_size: stack_size() as u64,
         spin: settings.spin,
     };
-    let barren = POOL.lock().barren;
-    if barren > 0 {
-        // The workers before this one died for no reason that a call would explain.
-        thread::sleep(PAUSE * 4u32.pow(barren.min(DEATHS) - 1));
-    }
-    let mut tries = 0;
-    loop {
-        let (mut words, mut program) = (None, String::new());
-        let heard = Arc::new(AtomicBool::new(false));
-        let (copying, copied) = mpsc::channel();
-        let launched = command(settings).map_err(Refusal::Os).and_then(|command| {
-            program = describe(&command);
-            let born = |child: &mut Child| {
-                let coming = forward_stdout(child, copying.clone(), Arc::clone(&heard));
-                words = LastWords::listen(child, copying);
-                coming
-            };
-            let wanted = || !POOL.lock().closed;
-            link::launch(command, terms, settings.start_timeout, born, wanted)
-        });
-        let refusal = match launched {
-            Ok((child, link)) => return Ok(Some((child, link, words, copied))),
-            Err(Refusal::Unwanted) => return Ok(None),
-            Err(refusal) => refusal,
+    let command = wall(|| command(settings))
+        .map_err(|payload| Error::panicked("the hook `worker_command`", payload))?;
+    let (mut words, mut program) = (None, String::new());
+    let heard = Arc::new(AtomicBool::new(false));
+    let (copying, copied) = mpsc::channel();
+    let launched = command.map_err(Refusal::Os).and_then(|command| {
+        program = describe(&command);
+        let born = |child: &mut Child| {
+            let coming = forward_stdout(child, copying.clone(), Arc::clone(&heard));
+            words = LastWords::listen(child, copying);
+            coming
         };
-        tries += 1;
-        let transient = match &refusal {
-            Refusal::Os(error) => !matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-            ),
-            Refusal::Died(_) => tries < DEATHS,
-            Refusal::Silent | Refusal::Unwanted => false,
-        };
-        if !transient || tries == TRIES {
-            let (words, heard) = (words.as_deref(), heard.load(Ordering::Relaxed));
-            return Err(refused(refusal, settings, &program, words, heard));
-        }
-        // There is no event for "the system can take one more process again".
-        thread::sleep(PAUSE * 4u32.pow(tries - 1));
-        let state = POOL.lock();
-        if state.queue.is_empty() || state.closed {
-            return Ok(None);
-        }
-    }
+        let wanted = || !POOL.lock().closed;
+        link::launch(command, terms, settings.start_timeout, born, wanted)
+    });
+    let refusal = match launched {
+        Ok((child, link)) => return Ok((child, link, words, copied)),
+        Err(Refusal::Unwanted) => return Err(Failure::Unwanted),
+        Err(refusal) => refusal,
+    };
+    let tries = match &refusal {
+        Refusal::Os(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => 1,
+            _ => FAILURES,
+        },
+        Refusal::Died(_) => DEATHS,
+        Refusal::Silent | Refusal::Unwanted => 1,
+    };
+    let (words, heard) = (words.as_deref(), heard.load(Ordering::Relaxed));
+    let error = refused(refusal, settings, &program, words, heard);
+    Err(Failure::Refused { error, tries })
 }
 
 /// How a worker is started.
@@ -273,9 +267,17 @@ fn command(settings: &Settings) -> io::Result<Command> {
     Ok(command)
 }
 
-/// A worker could not be started. The calls wait for those that live; if there are none, they fail.
-fn give_up(error: &Error) {
+/// A worker could not be started; says whether to try again, when it is time. The calls wait for those that
+/// live; if there are none, they fail after so many tries.
+fn give_up(error: &Error, before: u32, tries: u32) -> bool {
     let mut state = POOL.lock();
+    state.fail(before);
+    // There is no event for "the system can take one more process again". Who shall not try again at all
+    // may be no attendant.
+    let again = tries > 1 && !state.is_hopeless(tries);
+    if again && state.starting == 1 && !state.queue.is_empty() {
+        return true;
+    }
     state.starting -= 1;
     let deserted = state.workers.is_empty() && state.starting == 0;
     let stranded = if deserted {
@@ -285,7 +287,7 @@ fn give_up(error: &Error) {
     };
     let calls = stranded.len();
     state.settling += calls;
-    POOL.make_do(state);
+    POOL.proceed(state);
     for item in stranded {
         item.call
             .fail(error.about(&format!("`{}` cannot run", item.call.name())));
@@ -293,6 +295,7 @@ fn give_up(error: &Error) {
     if calls > 0 {
         POOL.settled(calls);
     }
+    false
 }
 
 /// What a command starts, and where, as the end of a sentence.
@@ -515,14 +518,15 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
     hand.unheard = over.iter().any(|(_, payload)| payload.len() > spare::LARGE);
     let unheard = hand.unheard;
     let leaves = !over.is_empty() && hand.is_over();
+    let first = !begun.is_empty() && !std::mem::replace(&mut hand.serves, true);
     let pursuit = hand.pursue();
     // Half a window is still under way, so that a refill carries many calls at once.
     let refill = !over.is_empty() && hand.flight.len() <= hand.window / 2;
     if leaves {
-        leave(&mut state, worker);
+        state.remove(worker.number);
     }
-    if !begun.is_empty() {
-        state.barren = 0;
+    if first {
+        POOL.succeed(&mut state);
     }
     state.settling += over.len();
     if refill {
@@ -612,7 +616,7 @@ fn returned(worker: &Worker, ids: &[u64]) -> bool {
     let leaves = hand.is_over();
     let pursuit = hand.pursue();
     if leaves {
-        leave(&mut state, worker);
+        state.remove(worker.number);
     }
     let stopped = requeue(&mut state, back);
     state.settling += stopped.len();
@@ -683,20 +687,13 @@ fn rest(worker: &Worker, silence: Duration, settings: &Settings) -> bool {
     }
     let leaves = idle && silence >= settings.keep_alive;
     if leaves {
-        leave(&mut state, worker);
+        state.remove(worker.number);
     }
     if !state.queue.is_empty() {
         // A worker that could not be started may be had by now.
         POOL.proceed(state);
     }
     leaves
-}
-
-/// Takes a worker with nothing to do out of the pool: nobody writes to it any more.
-fn leave(state: &mut State, worker: &Worker) {
-    if state.workers.remove(&worker.number).is_some() {
-        state.burying += 1;
-    }
 }
 
 /// Waits until a worker that was taken out has left.
@@ -711,17 +708,16 @@ fn farewell(worker: &Worker, source: &mut Reader<'_>) -> io::Result<()> {
 // -------------------------------------------------------------------------------------- the burial
 
 /// The worker is dead, or as good as dead: settles what it had.
-fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
+fn bury(worker: &Worker, before: u32, cause: Option<io::Error>, copied: &Copied) {
     let certain = !cause.as_ref().is_some_and(hides_starts);
     let mut state = POOL.lock();
-    let Some(hand) = state.workers.remove(&worker.number) else {
+    let Some(hand) = state.remove(worker.number) else {
         // It was idle and has left.
         drop(state);
         worker.link.shut_down();
         worker.reap();
         return rest_in_peace(copied);
     };
-    state.burying += 1;
     // What has not started is in the queue again before anything else happens, so that it can be
     // stopped there. It cannot start any more: its start could not be told.
     let (mut lost, back): (Vec<_>, Vec<_>) = hand
@@ -731,8 +727,8 @@ fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
     // Only a worker that died for no reason that a call would explain is a sign that the next one may do
     // the same: not one that was killed because of a call, and not one that a call took along.
     let barren = lost.is_empty() && back.iter().any(|entry| entry.stop.is_none());
-    state.barren += u32::from(barren);
     let (doomed, back) = if barren {
+        state.fail(before);
         age(back)
     } else {
         (Vec::new(), back)
@@ -740,13 +736,11 @@ fn bury(worker: &Worker, cause: Option<io::Error>, copied: &Copied) {
     lost.extend(doomed);
     let stopped = requeue(&mut state, back);
     // Workers die one after the other before they start anything: so would the next ones.
-    let hopeless = state.barren > BARREN && state.workers.is_empty();
-    let queue = if hopeless {
+    let queue = if barren && state.is_hopeless(FAILURES) {
         std::mem::take(&mut state.queue)
     } else {
         VecDeque::new()
     };
-    state.barren = if hopeless { 0 } else { state.barren };
     state.settling += lost.len() + queue.len() + stopped.len();
     POOL.proceed(state);
     stop_all(stopped);

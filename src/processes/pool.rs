@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::attendant::{self, Begun, Worker};
@@ -61,10 +61,13 @@ pub(super) fn next_id() -> u64 {
 
 pub(super) static POOL: Pool = Pool {
     state: Mutex::new(State::new()),
+    turn: Condvar::new(),
 };
 
 pub(super) struct Pool {
     state: Mutex<State>,
+    /// For an attendant that waits until it may start a worker.
+    turn: Condvar,
 }
 
 pub(super) struct State {
@@ -80,8 +83,11 @@ pub(super) struct State {
     pub(super) settling: usize,
     /// Workers started so far.
     started: u64,
-    /// Workers in a row that died without having started a call.
-    pub(super) barren: u32,
+    /// Starts of workers in a row that came to nothing: there was no process, or it died before it had
+    /// started a call. The first `Start` of any worker ends the row; later ones tell nothing about starts.
+    failures: u32,
+    /// No worker is started before. Set by each failure, cleared with them.
+    not_before: Option<Instant>,
     /// Calls that were ever queued.
     accepted: u64,
     /// Set by the shutdown, for good.
@@ -110,6 +116,8 @@ pub(super) struct Hand {
     pub(super) spent: bool,
     /// A recall was sent, then, and is not answered.
     pub(super) recalling: Option<Instant>,
+    /// Whether it has started a call.
+    pub(super) serves: bool,
     /// A large call waits for the attendant to write it, or is being written.
     pub(super) loading: bool,
     /// Its attendant decodes a large value, and hears nothing of it meanwhile.
@@ -161,6 +169,14 @@ struct Letter {
 
 type Mail = Vec<Letter>;
 
+/// Workers that may die with a call before they start it.
+pub(super) const DEATHS: u32 = 3;
+/// Starts in a row that come to nothing before calls fail for want of a worker: more than two calls cause
+/// that kill whoever gets them. The calls behind those shall not suffer for it.
+pub(super) const FAILURES: u32 = 2 * DEATHS + 1;
+/// The pause after the first failure; each further one doubles it, so often at most.
+const PAUSE: Duration = Duration::from_millis(10);
+const DOUBLINGS: u32 = 8;
 /// Frames up to this size together may be unstarted at a worker, so that the write of a dealer never
 /// blocks. A larger frame is written by the attendant.
 const DIRECT: usize = link::ROOM;
@@ -184,7 +200,8 @@ impl State {
             burying: 0,
             settling: 0,
             started: 0,
-            barren: 0,
+            failures: 0,
+            not_before: None,
             accepted: 0,
             closed: false,
             when_quiet: Vec::new(),
@@ -291,9 +308,50 @@ impl State {
         if self.closed || self.workers.len() + self.starting >= limit() {
             return None;
         }
+        if self.failures > 0 {
+            // One at a time shows whether it works again. Without any worker the attendant waits for the
+            // time; else it is tried when there are calls then.
+            let pauses = !self.workers.is_empty() && self.pause().is_some();
+            if pauses || self.starting > 0 {
+                return None;
+            }
+        }
         self.starting += 1;
         self.started += 1;
         Some(self.started)
+    }
+
+    /// A start came to nothing that began after so many failures. Of those that began together one counts,
+    /// and one for each pause.
+    pub(super) fn fail(&mut self, before: u32) {
+        if self.failures <= before && self.pause().is_none() {
+            let pause = PAUSE * (1 << self.failures.min(DOUBLINGS));
+            self.failures = self.failures.saturating_add(1);
+            self.not_before = Instant::now().checked_add(pause);
+        }
+    }
+
+    /// Takes out a worker, to be buried: nobody writes to it any more.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Hand> {
+        let hand = self.workers.remove(&number)?;
+        self.burying += 1;
+        if hand.serves && self.workers.is_empty() {
+            // Whoever waits from now on has seen none of the failures beside it.
+            self.failures = 0;
+        }
+        Some(hand)
+    }
+
+    /// How long no worker may be started yet.
+    fn pause(&self) -> Option<Duration> {
+        let left = self.not_before?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Whether calls have nobody to wait for any more: there is no worker, and so many starts in a row came
+    /// to nothing.
+    pub(super) fn is_hopeless(&self, tries: u32) -> bool {
+        self.failures >= tries && self.workers.is_empty()
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -329,6 +387,7 @@ impl Hand {
             dealt: 0,
             spent: false,
             recalling: None,
+            serves: false,
             loading: false,
             unheard: false,
             stopping: false,
@@ -514,10 +573,28 @@ impl Pool {
         }
     }
 
-    /// The same without a further worker, for when none can be had.
-    pub(super) fn make_do(&'static self, mut state: MutexGuard<'_, State>) {
-        let mail = state.deal();
-        self.settle(state, mail);
+    /// Waits until a worker may be started. Gives the number of failures before, or nothing if no worker
+    /// is needed any more.
+    pub(super) fn await_turn(&self) -> Option<u32> {
+        let mut state = self.lock();
+        let mut waited = false;
+        loop {
+            let left = state.pause().filter(|_| !state.closed);
+            let Some(left) = left else { break };
+            let woken = self.turn.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            waited = true;
+        }
+        let needless = state.closed || (waited && state.queue.is_empty());
+        (!needless).then_some(state.failures)
+    }
+
+    /// Workers can be started, as one of them shows that has started its first call.
+    pub(super) fn succeed(&self, state: &mut State) {
+        if state.failures > 0 {
+            (state.failures, state.not_before) = (0, None);
+            self.turn.notify_all();
+        }
     }
 
     /// So many calls that were counted as settling are resolved.
@@ -627,6 +704,7 @@ impl Pool {
     pub(super) fn close(&'static self, call: OnQuiet) {
         let mut state = self.lock();
         state.closed = true;
+        self.turn.notify_all();
         state.when_empty.push(call);
         let queue = std::mem::take(&mut state.queue);
         let calls = queue.len();

@@ -50,6 +50,12 @@ scenarios! {
     worker_that_a_shell_cannot_start_is_told_without_a_hint;
     n48_crash_loop_cap;
     n48_crash_loop_waits_for_the_living;
+    n48_starts_become_rare_beside_a_worker_that_is_well;
+    n48_refused_starts_become_rare_beside_a_worker_that_is_well;
+    n48_starts_become_rare_without_any_worker;
+    n48_a_start_that_works_ends_the_pauses;
+    n48_calls_of_a_worker_that_was_well_are_tried_again;
+    n48_pause_does_not_delay_the_shutdown;
     n48_last_words_that_do_not_end_are_waited_for_once;
     n50_never_connects_timeout;
     n50_never_connects_shutdown;
@@ -589,6 +595,153 @@ fn n48_crash_loop_waits_for_the_living() {
     let started = notes(&starts).len();
     println!("{started} workers were started");
     assert!(started <= 40, "{started}");
+}
+
+/// Quick calls for so long, a few at a time, as long as one worker is well.
+fn keep_busy(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        let calls: Vec<_> = (0..8).map(|_| cpu(pid, ())).collect();
+        for call in calls {
+            call.result().expect("one worker is well");
+        }
+    }
+}
+
+/// The first worker is well, and each further start comes to nothing.
+fn starts_become_rare(further: fn() -> Command) {
+    static STARTS: AtomicU32 = AtomicU32::new(0);
+    install(workers(3).worker_command(
+        move |executable| match STARTS.fetch_add(1, Ordering::Relaxed) {
+            0 => Command::new(executable),
+            _ => further(),
+        },
+    ));
+    let well = cpu(pid, ()).result().unwrap();
+    keep_busy(Duration::from_secs(2));
+    let before = STARTS.load(Ordering::Relaxed);
+    keep_busy(Duration::from_secs(4));
+    let after = STARTS.load(Ordering::Relaxed);
+    println!("{before} starts in two seconds, {after} in six");
+    assert!(before >= 4, "it was hardly tried: {before}");
+    assert!(before <= 16, "{before} starts in two seconds");
+    assert!(
+        after - before <= 4,
+        "{} starts in four seconds",
+        after - before
+    );
+    assert_eq!(children().into_iter().collect::<Vec<_>>(), [well]);
+}
+
+fn n48_starts_become_rare_beside_a_worker_that_is_well() {
+    starts_become_rare(|| Command::new("false"));
+}
+
+fn n48_refused_starts_become_rare_beside_a_worker_that_is_well() {
+    starts_become_rare(refused);
+}
+
+/// Calls fail one after the other, and so do starts, but not as often as anybody calls.
+fn n48_starts_become_rare_without_any_worker() {
+    let (config, starts, over) = trouble();
+    install(config);
+    let begun = Instant::now();
+    let mut failed = 0;
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
+        failed += 1;
+    }
+    let started = notes(&starts).len();
+    println!("{failed} calls failed, for which {started} workers were started");
+    assert!(started <= 16, "{started}");
+    File::create(over).unwrap();
+    cpu(pid, ()).result().unwrap();
+}
+
+/// What was in the way is gone: there are as many workers as before, as soon as before.
+fn n48_a_start_that_works_ends_the_pauses() {
+    let (config, starts, over) = trouble();
+    File::create(&over).unwrap();
+    install(config);
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    fs::remove_file(&over).unwrap();
+    let queued = cpu(pid, ());
+    until("some starts have failed", || notes(&starts).len() >= 5);
+    File::create(&over).unwrap();
+    assert_ne!(queued.result().unwrap(), guest.process);
+    let started = notes(&starts).len();
+    // Each dies with the call that it starts, which says nothing about starts.
+    for _ in 0..10 {
+        assert_kind(cpu(abort, ()).result(), ErrorKind::WorkerLost);
+    }
+    assert!(notes(&starts).len() <= started + 10);
+    // The row begins anew: the first pauses are short.
+    fs::remove_file(&over).unwrap();
+    let queued = cpu(pid, ());
+    let begun = Instant::now();
+    until("further starts have failed", || {
+        notes(&starts).len() >= started + 13
+    });
+    println!("three starts within {:?}", begun.elapsed());
+    File::create(&over).unwrap();
+    queued.result().unwrap();
+    guest.leave();
+    running.result().unwrap();
+}
+
+fn refused() -> Command {
+    let mut too_large = Command::new("true");
+    too_large.env("TOO_LARGE", "x".repeat(3 << 20));
+    too_large
+}
+
+/// Calls that have waited for a worker that was well are not given up because of what failed beside it.
+fn n48_calls_of_a_worker_that_was_well_are_tried_again() {
+    static STARTS: AtomicU32 = AtomicU32::new(0);
+    static FIRST_GOOD: AtomicU32 = AtomicU32::new(u32::MAX);
+    install(workers(2).worker_command(|executable| {
+        let start = STARTS.fetch_add(1, Ordering::SeqCst);
+        match start == 0 || start >= FIRST_GOOD.load(Ordering::SeqCst) {
+            true => Command::new(executable),
+            false => refused(),
+        }
+    }));
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    let queued = cpu(pid, ());
+    until("many starts have failed", || {
+        STARTS.load(Ordering::SeqCst) >= 9
+    });
+    kill("KILL", &[guest.process]);
+    assert_kind(running.result(), ErrorKind::WorkerLost);
+    // It takes some more failures until one works.
+    FIRST_GOOD.store(STARTS.load(Ordering::SeqCst) + 3, Ordering::SeqCst);
+    assert_ne!(queued.result().unwrap(), guest.process);
+}
+
+/// After a long row of failures the next start is some seconds away.
+fn n48_pause_does_not_delay_the_shutdown() {
+    let (config, starts, _) = trouble();
+    install(config);
+    // Three tries for the first of them, and one for each other.
+    for _ in 0..6 {
+        assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
+    }
+    let (queued, before) = (cpu(pid, ()), notes(&starts).len());
+    let asked = Instant::now();
+    shut_down(Duration::from_millis(400));
+    let took = asked.elapsed();
+    println!("shut down after {took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_kind(queued.result(), ErrorKind::ShutDown);
+    assert_eq!(
+        notes(&starts).len(),
+        before,
+        "and nothing was started for it"
+    );
 }
 
 fn hang(executable: &Path) -> Command {
