@@ -170,7 +170,7 @@ fn attend(number: u64) {
     // Whatever happens in there, the worker is buried.
     let end = wall(|| read(&worker)).unwrap_or_else(|payload| {
         discard(payload);
-        Err(io::Error::other("the attendant panicked"))
+        Err(io::Error::other("the attendant panicked").into())
     });
     bury(&worker, before, end.err(), &copied);
     // There may be no attendant left who would do it when it is time.
@@ -271,10 +271,10 @@ fn command(settings: &Settings) -> io::Result<Command> {
 /// live; if there are none, they fail after so many tries.
 fn give_up(error: &Error, before: u32, tries: u32) -> bool {
     let mut state = POOL.lock();
-    state.fail(before);
+    let counts = state.fail(before);
     // There is no event for "the system can take one more process again". Who shall not try again at all
     // may be no attendant.
-    let again = tries > 1 && !state.is_hopeless(tries);
+    let again = tries > 1 && !(counts && state.is_hopeless(tries));
     if again && state.starting == 1 && !state.queue.is_empty() {
         return true;
     }
@@ -369,8 +369,32 @@ fn hint(status: Option<ExitStatus>, words: &str) -> String {
 
 // ------------------------------------------------------------------------------------- the reading
 
+/// Why nothing more is to be heard of a worker that did not just leave.
+enum Cut {
+    /// Its link failed.
+    Link(io::Error),
+    /// It said that it got no thread to run calls.
+    Refused(io::Error),
+}
+
+impl From<io::Error> for Cut {
+    fn from(error: io::Error) -> Cut {
+        Cut::Link(error)
+    }
+}
+
+impl Cut {
+    /// Whether calls may have started without a word of it: frames were lost, or not read.
+    fn hides_starts(&self) -> bool {
+        match self {
+            Cut::Link(cause) => link::loses_frames(cause) || !link::is_end(cause),
+            Cut::Refused(_) => false,
+        }
+    }
+}
+
 /// Reads the link of a worker until it ends, or until the worker is to leave.
-fn read(worker: &Arc<Worker>) -> io::Result<()> {
+fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
     let settings = settings().map_err(io::Error::other)?;
     let limit = settings
         .frame_bytes_max
@@ -419,7 +443,7 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                     // It is at a long call, or rests for longer than this.
                     pulse = (pulse * 2).min(FROZEN);
                 }
-                _ => return Err(error),
+                _ => return Err(error.into()),
             },
         }
         match frames.take() {
@@ -451,7 +475,15 @@ fn read(worker: &Arc<Worker>) -> io::Result<()> {
                 source.make_blocking();
                 load(worker);
             }
-            Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+            Some((Kind::Refused, _, mut payload)) => {
+                let refusal = <(Option<i32>, String)>::decode(&mut payload);
+                let (code, text) = refusal.map_err(io::Error::other)?;
+                let error = code.map(io::Error::from_raw_os_error);
+                return Err(Cut::Refused(
+                    error.unwrap_or_else(|| io::Error::other(text)),
+                ));
+            }
+            Some(_) => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
         }
         if let Some((_, id)) = grace.take_if(|grace| left(*grace).is_zero()) {
             let mut state = POOL.lock();
@@ -525,11 +557,9 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
     if leaves {
         state.remove(worker.number);
     }
-    if first {
-        POOL.succeed(&mut state);
-    }
+    let grows = first && POOL.succeed(&mut state);
     state.settling += over.len();
-    if refill {
+    if refill || grows {
         POOL.proceed(state);
     } else {
         drop(state);
@@ -697,7 +727,7 @@ fn rest(worker: &Worker, silence: Duration, settings: &Settings) -> bool {
 }
 
 /// Waits until a worker that was taken out has left.
-fn farewell(worker: &Worker, source: &mut Reader<'_>) -> io::Result<()> {
+fn farewell(worker: &Worker, source: &mut Reader<'_>) -> Result<(), Cut> {
     worker.dismiss();
     source.set_timeout(Some(FAREWELL));
     let mut remains = [0; 64];
@@ -708,8 +738,16 @@ fn farewell(worker: &Worker, source: &mut Reader<'_>) -> io::Result<()> {
 // -------------------------------------------------------------------------------------- the burial
 
 /// The worker is dead, or as good as dead: settles what it had.
-fn bury(worker: &Worker, before: u32, cause: Option<io::Error>, copied: &Copied) {
-    let certain = !cause.as_ref().is_some_and(hides_starts);
+fn bury(worker: &Worker, before: u32, cut: Option<Cut>, copied: &Copied) {
+    let certain = !cut.as_ref().is_some_and(Cut::hides_starts);
+    let (cause, refusal) = match cut {
+        Some(Cut::Link(error)) => (Some(error), None),
+        Some(Cut::Refused(error)) => {
+            let text = "no thread could be started in a worker process";
+            (None, Some(Error::os(text, error)))
+        }
+        None => (None, None),
+    };
     let mut state = POOL.lock();
     let Some(hand) = state.remove(worker.number) else {
         // It was idle and has left.
@@ -727,8 +765,9 @@ fn bury(worker: &Worker, before: u32, cause: Option<io::Error>, copied: &Copied)
     // Only a worker that died for no reason that a call would explain is a sign that the next one may do
     // the same: not one that was killed because of a call, and not one that a call took along.
     let barren = lost.is_empty() && back.iter().any(|entry| entry.stop.is_none());
-    let (doomed, back) = if barren {
-        state.fail(before);
+    let counts = (barren || refusal.is_some()) && state.fail(before);
+    // One that got no thread has not even seen its calls.
+    let (doomed, back) = if barren && refusal.is_none() {
         age(back)
     } else {
         (Vec::new(), back)
@@ -736,7 +775,7 @@ fn bury(worker: &Worker, before: u32, cause: Option<io::Error>, copied: &Copied)
     lost.extend(doomed);
     let stopped = requeue(&mut state, back);
     // Workers die one after the other before they start anything: so would the next ones.
-    let queue = if barren && state.is_hopeless(FAILURES) {
+    let queue = if counts && state.is_hopeless(FAILURES) {
         std::mem::take(&mut state.queue)
     } else {
         VecDeque::new()
@@ -758,10 +797,13 @@ fn bury(worker: &Worker, before: u32, cause: Option<io::Error>, copied: &Copied)
     }
     for item in queue {
         let name = item.call.name();
-        item.call.fail(end.lost(format!(
-            "`{name}` was not started: one worker process after the other ended before it started \
-             anything, the last was"
-        )));
+        item.call.fail(match &refusal {
+            Some(error) => error.about(&format!("`{name}` cannot run")),
+            None => end.lost(format!(
+                "`{name}` was not started: one worker process after the other ended before it \
+                 started anything, the last was"
+            )),
+        });
     }
     POOL.settled(settled);
     rest_in_peace(copied);
@@ -774,11 +816,6 @@ fn rest_in_peace(copied: &Copied) {
     let mut state = POOL.lock();
     state.burying -= 1;
     POOL.proceed(state);
-}
-
-/// Whether a link that ended so may hide that calls have started: frames were lost, or not read.
-fn hides_starts(cause: &io::Error) -> bool {
-    link::loses_frames(cause) || !link::is_end(cause)
 }
 
 /// One more worker died with these before they had started. Gives those first that have seen enough of

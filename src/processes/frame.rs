@@ -37,10 +37,13 @@ pub(crate) enum Kind {
     Cancelling = 10,
     /// Worker: the answer to a ping. Empty.
     Pong = 11,
+    /// Worker: it cannot serve, and ends; no call has started. What the system refused it with, as a code
+    /// and a text.
+    Refused = 12,
 }
 
 impl Kind {
-    const ALL: [Kind; 11] = [
+    const ALL: [Kind; 12] = [
         Kind::Call,
         Kind::Ping,
         Kind::Recall,
@@ -52,6 +55,7 @@ impl Kind {
         Kind::Returned,
         Kind::Cancelling,
         Kind::Pong,
+        Kind::Refused,
     ];
 }
 

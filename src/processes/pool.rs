@@ -309,10 +309,11 @@ impl State {
             return None;
         }
         if self.failures > 0 {
-            // One at a time shows whether it works again. Without any worker the attendant waits for the
-            // time; else it is tried when there are calls then.
+            // One at a time shows whether it works again.
+            let tried = self.starting > 0 || self.workers.values().any(|hand| !hand.serves);
+            // Without any worker the attendant waits for the time; else it is tried if there are calls then.
             let pauses = !self.workers.is_empty() && self.pause().is_some();
-            if pauses || self.starting > 0 {
+            if tried || pauses {
                 return None;
             }
         }
@@ -321,14 +322,16 @@ impl State {
         Some(self.started)
     }
 
-    /// A start came to nothing that began after so many failures. Of those that began together one counts,
-    /// and one for each pause.
-    pub(super) fn fail(&mut self, before: u32) {
-        if self.failures <= before && self.pause().is_none() {
+    /// A start came to nothing that began after so many failures; says whether it counts as one more. Of
+    /// those that began together one counts, and one for each pause.
+    pub(super) fn fail(&mut self, before: u32) -> bool {
+        let counts = self.failures <= before && self.pause().is_none();
+        if counts {
             let pause = PAUSE * (1 << self.failures.min(DOUBLINGS));
             self.failures = self.failures.saturating_add(1);
             self.not_before = Instant::now().checked_add(pause);
         }
+        counts
     }
 
     /// Takes out a worker, to be buried: nobody writes to it any more.
@@ -589,12 +592,15 @@ impl Pool {
         (!needless).then_some(state.failures)
     }
 
-    /// Workers can be started, as one of them shows that has started its first call.
-    pub(super) fn succeed(&self, state: &mut State) {
-        if state.failures > 0 {
+    /// Workers can be started, as one of them shows that has started its first call. Says whether there was
+    /// any doubt.
+    pub(super) fn succeed(&self, state: &mut State) -> bool {
+        let doubtful = state.failures > 0;
+        if doubtful {
             (state.failures, state.not_before) = (0, None);
             self.turn.notify_all();
         }
+        doubtful
     }
 
     /// So many calls that were counted as settling are resolved.

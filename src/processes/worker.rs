@@ -293,16 +293,13 @@ fn serve() -> ! {
         source: Reader::new(&worker.link),
     });
     let follower = thread::Builder::new().name("unsync-link".into());
-    // The lane first: the first call waits for it.
-    let threads = lane.spawn(|| worker.lane()).and_then(|lane| {
-        follower.spawn(|| worker.follow())?;
-        Ok(lane)
-    });
-    match threads {
+    // The lane last: with it calls start.
+    let follower = follower.spawn(|| worker.follow());
+    match follower.and_then(|_| lane.spawn(|| worker.lane())) {
         // Foreign code can end a thread. A worker without its lane is of no use, and must not look as
         // if it were.
         Ok(lane) => drop(lane.join()),
-        Err(error) => link::log(&format!("a worker process got no thread: {error}")),
+        Err(error) => worker.refuse(&error),
     }
     process::abort()
 }
@@ -363,6 +360,16 @@ impl Worker {
         if sent.is_err() {
             leave(None);
         }
+    }
+
+    /// Tells the parent that there is no thread to run calls, and ends the process.
+    fn refuse(&self, error: &io::Error) -> ! {
+        let mut frame = Vec::new();
+        let start = frame::begin(&mut frame, Kind::Refused, 0);
+        (error.raw_os_error(), error.to_string()).encode(&mut frame);
+        frame::end(&mut frame, start);
+        self.send(&frame, None);
+        process::exit(1)
     }
 
     /// Takes the next frame; gives the job that it brings, if any. At the end of the link the process

@@ -15,11 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use unsync::{Config, ErrorKind, Wire, cpu};
 
 use crate::scenario::{
-    Gate, Link, SOON, descriptors, entries, file, is_dead, link, program_as_worker, resident,
+    Gate, Link, SOON, descriptors, entries, file, is_dead, kill, link, program_as_worker, resident,
     until, wait_at, wait_within, worker_after,
 };
 use crate::*;
@@ -28,7 +29,8 @@ scenarios! {
     programs: [
         serve_in_drips, serve_amid_strangers, stop_halfway, garble, garble_after_start, speak_unknown_kind, speak_as_the_parent,
         lie_about_a_length, lie_about_a_huge_length, tear_a_frame, tear_a_header,
-        show_a_wrong_secret, die_when_connected, die_with_the_call, leave_the_link_to_a_child,
+        show_a_wrong_secret, die_when_connected, die_with_the_call, leave_a_child_with_the_words,
+        leave_the_link_to_a_child,
     ]
     fake_worker_can_serve;
     n20_lying_length_prefix_allocates_nothing;
@@ -60,6 +62,7 @@ scenarios! {
         if unshare -rn true; then exec unshare -rn \"$0\" \"$@\"; fi";
     n48_worker_that_dies_when_connected;
     n48_worker_that_dies_with_the_call;
+    n48_last_words_that_do_not_end_are_waited_for_once;
     worker_whose_child_holds_its_link_is_noticed;
 }
 
@@ -400,6 +403,15 @@ fn die_when_connected() {
 
 fn die_with_the_call() {
     let _link = pretend();
+    eprintln!("too early");
+    process::exit(5);
+}
+
+fn leave_a_child_with_the_words() {
+    let _link = pretend();
+    let mut child = Command::new("sleep");
+    let child = child.arg("600").stdin(Stdio::null()).spawn().unwrap();
+    note(file("left_over"), child.id());
     eprintln!("too early");
     process::exit(5);
 }
@@ -1011,6 +1023,24 @@ fn n48_worker_that_dies_when_connected() {
 
 fn n48_worker_that_dies_with_the_call() {
     die_before_the_start("die_with_the_call");
+}
+
+/// What a worker has started holds its standard error open. That is no reason to wait for its end with
+/// each of the calls that fail.
+fn n48_last_words_that_do_not_end_are_waited_for_once() {
+    const CALLS: u32 = 100;
+    fake_first(u32::MAX, "leave_a_child_with_the_words", workers(1));
+    let started = Instant::now();
+    let calls: Vec<_> = (0..CALLS).map(|_| cpu(pid, ())).collect();
+    for call in calls {
+        let error = assert_kind(call.result(), ErrorKind::WorkerLost);
+        assert_says(&error, &["`pid` was not started", "too early"]);
+    }
+    let took = started.elapsed();
+    assert!(unsync::drain(SOON));
+    kill("KILL", &notes(&file("left_over")));
+    // Half a second with each would be twice that.
+    assert!(took < Duration::from_secs(25), "{took:?}");
 }
 
 unsync::register!(listen_to, lie, hold_standard_error);

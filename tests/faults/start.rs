@@ -24,7 +24,7 @@ use crate::*;
 scenarios! {
     programs: [
         delete_itself, delete_itself_under_a_wrapper, replace_itself, replace_itself_under_a_wrapper,
-        run_out_of_processes, be_loaded, have_no_proc,
+        run_out_of_processes, be_loaded, have_no_proc, leave_no_thread_to_workers,
     ]
     n39_exe_deleted;
     n39_exe_deleted_under_a_wrapper;
@@ -44,6 +44,10 @@ scenarios! {
     n44_emfile_for_good in "ulimit -n 64";
     n44_emfile_waits_for_the_living in "ulimit -n 64";
     n44_emfile_at_every_step in "ulimit -n 64";
+    n43_worker_that_gets_no_thread_for_its_calls;
+    n43_worker_that_gets_no_thread_for_its_link;
+    n43_worker_that_gets_no_thread_waits_for_the_living;
+    n43_worker_of_a_user_who_may_have_no_thread;
     n47_nested_cpu_runs_in_the_same_process;
     worker_that_ends_unheard_is_told_with_a_hint;
     worker_that_was_heard_is_told_without_a_hint;
@@ -56,7 +60,6 @@ scenarios! {
     n48_a_start_that_works_ends_the_pauses;
     n48_calls_of_a_worker_that_was_well_are_tried_again;
     n48_pause_does_not_delay_the_shutdown;
-    n48_last_words_that_do_not_end_are_waited_for_once;
     n50_never_connects_timeout;
     n50_never_connects_shutdown;
     warm_starts_all_workers_and_no_more;
@@ -343,9 +346,9 @@ fn run_out_of_processes() {
     println!("out of processes, and in again");
 }
 
-/// Root may have as many as it likes, and any other user has some already: so this takes root, to be a
-/// user that nobody is.
-fn n43_eagain_backoff() {
+/// Runs a program of a user that nobody is, under these further limits: root may have as many processes as
+/// it likes, and any other user has some already. This takes root.
+fn as_nobody(play: &str, limits: &[&str]) {
     let identity = Command::new("id").arg("-u").output().unwrap().stdout;
     if identity != b"0\n" {
         println!("not root: nothing is tested");
@@ -357,7 +360,7 @@ fn n43_eagain_backoff() {
         fs::set_permissions(directory, PermissionsExt::from_mode(0o777)).unwrap();
     }
     fs::copy(env::current_exe().unwrap(), &executable).unwrap();
-    let program = program_at(Path::new(&executable), "run_out_of_processes");
+    let program = program_at(Path::new(&executable), play);
     let nobody = (100_000 + process::id()).to_string();
     let identity = [
         "setpriv",
@@ -367,13 +370,113 @@ fn n43_eagain_backoff() {
         &nobody,
         "--clear-groups",
     ];
-    let limited = [&identity[..], &["prlimit", "--nproc=60"]].concat();
+    let limited = [&identity[..], limits].concat();
     let mut program = started_by(&limited, &program);
     let mut program = program.env("TMPDIR", &room).spawn().unwrap();
     let status = wait_within(&mut program, SOON).expect("the program ends");
     assert!(status.success(), "{status}");
     fs::remove_file(executable).unwrap();
     assert_eq!(fs::read_dir(room).unwrap().count(), 0);
+}
+
+fn n43_eagain_backoff() {
+    as_nobody("run_out_of_processes", &["prlimit", "--nproc=60"]);
+}
+
+/// Workers that have no room for a thread with a large stack, until a file says that there is.
+fn cramped(config: Config, variable: &str) -> (Config, String) {
+    let (over, variable) = (file("over"), variable.to_owned());
+    let shell = format!("[ -e {over} ] || {{ ulimit -v 2000000; export {variable}; }}");
+    let command = move |executable: &Path| worker_after(&shell, executable);
+    (config.worker_command(command), over)
+}
+
+/// No call runs, and each says what the system said: there are no threads.
+fn assert_no_thread() {
+    let (started, proof) = (Instant::now(), file("proof"));
+    let calls: Vec<_> = (0..10).map(|n| cpu(note, (proof.clone(), n))).collect();
+    for call in calls {
+        let error = assert_kind(call.result(), ErrorKind::Os);
+        let says = [
+            "`note` cannot run: no thread could be started in a worker process",
+            "started at tests/faults/start.rs:",
+        ];
+        assert_says(&error, &says);
+        let source = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
+        // EAGAIN, or ENOMEM.
+        assert!(matches!(source.raw_os_error(), Some(11 | 12)), "{source:?}");
+    }
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    assert_eq!(notes(&proof), [], "nothing has run");
+    assert!(unsync::drain(SOON));
+}
+
+fn n43_worker_that_gets_no_thread_for_its_calls() {
+    // A stack that there is room for in this process.
+    let (config, over) = cramped(workers(2).stack_size(4 << 30), "NOTHING=");
+    install(config);
+    assert_no_thread();
+    File::create(over).unwrap();
+    cpu(pid, ()).result().unwrap();
+}
+
+/// The thread that reads the link has the stack that std gives.
+fn n43_worker_that_gets_no_thread_for_its_link() {
+    let (config, over) = cramped(workers(2), "RUST_MIN_STACK=4294967296");
+    install(config);
+    assert_no_thread();
+    File::create(over).unwrap();
+    cpu(pid, ()).result().unwrap();
+}
+
+fn n43_worker_that_gets_no_thread_waits_for_the_living() {
+    let (config, over) = cramped(workers(2).stack_size(4 << 30), "NOTHING=");
+    File::create(&over).unwrap();
+    install(config);
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    fs::remove_file(over).unwrap();
+    let proof = file("proof");
+    let queued: Vec<_> = (0..5).map(|n| cpu(note, (proof.clone(), n))).collect();
+    let second = |seen: &mut Option<u32>| {
+        let children = children().into_iter();
+        *seen = children.into_iter().find(|child| *child != guest.process);
+        seen.is_some()
+    };
+    let mut seen = None;
+    until("a second worker was tried", || second(&mut seen));
+    until("it has ended", || is_gone(seen.unwrap()));
+    assert!(!queued.iter().any(Unfuture::is_done));
+    let worker = guest.process;
+    guest.leave();
+    running.result().unwrap();
+    for call in queued {
+        assert_eq!(call.result().unwrap(), worker);
+    }
+    assert_eq!(notes(&proof), [0, 1, 2, 3, 4]);
+}
+
+/// For a user that is not root, whose workers may have no process but themselves, threads included.
+fn leave_no_thread_to_workers() {
+    install(workers(1).worker_command(|executable| {
+        let mut command = Command::new("prlimit");
+        command.arg("--nproc=1").arg(executable);
+        command
+    }));
+    for _ in 0..2 {
+        let error = assert_kind(cpu(pid, ()).result(), ErrorKind::Os);
+        assert_says(
+            &error,
+            &["`pid` cannot run: no thread could be started in a worker process"],
+        );
+    }
+    unsync::shutdown(SOON).unwrap();
+    println!("no thread at all");
+}
+
+fn n43_worker_of_a_user_who_may_have_no_thread() {
+    as_nobody("leave_no_thread_to_workers", &[]);
 }
 
 /// All descriptors that are to be had.
@@ -748,32 +851,6 @@ fn hang(executable: &Path) -> Command {
     let mut command = worker_after("echo stuck >&2; exec sleep 600", executable);
     command.stdout(Stdio::null());
     command
-}
-
-/// What a worker has started holds its standard error open. That is no reason to wait for its end with
-/// each of the calls that fail.
-fn n48_last_words_that_do_not_end_are_waited_for_once() {
-    const CALLS: u32 = 100;
-    let left_over = file("left_over");
-    // A stack that there is room for in this process.
-    let config = workers(1).stack_size(4 << 30).worker_command({
-        let left_over = left_over.clone();
-        move |executable| {
-            let shell = format!("ulimit -v 2000000; sleep 600 & echo $! >> {left_over}");
-            worker_after(&shell, executable)
-        }
-    });
-    install(config);
-    let started = Instant::now();
-    let calls: Vec<_> = (0..CALLS).map(|_| cpu(pid, ())).collect();
-    for call in calls {
-        let error = assert_kind(call.result(), ErrorKind::WorkerLost);
-        assert_says(&error, &["`pid` was not started", "got no thread"]);
-    }
-    let took = started.elapsed();
-    kill("KILL", &notes(&left_over));
-    // Half a second with each would be twice that.
-    assert!(took < Duration::from_secs(25), "{took:?}");
 }
 
 fn n50_never_connects_timeout() {
