@@ -221,6 +221,16 @@ impl Config {
     ///
     /// Runs the program `kill`, on Windows `taskkill`, for each worker that ends. Where there is none,
     /// nothing is killed.
+    ///
+    /// A group is signalled only as long as the worker is not reaped, since its number may be another's
+    /// after that. So children live on:
+    ///
+    /// - on Windows, if the worker ended by itself, as by a crash: `taskkill` finds them through a worker
+    ///   that lives;
+    /// - on other systems than Linux, if the worker ended while a process that foreign code forked without
+    ///   `exec` held its link: without `/proc`, that it ended is found out by reaping it;
+    /// - if the program has its children reaped by somebody else, as by ignoring `SIGCHLD`. Linux shows
+    ///   that; elsewhere do not use this setting in such a program.
     pub fn kill_children(mut self, kill: bool) -> Config {
         self.settings.kill_children = kill;
         self

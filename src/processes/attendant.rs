@@ -35,6 +35,8 @@ pub(super) struct Worker {
     pid: u32,
     /// Whether a signal had stopped it when it was killed.
     stopped: AtomicBool,
+    /// Set when it was reaped to see whether it had ended. Its number may be another's since.
+    reaped: AtomicBool,
     /// What it said on standard error, if that passes through here.
     words: Option<Arc<LastWords>>,
 }
@@ -87,8 +89,11 @@ impl Worker {
 
     /// Whether the process has ended, whoever else may hold its link.
     fn has_ended(&self) -> bool {
-        let mut child = lock(&self.child);
-        matches!(child.try_wait(), Ok(Some(_)))
+        link::has_ended(self.pid).unwrap_or_else(|| {
+            let reaped = matches!(lock(&self.child).try_wait(), Ok(Some(_)));
+            self.reaped.store(reaped, Ordering::Relaxed);
+            reaped
+        })
     }
 
     /// What it says on standard error from now on is said by another call.
@@ -107,9 +112,9 @@ impl Worker {
     /// the point where a kill could change how it ended; one that lives on without its link is of no
     /// use.
     fn reap(&self) -> Option<ExitStatus> {
-        if settings().is_ok_and(|settings| settings.kill_children) {
-            // The number of its group is taken until the process is reaped, and for as long as anybody
-            // else is in it, as where its link outlived it.
+        let asked = settings().is_ok_and(|settings| settings.kill_children);
+        // The number of its group is taken until the process is reaped.
+        if asked && !self.reaped.load(Ordering::Relaxed) {
             link::kill_children(self.pid);
         }
         self.kill();
@@ -158,6 +163,7 @@ fn attend(number: u64) {
         child,
         pid,
         stopped: AtomicBool::new(false),
+        reaped: AtomicBool::new(false),
         words,
     });
     let mut state = POOL.lock();

@@ -733,9 +733,24 @@ pub(crate) fn is_abort(status: ExitStatus) -> bool {
     }
 }
 
-/// Kills the processes that a worker started, as far as they stayed in its group. std can signal one
-/// process only, so this costs the start of a program.
+/// Whether a child of this process has ended, without reaping it. Known on Linux; nothing is known of one
+/// that was reaped.
+pub(crate) fn has_ended(child: u32) -> Option<bool> {
+    let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok()?;
+    // The name before may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    let (state, parent) = (fields.next()?, fields.next()?);
+    (parent == std::process::id().to_string()).then_some(matches!(state, "Z" | "X"))
+}
+
+/// Kills the processes that a worker started, as far as they stayed in its group. The worker must not be
+/// reaped. std can signal one process only, so this costs the start of a program.
 pub(crate) fn kill_children(worker: u32) {
+    if cfg!(target_os = "linux") && has_ended(worker).is_none() {
+        // Somebody else has reaped it: a program that ignores SIGCHLD has the system do so.
+        return;
+    }
     let mut command = match cfg!(windows) {
         true => Command::new("taskkill"),
         false => Command::new("kill"),

@@ -1,8 +1,9 @@
 //! Ends of the program, of all kinds: no worker outlives it. And the processes that workers start.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use unsync::{Error, ErrorKind, Wire, cpu};
 
 use crate::scenario::{
-    Gate, Guest, Link, children, come_to, entries, file, freeze, group_of, is_dead, kill,
+    Gate, Guest, Link, children, come_to, entries, file, freeze, group_of, is_dead, is_gone, kill,
     lane_state, link, program, until, wait_at, wait_within, worker_after,
 };
 use crate::*;
@@ -46,6 +47,8 @@ scenarios! {
     n32_kill_children_with_a_cancel;
     n32_kill_children_with_a_retirement;
     n32_kill_children_with_a_shutdown;
+    n32_kill_children_of_a_worker_that_is_not_reaped in "PATH=$UNSYNC_TEST_HOME/bin:$PATH";
+    n32_kill_children_of_a_dead_wrapper_that_is_not_reaped in "PATH=$UNSYNC_TEST_HOME/bin:$PATH";
     n32_children_live_on_by_default;
     n36_sigint_to_the_group_ends_all;
     n36_sigint_to_the_group_parent_decides;
@@ -466,6 +469,56 @@ fn n32_kill_children_with_a_shutdown() {
     assert_kind(running.result(), ErrorKind::ShutDown);
     until("the grandchild is dead", || is_dead(grandchild));
     drop(guest);
+}
+
+/// A `kill` that comes first in the path. It writes down whether the leader of the group that it is to
+/// kill is there, dead or alive: once that is reaped, the number may be another's.
+fn watch_kills() -> String {
+    let (bin, seen) = (file("bin"), file("seen"));
+    fs::create_dir(&bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\n\
+         for group; do :; done\n\
+         [ -e /proc/${{group#-}} ] && there=1 || there=0\n\
+         echo $there >> {seen}\n\
+         PATH=${{PATH#*:}}; exec kill \"$@\"\n"
+    );
+    let kill = format!("{bin}/kill");
+    fs::write(&kill, script).unwrap();
+    fs::set_permissions(&kill, PermissionsExt::from_mode(0o755)).unwrap();
+    seen
+}
+
+fn n32_kill_children_of_a_worker_that_is_not_reaped() {
+    install(workers(1).kill_children(true));
+    let (seen, proof) = (watch_kills(), file("proof"));
+    for round in 0..3 {
+        let lost = cpu(have_a_child_and_die, (proof.clone(),)).result();
+        assert_kind(lost, ErrorKind::WorkerLost);
+        until("the grandchild is dead", || is_dead(notes(&proof)[round]));
+    }
+    assert_eq!(notes(&seen), [1, 1, 1]);
+}
+
+/// The wrapper dies and the worker behind it lives on, and so does its link: that the wrapper is dead must be
+/// found out, and not by reaping it.
+fn n32_kill_children_of_a_dead_wrapper_that_is_not_reaped() {
+    let seen = watch_kills();
+    install(workers(1).kill_children(true).worker_command(|executable| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "\"$0\" \"$@\"; exit"]).arg(executable);
+        command
+    }));
+    let worker = cpu(pid, ()).result().unwrap();
+    let wrapper = *children().first().unwrap();
+    assert_ne!(worker, wrapper, "the shell is in between");
+    // By its path, so that it is not the one that writes.
+    let mut kill = Command::new("/bin/kill");
+    kill.args(["-KILL", &wrapper.to_string()]).status().unwrap();
+    until("the worker has gone too", || is_gone(worker));
+    until("the wrapper is reaped", || is_gone(wrapper));
+    assert_ne!(cpu(pid, ()).result().unwrap(), worker);
+    assert_eq!(notes(&seen), [1]);
 }
 
 fn n32_children_live_on_by_default() {
