@@ -287,7 +287,7 @@ fn give_up(error: &Error, before: u32, tries: u32) -> bool {
     state.starting -= 1;
     let deserted = state.workers.is_empty() && state.starting == 0;
     let stranded = if deserted {
-        std::mem::take(&mut state.queue)
+        state.queue.take()
     } else {
         VecDeque::new()
     };
@@ -782,7 +782,7 @@ fn bury(worker: &Worker, before: u32, cut: Option<Cut>, copied: &Copied) {
     let stopped = requeue(&mut state, back);
     // Workers die one after the other before they start anything: so would the next ones.
     let queue = if counts && state.is_hopeless(FAILURES) {
-        std::mem::take(&mut state.queue)
+        state.queue.take()
     } else {
         VecDeque::new()
     };
@@ -941,7 +941,7 @@ fn requeue(state: &mut State, entries: Vec<InFlight>) -> Vec<(Item, Reason)> {
     for entry in entries {
         match entry.stop {
             Some((reason, _)) => stopped.push((entry.item, reason)),
-            None => state.enqueue(entry.item),
+            None => state.queue.push(entry.item),
         }
     }
     stopped

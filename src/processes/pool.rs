@@ -53,7 +53,7 @@ impl Item {
     }
 }
 
-/// Numbers calls. Never reused; the queue is in their order.
+/// Numbers calls. Never reused; the queues are in their order.
 pub(super) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -71,8 +71,9 @@ pub(super) struct Pool {
 }
 
 pub(super) struct State {
-    /// Sorted by id. No limit, as for every way to start work.
-    pub(super) queue: VecDeque<Item>,
+    pub(super) queue: Queue,
+    /// The worker that gets nothing more until the large call that waits has it to itself.
+    kept: Option<u64>,
     /// Those that have connected, by number.
     pub(super) workers: BTreeMap<u64, Hand>,
     /// Attendants that have no worker yet.
@@ -194,7 +195,8 @@ const STALL: Duration = Duration::from_millis(2);
 impl State {
     const fn new() -> State {
         State {
-            queue: VecDeque::new(),
+            queue: Queue::new(),
+            kept: None,
             workers: BTreeMap::new(),
             starting: 0,
             burying: 0,
@@ -209,37 +211,40 @@ impl State {
         }
     }
 
-    pub(super) fn enqueue(&mut self, item: Item) {
-        let place = match self.queue.back() {
-            Some(last) if last.id > item.id => {
-                self.queue.partition_point(|other| other.id < item.id)
-            }
-            _ => self.queue.len(),
-        };
-        self.queue.insert(place, item);
-    }
-
     /// Moves calls from the queue to workers with room, and has those recalled that lie behind a slow
     /// one.
     fn deal(&mut self) -> Mail {
         let mut mail = Mail::new();
         let now = Instant::now();
         let complete = self.workers.len() >= limit();
-        while let Some(item) = self.queue.front() {
+        // A large call needs a worker that is idle. While there is none, the small ones behind it may go to
+        // any but the one that is kept for it, so neither starves.
+        let mut waits = false;
+        while let Some(item) = self.queue.front(waits) {
             let bytes = item.frame.len();
             let large = bytes > DIRECT;
-            let roomy = self.workers.values_mut().filter(|hand| match large {
-                // What is said of a call there is heard late: better one more worker.
-                _ if hand.unheard && !complete => false,
-                true => hand.is_idle(),
-                false => hand.has_room(bytes, now),
-            });
+            let kept = self.kept.filter(|_| waits);
+            let roomy = self
+                .workers
+                .iter_mut()
+                .filter(|(number, hand)| match large {
+                    // What is said of a call there is heard late: better one more worker.
+                    _ if hand.unheard && !complete => false,
+                    true => hand.is_idle(),
+                    false => hand.has_room(bytes, now) && kept != Some(**number),
+                });
             // The one with the least to do; among idle ones the oldest, so that the surplus can
             // retire.
-            let Some(hand) = roomy.min_by_key(|hand| (hand.unheard, hand.flight.len())) else {
-                break;
+            let least = roomy.min_by_key(|(_, hand)| (hand.unheard, hand.flight.len()));
+            let Some((_, hand)) = least else {
+                if !large {
+                    break;
+                }
+                waits = true;
+                self.keep_one(now);
+                continue;
             };
-            let Some(item) = self.queue.pop_front() else {
+            let Some(item) = self.queue.pop_front(large) else {
                 break;
             };
             let at = match mail
@@ -263,16 +268,32 @@ impl State {
                 // The answer calls the attendant from its reading, to write the frame itself.
                 frame::plain(frames, Kind::Ping, 0);
                 hand.loading = true;
+                self.kept = None;
             } else {
                 frames.extend_from_slice(&item.frame);
             }
             hand.push(item, now);
         }
-        if self.queue.is_empty() && self.queue.capacity() > QUEUE_KEPT {
-            self.queue = VecDeque::new();
+        if !waits {
+            self.kept = None;
         }
+        self.queue.trim();
         self.recall(now, &mut mail);
         mail
+    }
+
+    /// Keeps a worker that will soon be idle, the same one as long as it is likely to be.
+    fn keep_one(&mut self, now: Instant) {
+        let is_fit = |hand: &Hand| {
+            let stalled = hand.flight.front().is_some_and(|front| front.is_slow(now));
+            hand.is_free() && !stalled
+        };
+        let kept = self.kept.and_then(|number| self.workers.get(&number));
+        if !kept.is_some_and(is_fit) {
+            let fit = self.workers.iter().filter(|(_, hand)| is_fit(hand));
+            let least = fit.min_by_key(|(_, hand)| (hand.unheard, hand.flight.len()));
+            self.kept = least.map(|(number, _)| *number);
+        }
     }
 
     fn recall(&mut self, now: Instant, mail: &mut Mail) {
@@ -376,6 +397,84 @@ impl State {
             told.append(&mut self.when_empty);
         }
         told
+    }
+}
+
+/// Calls that wait, each kind in the order of the numbers. No limit, as for every way to start work.
+pub(super) struct Queue {
+    small: VecDeque<Item>,
+    /// Those whose frames are above `DIRECT`.
+    large: VecDeque<Item>,
+}
+
+impl Queue {
+    const fn new() -> Queue {
+        Queue {
+            small: VecDeque::new(),
+            large: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.small.len() + self.large.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn push(&mut self, item: Item) {
+        let queue = match item.frame.len() > DIRECT {
+            true => &mut self.large,
+            false => &mut self.small,
+        };
+        let place = match queue.back() {
+            Some(last) if last.id > item.id => queue.partition_point(|other| other.id < item.id),
+            _ => queue.len(),
+        };
+        queue.insert(place, item);
+    }
+
+    /// The first, or the first small one.
+    fn front(&self, only_small: bool) -> Option<&Item> {
+        let large = self.large.front().filter(|_| !only_small);
+        let small = self.small.front();
+        small.into_iter().chain(large).min_by_key(|item| item.id)
+    }
+
+    fn pop_front(&mut self, large: bool) -> Option<Item> {
+        match large {
+            true => self.large.pop_front(),
+            false => self.small.pop_front(),
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Item> {
+        [&mut self.small, &mut self.large]
+            .into_iter()
+            .find_map(|queue| {
+                let place = queue.binary_search_by_key(&id, |item| item.id);
+                queue.remove(place.ok()?)
+            })
+    }
+
+    pub(super) fn take(&mut self) -> VecDeque<Item> {
+        let mut all = std::mem::take(&mut self.small);
+        all.append(&mut self.large);
+        all
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.small.iter().chain(&self.large)
+    }
+
+    /// Gives back what a burst has left.
+    fn trim(&mut self) {
+        for queue in [&mut self.small, &mut self.large] {
+            if queue.is_empty() && queue.capacity() > QUEUE_KEPT {
+                *queue = VecDeque::new();
+            }
+        }
     }
 }
 
@@ -562,7 +661,7 @@ impl Pool {
             return;
         }
         state.accepted += 1;
-        state.enqueue(item);
+        state.queue.push(item);
         self.proceed(state);
     }
 
@@ -637,11 +736,10 @@ impl Pool {
     /// Stops a call: takes it out of the queue, or has its worker end it.
     pub(super) fn stop(&'static self, id: u64, reason: Reason) -> bool {
         let mut state = self.lock();
-        if let Ok(place) = state.queue.binary_search_by_key(&id, |item| item.id) {
-            let item = state.queue.remove(place);
+        if let Some(item) = state.queue.remove(id) {
             state.settling += 1;
             self.proceed(state);
-            let stopped = item.is_some_and(|item| item.stop(reason));
+            let stopped = item.stop(reason);
             self.settled(1);
             return stopped;
         }
@@ -712,7 +810,7 @@ impl Pool {
         state.closed = true;
         self.turn.notify_all();
         state.when_empty.push(call);
-        let queue = std::mem::take(&mut state.queue);
+        let queue = state.queue.take();
         let calls = queue.len();
         state.settling += calls;
         let (mut busy, mut idle) = (Vec::new(), Vec::new());

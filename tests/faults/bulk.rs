@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use unsync::{ErrorKind, Wire, cpu};
 
 use crate::scenario::{
-    Gate, SOON, children, file, is_gone, memory_of, resident, signal, until, wait_at,
+    Gate, SOON, children, file, freeze, is_gone, memory_of, resident, signal, until, wait_at,
 };
 use crate::*;
 
@@ -19,6 +19,8 @@ scenarios! {
     n15_join_in_reverse_order;
     n16_queue_100k_under_ulimit_64 in "ulimit -n 64";
     n17_big_arg_does_not_block_submit;
+    n17_big_arg_does_not_hold_up_quick_calls;
+    n17_big_arg_gets_its_turn_among_quick_calls;
     n18_echo_of_many_sizes;
     n18_echo_of_64_mib_of_bytes;
     n18_echo_of_64_mib_of_floats;
@@ -144,6 +146,60 @@ fn n17_big_arg_does_not_block_submit() {
         assert_eq!(call.result().unwrap(), (value * BULK) as u64);
     }
     assert_eq!(small.result().unwrap(), 7);
+}
+
+/// More than a worker takes unread, and soon written.
+const LARGE: usize = 1 << 20;
+
+/// Two workers have a call each, and room for more. A large call has to wait until one of them is idle; the
+/// quick ones behind it need not, and all of them leave one worker alone, which will be idle soon. The workers
+/// are frozen meanwhile, which the pool suffers for a second.
+fn n17_big_arg_does_not_hold_up_quick_calls() {
+    install(workers(2));
+    let passed = || {
+        let quick: Vec<_> = (0..600).map(|_| cpu(pid, ())).collect();
+        quick.into_iter().for_each(|call| drop(call.result()));
+        let workers = children();
+        workers.iter().for_each(|worker| freeze(*worker));
+        let first = [(); 2].map(|()| cpu(pid, ()));
+        let large = cpu(sum, (vec![1; LARGE],));
+        let behind = [(); 4].map(|()| cpu(pid, ()));
+        let queued = unsync::stats().calls_queued;
+        workers.iter().for_each(|worker| signal("CONT", *worker));
+        let first = first.map(|call| call.result().unwrap());
+        let behind = behind.map(|call| call.result().unwrap());
+        assert_eq!(large.result().unwrap(), LARGE as u64);
+        println!("{queued} were queued; {first:?} ran the first, {behind:?} those behind");
+        queued == 1 && behind == [behind[0]; 4]
+    };
+    // A worker that had to wait for the processor is not dealt many at once.
+    assert!((0..20).any(|_| passed()), "the large one was in the way");
+}
+
+fn note_bytes(bytes: Vec<u8>, file: String, line: u32) -> usize {
+    note(file, line);
+    bytes.len()
+}
+
+/// There is always something quick to do. That is no reason to keep the large one waiting until the last.
+fn n17_big_arg_gets_its_turn_among_quick_calls() {
+    const BEHIND: usize = 10_000;
+    install(workers(2));
+    teach_that_calls_are_quick();
+    let proof = file("proof");
+    let quick = |line| cpu(note, (proof.clone(), line));
+    let before: Vec<_> = (0..1000).map(|_| quick(0)).collect();
+    let large = cpu(note_bytes, (vec![1; LARGE], proof.clone(), 1));
+    let behind: Vec<_> = (0..BEHIND).map(|_| quick(2)).collect();
+    assert_eq!(large.result().unwrap(), LARGE);
+    for call in before.into_iter().chain(behind) {
+        call.result().unwrap();
+    }
+    let notes = notes(&proof);
+    let place = notes.iter().position(|line| *line == 1).unwrap();
+    let passed = notes[..place].iter().filter(|line| **line == 2).count();
+    println!("{passed} of {BEHIND} calls passed the large one");
+    assert!(passed < BEHIND * 9 / 10, "{passed} calls passed it");
 }
 
 fn echo_bytes(bytes: Vec<u8>) -> Vec<u8> {
@@ -697,6 +753,7 @@ unsync::register!(
     echo,
     sum,
     sum_and_stay,
+    note_bytes,
     echo_bytes,
     echo_floats,
     make_bytes,
