@@ -844,7 +844,7 @@ mod readers {
     impl Drop for Clings {
         fn drop(&mut self) {
             if !unsync::is_worker() {
-                let heard = refusal(|| cpu(double, (1,)).result().err());
+                let heard = refusal(|| cpu(sleep_for, (600,)).result().err());
                 CLINGING.lock().unwrap().push(heard);
                 never().wait();
             }
@@ -893,7 +893,7 @@ mod readers {
                 let (log, told) = (log.clone(), told.clone());
                 move |error| {
                     assert_eq!(error.kind(), ErrorKind::Panicked);
-                    log.push(refusal(|| cpu(double, (1,)).result().err()));
+                    log.push(refusal(|| cpu(sleep_for, (600,)).result().err()));
                     log.push(refusal(|| unsync::thread(nap).result().err()));
                     told.add();
                 }
@@ -919,7 +919,7 @@ mod readers {
             let config = Config::new().worker_command({
                 let log = log.clone();
                 move |executable| {
-                    log.push(refusal(|| cpu(double, (1,)).result().err()));
+                    log.push(refusal(|| cpu(sleep_for, (600,)).result().err()));
                     std::process::Command::new(executable)
                 }
             });
@@ -941,7 +941,7 @@ mod readers {
                 let (log, told) = (log.clone(), told.clone());
                 move |heard: Heard| {
                     log.push(heard.1);
-                    log.push(refusal(|| cpu(double, (1,)).result().err()));
+                    log.push(refusal(|| cpu(sleep_for, (600,)).result().err()));
                     told.add();
                 }
             });
