@@ -296,6 +296,15 @@ fn serve_amid_strangers() {
     }));
 }
 
+/// A progress, which names the type of its value: by the hash that names functions too.
+fn named<P: 'static>(value: u8) -> Vec<u8> {
+    let mut hasher = DefaultHasher::new();
+    TypeId::of::<P>().hash(&mut hasher);
+    let mut payload = hasher.finish().to_le_bytes().to_vec();
+    payload.push(value);
+    payload
+}
+
 fn serve((mut link, call): (Both, u64)) {
     let strange = call + 1000;
     let said = [
@@ -304,6 +313,8 @@ fn serve((mut link, call): (Both, u64)) {
         start(strange),
         start(call),
         frame(PROGRESS, call, 1, &[7]),
+        frame(PROGRESS, call, 9, &named::<u16>(7)),
+        frame(PROGRESS, call, 9, &named::<u8>(7)),
         done(call, 4711),
         done(call, 4712),
     ];
