@@ -33,8 +33,6 @@ pub(crate) mod registry;
 // The pool does not use it yet.
 #[cfg(test)]
 mod scheduler;
-#[cfg(test)]
-mod simulation;
 mod spare;
 pub(crate) mod wire;
 pub(crate) mod worker;

@@ -171,6 +171,8 @@ const LOST_WORKERS: u32 = 2 * DEATHS + 1;
 
 pub(super) struct State<C, W> {
     limits: Limits,
+    /// What the events since the last `schedule` ask for.
+    fx: Effects<C, W>,
     queue: Queue<C>,
     /// Those that are connected, in the order in which they were.
     workers: Vec<Worker<C, W>>,
@@ -285,6 +287,7 @@ impl<C: Call, W: Clone> State<C, W> {
     pub(super) fn new(limits: Limits) -> State<C, W> {
         State {
             limits,
+            fx: Effects::default(),
             queue: Queue {
                 small: VecDeque::new(),
                 large: VecDeque::new(),
@@ -306,19 +309,19 @@ impl<C: Call, W: Clone> State<C, W> {
     }
 
     /// A call is made.
-    pub(super) fn submit(&mut self, call: C, fx: &mut Effects<C, W>) {
+    pub(super) fn submit(&mut self, call: C) {
         if self.closed {
             let reason = Reason::ShutDown;
-            return self.resolve(call, Outcome::Stopped { reason, ran: None }, fx);
+            return self.resolve(call, Outcome::Stopped { reason, ran: None });
         }
         self.accepted += 1;
         self.queue.insert(Queued { call, deaths: 0 });
     }
 
     /// Workers are wanted up to the limit, whatever there is to do.
-    pub(super) fn warm(&mut self, now: Instant, fx: &mut Effects<C, W>) {
+    pub(super) fn warm(&mut self, now: Instant) {
         while self.reserve_slot(now) {
-            fx.spawns.push(self.spawned);
+            self.fx.spawns.push(self.spawned);
         }
     }
 
@@ -344,36 +347,28 @@ impl<C: Call, W: Clone> State<C, W> {
     }
 
     /// A worker could not be started. Calls wait for those that live; if there are none, they fail in the end.
-    pub(super) fn spawn_failed(
-        &mut self,
-        failure: SpawnFailure,
-        now: Instant,
-        fx: &mut Effects<C, W>,
-    ) {
+    pub(super) fn spawn_failed(&mut self, failure: SpawnFailure, now: Instant) {
         self.starting -= 1;
-        self.fail(failure.tries(), now, fx);
+        self.fail(failure.tries(), now);
     }
 
     /// A worker runs a call from now on.
-    pub(super) fn started(&mut self, number: u64, id: u64, now: Instant, fx: &mut Effects<C, W>) {
+    pub(super) fn started(&mut self, number: u64, id: u64, now: Instant) {
         let grace = self.limits.cancel_grace;
         let Some(worker) = self.hear(number, now) else {
             return;
         };
-        let Some(entry) = worker.start(id, now, grace) else {
-            return;
-        };
-        if !entry.resolved {
-            fx.begun.push(entry.call.clone());
-        }
-        if !std::mem::replace(&mut worker.proven, true) {
+        let is_first = !worker.proven;
+        let begun = worker.start(id, now, grace);
+        if is_first && worker.proven {
             self.failures = 0;
             self.not_before = None;
         }
+        self.fx.begun.extend(begun);
     }
 
     /// A call is over.
-    pub(super) fn done(&mut self, number: u64, id: u64, now: Instant, fx: &mut Effects<C, W>) {
+    pub(super) fn done(&mut self, number: u64, id: u64, now: Instant) {
         let Some(worker) = self.hear(number, now) else {
             return;
         };
@@ -386,22 +381,16 @@ impl<C: Call, W: Clone> State<C, W> {
                     ran: entry.ran(now),
                 },
             };
-            self.resolve_entry(entry, outcome, fx);
+            self.resolve_entry(entry, outcome);
         }
     }
 
     /// A worker gives back calls that it has not begun, because the one that it runs takes long.
-    pub(super) fn returned(
-        &mut self,
-        number: u64,
-        ids: &[u64],
-        now: Instant,
-        fx: &mut Effects<C, W>,
-    ) {
+    pub(super) fn returned(&mut self, number: u64, ids: &[u64], now: Instant) {
         let worker = self.hear(number, now);
         let returned = worker.map_or_else(Vec::new, |worker| worker.take_back(ids));
         for entry in returned {
-            self.requeue(entry, fx);
+            self.requeue(entry);
         }
     }
 
@@ -478,13 +467,7 @@ impl<C: Call, W: Clone> State<C, W> {
     /// because the link has lost something, anything that was sent may have begun.
     ///
     /// [`State::reaped`] follows.
-    pub(super) fn exited(
-        &mut self,
-        number: u64,
-        certain: bool,
-        now: Instant,
-        fx: &mut Effects<C, W>,
-    ) {
+    pub(super) fn exited(&mut self, number: u64, certain: bool, now: Instant) {
         let Some(at) = self
             .workers
             .iter()
@@ -500,14 +483,14 @@ impl<C: Call, W: Clone> State<C, W> {
             entry.deaths += u32::from(failed && certain && entry.stop.is_none());
             let ran = entry.ran(now);
             if ran.is_none() && certain && entry.deaths < DEATHS {
-                self.requeue(entry, fx);
+                self.requeue(entry);
             } else {
                 let (deaths, stop) = (entry.deaths, entry.stop.map(|stop| stop.reason));
-                self.resolve_entry(entry, Outcome::Lost { ran, deaths, stop }, fx);
+                self.resolve_entry(entry, Outcome::Lost { ran, deaths, stop });
             }
         }
         if failed {
-            self.fail(LOST_WORKERS, now, fx);
+            self.fail(LOST_WORKERS, now);
         }
     }
 
@@ -517,16 +500,10 @@ impl<C: Call, W: Clone> State<C, W> {
     }
 
     /// A call is to be stopped. Says whether it will be, which is false for one that is over.
-    pub(super) fn stop(
-        &mut self,
-        id: u64,
-        reason: Reason,
-        now: Instant,
-        fx: &mut Effects<C, W>,
-    ) -> bool {
+    pub(super) fn stop(&mut self, id: u64, reason: Reason, now: Instant) -> bool {
         let stopped = Outcome::Stopped { reason, ran: None };
         if let Some(queued) = self.queue.remove(id) {
-            self.resolve(queued.call, stopped, fx);
+            self.resolve(queued.call, stopped);
             return true;
         }
         let grace = self.limits.cancel_grace;
@@ -541,7 +518,7 @@ impl<C: Call, W: Clone> State<C, W> {
             // Nothing of the call is written yet.
             if let Some(entry) = worker.remove(at) {
                 worker.assigned -= 1;
-                self.resolve_entry(entry, stopped, fx);
+                self.resolve_entry(entry, stopped);
             }
         } else if worker.in_flight[at].stop.is_none() {
             worker.stop(at, reason, now, grace);
@@ -550,11 +527,11 @@ impl<C: Call, W: Clone> State<C, W> {
     }
 
     /// The end of the pool: it stops all calls and takes no more, and all workers end.
-    pub(super) fn close(&mut self, now: Instant, fx: &mut Effects<C, W>) {
+    pub(super) fn close(&mut self, now: Instant) {
         let reason = Reason::ShutDown;
         self.closed = true;
         for queued in self.queue.drain() {
-            self.resolve(queued.call, Outcome::Stopped { reason, ran: None }, fx);
+            self.resolve(queued.call, Outcome::Stopped { reason, ran: None });
         }
         let busy = |worker: &&mut Worker<C, W>| worker.is_busy();
         for worker in self.workers.iter_mut().filter(busy) {
@@ -564,27 +541,28 @@ impl<C: Call, W: Clone> State<C, W> {
                     kill_at: now,
                 });
             }
-            worker.kill(now, fx);
+            self.fx.kills.push(worker.kill(now));
         }
     }
 
-    /// What follows from the events so far, or from the time that has passed. To be called after each event,
-    /// and by the supervisor at the deadline.
-    pub(super) fn schedule(&mut self, now: Instant, fx: &mut Effects<C, W>) {
-        self.check_health(now, fx);
-        self.kill_due(now, fx);
+    /// What follows from the events since the last time, and from the time that has passed. To be called
+    /// after each event, and by the supervisor at the deadline.
+    pub(super) fn schedule(&mut self, now: Instant) -> Effects<C, W> {
+        self.check_health(now);
+        self.kill_due(now);
         self.assign(now);
-        self.retire(now, fx);
-        self.grow(now, fx);
-        self.plan(now, fx);
-        for worker in self.workers.iter_mut() {
+        self.retire(now);
+        self.grow(now);
+        self.plan(now);
+        for worker in &mut self.workers {
             if !worker.outbox.messages.is_empty() {
                 let outbox = std::mem::take(&mut worker.outbox);
-                fx.sends.push((worker.handle.clone(), outbox));
+                self.fx.sends.push((worker.handle.clone(), outbox));
             }
         }
-        fx.quiet = self.is_quiet();
-        fx.empty = self.workers.is_empty() && self.starting + self.reaping == 0;
+        self.fx.quiet = self.is_quiet();
+        self.fx.empty = self.workers.is_empty() && self.starting + self.reaping == 0;
+        std::mem::take(&mut self.fx)
     }
 
     // ---------------------------------------------------------------------------------- the questions
@@ -640,22 +618,22 @@ impl<C: Call, W: Clone> State<C, W> {
         Some(worker)
     }
 
-    fn resolve(&mut self, call: C, outcome: Outcome, fx: &mut Effects<C, W>) {
+    fn resolve(&mut self, call: C, outcome: Outcome) {
         self.resolving += 1;
-        fx.resolutions.push((call, outcome));
+        self.fx.resolutions.push((call, outcome));
     }
 
-    fn resolve_entry(&mut self, entry: InFlight<C>, outcome: Outcome, fx: &mut Effects<C, W>) {
+    fn resolve_entry(&mut self, entry: InFlight<C>, outcome: Outcome) {
         if !entry.resolved {
-            self.resolve(entry.call, outcome, fx);
+            self.resolve(entry.call, outcome);
         }
     }
 
     /// Puts a call that has not begun back to its place in the queue, unless it was stopped meanwhile.
-    fn requeue(&mut self, entry: InFlight<C>, fx: &mut Effects<C, W>) {
+    fn requeue(&mut self, entry: InFlight<C>) {
         match entry.stop {
             Some(Stop { reason, .. }) => {
-                self.resolve_entry(entry, Outcome::Stopped { reason, ran: None }, fx);
+                self.resolve_entry(entry, Outcome::Stopped { reason, ran: None });
             }
             None => self.queue.insert(Queued {
                 call: entry.call,
@@ -665,7 +643,7 @@ impl<C: Call, W: Clone> State<C, W> {
     }
 
     /// Counts a failure. Without any worker, and after enough of them, nothing can run.
-    fn fail(&mut self, tries: u32, now: Instant, fx: &mut Effects<C, W>) {
+    fn fail(&mut self, tries: u32, now: Instant) {
         if self.not_before.is_none_or(|at| at <= now) {
             self.failures += 1;
             let steps = (self.failures - 1).min(BACKOFF_STEPS);
@@ -673,7 +651,7 @@ impl<C: Call, W: Clone> State<C, W> {
         }
         if self.live() + self.starting == 0 && self.failures >= tries {
             for queued in self.queue.drain() {
-                self.resolve(queued.call, Outcome::Unstartable, fx);
+                self.resolve(queued.call, Outcome::Unstartable);
             }
         }
     }
@@ -704,7 +682,7 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// Looks after workers that owe something. A check that is late judges nobody: the program was frozen
     /// itself, and has not heard what they said.
-    fn check_health(&mut self, now: Instant, fx: &mut Effects<C, W>) {
+    fn check_health(&mut self, now: Instant) {
         let Some(at) = self.next_check.filter(|at| *at <= now) else {
             return;
         };
@@ -715,22 +693,22 @@ impl<C: Call, W: Clone> State<C, W> {
         let mut overdue = Vec::new();
         for worker in self.workers.iter_mut().filter(|worker| !worker.decoding) {
             if worker.is_frozen(now) {
-                worker.kill(now, fx);
+                self.fx.kills.push(worker.kill(now));
             } else if worker.running().is_some() {
                 let silent = worker.is_silent(now).then(|| worker.handle.clone());
-                fx.probes.extend(silent);
+                self.fx.probes.extend(silent);
                 overdue.extend(worker.take_overdue(now));
             }
         }
         for (call, reason) in overdue {
-            self.resolve(call, Outcome::Stopped { reason, ran: None }, fx);
+            self.resolve(call, Outcome::Stopped { reason, ran: None });
         }
     }
 
-    fn kill_due(&mut self, now: Instant, fx: &mut Effects<C, W>) {
+    fn kill_due(&mut self, now: Instant) {
         for worker in &mut self.workers {
             if worker.kill_at().is_some_and(|at| at <= now) {
-                worker.kill(now, fx);
+                self.fx.kills.push(worker.kill(now));
             }
         }
     }
@@ -793,7 +771,7 @@ impl<C: Call, W: Clone> State<C, W> {
     }
 
     /// Ends idle workers that are not needed any more.
-    fn retire(&mut self, now: Instant, fx: &mut Effects<C, W>) {
+    fn retire(&mut self, now: Instant) {
         for worker in &mut self.workers {
             let Some(at) = worker.idle_until(self.limits.keep_alive) else {
                 continue;
@@ -802,15 +780,15 @@ impl<C: Call, W: Clone> State<C, W> {
                 worker.phase = Phase::Leaving {
                     by: now + RETIRE_TIMEOUT,
                 };
-                fx.retirements.push(worker.handle.clone());
+                self.fx.retirements.push(worker.handle.clone());
             }
         }
     }
 
     /// Starts workers while calls wait that no worker being started is for.
-    fn grow(&mut self, now: Instant, fx: &mut Effects<C, W>) {
+    fn grow(&mut self, now: Instant) {
         while self.is_short() && self.reserve_slot(now) {
-            fx.spawns.push(self.spawned);
+            self.fx.spawns.push(self.spawned);
         }
     }
 
@@ -822,7 +800,7 @@ impl<C: Call, W: Clone> State<C, W> {
     }
 
     /// Finds the next deadline.
-    fn plan(&mut self, now: Instant, fx: &mut Effects<C, W>) {
+    fn plan(&mut self, now: Instant) {
         if self.next_check.is_none() && self.workers.iter().any(Worker::is_busy) {
             self.next_check = Some(now + FROZEN);
         }
@@ -838,7 +816,7 @@ impl<C: Call, W: Clone> State<C, W> {
             .is_some_and(|at| self.planned.is_none_or(|planned| at < planned))
         {
             self.planned = self.deadline;
-            fx.wake_supervisor = true;
+            self.fx.wake_supervisor = true;
         }
     }
 }
@@ -924,17 +902,23 @@ impl<C: Call, W: Clone> Worker<C, W> {
         Some(entry)
     }
 
-    /// A call has begun. Its time to end by itself counts from now, if it was stopped.
-    fn start(&mut self, id: u64, now: Instant, grace: Duration) -> Option<&InFlight<C>> {
+    /// A call has begun. Gives it, unless it was resolved already. If it was stopped, its time to end by
+    /// itself counts from now.
+    fn start(&mut self, id: u64, now: Instant, grace: Duration) -> Option<C> {
         let at = self.position(id)?;
+        self.proven = true;
         self.in_flight.swap(0, at);
         let entry = self.in_flight.front_mut()?;
         entry.started = Some(now);
         self.unacked_bytes -= std::mem::take(&mut entry.charge);
-        if let Some(stop) = entry.stop.filter(|_| !entry.resolved) {
+        if entry.resolved {
+            return None;
+        }
+        let call = entry.call.clone();
+        if let Some(stop) = entry.stop {
             self.stop(0, stop.reason, now, grace);
         }
-        self.in_flight.front()
+        Some(call)
     }
 
     /// Takes a call that is over, and learns how long calls take.
@@ -977,13 +961,14 @@ impl<C: Call, W: Clone> Worker<C, W> {
         }
     }
 
-    fn kill(&mut self, now: Instant, fx: &mut Effects<C, W>) {
+    #[must_use]
+    fn kill(&mut self, now: Instant) -> W {
         let again = now + FROZEN;
         self.phase = match self.phase {
             Phase::Leaving { .. } => Phase::Leaving { by: again },
             _ => Phase::Killed { again },
         };
-        fx.kills.push(self.handle.clone());
+        self.handle.clone()
     }
 
     /// When the worker is to be killed. For a call that was stopped: if nothing else can begin there. What
@@ -1133,3 +1118,7 @@ impl<C, W> Default for Effects<C, W> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "simulation.rs"]
+mod simulation;

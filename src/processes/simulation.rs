@@ -1,1 +1,1213 @@
+//! A world for the scheduler to be wrong in: callers, workers and readers that misbehave at random, in
+//! simulated time.
+//!
+//! Everything follows from a seed, so a failure repeats. Workers crash before and after a start, freeze, are
+//! slow, lose their last words, give back and answer late, fail to start, and leave something behind that
+//! holds their link. Calls are large or small, quick or slow, are stopped at any time, and kill whoever
+//! gets them. The simulation knows what really happens, and after each event compares it with what the
+//! scheduler does.
+//!
+//! `UNSYNC_SIMULATION_SEED=n` repeats one world, `UNSYNC_SIMULATION_EVENTS=n` makes the run longer.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::{Call, Effects, Limits, Message, Outcome, SpawnFailure, State};
+use crate::unfuture::Reason;
+
+/// Numbers by splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    fn percent(&mut self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+
+    fn micros(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_micros(from + self.below(to - from))
+    }
+}
+
+const EAGER: usize = 64 << 10;
+const OVERHEAD: usize = 256;
+const SECOND: Duration = Duration::from_secs(1);
+/// Of what a frozen worker may have said, the rest arrives within this.
+const LATE: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug)]
+struct Handle {
+    id: u64,
+    bytes: usize,
+}
+
+impl Call for Handle {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn is_large(&self) -> bool {
+        self.bytes + OVERHEAD > EAGER
+    }
+}
+
+/// What is true of a call.
+#[derive(Default)]
+struct Truth {
+    runs: Duration,
+    kills_unstarted: bool,
+    kills_started: bool,
+    result_is_large: bool,
+    ends_when_asked: bool,
+    stopped: Option<Instant>,
+    begun_at: Option<u64>,
+    told_begun: bool,
+    died_with: u32,
+    finished: bool,
+    resolved: bool,
+}
+
+/// What happens, to the worker of that number.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Submit,
+    Stop(u64),
+    /// By now a call that was stopped is over.
+    Overdue(u64),
+    Connect(u64),
+    Step(u64),
+    TakeOver(u64, u64),
+    Finish(u64, u64),
+    Die(u64),
+    FreezeOne,
+    Thaw(u64),
+    Hear(u64),
+    Progress(u64),
+    Loaded(u64),
+    Decoded(u64, usize),
+    Resolved(usize),
+    Reaped,
+    Tick(Instant),
+    Warm,
+    Close,
+}
+
+/// What a worker says.
+#[derive(Clone, Debug)]
+enum Said {
+    Start(u64),
+    Done(u64),
+    Returned(Vec<u64>),
+    ClearToSend,
+    Exit { certain: bool },
+}
+
+/// A worker: the process as it is, and what the pool can know of it.
+#[derive(Default)]
+struct Process {
+    dead: bool,
+    frozen: Option<Instant>,
+    thawed: Option<Instant>,
+    /// What waits for it to thaw.
+    deferred: Vec<Event>,
+    inbox: VecDeque<Message<Handle>>,
+    running: Option<u64>,
+    turn: u64,
+    taken_over: bool,
+    said: VecDeque<Said>,
+    link_is_held: bool,
+    has_left_link: bool,
+
+    reader_is_busy: bool,
+    decoding: bool,
+    loading: Option<Handle>,
+    asked: bool,
+    /// Sent and not known to be over, and whether it is known to have begun.
+    in_flight: Vec<(Handle, bool)>,
+    assigned: u64,
+    proven: bool,
+    replaced: bool,
+    retired: Option<Instant>,
+    killed: bool,
+}
+
+/// Ways to be wrong that the simulation has to find.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tamper {
+    Nothing,
+    /// A call that comes back is not queued again.
+    DropRequeued,
+    /// A call that was stopped has no time to end by itself.
+    KillEarly,
+    /// A worker is killed for a call though others are in flight there.
+    KillNeighbours,
+    /// A worker's first start does not reset the failures.
+    KeepFailures,
+    /// Failures cause no back-off.
+    ForgetBackoff,
+    /// The bytes in the link are not counted.
+    ForgetBytes,
+    /// The start of a call is not noted: when its worker dies it is queued again.
+    ForgetStart,
+    /// Calls that are being resolved are not counted.
+    ForgetResolving,
+    /// The supervisor is not woken.
+    ForgetWake,
+    /// Nobody looks after frozen workers.
+    ForgetCheck,
+}
+
+struct World {
+    random: Random,
+    tamper: Tamper,
+    base: Instant,
+    now: Instant,
+    agenda: BTreeMap<(Duration, u64), Event>,
+    scheduled: u64,
+    steps: u64,
+    state: State<Handle, u64>,
+    limits: Limits,
+    calls: Vec<Truth>,
+    to_submit: u64,
+    processes: BTreeMap<u64, Process>,
+    starting: usize,
+    reaping: usize,
+    resolving: usize,
+    failures: u32,
+    not_before: Option<Instant>,
+    start_fails: u64,
+    freezes: bool,
+    ticking: Option<Instant>,
+    closed: bool,
+    /// Calls that are not resolved.
+    open: usize,
+    /// Resolutions take until the reader has decoded.
+    defers: bool,
+    fault: Option<String>,
+}
+
+/// What one step of the pool is about.
+#[derive(Clone, Copy, PartialEq)]
+enum Occasion {
+    Other,
+    Exit { worker: u64, certain: bool },
+    SpawnFailed,
+}
+
+impl World {
+    fn new(seed: u64, tamper: Tamper) -> World {
+        let mut random = Random(seed);
+        let limits = Limits {
+            processes: 1 + random.below(6) as usize,
+            calls_per_worker: random.percent(20).then(|| 1 + random.below(40)),
+            keep_alive: [Duration::ZERO, random.micros(1, 50_000), 10 * SECOND]
+                [random.below(3) as usize],
+            cancel_grace: [Duration::ZERO, random.micros(1, 300_000)][random.below(2) as usize],
+        };
+        let base = Instant::now();
+        let mut world = World {
+            tamper,
+            base,
+            now: base,
+            agenda: BTreeMap::new(),
+            scheduled: 0,
+            steps: 0,
+            state: State::new(limits.clone()),
+            limits,
+            calls: Vec::new(),
+            to_submit: 100 + random.below(900),
+            processes: BTreeMap::new(),
+            starting: 0,
+            reaping: 0,
+            resolving: 0,
+            failures: 0,
+            not_before: None,
+            start_fails: [0, 3, 40, 95][random.below(4) as usize],
+            freezes: random.percent(40),
+            ticking: None,
+            closed: false,
+            open: 0,
+            defers: false,
+            fault: None,
+            random,
+        };
+        world.after(Duration::ZERO, Event::Submit);
+        if world.random.percent(20) {
+            world.after(Duration::ZERO, Event::Warm);
+        }
+        if world.freezes {
+            world.after(Duration::from_millis(20), Event::FreezeOne);
+        }
+        if world.random.percent(50) {
+            let at = world.random.micros(1, 2_000_000);
+            world.after(at, Event::Close);
+        }
+        world
+    }
+
+    /// Lets the world go on to its end: gives the events that it had, or what was wrong.
+    fn run(mut self) -> Result<u64, String> {
+        const STEPS: u64 = 1_000_000;
+        while let Some(((at, _), event)) = self.agenda.pop_first() {
+            self.now = self.base + at;
+            self.steps += 1;
+            self.happen(event);
+            if self.steps > STEPS {
+                self.fail("it does not come to an end".into());
+            }
+            if let Some(fault) = self.fault {
+                return Err(format!(
+                    "event {} at {at:?}, {event:?}: {fault}",
+                    self.steps
+                ));
+            }
+        }
+        self.at_the_end();
+        match self.fault {
+            None => Ok(self.steps),
+            Some(fault) => Err(format!("at the end: {fault}")),
+        }
+    }
+
+    fn fail(&mut self, fault: String) {
+        self.fault.get_or_insert(fault);
+    }
+
+    fn require(&mut self, so: bool, fault: impl FnOnce() -> String) {
+        if !so {
+            self.fail(fault());
+        }
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.scheduled += 1;
+        let at = self.now - self.base + delay;
+        self.agenda.insert((at, self.scheduled), event);
+    }
+
+    /// The process, if it lives and is not frozen; what happens to a frozen one happens when it thaws.
+    fn awake(&mut self, worker: u64, event: Event) -> Option<&mut Process> {
+        let process = self
+            .processes
+            .get_mut(&worker)
+            .filter(|process| !process.dead)?;
+        if process.frozen.is_some() {
+            process.deferred.push(event);
+            return None;
+        }
+        Some(process)
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Submit => self.submit(),
+            Event::Stop(id) => self.stop(id),
+            Event::Overdue(id) => {
+                let over = self.calls[id as usize].resolved;
+                self.require(over, || format!("call {id} was stopped and is not over"));
+            }
+            Event::Connect(worker) => self.connect(worker),
+            Event::Step(worker) => self.step(worker),
+            Event::TakeOver(worker, turn) => self.take_over(worker, turn),
+            Event::Finish(worker, turn) => self.finish(worker, turn),
+            Event::Die(worker) => {
+                if self.awake(worker, event).is_some() {
+                    self.die(worker);
+                }
+            }
+            Event::FreezeOne => self.freeze_one(),
+            Event::Thaw(worker) => self.thaw(worker),
+            Event::Hear(worker) => self.hear(worker),
+            Event::Progress(worker) => {
+                let loading = |process: &mut Process| process.loading.is_some();
+                if self.awake(worker, event).is_some_and(loading) {
+                    let now = self.now;
+                    self.act(Occasion::Other, |state| state.progressed(worker, now));
+                    self.after(SECOND / 3, event);
+                }
+            }
+            Event::Loaded(worker) => self.loaded(worker),
+            Event::Decoded(worker, calls) => self.decoded(worker, calls),
+            Event::Resolved(calls) => {
+                self.resolving -= calls;
+                self.act(Occasion::Other, |state| state.resolved(calls));
+            }
+            Event::Reaped => {
+                self.reaping -= 1;
+                self.act(Occasion::Other, State::reaped);
+            }
+            Event::Tick(at) => {
+                if self.ticking == Some(at) {
+                    self.ticking = None;
+                    self.act(Occasion::Other, |_| ());
+                    self.look_at_clock();
+                }
+            }
+            Event::Warm => {
+                let now = self.now;
+                self.act(Occasion::Other, |state| state.warm(now));
+            }
+            Event::Close => {
+                let now = self.now;
+                self.closed = true;
+                self.act(Occasion::Other, |state| state.close(now));
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------ the callers
+
+    fn submit(&mut self) {
+        for _ in 0..1 + self.random.below(20) * self.random.below(2) {
+            let id = self.calls.len() as u64;
+            let random = &mut self.random;
+            let runs = match random.below(100) {
+                0..80 => random.micros(1, 100),
+                80..97 => random.micros(100, 5_000),
+                _ => random.micros(5_000, 1_500_000),
+            };
+            let bytes = match random.below(100) {
+                0..80 => 40 + random.below(1_000),
+                80..92 => 1_000 + random.below(EAGER as u64),
+                _ => EAGER as u64 + random.below(10 * EAGER as u64),
+            };
+            self.calls.push(Truth {
+                runs,
+                kills_unstarted: random.below(1000) < 3,
+                kills_started: random.percent(1),
+                result_is_large: random.percent(3),
+                ends_when_asked: random.percent(50),
+                ..Truth::default()
+            });
+            if random.percent(12) {
+                let longest = [100, 20_000, 1_500_000][random.below(3) as usize];
+                let delay = random.micros(0, longest);
+                self.after(delay, Event::Stop(id));
+            }
+            let bytes = bytes as usize;
+            self.open += 1;
+            self.act(Occasion::Other, |state| state.submit(Handle { id, bytes }));
+        }
+        self.to_submit = self.to_submit.saturating_sub(1);
+        if self.to_submit > 0 {
+            let longest = [100, 5_000, 5_000, 200_000][self.random.below(4) as usize];
+            let delay = self.random.micros(0, longest);
+            self.after(delay, Event::Submit);
+        } else {
+            let numbers: Vec<u64> = self.processes.keys().copied().collect();
+            numbers.into_iter().for_each(|worker| self.thaw(worker));
+        }
+    }
+
+    fn stop(&mut self, id: u64) {
+        let over = self.calls[id as usize].resolved;
+        let (mut known, now) = (false, self.now);
+        // Before the effects, which may resolve it.
+        self.calls[id as usize].stopped.get_or_insert(now);
+        let reason = Reason::Cancelled;
+        self.act(Occasion::Other, |state| known = state.stop(id, reason, now));
+        if !known {
+            self.calls[id as usize].stopped = None;
+        }
+        self.require(known || over, || {
+            format!("call {id} is not over and cannot be stopped")
+        });
+        self.after(
+            2 * self.limits.cancel_grace + 8 * SECOND,
+            Event::Overdue(id),
+        );
+    }
+
+    // ------------------------------------------------------------------------------------ the workers
+
+    fn connect(&mut self, worker: u64) {
+        self.starting -= 1;
+        let now = self.now;
+        if self.random.percent(self.start_fails) {
+            let failure = match self.random.below(10) {
+                0 => SpawnFailure::Final,
+                1..3 => SpawnFailure::Died,
+                _ => SpawnFailure::Refused,
+            };
+            self.failed();
+            return self.act(Occasion::SpawnFailed, |state| {
+                state.spawn_failed(failure, now)
+            });
+        }
+        let mut process = Process::default();
+        process.link_is_held = self.random.percent(5);
+        self.processes.insert(worker, process);
+        if self.random.percent(4) {
+            let delay = self.random.micros(0, 30_000);
+            self.after(delay, Event::Die(worker));
+        }
+        self.act(Occasion::Other, |state| {
+            state.ready(worker, worker, EAGER, now)
+        });
+    }
+
+    /// The pool writes to a worker.
+    fn deliver(&mut self, worker: u64, message: Message<Handle>) {
+        let Some(process) = self
+            .processes
+            .get_mut(&worker)
+            .filter(|process| !process.dead)
+        else {
+            return;
+        };
+        process.inbox.push_back(message);
+        let (awake, taken_over) = (process.frozen.is_none(), process.taken_over);
+        if awake && taken_over {
+            let turn = process.turn;
+            self.take_over(worker, turn);
+        } else {
+            let delay = self.random.micros(0, 50);
+            self.after(delay, Event::Step(worker));
+        }
+    }
+
+    /// An idle worker reads its link.
+    fn step(&mut self, worker: u64) {
+        let Some(process) = self.awake(worker, Event::Step(worker)) else {
+            return;
+        };
+        if process.running.is_some() {
+            return;
+        }
+        match process.inbox.pop_front() {
+            None => {}
+            Some(Message::Call(call)) => self.begin(worker, call.id),
+            Some(Message::RequestToSend) => self.say(worker, Said::ClearToSend),
+            Some(Message::Cancel(_)) => self.step(worker),
+        }
+    }
+
+    fn begin(&mut self, worker: u64, id: u64) {
+        let truth = &mut self.calls[id as usize];
+        if truth.kills_unstarted {
+            return self.die(worker);
+        }
+        let before = truth.begun_at.replace(worker);
+        let (runs, kills, resolved) = (truth.runs, truth.kills_started, truth.resolved);
+        self.require(before.is_none(), || format!("call {id} begins again"));
+        let thaws = self.was_frozen(worker);
+        self.require(!resolved || thaws, || {
+            format!("call {id} begins and is over")
+        });
+        let process = self.processes.get_mut(&worker).expect("it runs");
+        process.running = Some(id);
+        process.turn += 1;
+        let turn = process.turn;
+        self.say(worker, Said::Start(id));
+        if kills {
+            let delay = self.random.micros(0, 3_000).min(runs);
+            self.after(delay, Event::Die(worker));
+        }
+        self.after(runs, Event::Finish(worker, turn));
+        let late = [100, 100, 100, 400_000][self.random.below(4) as usize];
+        let delay = self.random.micros(1_000, 1_000 + late);
+        if delay < runs {
+            self.after(delay, Event::TakeOver(worker, turn));
+        }
+    }
+
+    /// The call takes long: another thread of the worker reads, and gives back what it finds.
+    fn take_over(&mut self, worker: u64, turn: u64) {
+        let Some(process) = self.awake(worker, Event::TakeOver(worker, turn)) else {
+            return;
+        };
+        let Some(running) = process.running.filter(|_| process.turn == turn) else {
+            return;
+        };
+        process.taken_over = true;
+        let inbox = std::mem::take(&mut process.inbox);
+        let mut back = Vec::new();
+        for message in inbox {
+            match message {
+                Message::Call(call) => back.push(call.id),
+                Message::RequestToSend => {
+                    self.fail("a busy worker is asked for a large call".into())
+                }
+                Message::Cancel(id) if id == running => {
+                    if self.calls[id as usize].ends_when_asked {
+                        let delay = self.random.micros(0, 2_000);
+                        self.after(delay, Event::Finish(worker, turn));
+                    }
+                }
+                Message::Cancel(_) => {}
+            }
+        }
+        if !back.is_empty() {
+            self.say(worker, Said::Returned(back));
+        }
+    }
+
+    fn finish(&mut self, worker: u64, turn: u64) {
+        let Some(process) = self.awake(worker, Event::Finish(worker, turn)) else {
+            return;
+        };
+        if process.turn != turn {
+            return;
+        }
+        if let Some(id) = process.running.take() {
+            process.taken_over = false;
+            self.calls[id as usize].finished = true;
+            self.say(worker, Said::Done(id));
+            self.step(worker);
+        }
+    }
+
+    fn die(&mut self, worker: u64) {
+        let Some(process) = self
+            .processes
+            .get_mut(&worker)
+            .filter(|process| !process.dead)
+        else {
+            return;
+        };
+        process.dead = true;
+        process.running = None;
+        let (is_loading, held) = (process.loading.is_some(), process.link_is_held);
+        if is_loading {
+            self.after(Duration::ZERO, Event::Loaded(worker));
+        }
+        if !held {
+            self.leave_link(worker);
+        }
+    }
+
+    fn leave_link(&mut self, worker: u64) {
+        let certain = !self.random.percent(10);
+        let keeps = self.random.percent(50);
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return;
+        };
+        if !std::mem::replace(&mut process.has_left_link, true) {
+            if !certain && !keeps {
+                let half = process.said.len() / 2;
+                process.said.truncate(half);
+            }
+            self.say(worker, Said::Exit { certain });
+        }
+    }
+
+    fn freeze_one(&mut self) {
+        let at = self.random.below(self.processes.len() as u64) as usize;
+        let worker = self.processes.keys().nth(at).copied();
+        let time = match self.random.below(3) {
+            0 => self.random.micros(1_000, 800_000),
+            _ => self.random.micros(800_000, 8_000_000),
+        };
+        if let Some(worker) = worker {
+            let now = self.now;
+            let process = self.processes.get_mut(&worker).expect("it is there");
+            if process.frozen.is_none() {
+                process.frozen = Some(now);
+                self.after(time, Event::Thaw(worker));
+            }
+        }
+        if self.to_submit > 0 {
+            let delay = self.random.micros(1_000, 2_000_000);
+            self.after(delay, Event::FreezeOne);
+        }
+    }
+
+    fn thaw(&mut self, worker: u64) {
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return;
+        };
+        if let Some(since) = process.frozen.take() {
+            if now - since > SECOND - LATE {
+                process.thawed = Some(now);
+            }
+            for event in std::mem::take(&mut process.deferred) {
+                self.after(Duration::ZERO, event);
+            }
+        }
+    }
+
+    /// Whether a worker has been frozen so long that it may be killed for that.
+    fn was_frozen(&self, worker: u64) -> bool {
+        let process = &self.processes[&worker];
+        let is = process
+            .frozen
+            .is_some_and(|since| self.now - since > SECOND - LATE);
+        is || process.thawed.is_some_and(|at| self.now - at < LATE)
+    }
+
+    fn say(&mut self, worker: u64, said: Said) {
+        let process = self.processes.get_mut(&worker).expect("it speaks");
+        process.said.push_back(said);
+        let longest = [50, 1_000, 20_000][self.random.below(3) as usize];
+        let delay = self.random.micros(1, 1 + longest);
+        self.after(delay, Event::Hear(worker));
+    }
+
+    // ------------------------------------------------------------------------------------ the readers
+
+    /// The reader of a worker reads all that there is, as far as it is not busy.
+    fn hear(&mut self, worker: u64) {
+        loop {
+            let Some(process) = self.processes.get_mut(&worker) else {
+                return;
+            };
+            if process.reader_is_busy {
+                return;
+            }
+            let news = |said: &Said| matches!(said, Said::Start(_) | Said::Done(_));
+            let mut batch = Vec::new();
+            while process.said.front().is_some_and(news) {
+                batch.extend(process.said.pop_front());
+            }
+            if !batch.is_empty() {
+                self.advance(worker, &batch);
+                continue;
+            }
+            let now = self.now;
+            match process.said.pop_front() {
+                None => return,
+                Some(Said::Returned(ids)) => {
+                    process
+                        .in_flight
+                        .retain(|(call, _)| !ids.contains(&call.id));
+                    process.assigned -= ids.len() as u64;
+                    self.act(Occasion::Other, |state| state.returned(worker, &ids, now));
+                    if self.tamper == Tamper::DropRequeued {
+                        self.state.queue.small.pop_front();
+                    }
+                }
+                Some(Said::ClearToSend) => {
+                    process.asked = false;
+                    self.act(Occasion::Other, |state| state.clear_to_send(worker, now));
+                }
+                Some(Said::Exit { certain }) => return self.bury(worker, certain),
+                Some(Said::Start(_) | Said::Done(_)) => {}
+            }
+        }
+    }
+
+    fn advance(&mut self, worker: u64, batch: &[Said]) {
+        let (mut decodes, mut proves) = (false, false);
+        let replaces = self.random.below(1000) < 2;
+        let process = self.processes.get_mut(&worker).expect("it has spoken");
+        for said in batch {
+            match said {
+                Said::Start(id) => {
+                    proves |= !std::mem::replace(&mut process.proven, true);
+                    let mut known = process.in_flight.iter_mut();
+                    known
+                        .find(|(call, _)| call.id == *id)
+                        .expect("it is in flight")
+                        .1 = true;
+                }
+                Said::Done(id) => {
+                    process.in_flight.retain(|(call, _)| call.id != *id);
+                    decodes |= self.calls[*id as usize].result_is_large;
+                }
+                _ => {}
+            }
+        }
+        process.replaced |= replaces;
+        process.decoding |= decodes;
+        process.reader_is_busy |= decodes;
+        if proves {
+            (self.failures, self.not_before) = (0, None);
+        }
+        let (now, tamper) = (self.now, self.tamper);
+        let before = (self.state.failures, self.state.not_before);
+        let resolving = self.resolving;
+        self.defers = decodes;
+        self.act(Occasion::Other, |state| {
+            for said in batch {
+                match said {
+                    Said::Start(id) => state.started(worker, *id, now),
+                    Said::Done(id) => state.done(worker, *id, now),
+                    _ => {}
+                }
+            }
+            if tamper == Tamper::KeepFailures {
+                (state.failures, state.not_before) = before;
+            }
+            if replaces {
+                state.replace(worker);
+            }
+            if decodes {
+                state.decoding(worker);
+            }
+        });
+        self.defers = false;
+        if decodes {
+            let delay = self.random.micros(0, 100_000);
+            let calls = self.resolving - resolving;
+            self.after(delay, Event::Decoded(worker, calls));
+        }
+    }
+
+    fn decoded(&mut self, worker: u64, calls: usize) {
+        if let Some(process) = self.processes.get_mut(&worker) {
+            process.decoding = false;
+            process.reader_is_busy = false;
+        }
+        self.resolving -= calls;
+        let now = self.now;
+        self.act(Occasion::Other, |state| {
+            state.decoded(worker, now);
+            state.resolved(calls);
+        });
+        self.after(Duration::ZERO, Event::Hear(worker));
+    }
+
+    fn loaded(&mut self, worker: u64) {
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return;
+        };
+        if process.frozen.is_some() && !process.dead {
+            return process.deferred.push(Event::Loaded(worker));
+        }
+        let Some(call) = process.loading.take() else {
+            return;
+        };
+        process.reader_is_busy = false;
+        self.deliver(worker, Message::Call(call));
+        let now = self.now;
+        self.act(Occasion::Other, |state| state.loaded(worker, now));
+        self.after(Duration::ZERO, Event::Hear(worker));
+    }
+
+    fn bury(&mut self, worker: u64, certain: bool) {
+        let Some(process) = self.processes.remove(&worker) else {
+            return;
+        };
+        let (now, tamper) = (self.now, self.tamper);
+        // What the pool has to take for a sign that the next worker may end the same way.
+        let started = process.in_flight.iter().any(|(_, started)| *started);
+        let is_stopped = |id: u64| self.calls[id as usize].stopped.is_some() || self.closed;
+        let blameless = process
+            .in_flight
+            .iter()
+            .any(|(call, _)| !is_stopped(call.id));
+        let mut expected = self.failures;
+        expected += u32::from(!started && blameless && self.may_fail());
+        if let Some(known) = self.state.worker(worker) {
+            for entry in &mut known.in_flight {
+                self.calls[entry.call.id as usize].died_with += 1;
+                if tamper == Tamper::ForgetStart {
+                    entry.started = None;
+                }
+            }
+        }
+        self.reaping += 1;
+        self.act(Occasion::Exit { worker, certain }, |state| {
+            state.exited(worker, certain, now);
+        });
+        let counted = self.state.failures;
+        self.require(counted >= expected, || "a failure is not counted".into());
+        let delay = self.random.micros(0, 5_000);
+        self.after(delay, Event::Reaped);
+    }
+
+    // ------------------------------------------------------------------------------------ the pool
+
+    /// Feeds the scheduler, does what it asks for, and looks whether that is right.
+    fn act(&mut self, occasion: Occasion, event: impl FnOnce(&mut State<Handle, u64>)) {
+        if self.tamper == Tamper::ForgetResolving {
+            self.state.resolving = usize::MAX / 2;
+        }
+        event(&mut self.state);
+        if self.tamper == Tamper::ForgetResolving {
+            self.state.resolving = 0;
+        }
+        self.tamper_before();
+        let mut fx = self.state.schedule(self.now);
+        self.tamper_after(&mut fx);
+        if matches!(occasion, Occasion::Exit { .. }) && self.state.failures > self.failures {
+            self.require_failure();
+        }
+        let failures = (self.state.failures, self.failures);
+        self.require(failures.0 == failures.1, || {
+            format!("counts failures {failures:?}")
+        });
+        self.carry_out(fx, occasion);
+        self.check();
+    }
+
+    fn tamper_before(&mut self) {
+        let now = self.now;
+        match self.tamper {
+            Tamper::KillEarly => {
+                for worker in &mut self.state.workers {
+                    let stops = worker
+                        .in_flight
+                        .iter_mut()
+                        .filter_map(|entry| entry.stop.as_mut());
+                    stops.for_each(|stop| stop.kill_at = now);
+                }
+            }
+            Tamper::ForgetBackoff => self.state.not_before = None,
+            Tamper::ForgetBytes => {
+                for worker in &mut self.state.workers {
+                    worker.unacked_bytes = 0;
+                    worker
+                        .in_flight
+                        .iter_mut()
+                        .for_each(|entry| entry.charge = 0);
+                }
+            }
+            Tamper::ForgetCheck => self.state.next_check = None,
+            _ => {}
+        }
+    }
+
+    fn tamper_after(&mut self, fx: &mut Effects<Handle, u64>) {
+        match self.tamper {
+            Tamper::KillNeighbours => {
+                let is_stopping = |worker: &&super::Worker<Handle, u64>| {
+                    worker.in_flight.len() > 1
+                        && worker.running().is_some_and(|entry| entry.stop.is_some())
+                };
+                let stopping = self.state.workers.iter().filter(is_stopping);
+                fx.kills.extend(stopping.map(|worker| worker.number));
+            }
+            Tamper::ForgetWake => fx.wake_supervisor = false,
+            _ => {}
+        }
+    }
+
+    fn may_fail(&self) -> bool {
+        self.not_before.is_none_or(|at| at <= self.now)
+    }
+
+    fn failed(&mut self) {
+        if self.may_fail() {
+            self.failures += 1;
+            let pause = 10 * 4u64.pow((self.failures - 1).min(4));
+            self.not_before = Some(self.now + Duration::from_millis(pause));
+        }
+    }
+
+    fn require_failure(&mut self) {
+        let may_fail = self.may_fail();
+        self.require(may_fail, || "a failure within a back-off counts".into());
+        self.failed();
+    }
+
+    fn carry_out(&mut self, fx: Effects<Handle, u64>, occasion: Occasion) {
+        for (worker, outbox) in fx.sends {
+            for message in outbox.messages {
+                self.send(worker, message);
+            }
+        }
+        for worker in fx.kills {
+            self.kill(worker);
+        }
+        for worker in fx.retirements {
+            self.retire(worker);
+        }
+        for worker in fx.probes {
+            if self
+                .processes
+                .get(&worker)
+                .is_some_and(|process| process.dead)
+            {
+                self.leave_link(worker);
+            }
+        }
+        for call in fx.begun {
+            let truth = &mut self.calls[call.id as usize];
+            let again = std::mem::replace(&mut truth.told_begun, true) || truth.resolved;
+            self.require(!again, || format!("call {} begins twice, or over", call.id));
+        }
+        let calls = fx.resolutions.len();
+        for (call, outcome) in fx.resolutions {
+            self.resolve(call.id, outcome, occasion);
+        }
+        self.resolving += calls;
+        if calls > 0 && !self.defers {
+            let longest = [0, 0, 0, 5_000][self.random.below(4) as usize];
+            let delay = self.random.micros(0, 1 + longest);
+            self.after(delay, Event::Resolved(calls));
+        }
+        for worker in fx.spawns {
+            let waits = self.may_fail() && (self.failures == 0 || self.starting == 0);
+            self.require(waits, || "a worker is started within a back-off".into());
+            self.starting += 1;
+            let delay = self.random.micros(500, 30_000);
+            self.after(delay, Event::Connect(worker));
+        }
+        if fx.wake_supervisor {
+            self.look_at_clock();
+        }
+        let over = self.open == 0 && self.resolving == 0;
+        let flying = self
+            .processes
+            .values()
+            .any(|process| !process.in_flight.is_empty());
+        self.require(!fx.quiet || over, || {
+            "quiet, though calls are not over".into()
+        });
+        self.require(fx.quiet || !over || flying, || {
+            "all is over and not quiet".into()
+        });
+        let empty = self.processes.is_empty() && self.starting + self.reaping == 0;
+        self.require(fx.empty == empty, || {
+            format!("empty: {}, and says {}", empty, fx.empty)
+        });
+    }
+
+    fn look_at_clock(&mut self) {
+        self.ticking = self.state.next_deadline();
+        if let Some(at) = self.ticking {
+            let late = self.random.micros(0, 300);
+            self.after(
+                at.saturating_duration_since(self.now) + late,
+                Event::Tick(at),
+            );
+        }
+    }
+
+    fn send(&mut self, worker: u64, message: Message<Handle>) {
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return self.fail("something is sent to a worker that has gone".into());
+        };
+        let leaves = process.killed || process.retired.is_some();
+        match &message {
+            Message::Call(call) => {
+                process.in_flight.push((*call, false));
+                process.assigned += 1;
+                let loads = call.is_large();
+                let dead = process.dead;
+                if loads {
+                    process.loading = Some(*call);
+                    process.reader_is_busy = true;
+                    let slow = self.random.percent(5);
+                    let longest = if slow { 4_000_000 } else { 30_000 };
+                    let delay = self.random.micros(100, longest);
+                    let delay = if dead { Duration::ZERO } else { delay };
+                    self.after(delay, Event::Loaded(worker));
+                    self.after(SECOND / 3, Event::Progress(worker));
+                    return;
+                }
+                self.require(!leaves, || {
+                    format!("call {} goes to a worker that leaves", call.id)
+                });
+            }
+            Message::RequestToSend => {
+                let idle = process.in_flight.is_empty() && !process.asked;
+                process.asked = true;
+                self.require(idle && !leaves, || "a busy worker gets a large call".into());
+            }
+            Message::Cancel(_) => {}
+        }
+        self.deliver(worker, message);
+    }
+
+    fn kill(&mut self, worker: u64) {
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return self.fail("a worker that has gone is killed".into());
+        };
+        let again = std::mem::replace(&mut process.killed, true);
+        if process.dead {
+            if again || process.retired.is_some() {
+                self.leave_link(worker);
+            }
+            return;
+        }
+        let process = &self.processes[&worker];
+        let grace = self.limits.cancel_grace;
+        let stopped = |id: u64| self.calls[id as usize].stopped;
+        let innocent = process.running.filter(|id| stopped(*id).is_none());
+        let overdue = process.retired.is_some_and(|at| self.now - at >= SECOND);
+        let culprit = match process.in_flight[..] {
+            [(call, started)] => stopped(call.id)
+                .is_some_and(|at| (started && self.now >= at + grace) || process.loading.is_some()),
+            _ => false,
+        };
+        let frozen = self.was_frozen(worker);
+        let legal = self.closed || overdue || frozen || culprit;
+        let unheard = process.thawed.is_some_and(|at| self.now - at < LATE);
+        self.require(legal, || {
+            format!("worker {worker} is killed without a reason")
+        });
+        self.require(self.closed || innocent.is_none() || unheard, || {
+            format!("worker {worker} is killed while it runs {innocent:?}")
+        });
+        self.die(worker);
+    }
+
+    fn retire(&mut self, worker: u64) {
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&worker) else {
+            return self.fail("a worker that has gone is retired".into());
+        };
+        let idle = process.in_flight.is_empty() && !process.asked && process.running.is_none();
+        let again = process.retired.replace(now).is_some() || process.killed;
+        self.require(idle && !again, || {
+            format!("worker {worker} retires and is not idle")
+        });
+        if self.random.percent(95) {
+            let delay = self.random.micros(0, 50_000);
+            self.after(delay, Event::Die(worker));
+        }
+    }
+
+    fn resolve(&mut self, id: u64, outcome: Outcome, occasion: Occasion) {
+        let truth = &self.calls[id as usize];
+        let is_stopped = truth.stopped.is_some() || self.closed;
+        let nobody = self
+            .processes
+            .values()
+            .all(|process| process.retired.is_some());
+        let right = match outcome {
+            Outcome::Done => truth.finished && truth.told_begun && truth.stopped.is_none(),
+            Outcome::Stopped { reason, .. } => match reason {
+                Reason::ShutDown => self.closed,
+                _ => truth.stopped.is_some(),
+            },
+            Outcome::Lost { ran, stop, .. } => match occasion {
+                Occasion::Exit { worker, certain } => {
+                    let begun = truth.begun_at == Some(worker) && ran.is_some();
+                    let blamed = begun || !certain || truth.died_with >= 3;
+                    blamed && stop.is_some() == is_stopped
+                }
+                _ => false,
+            },
+            Outcome::Unstartable => occasion != Occasion::Other && nobody && self.starting == 0,
+        };
+        let over = std::mem::replace(&mut self.calls[id as usize].resolved, true);
+        self.open -= usize::from(!over);
+        self.require(!over, || {
+            format!("call {id} is resolved twice, now as {outcome:?}")
+        });
+        self.require(right, || format!("call {id} is resolved as {outcome:?}"));
+    }
+
+    /// What is always true, after all that there was to be done.
+    fn check(&mut self) {
+        let limits = self.limits.clone();
+        let stays = |process: &&Process| process.retired.is_none();
+        let live = self.processes.values().filter(stays).count();
+        self.require(live + self.starting <= limits.processes, || {
+            "too many workers".into()
+        });
+        let complete = live >= limits.processes;
+        let waiting = self.state.queue.len();
+        let mut faults = Vec::new();
+        for (worker, process) in &self.processes {
+            let unheard = process.in_flight.iter().filter(|(_, started)| !started);
+            let bytes: usize = unheard.map(|(call, _)| call.bytes + OVERHEAD).sum();
+            let large = matches!(process.in_flight[..], [(call, _)] if call.is_large());
+            if bytes > EAGER && !large {
+                faults.push(format!("worker {worker} has {bytes} bytes unread"));
+            }
+            let quota = limits
+                .calls_per_worker
+                .is_none_or(|most| process.assigned < most);
+            let stays = process.retired.is_none() && !process.killed && !process.replaced;
+            let busy = !process.in_flight.is_empty() || process.asked;
+            let may = stays && quota && !busy && (complete || !process.decoding);
+            if may && waiting > 0 {
+                faults.push(format!(
+                    "worker {worker} is idle while {waiting} calls wait"
+                ));
+            }
+            if limits
+                .calls_per_worker
+                .is_some_and(|most| process.assigned > most)
+            {
+                faults.push(format!(
+                    "worker {worker} has had {} calls",
+                    process.assigned
+                ));
+            }
+        }
+        let room = live + self.starting < limits.processes && waiting > self.starting;
+        let may_start = self.may_fail() && (self.failures == 0 || self.starting == 0);
+        if room && may_start && !self.closed {
+            faults.push(format!("{waiting} calls wait and no worker is started"));
+        }
+        if self.state.deadline.is_some_and(|at| at <= self.now) {
+            faults.push("the deadline has passed".into());
+        }
+        faults.into_iter().for_each(|fault| self.fail(fault));
+    }
+
+    fn at_the_end(&mut self) {
+        let open = self.open;
+        self.require(open == 0, || format!("{open} calls are not over"));
+        let left = (
+            self.processes.len(),
+            self.starting,
+            self.reaping,
+            self.resolving,
+        );
+        self.require(left == (0, 0, 0, 0), || {
+            format!("something is left: {left:?}")
+        });
+        let deadline = self.state.next_deadline();
+        self.require(deadline.is_none(), || "an empty pool has a deadline".into());
+    }
+}
+
+/// So many worlds, each with the seed that follows from the number; gives the events that there were, or
+/// the first failure.
+fn run_worlds(first: u64, events: u64, tamper: Tamper) -> Result<u64, String> {
+    let (mut seed, mut seen) = (first, 0);
+    while seen < events {
+        let outcome = World::new(seed, tamper).run();
+        seen += outcome.map_err(|fault| {
+            format!("seed {seed} (UNSYNC_SIMULATION_SEED={seed} repeats it): {fault}")
+        })?;
+        seed += 1;
+    }
+    Ok(seen)
+}
+
+fn number_from(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[test]
+fn a_million_events() {
+    let events = number_from("UNSYNC_SIMULATION_EVENTS").unwrap_or(1_000_000);
+    let outcome = match number_from("UNSYNC_SIMULATION_SEED") {
+        Some(seed) => run_worlds(seed, 1, Tamper::Nothing),
+        None => run_worlds(1, events, Tamper::Nothing),
+    };
+    outcome.unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+#[test]
+fn what_is_wrong_is_found() {
+    for tamper in [
+        Tamper::DropRequeued,
+        Tamper::KillEarly,
+        Tamper::KillNeighbours,
+        Tamper::KeepFailures,
+        Tamper::ForgetBackoff,
+        Tamper::ForgetBytes,
+        Tamper::ForgetStart,
+        Tamper::ForgetResolving,
+        Tamper::ForgetWake,
+        Tamper::ForgetCheck,
+    ] {
+        let fault =
+            run_worlds(1, 1_000_000, tamper).expect_err(&format!("{tamper:?} is not found"));
+        println!("{tamper:?}: {fault}");
+    }
+}
