@@ -118,7 +118,7 @@ enum Said {
 }
 
 /// A worker: the process as it is, and what the pool can know of it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Process {
     dead: bool,
     frozen: Option<Instant>,
@@ -314,6 +314,7 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        if std::env::var("TRACE").is_ok() { eprintln!("{:?} {event:?} {:?}", self.now - self.base, self.processes.keys()); }
         match event {
             Event::Submit => self.submit(),
             Event::Stop(id) => self.stop(id),
@@ -338,7 +339,7 @@ impl World {
                 if self.awake(worker, event).is_some_and(loading) {
                     let now = self.now;
                     self.act(Occasion::Other, |state| state.progressed(worker, now));
-                    self.after(SECOND / 3, event);
+                    self.after(LATE / 2, event);
                 }
             }
             Event::Loaded(worker) => self.loaded(worker),
@@ -1000,7 +1001,7 @@ impl World {
                     let delay = self.random.micros(100, longest);
                     let delay = if dead { Duration::ZERO } else { delay };
                     self.after(delay, Event::Loaded(worker));
-                    self.after(SECOND / 3, Event::Progress(worker));
+                    self.after(LATE / 2, Event::Progress(worker));
                     return;
                 }
                 self.require(!leaves, || {
@@ -1039,10 +1040,11 @@ impl World {
             _ => false,
         };
         let frozen = self.was_frozen(worker);
+        let described = format!("{process:?}");
         let legal = self.closed || overdue || frozen || culprit;
         let unheard = process.thawed.is_some_and(|at| self.now - at < LATE);
         self.require(legal, || {
-            format!("worker {worker} is killed without a reason")
+            format!("worker {worker} is killed without a reason: {described}")
         });
         self.require(self.closed || innocent.is_none() || unheard, || {
             format!("worker {worker} is killed while it runs {innocent:?}")
