@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Call, Effects, Limits, Message, Outcome, SpawnFailure, State};
+use super::{Call, Effects, Heard, Limits, Message, Outcome, Slot, SpawnFailure, State};
 use crate::unfuture::Reason;
 
 /// Numbers by splitmix64.
@@ -262,12 +262,12 @@ impl World {
 
     /// Lets the world go on to its end: gives the events that it had, or what was wrong.
     fn run(mut self) -> Result<u64, String> {
-        const STEPS: u64 = 1_000_000;
+        const LONGEST: Duration = Duration::from_secs(3600);
         while let Some(((at, _), event)) = self.agenda.pop_first() {
             self.now = self.base + at;
             self.steps += 1;
             self.happen(event);
-            if self.steps > STEPS {
+            if at > LONGEST {
                 self.fail("it does not come to an end".into());
             }
             if let Some(fault) = self.fault {
@@ -314,7 +314,6 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
-        if std::env::var("TRACE").is_ok() { eprintln!("{:?} {event:?} {:?}", self.now - self.base, self.processes.keys()); }
         match event {
             Event::Submit => self.submit(),
             Event::Stop(id) => self.stop(id),
@@ -338,7 +337,9 @@ impl World {
                 let loading = |process: &mut Process| process.loading.is_some();
                 if self.awake(worker, event).is_some_and(loading) {
                     let now = self.now;
-                    self.act(Occasion::Other, |state| state.progressed(worker, now));
+                    self.act(Occasion::Other, |state| {
+                        state.heard(worker, Heard::Progressed, now)
+                    });
                     self.after(LATE / 2, event);
                 }
             }
@@ -688,14 +689,18 @@ impl World {
                         .in_flight
                         .retain(|(call, _)| !ids.contains(&call.id));
                     process.assigned -= ids.len() as u64;
-                    self.act(Occasion::Other, |state| state.returned(worker, &ids, now));
+                    self.act(Occasion::Other, |state| {
+                        state.heard(worker, Heard::Returned(ids), now)
+                    });
                     if self.tamper == Tamper::DropRequeued {
                         self.state.queue.small.pop_front();
                     }
                 }
                 Some(Said::ClearToSend) => {
                     process.asked = false;
-                    self.act(Occasion::Other, |state| state.clear_to_send(worker, now));
+                    self.act(Occasion::Other, |state| {
+                        state.heard(worker, Heard::ClearToSend, now)
+                    });
                 }
                 Some(Said::Exit { certain }) => return self.bury(worker, certain),
                 Some(Said::Start(_) | Said::Done(_)) => {}
@@ -737,8 +742,8 @@ impl World {
         self.act(Occasion::Other, |state| {
             for said in batch {
                 match said {
-                    Said::Start(id) => state.started(worker, *id, now),
-                    Said::Done(id) => state.done(worker, *id, now),
+                    Said::Start(id) => state.heard(worker, Heard::Started(*id), now),
+                    Said::Done(id) => state.heard(worker, Heard::Done(*id), now),
                     _ => {}
                 }
             }
@@ -746,10 +751,10 @@ impl World {
                 (state.failures, state.not_before) = before;
             }
             if replaces {
-                state.replace(worker);
+                state.heard(worker, Heard::Outgrown, now);
             }
             if decodes {
-                state.decoding(worker);
+                state.heard(worker, Heard::Decoding, now);
             }
         });
         self.defers = false;
@@ -768,7 +773,7 @@ impl World {
         self.resolving -= calls;
         let now = self.now;
         self.act(Occasion::Other, |state| {
-            state.decoded(worker, now);
+            state.heard(worker, Heard::Decoded, now);
             state.resolved(calls);
         });
         self.after(Duration::ZERO, Event::Hear(worker));
@@ -787,7 +792,9 @@ impl World {
         process.reader_is_busy = false;
         self.deliver(worker, Message::Call(call));
         let now = self.now;
-        self.act(Occasion::Other, |state| state.loaded(worker, now));
+        self.act(Occasion::Other, |state| {
+            state.heard(worker, Heard::Loaded, now)
+        });
         self.after(Duration::ZERO, Event::Hear(worker));
     }
 
@@ -805,7 +812,8 @@ impl World {
             .any(|(call, _)| !is_stopped(call.id));
         let mut expected = self.failures;
         expected += u32::from(!started && blameless && self.may_fail());
-        if let Some(known) = self.state.worker(worker) {
+        let mut slots = self.state.slots.iter_mut();
+        if let Some(known) = slots.find(|slot| slot.number == worker) {
             for entry in &mut known.in_flight {
                 self.calls[entry.call.id as usize].died_with += 1;
                 if tamper == Tamper::ForgetStart {
@@ -852,7 +860,7 @@ impl World {
         let now = self.now;
         match self.tamper {
             Tamper::KillEarly => {
-                for worker in &mut self.state.workers {
+                for worker in &mut self.state.slots {
                     let stops = worker
                         .in_flight
                         .iter_mut()
@@ -862,7 +870,7 @@ impl World {
             }
             Tamper::ForgetBackoff => self.state.not_before = None,
             Tamper::ForgetBytes => {
-                for worker in &mut self.state.workers {
+                for worker in &mut self.state.slots {
                     worker.unacked_bytes = 0;
                     worker
                         .in_flight
@@ -878,11 +886,11 @@ impl World {
     fn tamper_after(&mut self, fx: &mut Effects<Handle, u64>) {
         match self.tamper {
             Tamper::KillNeighbours => {
-                let is_stopping = |worker: &&super::Worker<Handle, u64>| {
+                let is_stopping = |worker: &&Slot<Handle, u64>| {
                     worker.in_flight.len() > 1
                         && worker.running().is_some_and(|entry| entry.stop.is_some())
                 };
-                let stopping = self.state.workers.iter().filter(is_stopping);
+                let stopping = self.state.slots.iter().filter(is_stopping);
                 fx.kills.extend(stopping.map(|worker| worker.number));
             }
             Tamper::ForgetWake => fx.wake_supervisor = false,

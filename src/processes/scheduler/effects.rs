@@ -1,0 +1,105 @@
+//! What the scheduler asks for.
+
+use std::time::Duration;
+
+use crate::unfuture::Reason;
+
+/// What is to be done when the lock is free again, in the order of the fields: writes come before
+/// resolutions, so that workers run while the results of others are decoded; and a call begins before it
+/// is resolved.
+#[derive(Debug)]
+#[must_use]
+pub(in crate::processes) struct Effects<C, W> {
+    /// Write these frames.
+    pub(in crate::processes) sends: Vec<(W, Outbox<C>)>,
+    /// Kill these processes. Where a process is asked for again, it is dead and something else holds its
+    /// link open: close the link.
+    pub(in crate::processes) kills: Vec<W>,
+    /// Close the sending side of these links, which ends the workers.
+    pub(in crate::processes) retirements: Vec<W>,
+    /// Look whether these processes live: nothing was heard of them for long. Close the link of one that
+    /// does not.
+    pub(in crate::processes) probes: Vec<W>,
+    /// These calls have begun.
+    pub(in crate::processes) begun: Vec<C>,
+    /// Resolve these calls, then say so with [`State::resolved`].
+    pub(in crate::processes) resolutions: Vec<(C, Outcome)>,
+    /// Start workers of these numbers. Each ends up as [`State::ready`] or [`State::spawn_failed`].
+    pub(in crate::processes) spawns: Vec<u64>,
+    /// The next deadline is earlier than the supervisor knows.
+    pub(in crate::processes) wake_supervisor: bool,
+    /// Nothing is queued, in flight, or about to be resolved.
+    pub(in crate::processes) quiet: bool,
+    /// No worker process exists.
+    pub(in crate::processes) empty: bool,
+}
+
+/// What is to be written to one worker.
+#[derive(Debug)]
+pub(in crate::processes) struct Outbox<C> {
+    pub(in crate::processes) messages: Vec<Message<C>>,
+    /// The worker has done all calls that it had before: its standard error is that of others.
+    pub(in crate::processes) was_idle: bool,
+}
+
+#[derive(Debug)]
+pub(in crate::processes) enum Message<C> {
+    Call(C),
+    /// Asks the worker to say when it reads.
+    RequestToSend,
+    /// Asks the running call to end by itself.
+    Cancel(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(in crate::processes) enum Outcome {
+    /// `Done` has arrived. Its payload says how the call ended.
+    Done,
+    /// The call was stopped before it ran, or ended by itself when asked to, after having `ran` that long.
+    Stopped {
+        reason: Reason,
+        ran: Option<Duration>,
+    },
+    /// The worker has ended, after the call `ran` that long. Without `ran` the call may have begun, or, if
+    /// there are `deaths`, it was not started by that many workers.
+    Lost {
+        ran: Option<Duration>,
+        deaths: u32,
+        stop: Option<Reason>,
+    },
+    /// No worker can be started. The failure is the one of the event.
+    Unstartable,
+}
+
+impl<C> Default for Outbox<C> {
+    fn default() -> Outbox<C> {
+        Outbox {
+            messages: Vec::new(),
+            was_idle: false,
+        }
+    }
+}
+
+impl<C, W> Default for Effects<C, W> {
+    fn default() -> Effects<C, W> {
+        Effects {
+            sends: Vec::new(),
+            kills: Vec::new(),
+            retirements: Vec::new(),
+            probes: Vec::new(),
+            begun: Vec::new(),
+            resolutions: Vec::new(),
+            spawns: Vec::new(),
+            wake_supervisor: false,
+            quiet: false,
+            empty: false,
+        }
+    }
+}
+
+impl Outcome {
+    /// That of a call that was stopped before it began.
+    pub(super) fn unstarted(reason: Reason) -> Outcome {
+        Outcome::Stopped { reason, ran: None }
+    }
+}

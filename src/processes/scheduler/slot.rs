@@ -1,0 +1,357 @@
+//! One worker as the scheduler sees it, and what it has in flight.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::effects::{Message, Outbox, Outcome};
+use super::queue::Queued;
+use super::{Call, FROZEN};
+use crate::unfuture::Reason;
+
+/// What a frame counts for beside its bytes: a system charges a small write for up to five times its
+/// bytes, and a socket of Linux holds 208 KiB.
+const FRAME_OVERHEAD: usize = 256;
+/// The work that may lie ready at a worker. A call that runs for longer is slow.
+const WINDOW: Duration = Duration::from_millis(1);
+const WINDOW_CALLS: usize = 256;
+
+pub(super) struct Slot<C, W> {
+    pub(super) number: u64,
+    pub(super) handle: W,
+    pub(super) phase: Phase,
+    /// Sent and not done; the one that runs is in front.
+    pub(super) in_flight: VecDeque<InFlight<C>>,
+    pub(super) outbox: Outbox<C>,
+    /// Bytes that the link holds while the worker does not read.
+    pub(super) eager: usize,
+    /// What the frames of calls that are not known to have begun take of `eager`, at most.
+    pub(super) unacked_bytes: usize,
+    /// How many calls may be in flight: as many as take about `WINDOW` together.
+    pub(super) window: usize,
+    /// A moving average.
+    pub(super) avg_runtime: Duration,
+    /// Calls sent and not returned.
+    pub(super) assigned: u64,
+    /// At so many the worker drains: it gets no more, and retires when it has done them. Zero as soon as it
+    /// is to be replaced.
+    pub(super) assigned_max: u64,
+    /// Whether it has ever started a call.
+    pub(super) proven: bool,
+    /// Its reader decodes a large result, and hears nothing meanwhile.
+    pub(super) decoding: bool,
+    /// When something was last heard of it, or given to it while it was idle.
+    pub(super) last_active: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Phase {
+    Open,
+    /// A request to send is not answered yet. Only a large call is in flight, or nothing if it was stopped.
+    Rendezvous,
+    /// The large call is being written.
+    Loading,
+    /// The worker was told to end, or at `by` killed. It has nothing in flight, and no place in the pool.
+    Leaving {
+        by: Instant,
+    },
+    /// Killed, and to be killed again if its link is still there then.
+    Killed {
+        again: Instant,
+    },
+}
+
+pub(super) struct InFlight<C> {
+    pub(super) call: C,
+    pub(super) deaths: u32,
+    /// Its part of `unacked_bytes`. Zero once it has started.
+    pub(super) charge: usize,
+    pub(super) started: Option<Instant>,
+    pub(super) stop: Option<Stop>,
+    /// It holds up others: they were returned because of it.
+    pub(super) slow: bool,
+    /// It was stopped, its worker has not given it back, and the one who waited for that was told.
+    pub(super) resolved: bool,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Stop {
+    pub(super) reason: Reason,
+    /// When the worker is killed if it still runs the call.
+    pub(super) kill_at: Instant,
+}
+
+impl<C: Call, W: Clone> Slot<C, W> {
+    pub(super) fn new(number: u64, handle: W, eager: usize, now: Instant) -> Slot<C, W> {
+        Slot {
+            number,
+            handle,
+            phase: Phase::Open,
+            in_flight: VecDeque::new(),
+            outbox: Outbox::default(),
+            eager,
+            unacked_bytes: 0,
+            window: 1,
+            avg_runtime: WINDOW,
+            assigned: 0,
+            assigned_max: u64::MAX,
+            proven: false,
+            decoding: false,
+            last_active: now,
+        }
+    }
+
+    pub(super) fn running(&self) -> Option<&InFlight<C>> {
+        self.in_flight
+            .front()
+            .filter(|front| front.started.is_some())
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.in_flight.is_empty() || matches!(self.phase, Phase::Rendezvous | Phase::Loading)
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.assigned >= self.assigned_max
+    }
+
+    pub(super) fn takes_calls(&self) -> bool {
+        // One that is about to be killed gets no more.
+        let stopping = self.running().is_some_and(|running| running.stop.is_some());
+        self.phase == Phase::Open && !self.is_draining() && !stopping
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.takes_calls()
+    }
+
+    pub(super) fn is_slow(&self, now: Instant) -> bool {
+        self.running()
+            .is_some_and(|running| running.slow || running.ran(now).is_some_and(|ran| ran > WINDOW))
+    }
+
+    /// Whether it may have one more small call. It takes more when half a window is still under way, so that
+    /// a write carries many calls, and then up to the whole.
+    pub(super) fn has_room(&self, bytes: usize, now: Instant) -> bool {
+        let (calls, filling) = (self.in_flight.len(), !self.outbox.messages.is_empty());
+        let in_window = calls < self.window && (filling || calls <= self.window / 2);
+        let fits = self.unacked_bytes + bytes + FRAME_OVERHEAD <= self.eager;
+        self.takes_calls() && (calls == 0 || in_window && fits && !self.is_slow(now))
+    }
+
+    /// Assigns a call that there is room for.
+    pub(super) fn push(&mut self, queued: Queued<C>, now: Instant) {
+        let Queued { call, deaths } = queued;
+        if self.in_flight.is_empty() {
+            self.outbox.was_idle = self.assigned > 0;
+            self.last_active = now;
+        }
+        self.assigned += 1;
+        let bytes = call.bytes() + FRAME_OVERHEAD;
+        if bytes > self.eager {
+            self.phase = Phase::Rendezvous;
+            self.outbox.messages.push(Message::RequestToSend);
+        } else {
+            self.outbox.messages.push(Message::Call(call.clone()));
+        }
+        let charge = bytes.min(self.eager);
+        self.unacked_bytes += charge;
+        self.in_flight.push_back(InFlight {
+            call,
+            deaths,
+            charge,
+            started: None,
+            stop: None,
+            slow: false,
+            resolved: false,
+        });
+    }
+
+    pub(super) fn position(&self, id: u64) -> Option<usize> {
+        self.in_flight
+            .iter()
+            .position(|entry| entry.call.id() == id)
+    }
+
+    pub(super) fn remove(&mut self, at: usize) -> Option<InFlight<C>> {
+        let entry = self.in_flight.remove(at)?;
+        self.unacked_bytes -= entry.charge;
+        Some(entry)
+    }
+
+    /// A call has begun. Gives it, unless it was resolved already. If it was stopped, its time to end by
+    /// itself counts from now.
+    pub(super) fn start(&mut self, id: u64, now: Instant, grace: Duration) -> Option<C> {
+        let at = self.position(id)?;
+        self.proven = true;
+        self.in_flight.swap(0, at);
+        let entry = self.in_flight.front_mut()?;
+        entry.started = Some(now);
+        self.unacked_bytes -= std::mem::take(&mut entry.charge);
+        if entry.resolved {
+            return None;
+        }
+        let call = entry.call.clone();
+        if let Some(stop) = entry.stop {
+            self.stop(0, stop.reason, now, grace);
+        }
+        Some(call)
+    }
+
+    /// Takes a call that is over, and learns how long calls take.
+    pub(super) fn finish(&mut self, id: u64, now: Instant) -> Option<InFlight<C>> {
+        let entry = self.remove(self.position(id)?)?;
+        let ran = entry.ran(now).unwrap_or_default();
+        self.avg_runtime = (self.avg_runtime * 3 + ran) / 4;
+        let calls = WINDOW.as_nanos() / self.avg_runtime.as_nanos().max(1);
+        let calls = usize::try_from(calls).unwrap_or(WINDOW_CALLS);
+        self.window = calls.clamp(1, WINDOW_CALLS);
+        Some(entry)
+    }
+
+    pub(super) fn take_back(&mut self, ids: &[u64]) -> Vec<InFlight<C>> {
+        let is_back =
+            |entry: &InFlight<C>| entry.started.is_none() && ids.contains(&entry.call.id());
+        let in_flight = std::mem::take(&mut self.in_flight).into_iter();
+        let (back, stay): (Vec<_>, Vec<_>) = in_flight.partition(is_back);
+        self.in_flight = VecDeque::from(stay);
+        self.assigned -= back.len() as u64;
+        self.unacked_bytes -= back.iter().map(|entry| entry.charge).sum::<usize>();
+        if let Some(running) = self.in_flight.front_mut() {
+            running.slow = running.started.is_some();
+        }
+        back
+    }
+
+    /// The worker reads: its large call can be written, unless it was stopped meanwhile.
+    pub(super) fn load(&mut self) {
+        if self.phase == Phase::Rendezvous {
+            let call = self.in_flight.front().map(|entry| entry.call.clone());
+            self.phase = if call.is_some() {
+                Phase::Loading
+            } else {
+                Phase::Open
+            };
+            self.outbox.messages.extend(call.map(Message::Call));
+        }
+    }
+
+    pub(super) fn loaded(&mut self) {
+        if self.phase == Phase::Loading {
+            self.phase = Phase::Open;
+        }
+    }
+
+    /// What is to be written to the worker.
+    pub(super) fn take_outbox(&mut self) -> Option<(W, Outbox<C>)> {
+        if self.outbox.messages.is_empty() {
+            return None;
+        }
+        Some((self.handle.clone(), std::mem::take(&mut self.outbox)))
+    }
+
+    /// Stops a call in flight. One that runs is asked to end by itself if it gets time for that.
+    pub(super) fn stop(&mut self, at: usize, reason: Reason, now: Instant, grace: Duration) {
+        // A large call that is being written has the worker to itself, which does nothing but take it.
+        let at_once = self.phase == Phase::Loading || matches!(reason, Reason::ShutDown);
+        let grace = if at_once { Duration::ZERO } else { grace };
+        let entry = &mut self.in_flight[at];
+        entry.stop = Some(Stop {
+            reason,
+            kill_at: now + grace,
+        });
+        if entry.started.is_some() && !grace.is_zero() {
+            self.outbox.messages.push(Message::Cancel(entry.call.id()));
+        }
+    }
+
+    #[must_use]
+    pub(super) fn kill(&mut self, now: Instant) -> W {
+        let again = now + FROZEN;
+        self.phase = match self.phase {
+            Phase::Leaving { .. } => Phase::Leaving { by: again },
+            _ => Phase::Killed { again },
+        };
+        self.handle.clone()
+    }
+
+    /// When the worker is to be killed. For a call that was stopped: if nothing else can begin there. What
+    /// lies behind a call that takes long comes back by itself.
+    pub(super) fn kill_at(&self) -> Option<Instant> {
+        let alone = self.in_flight.front().filter(|_| self.in_flight.len() == 1);
+        match self.phase {
+            Phase::Leaving { by } => Some(by),
+            Phase::Killed { again } => Some(again),
+            Phase::Open => alone.filter(|entry| entry.started.is_some())?.kill_at(),
+            Phase::Loading => alone?.kill_at(),
+            Phase::Rendezvous => None,
+        }
+    }
+
+    /// Until when it may be idle.
+    pub(super) fn idle_until(&self, keep_alive: Duration) -> Option<Instant> {
+        let is_idle = self.phase == Phase::Open && self.in_flight.is_empty();
+        is_idle.then(|| self.last_active + keep_alive)
+    }
+
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        self.last_active + FROZEN <= now
+    }
+
+    /// Whether it owes an answer for so long that it is frozen. A call that has not started can be had by
+    /// another worker. A call that runs may be silent for ever, unless it was stopped: then what lies behind
+    /// it should have come back.
+    pub(super) fn is_frozen(&self, now: Instant) -> bool {
+        match (self.phase, self.running()) {
+            (Phase::Rendezvous | Phase::Loading, _) => self.is_silent(now),
+            (Phase::Open, None) => !self.in_flight.is_empty() && self.is_silent(now),
+            (Phase::Open, Some(running)) => running.is_overdue(now),
+            (Phase::Leaving { .. } | Phase::Killed { .. }, _) => false,
+        }
+    }
+
+    /// Stopped calls that lie behind one that runs and is innocent, and that should have come back. They are
+    /// over for those who wait; what runs is not killed for them.
+    pub(super) fn take_overdue(&mut self, now: Instant) -> Vec<(C, Reason)> {
+        let overdue = |entry: &mut InFlight<C>| {
+            let stop = entry.stop.filter(|_| entry.is_overdue(now))?;
+            entry.resolved = true;
+            Some((entry.call.clone(), stop.reason))
+        };
+        let behind = self.in_flight.iter_mut().skip(1);
+        behind.filter_map(overdue).collect()
+    }
+
+    /// Whether its end says that the next worker may end the same way: it died for no reason that a call
+    /// would explain. Not one that was killed because of a call, and not one that a call took along.
+    pub(super) fn has_failed(&self) -> bool {
+        if self.in_flight.is_empty() {
+            return !self.proven && self.phase == Phase::Open;
+        }
+        self.running().is_none() && self.in_flight.iter().any(|entry| entry.stop.is_none())
+    }
+}
+
+impl<C> InFlight<C> {
+    /// What becomes of it if it is over now. One that was stopped ended by itself when it was asked to.
+    pub(super) fn outcome(&self, now: Instant) -> Outcome {
+        let ran = self.ran(now);
+        self.stop
+            .map_or(Outcome::Done, |Stop { reason, .. }| Outcome::Stopped {
+                reason,
+                ran,
+            })
+    }
+
+    pub(super) fn ran(&self, now: Instant) -> Option<Duration> {
+        let started = self.started?;
+        Some(now.saturating_duration_since(started))
+    }
+
+    pub(super) fn kill_at(&self) -> Option<Instant> {
+        self.stop.map(|stop| stop.kill_at)
+    }
+
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        !self.resolved && self.kill_at().is_some_and(|at| at + FROZEN <= now)
+    }
+}
