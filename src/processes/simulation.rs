@@ -198,8 +198,12 @@ struct World {
     open: usize,
     /// Resolutions take until the reader has decoded.
     defers: bool,
+    /// What has happened, and how often.
+    seen: Seen,
     fault: Option<String>,
 }
+
+type Seen = BTreeMap<&'static str, u64>;
 
 /// What one step of the pool is about.
 #[derive(Clone, Copy, PartialEq)]
@@ -237,12 +241,13 @@ impl World {
             resolving: 0,
             failures: 0,
             not_before: None,
-            start_fails: [0, 3, 40, 95][random.below(4) as usize],
+            start_fails: [0, 0, 0, 3, 3, 30, 30, 95][random.below(8) as usize],
             freezes: random.percent(40),
             ticking: None,
             closed: false,
             open: 0,
             defers: false,
+            seen: Seen::new(),
             fault: None,
             random,
         };
@@ -261,11 +266,12 @@ impl World {
     }
 
     /// Lets the world go on to its end: gives the events that it had, or what was wrong.
-    fn run(mut self) -> Result<u64, String> {
+    fn run(mut self) -> Result<Seen, String> {
         const LONGEST: Duration = Duration::from_secs(3600);
         while let Some(((at, _), event)) = self.agenda.pop_first() {
             self.now = self.base + at;
             self.steps += 1;
+            self.note("event");
             self.happen(event);
             if at > LONGEST {
                 self.fail("it does not come to an end".into());
@@ -279,9 +285,13 @@ impl World {
         }
         self.at_the_end();
         match self.fault {
-            None => Ok(self.steps),
+            None => Ok(self.seen),
             Some(fault) => Err(format!("at the end: {fault}")),
         }
+    }
+
+    fn note(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
     }
 
     fn fail(&mut self, fault: String) {
@@ -367,6 +377,7 @@ impl World {
             Event::Close => {
                 let now = self.now;
                 self.closed = true;
+                self.to_submit = self.to_submit.min(3);
                 self.act(Occasion::Other, |state| state.close(now));
             }
         }
@@ -555,6 +566,7 @@ impl World {
             }
         }
         if !back.is_empty() {
+            self.note("calls are given back");
             self.say(worker, Said::Returned(back));
         }
     }
@@ -608,23 +620,32 @@ impl World {
         }
     }
 
+    /// Freezes a worker, mostly one that has several calls, and stops some of them.
     fn freeze_one(&mut self) {
         let at = self.random.below(self.processes.len() as u64) as usize;
-        let worker = self.processes.keys().nth(at).copied();
+        let laden = |worker: &u64| self.processes[worker].in_flight.len() > 1;
+        let laden = self.processes.keys().copied().find(laden);
+        let any = self.processes.keys().nth(at).copied();
+        let worker = laden.filter(|_| self.random.percent(80)).or(any);
         let time = match self.random.below(3) {
             0 => self.random.micros(1_000, 800_000),
             _ => self.random.micros(800_000, 8_000_000),
         };
-        if let Some(worker) = worker {
-            let now = self.now;
-            let process = self.processes.get_mut(&worker).expect("it is there");
-            if process.frozen.is_none() {
-                process.frozen = Some(now);
-                self.after(time, Event::Thaw(worker));
+        let now = self.now;
+        let process = worker.and_then(|worker| self.processes.get_mut(&worker));
+        if let Some(process) = process.filter(|process| process.frozen.is_none()) {
+            process.frozen = Some(now);
+            let calls: Vec<u64> = process.in_flight.iter().map(|(call, _)| call.id).collect();
+            self.after(time, Event::Thaw(worker.unwrap_or_default()));
+            for id in calls {
+                if self.random.percent(20) {
+                    let delay = self.random.micros(0, 500_000);
+                    self.after(delay, Event::Stop(id));
+                }
             }
         }
         if self.to_submit > 0 {
-            let delay = self.random.micros(1_000, 2_000_000);
+            let delay = self.random.micros(1_000, 500_000);
             self.after(delay, Event::FreezeOne);
         }
     }
@@ -929,6 +950,7 @@ impl World {
             self.retire(worker);
         }
         for worker in fx.probes {
+            self.note("a silent worker is looked at");
             if self
                 .processes
                 .get(&worker)
@@ -1032,7 +1054,9 @@ impl World {
         };
         let again = std::mem::replace(&mut process.killed, true);
         if process.dead {
-            if again || process.retired.is_some() {
+            let again = again || process.retired.is_some();
+            self.note("killed and dead already");
+            if again {
                 self.leave_link(worker);
             }
             return;
@@ -1056,6 +1080,12 @@ impl World {
         });
         self.require(self.closed || innocent.is_none() || unheard, || {
             format!("worker {worker} is killed while it runs {innocent:?}")
+        });
+        self.note(match () {
+            () if self.closed => "killed by the shutdown",
+            () if overdue => "killed as it did not retire",
+            () if culprit => "killed for a call",
+            () => "killed as frozen",
         });
         self.die(worker);
     }
@@ -1099,6 +1129,24 @@ impl World {
             },
             Outcome::Unstartable => occasion != Occasion::Other && nobody && self.starting == 0,
         };
+        let early = occasion == Occasion::Other
+            && self
+                .processes
+                .values()
+                .any(|process| process.in_flight.iter().any(|(call, _)| call.id == id));
+        self.note(match outcome {
+            Outcome::Done => "done",
+            Outcome::Stopped { ran: Some(_), .. } => "stopped, and ended by itself",
+            Outcome::Stopped { .. } if early && !self.closed => {
+                "stopped behind a call of a frozen worker"
+            }
+            Outcome::Stopped { .. } => "stopped before it began",
+            Outcome::Lost { stop: Some(_), .. } => "stopped by the end of its worker",
+            Outcome::Lost { deaths: 3, .. } => "lost with three workers",
+            Outcome::Lost { ran: Some(_), .. } => "lost while it ran",
+            Outcome::Lost { .. } => "lost, perhaps before it began",
+            Outcome::Unstartable => "no worker can be started",
+        });
         let over = std::mem::replace(&mut self.calls[id as usize].resolved, true);
         self.open -= usize::from(!over);
         self.require(!over, || {
@@ -1174,16 +1222,20 @@ impl World {
     }
 }
 
-/// So many worlds, each with the seed that follows from the number; gives the events that there were, or
-/// the first failure.
-fn run_worlds(first: u64, events: u64, tamper: Tamper) -> Result<u64, String> {
-    let (mut seed, mut seen) = (first, 0);
-    while seen < events {
-        let outcome = World::new(seed, tamper).run();
-        seen += outcome.map_err(|fault| {
+/// Lets worlds run until there were so many events; gives what happened, or the first fault.
+fn run_worlds(first: u64, events: u64, tamper: Tamper) -> Result<Seen, String> {
+    let mut seen = Seen::new();
+    for seed in first.. {
+        let world = World::new(seed, tamper).run();
+        let world = world.map_err(|fault| {
             format!("seed {seed} (UNSYNC_SIMULATION_SEED={seed} repeats it): {fault}")
         })?;
-        seed += 1;
+        for (what, times) in world {
+            *seen.entry(what).or_default() += times;
+        }
+        if seen["event"] >= events {
+            break;
+        }
     }
     Ok(seen)
 }
@@ -1192,14 +1244,39 @@ fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
+/// What has to have happened, so that it means something that all was well.
+const HAPPENINGS: [&str; 17] = [
+    "calls are given back",
+    "a silent worker is looked at",
+    "done",
+    "stopped, and ended by itself",
+    "stopped behind a call of a frozen worker",
+    "stopped before it began",
+    "stopped by the end of its worker",
+    "lost with three workers",
+    "lost while it ran",
+    "lost, perhaps before it began",
+    "no worker can be started",
+    "killed by the shutdown",
+    "killed as it did not retire",
+    "killed for a call",
+    "killed as frozen",
+    "killed and dead already",
+    "event",
+];
+
 #[test]
 fn a_million_events() {
+    if let Some(seed) = number_from("UNSYNC_SIMULATION_SEED") {
+        let seen = run_worlds(seed, 1, Tamper::Nothing).unwrap_or_else(|fault| panic!("{fault}"));
+        return println!("{seen:#?}");
+    }
     let events = number_from("UNSYNC_SIMULATION_EVENTS").unwrap_or(1_000_000);
-    let outcome = match number_from("UNSYNC_SIMULATION_SEED") {
-        Some(seed) => run_worlds(seed, 1, Tamper::Nothing),
-        None => run_worlds(1, events, Tamper::Nothing),
-    };
-    outcome.unwrap_or_else(|fault| panic!("{fault}"));
+    let seen = run_worlds(1, events, Tamper::Nothing).unwrap_or_else(|fault| panic!("{fault}"));
+    println!("{seen:#?}");
+    for what in HAPPENINGS {
+        assert!(seen.contains_key(what), "it never happens: {what}");
+    }
 }
 
 #[test]
