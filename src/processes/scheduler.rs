@@ -35,13 +35,13 @@
 
 mod effects;
 mod queue;
-mod slot;
+mod worker;
 
 use std::time::{Duration, Instant};
 
 pub(super) use effects::{Effects, Message, Outbox, Outcome};
 use queue::{Queue, Queued};
-use slot::{InFlight, Phase, Slot, Stop};
+use worker::{InFlight, Phase, Stop, Worker};
 
 use crate::unfuture::Reason;
 
@@ -128,7 +128,7 @@ pub(super) struct State<C, W> {
     limits: Limits,
     queue: Queue<C>,
     /// The workers that are connected, in the order in which they were.
-    slots: Vec<Slot<C, W>>,
+    workers: Vec<Worker<C, W>>,
     /// Workers that are being started.
     starting: usize,
     /// Workers whose link has ended and whose process is not reaped yet.
@@ -165,7 +165,7 @@ impl<C: Call, W: Clone> State<C, W> {
         State {
             limits,
             queue: Queue::new(),
-            slots: Vec::new(),
+            workers: Vec::new(),
             starting: 0,
             reaping: 0,
             resolving: 0,
@@ -199,9 +199,9 @@ impl<C: Call, W: Clone> State<C, W> {
     /// A worker has connected. Its link holds so many bytes that it does not read.
     pub(super) fn ready(&mut self, number: u64, handle: W, eager: usize, now: Instant) {
         self.starting -= 1;
-        let mut slot = Slot::new(number, handle, eager, now);
-        slot.assigned_max = self.limits.calls_per_worker.unwrap_or(u64::MAX);
-        self.slots.push(slot);
+        let mut worker = Worker::new(number, handle, eager, now);
+        worker.assigned_max = self.limits.calls_per_worker.unwrap_or(u64::MAX);
+        self.workers.push(worker);
     }
 
     /// A worker could not be started. Calls wait for those that live; if there are none, they fail in the
@@ -213,36 +213,40 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// A worker says something, or its reader does.
     pub(super) fn heard(&mut self, number: u64, heard: Heard, now: Instant) {
-        let Some(slot) = self.slots.iter_mut().find(|slot| slot.number == number) else {
+        let Some(worker) = self
+            .workers
+            .iter_mut()
+            .find(|worker| worker.number == number)
+        else {
             return;
         };
-        slot.last_active = now;
+        worker.last_active = now;
         match heard {
             Heard::Started(id) => {
-                let was_proven = slot.proven;
+                let was_proven = worker.proven;
                 self.fx
                     .begun
-                    .extend(slot.start(id, now, self.limits.cancel_grace));
-                if slot.proven && !was_proven {
+                    .extend(worker.start(id, now, self.limits.cancel_grace));
+                if worker.proven && !was_proven {
                     (self.failures, self.not_before) = (0, None);
                 }
             }
             Heard::Done(id) => {
-                if let Some(entry) = slot.finish(id, now) {
+                if let Some(entry) = worker.finish(id, now) {
                     let outcome = entry.outcome(now);
                     self.resolve_entry(entry, outcome);
                 }
             }
             Heard::Returned(ids) => {
-                let returned = slot.take_back(&ids);
+                let returned = worker.take_back(&ids);
                 returned.into_iter().for_each(|entry| self.requeue(entry));
             }
-            Heard::ClearToSend => slot.load(),
-            Heard::Loaded => slot.loaded(),
+            Heard::ClearToSend => worker.load(),
+            Heard::Loaded => worker.loaded(),
             Heard::Progressed => {}
-            Heard::Decoding => slot.decoding = true,
-            Heard::Decoded => slot.decoding = false,
-            Heard::Outgrown => slot.assigned_max = 0,
+            Heard::Decoding => worker.decoding = true,
+            Heard::Decoded => worker.decoding = false,
+            Heard::Outgrown => worker.assigned_max = 0,
         }
     }
 
@@ -251,15 +255,19 @@ impl<C: Call, W: Clone> State<C, W> {
     ///
     /// [`State::reaped`] follows.
     pub(super) fn exited(&mut self, number: u64, certain: bool, now: Instant) {
-        let Some(at) = self.slots.iter().position(|slot| slot.number == number) else {
+        let Some(at) = self
+            .workers
+            .iter()
+            .position(|worker| worker.number == number)
+        else {
             return;
         };
-        let slot = self.slots.remove(at);
+        let worker = self.workers.remove(at);
         self.reaping += 1;
         // Nothing of a large call was sent that the worker was not clear for.
-        let certain = certain || slot.phase == Phase::Rendezvous;
-        let failed = slot.has_failed();
-        for mut entry in slot.in_flight {
+        let certain = certain || worker.phase == Phase::Rendezvous;
+        let failed = worker.has_failed();
+        for mut entry in worker.in_flight {
             entry.deaths += u32::from(failed && certain && entry.stop.is_none());
             let ran = entry.ran(now);
             if ran.is_none() && certain && entry.deaths < DEATHS {
@@ -290,18 +298,18 @@ impl<C: Call, W: Clone> State<C, W> {
             self.resolve(queued.call, Outcome::unstarted(reason));
             return true;
         }
-        for slot in &mut self.slots {
-            let Some(at) = slot.position(id) else {
+        for worker in &mut self.workers {
+            let Some(at) = worker.position(id) else {
                 continue;
             };
             // Of a large call nothing is written before the worker is clear for it.
-            if slot.phase == Phase::Rendezvous {
-                let unsent = slot.take_back(&[id]);
+            if worker.phase == Phase::Rendezvous {
+                let unsent = worker.take_back(&[id]);
                 let call = unsent.into_iter().next();
                 call.into_iter()
                     .for_each(|entry| self.resolve(entry.call, Outcome::unstarted(reason)));
-            } else if slot.in_flight[at].stop.is_none() {
-                slot.stop(at, reason, now, self.limits.cancel_grace);
+            } else if worker.in_flight[at].stop.is_none() {
+                worker.stop(at, reason, now, self.limits.cancel_grace);
             }
             return true;
         }
@@ -315,12 +323,12 @@ impl<C: Call, W: Clone> State<C, W> {
         for queued in self.queue.drain() {
             self.resolve(queued.call, Outcome::unstarted(reason));
         }
-        for slot in self.slots.iter_mut().filter(|slot| slot.is_busy()) {
-            for entry in &mut slot.in_flight {
+        for worker in self.workers.iter_mut().filter(|worker| worker.is_busy()) {
+            for entry in &mut worker.in_flight {
                 let kill_at = now;
                 entry.stop.get_or_insert(Stop { reason, kill_at });
             }
-            self.fx.kills.push(slot.kill(now));
+            self.fx.kills.push(worker.kill(now));
         }
     }
 
@@ -333,10 +341,10 @@ impl<C: Call, W: Clone> State<C, W> {
         self.retire(now);
         while self.is_short() && self.reserve_slot(now) {}
         self.plan(now);
-        let sends = self.slots.iter_mut().filter_map(Slot::take_outbox);
+        let sends = self.workers.iter_mut().filter_map(Worker::take_outbox);
         self.fx.sends.extend(sends);
         self.fx.quiet = self.is_quiet();
-        self.fx.empty = self.slots.is_empty() && self.starting + self.reaping == 0;
+        self.fx.empty = self.workers.is_empty() && self.starting + self.reaping == 0;
         std::mem::take(&mut self.fx)
     }
 }
@@ -356,7 +364,10 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// Whether nothing is queued, in flight, or about to be resolved.
     pub(super) fn is_quiet(&self) -> bool {
-        let idle = self.slots.iter().all(|slot| slot.in_flight.is_empty());
+        let idle = self
+            .workers
+            .iter()
+            .all(|worker| worker.in_flight.is_empty());
         idle && self.queue.len() == 0 && self.resolving == 0
     }
 
@@ -367,20 +378,20 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// The call of this number that a worker has in flight.
     pub(super) fn find(&self, number: u64, id: u64) -> Option<&C> {
-        let slot = self.slots.iter().find(|slot| slot.number == number)?;
-        Some(&slot.in_flight[slot.position(id)?].call)
+        let worker = self.workers.iter().find(|worker| worker.number == number)?;
+        Some(&worker.in_flight[worker.position(id)?].call)
     }
 
     /// The calls that are not over, and when they started.
     pub(super) fn calls(&self) -> impl Iterator<Item = (&C, Option<Instant>)> {
-        let in_flight = self.slots.iter().flat_map(|slot| &slot.in_flight);
+        let in_flight = self.workers.iter().flat_map(|worker| &worker.in_flight);
         let in_flight = in_flight.map(|entry| (&entry.call, entry.started));
         in_flight.chain(self.queue.iter().map(|call| (call, None)))
     }
 
     /// How many calls are queued, how many in flight, and how many workers there are.
     pub(super) fn counts(&self) -> (usize, usize, usize) {
-        let in_flight = self.slots.iter().map(|slot| slot.in_flight.len());
+        let in_flight = self.workers.iter().map(|worker| worker.in_flight.len());
         (self.queue.len(), in_flight.sum(), self.live())
     }
 }
@@ -427,8 +438,8 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// Workers that hold a place in the pool.
     fn live(&self) -> usize {
-        let leaving = |slot: &&Slot<C, W>| matches!(slot.phase, Phase::Leaving { .. });
-        self.slots.len() - self.slots.iter().filter(leaving).count()
+        let leaving = |worker: &&Worker<C, W>| matches!(worker.phase, Phase::Leaving { .. });
+        self.workers.len() - self.workers.iter().filter(leaving).count()
     }
 
     fn is_full(&self) -> bool {
@@ -450,7 +461,7 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// Whether more calls wait, in the queue or behind another call, than workers are being started.
     fn is_short(&self) -> bool {
-        let in_flight = self.slots.iter().map(|slot| slot.in_flight.len());
+        let in_flight = self.workers.iter().map(|worker| worker.in_flight.len());
         let behind: usize = in_flight.map(|calls| calls.saturating_sub(1)).sum();
         self.queue.len() + behind > self.starting
     }
@@ -466,13 +477,13 @@ impl<C: Call, W: Clone> State<C, W> {
             return;
         }
         let mut overdue = Vec::new();
-        for slot in self.slots.iter_mut().filter(|slot| !slot.decoding) {
-            if slot.is_frozen(now) {
-                self.fx.kills.push(slot.kill(now));
-            } else if slot.running().is_some() {
-                let silent = slot.is_silent(now).then(|| slot.handle.clone());
+        for worker in self.workers.iter_mut().filter(|worker| !worker.decoding) {
+            if worker.is_frozen(now) {
+                self.fx.kills.push(worker.kill(now));
+            } else if worker.running().is_some() {
+                let silent = worker.is_silent(now).then(|| worker.handle.clone());
                 self.fx.probes.extend(silent);
-                overdue.extend(slot.take_overdue(now));
+                overdue.extend(worker.take_overdue(now));
             }
         }
         for (call, reason) in overdue {
@@ -481,9 +492,9 @@ impl<C: Call, W: Clone> State<C, W> {
     }
 
     fn kill_due(&mut self, now: Instant) {
-        for slot in &mut self.slots {
-            if slot.kill_at().is_some_and(|at| at <= now) {
-                self.fx.kills.push(slot.kill(now));
+        for worker in &mut self.workers {
+            if worker.kill_at().is_some_and(|at| at <= now) {
+                self.fx.kills.push(worker.kill(now));
             }
         }
     }
@@ -492,69 +503,78 @@ impl<C: Call, W: Clone> State<C, W> {
     fn assign(&mut self, now: Instant) {
         loop {
             let large = self.queue.is_large_next();
-            let idle = large.then(|| self.least_loaded(Slot::is_idle)).flatten();
+            let idle = large.then(|| self.least_loaded(Worker::is_idle)).flatten();
             // While a large call waits, the small ones behind it leave one worker alone, the one that is
             // idle next. It changes only to one that is idle earlier, or if its call turns out slow.
             let kept = if large { self.idle_next(now) } else { None };
-            let is_next = |slot: &Slot<C, W>| Some(slot.number) == kept;
+            let is_next = |worker: &Worker<C, W>| Some(worker.number) == kept;
             let bytes = self.queue.small.front().map(|next| next.call.bytes());
-            let has_room = |slot: &Slot<C, W>| {
-                bytes.is_some_and(|bytes| slot.has_room(bytes, now)) && !is_next(slot)
+            let has_room = |worker: &Worker<C, W>| {
+                bytes.is_some_and(|bytes| worker.has_room(bytes, now)) && !is_next(worker)
             };
             let Some(at) = idle.or_else(|| self.least_loaded(has_room)) else {
                 break;
             };
             let next = self.queue.of(idle.is_some()).pop_front();
             next.into_iter()
-                .for_each(|next| self.slots[at].push(next, now));
+                .for_each(|next| self.workers[at].push(next, now));
             self.active = true;
         }
         self.queue.shrink();
     }
 
     /// The worker with the fewest calls; among idle ones the oldest, so that the surplus can retire.
-    fn least_loaded(&self, is_fit: impl Fn(&Slot<C, W>) -> bool) -> Option<usize> {
+    fn least_loaded(&self, is_fit: impl Fn(&Worker<C, W>) -> bool) -> Option<usize> {
         // What a worker says while its reader decodes is heard late: one more worker is better.
         let complete = self.live() >= self.limits.processes;
         let fit = |at: &usize| {
-            let slot = &self.slots[*at];
-            (complete || !slot.decoding) && is_fit(slot)
+            let worker = &self.workers[*at];
+            (complete || !worker.decoding) && is_fit(worker)
         };
-        let load = |at: &usize| (self.slots[*at].decoding, self.slots[*at].in_flight.len());
-        (0..self.slots.len()).filter(fit).min_by_key(load)
+        let load = |at: &usize| {
+            (
+                self.workers[*at].decoding,
+                self.workers[*at].in_flight.len(),
+            )
+        };
+        (0..self.workers.len()).filter(fit).min_by_key(load)
     }
 
     fn idle_next(&self, now: Instant) -> Option<u64> {
-        let slots = self.slots.iter().filter(|slot| slot.takes_calls());
-        let next = slots.min_by_key(|slot| (slot.is_slow(now), slot.in_flight.len()));
-        next.map(|slot| slot.number)
+        let workers = self.workers.iter().filter(|worker| worker.takes_calls());
+        let next = workers.min_by_key(|worker| (worker.is_slow(now), worker.in_flight.len()));
+        next.map(|worker| worker.number)
     }
 
     /// Ends idle workers that are not needed any more.
     fn retire(&mut self, now: Instant) {
-        for slot in &mut self.slots {
-            let Some(at) = slot.idle_until(self.limits.keep_alive) else {
+        for worker in &mut self.workers {
+            let Some(at) = worker.idle_until(self.limits.keep_alive) else {
                 continue;
             };
-            if self.closed || slot.is_draining() || at <= now {
+            if self.closed || worker.is_draining() || at <= now {
                 let by = now + RETIRE_TIMEOUT;
-                slot.phase = Phase::Leaving { by };
-                self.fx.retirements.push(slot.handle.clone());
+                worker.phase = Phase::Leaving { by };
+                self.fx.retirements.push(worker.handle.clone());
             }
         }
     }
 
     /// Finds the next deadline.
     fn plan(&mut self, now: Instant) {
-        if self.next_check.is_none() && self.slots.iter().any(Slot::is_busy) {
+        if self.next_check.is_none() && self.workers.iter().any(Worker::is_busy) {
             self.next_check = Some(now + FROZEN);
         }
         let grows = !self.closed && !self.is_full() && self.is_short();
         let start_at = self.not_before.filter(|at| grows && now < *at);
         let keep_alive = self.limits.keep_alive;
-        let slots = self.slots.iter();
-        let of_slots = slots.flat_map(|slot| [slot.kill_at(), slot.idle_until(keep_alive)]);
-        self.deadline = of_slots.chain([self.next_check, start_at]).flatten().min();
+        let workers = self.workers.iter();
+        let of_workers =
+            workers.flat_map(|worker| [worker.kill_at(), worker.idle_until(keep_alive)]);
+        self.deadline = of_workers
+            .chain([self.next_check, start_at])
+            .flatten()
+            .min();
         let is_earlier = |at: Instant| self.planned.is_none_or(|planned| at < planned);
         if self.deadline.is_some_and(is_earlier) {
             self.planned = self.deadline;
@@ -566,3 +586,606 @@ impl<C: Call, W: Clone> State<C, W> {
 #[cfg(test)]
 #[path = "simulation.rs"]
 mod simulation;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
+    const EAGER: usize = 64 << 10;
+
+    #[derive(Clone, Copy, Debug)]
+    struct Job(u64, usize);
+
+    impl Call for Job {
+        fn id(&self) -> u64 {
+            self.0
+        }
+        fn bytes(&self) -> usize {
+            self.1
+        }
+        fn is_large(&self) -> bool {
+            self.1 > EAGER
+        }
+    }
+
+    /// A pool that does what it is told, at a time that stands still.
+    struct Pool {
+        state: State<Job, u64>,
+        now: Instant,
+        resolved: Vec<(u64, Outcome)>,
+    }
+
+    fn limits(processes: usize) -> Limits {
+        Limits {
+            processes,
+            calls_per_worker: None,
+            keep_alive: 10 * SECOND,
+            cancel_grace: Duration::ZERO,
+        }
+    }
+
+    impl Pool {
+        fn new(limits: Limits) -> Pool {
+            Pool {
+                state: State::new(limits),
+                now: Instant::now(),
+                resolved: Vec::new(),
+            }
+        }
+
+        /// With so many workers that are connected: 1, 2 and so on.
+        fn with(limits: Limits) -> Pool {
+            let mut pool = Pool::new(limits);
+            let spawns = pool.act(|state, now| state.warm(now)).spawns;
+            spawns.into_iter().for_each(|number| pool.connect(number));
+            pool
+        }
+
+        /// Feeds an event, and notes what is resolved.
+        fn act(&mut self, event: impl FnOnce(&mut State<Job, u64>, Instant)) -> Effects<Job, u64> {
+            event(&mut self.state, self.now);
+            let fx = self.state.schedule(self.now);
+            let resolved = fx
+                .resolutions
+                .iter()
+                .map(|(call, outcome)| (call.0, *outcome));
+            self.resolved.extend(resolved);
+            fx
+        }
+
+        fn connect(&mut self, number: u64) {
+            let _ = self.act(|state, now| state.ready(number, number, EAGER, now));
+        }
+
+        fn submit(&mut self, id: u64, bytes: usize) -> Effects<Job, u64> {
+            self.act(|state, _| state.submit(Job(id, bytes)))
+        }
+
+        fn hear(&mut self, number: u64, heard: Heard) -> Effects<Job, u64> {
+            self.act(|state, now| state.heard(number, heard, now))
+        }
+
+        fn start(&mut self, number: u64, id: u64) {
+            let _ = self.hear(number, Heard::Started(id));
+        }
+
+        fn stop(&mut self, id: u64) -> Effects<Job, u64> {
+            self.act(|state, now| assert!(state.stop(id, Reason::Cancelled, now)))
+        }
+
+        fn exit(&mut self, number: u64, certain: bool) -> Effects<Job, u64> {
+            self.act(|state, now| state.exited(number, certain, now))
+        }
+
+        /// Lets time pass; the supervisor does its duty.
+        fn wait(&mut self, time: Duration) -> Vec<Effects<Job, u64>> {
+            let (end, mut effects) = (self.now + time, Vec::new());
+            while let Some(at) = self.state.next_deadline().filter(|at| *at <= end) {
+                assert!(at >= self.now, "the deadline has passed");
+                self.now = at;
+                effects.push(self.act(|_, _| ()));
+            }
+            self.now = end;
+            effects
+        }
+
+        /// A worker learns that calls are quick, and has so many in flight then.
+        fn batch(&mut self, number: u64, ids: std::ops::Range<u64>) {
+            for id in 1_000..1_020 {
+                let _ = self.submit(id, 10);
+                self.start(number, id);
+                let _ = self.hear(number, Heard::Done(id));
+            }
+            self.resolved.clear();
+            ids.for_each(|id| drop(self.submit(id, 10)));
+        }
+
+        fn in_flight(&self, number: u64) -> Vec<u64> {
+            let worker = self
+                .state
+                .workers
+                .iter()
+                .find(|worker| worker.number == number);
+            let in_flight = worker.map(|worker| worker.in_flight.iter());
+            in_flight
+                .into_iter()
+                .flatten()
+                .map(|entry| entry.call.0)
+                .collect()
+        }
+
+        fn queued(&self) -> Vec<u64> {
+            self.state.queue.iter().map(|call| call.0).collect()
+        }
+    }
+
+    fn sent(fx: &Effects<Job, u64>) -> Vec<(u64, u64)> {
+        let messages = fx.sends.iter().flat_map(|(worker, outbox)| {
+            outbox
+                .messages
+                .iter()
+                .map(move |message| (*worker, message))
+        });
+        let calls = messages.filter_map(|(worker, message)| match message {
+            Message::Call(call) => Some((worker, call.0)),
+            _ => None,
+        });
+        calls.collect()
+    }
+
+    fn kills(effects: &[Effects<Job, u64>]) -> Vec<u64> {
+        effects.iter().flat_map(|fx| fx.kills.clone()).collect()
+    }
+
+    macro_rules! assert_resolved {
+        ($pool:expr, $($id:literal as $outcome:pat),*) => {
+            let resolved = std::mem::take(&mut $pool.resolved);
+            assert!(matches!(resolved[..], [$(($id, $outcome)),*]), "{resolved:?}");
+        };
+    }
+
+    #[test]
+    fn call_takes_its_way() {
+        let mut pool = Pool::new(limits(2));
+        assert_eq!(pool.submit(1, 10).spawns, [1]);
+        let fx = pool.act(|state, now| state.ready(1, 1, EAGER, now));
+        assert_eq!(sent(&fx), [(1, 1)]);
+        let fx = pool.hear(1, Heard::Started(1));
+        assert_eq!(fx.begun[0].0, 1);
+        let fx = pool.hear(1, Heard::Done(1));
+        assert_resolved!(pool, 1 as Outcome::Done);
+        assert!(!fx.quiet, "it is being resolved");
+        assert!(pool.act(|state, _| state.resolved(1)).quiet);
+    }
+
+    #[test]
+    fn quick_calls_travel_together_as_far_as_the_link_holds() {
+        let mut pool = Pool::with(limits(1));
+        pool.batch(1, 1..300);
+        let window = pool.in_flight(1).len();
+        assert!((100..=256).contains(&window), "{window}");
+        // It is refilled at the half, with one write.
+        let mut refills = 0;
+        for id in 1..=window as u64 {
+            pool.start(1, id);
+            let fx = pool.hear(1, Heard::Done(id));
+            refills += fx.sends.len();
+            assert!(pool.state.workers[0].unacked_bytes <= EAGER);
+        }
+        assert!((1..=3).contains(&refills), "{refills}");
+
+        let mut pool = Pool::with(limits(1));
+        pool.batch(1, 0..0);
+        (1..10).for_each(|id| drop(pool.submit(id, 20_000)));
+        assert_eq!(pool.in_flight(1), [1, 2, 3]);
+    }
+
+    #[test]
+    fn slow_calls_travel_alone_and_to_the_oldest_idle_worker() {
+        let mut pool = Pool::with(limits(2));
+        assert_eq!(sent(&pool.submit(1, 10)), [(1, 1)]);
+        assert_eq!(sent(&pool.submit(2, 10)), [(2, 2)]);
+        assert_eq!(sent(&pool.submit(3, 10)), []);
+        for worker in [2, 1] {
+            pool.start(worker, worker);
+            pool.now += 2 * MILLI;
+        }
+        assert_eq!(sent(&pool.hear(2, Heard::Done(2))), [(2, 3)]);
+        let _ = pool.hear(1, Heard::Done(1));
+        assert_eq!(sent(&pool.submit(4, 10)), [(1, 4)]);
+    }
+
+    #[test]
+    fn returned_calls_go_to_the_front_and_not_back_behind_the_slow_one() {
+        let mut pool = Pool::with(limits(1));
+        pool.batch(1, 1..5);
+        pool.start(1, 1);
+        let _ = pool.submit(5, 70_000);
+        let fx = pool.hear(1, Heard::Returned(vec![3, 2, 4]));
+        assert_eq!((sent(&fx), pool.in_flight(1)), (vec![], vec![1]));
+        assert_eq!(pool.queued(), [2, 3, 4, 5]);
+        let _ = pool.hear(1, Heard::Done(1));
+        assert_eq!(pool.in_flight(1), [2, 3, 4]);
+    }
+
+    #[test]
+    fn start_decides_what_a_death_means() {
+        for certain in [true, false] {
+            let mut pool = Pool::with(limits(1));
+            pool.batch(1, 1..4);
+            pool.start(1, 1);
+            let _ = pool.exit(1, certain);
+            match certain {
+                true => {
+                    assert_resolved!(pool, 1 as Outcome::Lost { ran: Some(_), .. });
+                    assert_eq!(pool.queued(), [2, 3]);
+                    assert_eq!(pool.state.failures, 0, "the call explains it");
+                }
+                false => {
+                    assert_resolved!(pool, 1 as Outcome::Lost { .. },
+                        2 as Outcome::Lost { ran: None, deaths: 0, .. }, 3 as Outcome::Lost { .. });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn call_that_kills_three_workers_is_lost_and_the_next_one_is_not() {
+        let mut pool = Pool::new(limits(1));
+        let _ = pool.submit(1, 10);
+        let _ = pool.submit(2, 10);
+        for number in 1..=3 {
+            pool.connect(number);
+            assert_eq!(pool.in_flight(number), [1]);
+            let _ = pool.exit(number, true);
+            let _ = pool.wait(SECOND);
+        }
+        assert_resolved!(pool, 1 as Outcome::Lost { ran: None, deaths: 3, stop: None });
+        pool.connect(4);
+        pool.start(4, 2);
+        assert_eq!((pool.state.failures, pool.state.not_before), (0, None));
+    }
+
+    #[test]
+    fn stopped_call_costs_no_neighbour() {
+        let mut pool = Pool::with(limits(1));
+        pool.batch(1, 1..5);
+        pool.start(1, 1);
+        assert_eq!(kills(&[pool.stop(1), pool.stop(3)]), []);
+        let fx = pool.hear(1, Heard::Returned(vec![2, 3, 4]));
+        assert_eq!(fx.kills, [1]);
+        assert_resolved!(pool, 3 as Outcome::Stopped { ran: None, .. });
+        assert_eq!(pool.queued(), [2, 4]);
+        let _ = pool.exit(1, true);
+        assert_resolved!(pool, 1 as Outcome::Lost { stop: Some(_), .. });
+    }
+
+    #[test]
+    fn call_that_was_stopped_before_it_began_is_killed_when_it_begins() {
+        let mut pool = Pool::with(limits(1));
+        pool.batch(1, 1..3);
+        pool.start(1, 1);
+        let _ = pool.stop(2);
+        assert_eq!(pool.hear(1, Heard::Done(1)).kills, []);
+        assert_eq!(pool.hear(1, Heard::Started(2)).kills, [1]);
+    }
+
+    #[test]
+    fn stopped_call_gets_its_grace_from_its_start() {
+        let cancel_grace = 100 * MILLI;
+        let mut pool = Pool::with(Limits {
+            cancel_grace,
+            ..limits(1)
+        });
+        let _ = pool.submit(1, 10);
+        assert!(pool.stop(1).sends.is_empty(), "it does not run");
+        let _ = pool.wait(50 * MILLI);
+        let fx = pool.hear(1, Heard::Started(1));
+        assert!(matches!(fx.sends[0].1.messages[..], [Message::Cancel(1)]));
+        assert_eq!(kills(&pool.wait(cancel_grace - MILLI)), []);
+        assert_eq!(kills(&pool.wait(MILLI)), [1]);
+    }
+
+    #[test]
+    fn large_call_waits_for_an_idle_worker_and_holds_up_nobody() {
+        let mut pool = Pool::with(limits(2));
+        pool.batch(1, 0..0);
+        let _ = pool.submit(1, 10);
+        let _ = pool.submit(2, 10);
+        pool.start(2, 2);
+        let _ = pool.submit(3, 70_000);
+        // One of the workers takes small calls meanwhile, and only one does.
+        (4..7).for_each(|id| drop(pool.submit(id, 10)));
+        pool.now += 2 * MILLI;
+        pool.start(1, 1);
+        let _ = pool.submit(7, 10);
+        let small = [pool.in_flight(1).len(), pool.in_flight(2).len()];
+        assert_eq!(
+            (small, pool.queued().len()),
+            ([1, 1], 5),
+            "the one that is next is left alone"
+        );
+        let fx = pool.hear(1, Heard::Done(1));
+        assert!(matches!(
+            fx.sends[0].1.messages[..],
+            [Message::RequestToSend]
+        ));
+        assert_eq!(pool.in_flight(1), [3]);
+        let _ = pool.hear(2, Heard::Done(2));
+        assert_eq!(pool.in_flight(2), [4], "it has not learnt yet");
+        assert_eq!(sent(&pool.hear(1, Heard::ClearToSend)), [(1, 3)]);
+        let _ = pool.hear(1, Heard::Loaded);
+        pool.start(1, 3);
+    }
+
+    #[test]
+    fn small_calls_pass_a_large_one_on_the_other_worker() {
+        let mut pool = Pool::with(limits(2));
+        pool.batch(1, 1..3);
+        pool.batch(2, 0..0);
+        pool.state.workers[1].window = 100;
+        let at = |pool: &Pool| [pool.in_flight(1).len(), pool.in_flight(2).len()];
+        let before = at(&pool);
+        let _ = pool.submit(10, 70_000);
+        (11..15).for_each(|id| drop(pool.submit(id, 10)));
+        let after = at(&pool);
+        assert!(
+            after[0] == before[0] || after[1] == before[1],
+            "{before:?} {after:?}"
+        );
+        assert_eq!(pool.queued(), [10]);
+    }
+
+    #[test]
+    fn large_call_that_is_stopped_before_it_is_sent_kills_nobody() {
+        let mut pool = Pool::with(limits(1));
+        let _ = pool.submit(1, 70_000);
+        let _ = pool.submit(2, 10);
+        assert_eq!(pool.stop(1).kills, []);
+        assert_resolved!(pool, 1 as Outcome::Stopped { .. });
+        assert_eq!(sent(&pool.hear(1, Heard::ClearToSend)), [(1, 2)]);
+        let _ = pool.submit(3, 70_000);
+        pool.start(1, 2);
+        let _ = pool.hear(1, Heard::Done(2));
+        let _ = pool.hear(1, Heard::ClearToSend);
+        assert_eq!(pool.stop(3).kills, [1], "it is being written");
+    }
+
+    #[test]
+    fn worker_whose_reader_decodes_gets_calls_only_if_there_can_be_no_other() {
+        for processes in [1, 2] {
+            let mut pool = Pool::new(limits(processes));
+            let _ = pool.submit(1, 10);
+            pool.connect(1);
+            pool.start(1, 1);
+            let _ = pool.act(|state, now| {
+                state.heard(1, Heard::Done(1), now);
+                state.heard(1, Heard::Decoding, now);
+            });
+            let fx = pool.submit(2, 10);
+            let (sends, spawns) = (sent(&fx).len(), fx.spawns.len());
+            assert_eq!((sends, spawns), (2 - processes, processes - 1));
+            assert_eq!(sent(&pool.hear(1, Heard::Decoded)).len(), processes - 1);
+        }
+    }
+
+    #[test]
+    fn pool_grows_while_more_wait_than_start() {
+        let mut pool = Pool::new(limits(3));
+        let spawns = (1..10).flat_map(|id| pool.submit(id, 10).spawns);
+        assert_eq!(spawns.collect::<Vec<_>>(), [1, 2, 3]);
+        let mut pool = Pool::new(limits(3));
+        let _ = pool.submit(1, 10);
+        pool.connect(1);
+        assert_eq!(pool.submit(2, 10).spawns, [2]);
+    }
+
+    #[test]
+    fn worker_is_replaced_after_its_calls_or_when_it_has_outgrown() {
+        let calls_per_worker = Some(2);
+        let mut pool = Pool::with(Limits {
+            calls_per_worker,
+            ..limits(1)
+        });
+        (1..=3).for_each(|id| drop(pool.submit(id, 10)));
+        for id in [1, 2] {
+            pool.start(1, id);
+            let fx = pool.hear(1, Heard::Done(id));
+            let replaced = (fx.retirements.len(), fx.spawns.len());
+            assert_eq!(replaced, if id == 2 { (1, 1) } else { (0, 0) });
+        }
+        // It does not leave.
+        assert_eq!(kills(&pool.wait(RETIRE_TIMEOUT)), [1]);
+        assert_eq!(kills(&pool.wait(SECOND)), [1], "its link is still there");
+
+        let mut pool = Pool::with(limits(1));
+        let _ = pool.submit(1, 10);
+        pool.start(1, 1);
+        assert!(pool.hear(1, Heard::Outgrown).retirements.is_empty());
+        assert_eq!(pool.hear(1, Heard::Done(1)).retirements, [1]);
+    }
+
+    #[test]
+    fn idle_pool_wants_nothing_but_the_end_of_its_keep_alive() {
+        let mut pool = Pool::with(limits(4));
+        (1..5).for_each(|id| drop(pool.submit(id, 10)));
+        for worker in 1..5 {
+            pool.start(worker, worker);
+            let _ = pool.hear(worker, Heard::Done(worker));
+        }
+        let idle_from = pool.now;
+        let _ = pool.wait(3 * SECOND);
+        assert_eq!(pool.state.next_deadline(), Some(idle_from + 10 * SECOND));
+        let effects = pool.wait(7 * SECOND);
+        let retired: Vec<u64> = effects.into_iter().flat_map(|fx| fx.retirements).collect();
+        assert_eq!(retired, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn supervisor_is_woken_only_for_an_earlier_deadline() {
+        let mut pool = Pool::with(limits(1));
+        assert!(pool.submit(1, 10).wake_supervisor);
+        let _ = pool.state.next_deadline();
+        for id in 2..1_000 {
+            pool.start(1, id - 1);
+            assert!(!pool.hear(1, Heard::Done(id - 1)).wake_supervisor);
+            assert!(!pool.submit(id, 10).wake_supervisor);
+            let _ = pool.wait(10 * MILLI);
+        }
+        pool.start(1, 999);
+        let wakes = pool.wait(10 * SECOND).len();
+        assert!(wakes <= 11, "{wakes}");
+    }
+
+    /// One worker is well, and no other one can be started.
+    #[test]
+    fn starts_that_fail_get_rare_though_the_calls_of_others_start() {
+        let mut pool = Pool::new(limits(2));
+        let _ = pool.submit(1, 10);
+        pool.connect(1);
+        pool.start(1, 1);
+        let (mut starts, mut id) = (Vec::new(), 1);
+        for milli in 0..10_000 {
+            let done = pool.hear(1, Heard::Done(id));
+            id += 1;
+            let (one, more) = (pool.submit(id, 10), pool.submit(id + 100_000, 10));
+            let mut effects = vec![done, one, more, pool.hear(1, Heard::Started(id))];
+            effects.push(pool.hear(1, Heard::Done(id + 100_000)));
+            effects.extend(pool.wait(MILLI));
+            for _ in effects.iter().flat_map(|fx| &fx.spawns) {
+                starts.push(milli);
+                let _ = pool.act(|state, now| state.spawn_failed(SpawnFailure::Died, now));
+            }
+        }
+        let within =
+            |from: u32, to: u32| starts.iter().filter(|at| (from..to).contains(at)).count();
+        assert!(within(0, 2_000) >= 4, "{starts:?}");
+        for second in (2_000..10_000).step_by(1_000) {
+            assert!(within(second, second + 1_000) <= 2, "{starts:?}");
+        }
+        assert!(within(2_000, 10_000) <= 4, "{starts:?}");
+    }
+
+    #[test]
+    fn calls_fail_when_no_worker_can_be_started() {
+        for (failure, tries) in [
+            (SpawnFailure::Final, 1),
+            (SpawnFailure::Died, 3),
+            (SpawnFailure::Refused, 5),
+        ] {
+            let mut pool = Pool::new(limits(2));
+            let mut starts = [pool.submit(1, 10), pool.submit(2, 10)]
+                .map(|fx| fx.spawns.len())
+                .iter()
+                .sum();
+            let mut rounds = 0;
+            while starts > 0 {
+                assert!(pool.resolved.is_empty());
+                rounds += 1;
+                for _ in 0..starts {
+                    let fail = |state: &mut State<Job, u64>, now| state.spawn_failed(failure, now);
+                    assert!(pool.act(fail).spawns.is_empty(), "it waits");
+                }
+                starts = pool.wait(3 * SECOND).iter().map(|fx| fx.spawns.len()).sum();
+            }
+            assert_eq!(rounds, tries);
+            assert_resolved!(pool, 1 as Outcome::Unstartable, 2 as Outcome::Unstartable);
+        }
+    }
+
+    #[test]
+    fn calls_wait_for_a_living_worker_when_no_other_can_be_started() {
+        let mut pool = Pool::new(limits(2));
+        let _ = pool.submit(1, 10);
+        pool.connect(1);
+        pool.start(1, 1);
+        let mut spawns = pool.submit(2, 10).spawns.len();
+        for _ in 0..10 {
+            for _ in 0..spawns {
+                let _ = pool.act(|state, now| state.spawn_failed(SpawnFailure::Final, now));
+            }
+            spawns = pool.wait(SECOND).iter().map(|fx| fx.spawns.len()).sum();
+        }
+        assert!(pool.resolved.is_empty());
+        assert_eq!(sent(&pool.hear(1, Heard::Done(1))), [(1, 2)]);
+    }
+
+    #[test]
+    fn frozen_worker_is_killed_unless_an_innocent_call_runs_there() {
+        let mut pool = Pool::with(limits(1));
+        let _ = pool.submit(1, 10);
+        assert_eq!(kills(&pool.wait(SECOND)), [1]);
+        let _ = pool.exit(1, true);
+        assert_eq!(pool.queued(), [1]);
+
+        let mut pool = Pool::with(limits(1));
+        pool.batch(1, 1..4);
+        pool.start(1, 1);
+        let _ = pool.stop(2);
+        let effects = pool.wait(5 * SECOND);
+        assert_eq!(kills(&effects), []);
+        assert!(effects.iter().any(|fx| fx.probes == [1]));
+        assert_resolved!(pool, 2 as Outcome::Stopped { ran: None, .. });
+        // It thaws, and begins what is over.
+        let _ = pool.hear(1, Heard::Done(1));
+        pool.start(1, 2);
+        let fx = pool.hear(1, Heard::Returned(vec![3]));
+        assert_eq!((fx.kills, pool.queued()), (vec![1], vec![3]));
+        let _ = pool.exit(1, true);
+        assert_resolved!(pool, 1 as Outcome::Done);
+    }
+
+    #[test]
+    fn check_that_is_late_judges_nobody() {
+        let mut pool = Pool::with(limits(1));
+        let _ = pool.submit(1, 10);
+        pool.now += 60 * SECOND;
+        assert_eq!(
+            pool.act(|_, _| ()).kills,
+            [],
+            "this process was frozen itself"
+        );
+        assert_eq!(kills(&pool.wait(SECOND)), [1]);
+    }
+
+    #[test]
+    fn worker_is_not_judged_while_its_reader_decodes() {
+        let mut pool = Pool::with(limits(1));
+        let _ = pool.submit(1, 10);
+        let _ = pool.hear(1, Heard::Decoding);
+        assert_eq!(kills(&pool.wait(60 * SECOND)), []);
+        let _ = pool.hear(1, Heard::Decoded);
+        assert!(kills(&pool.wait(2 * SECOND)).starts_with(&[1]));
+    }
+
+    #[test]
+    fn shutdown_ends_all() {
+        let mut pool = Pool::with(limits(2));
+        (1..4).for_each(|id| drop(pool.submit(id, 10)));
+        pool.start(1, 1);
+        let _ = pool.exit(2, true);
+        let _ = pool.submit(4, 10);
+        let fx = pool.act(|state, now| state.close(now));
+        assert_eq!(fx.kills, [1]);
+        let _ = pool.submit(5, 10);
+        assert_eq!(pool.resolved.len(), 4, "all but the one that runs");
+        let _ = pool.exit(1, true);
+        assert_eq!(pool.resolved.len(), 5);
+        let starting = pool.state.starting;
+        for number in 0..starting as u64 {
+            let ready = |state: &mut State<Job, u64>, now| state.ready(10 + number, 10, EAGER, now);
+            assert_eq!(pool.act(ready).retirements, [10]);
+            let _ = pool.exit(10 + number, true);
+        }
+        let count = pool.state.reaping;
+        let fx = pool.act(|state, _| {
+            (0..count).for_each(|_| state.reaped());
+            state.resolved(5);
+        });
+        assert!(fx.empty && fx.quiet);
+        let _ = pool.wait(2 * SECOND);
+        assert_eq!(pool.state.next_deadline(), None);
+    }
+}

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Call, Effects, Heard, Limits, Message, Outcome, Slot, SpawnFailure, State};
+use super::{Call, Effects, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
 use crate::unfuture::Reason;
 
 /// Numbers by splitmix64.
@@ -780,7 +780,8 @@ impl World {
         });
         self.defers = false;
         if decodes {
-            let delay = self.random.micros(0, 100_000);
+            let longest = [100_000, 3_000_000][usize::from(self.random.percent(5))];
+            let delay = self.random.micros(0, longest);
             let calls = self.resolving - resolving;
             self.after(delay, Event::Decoded(worker, calls));
         }
@@ -833,8 +834,8 @@ impl World {
             .any(|(call, _)| !is_stopped(call.id));
         let mut expected = self.failures;
         expected += u32::from(!started && blameless && self.may_fail());
-        let mut slots = self.state.slots.iter_mut();
-        if let Some(known) = slots.find(|slot| slot.number == worker) {
+        let mut workers = self.state.workers.iter_mut();
+        if let Some(known) = workers.find(|known| known.number == worker) {
             for entry in &mut known.in_flight {
                 self.calls[entry.call.id as usize].died_with += 1;
                 if tamper == Tamper::ForgetStart {
@@ -881,7 +882,7 @@ impl World {
         let now = self.now;
         match self.tamper {
             Tamper::KillEarly => {
-                for worker in &mut self.state.slots {
+                for worker in &mut self.state.workers {
                     let stops = worker
                         .in_flight
                         .iter_mut()
@@ -891,7 +892,7 @@ impl World {
             }
             Tamper::ForgetBackoff => self.state.not_before = None,
             Tamper::ForgetBytes => {
-                for worker in &mut self.state.slots {
+                for worker in &mut self.state.workers {
                     worker.unacked_bytes = 0;
                     worker
                         .in_flight
@@ -907,11 +908,11 @@ impl World {
     fn tamper_after(&mut self, fx: &mut Effects<Handle, u64>) {
         match self.tamper {
             Tamper::KillNeighbours => {
-                let is_stopping = |worker: &&Slot<Handle, u64>| {
+                let is_stopping = |worker: &&Worker<Handle, u64>| {
                     worker.in_flight.len() > 1
                         && worker.running().is_some_and(|entry| entry.stop.is_some())
                 };
-                let stopping = self.state.slots.iter().filter(is_stopping);
+                let stopping = self.state.workers.iter().filter(is_stopping);
                 fx.kills.extend(stopping.map(|worker| worker.number));
             }
             Tamper::ForgetWake => fx.wake_supervisor = false,
@@ -1013,9 +1014,14 @@ impl World {
     }
 
     fn send(&mut self, worker: u64, message: Message<Handle>) {
+        let stays = |process: &&Process| process.retired.is_none();
+        let complete = self.processes.values().filter(stays).count() >= self.limits.processes;
         let Some(process) = self.processes.get_mut(&worker) else {
             return self.fail("something is sent to a worker that has gone".into());
         };
+        if process.decoding && !complete && !matches!(message, Message::Cancel(_)) {
+            return self.fail(format!("{worker} gets a call while its reader decodes"));
+        }
         let leaves = process.killed || process.retired.is_some();
         match &message {
             Message::Call(call) => {

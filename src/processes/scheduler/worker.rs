@@ -15,7 +15,7 @@ const FRAME_OVERHEAD: usize = 256;
 const WINDOW: Duration = Duration::from_millis(1);
 const WINDOW_CALLS: usize = 256;
 
-pub(super) struct Slot<C, W> {
+pub(super) struct Worker<C, W> {
     pub(super) number: u64,
     pub(super) handle: W,
     pub(super) phase: Phase,
@@ -80,9 +80,9 @@ pub(super) struct Stop {
     pub(super) kill_at: Instant,
 }
 
-impl<C: Call, W: Clone> Slot<C, W> {
-    pub(super) fn new(number: u64, handle: W, eager: usize, now: Instant) -> Slot<C, W> {
-        Slot {
+impl<C: Call, W: Clone> Worker<C, W> {
+    pub(super) fn new(number: u64, handle: W, eager: usize, now: Instant) -> Worker<C, W> {
+        Worker {
             number,
             handle,
             phase: Phase::Open,
