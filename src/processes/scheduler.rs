@@ -39,7 +39,7 @@ mod worker;
 
 use std::time::{Duration, Instant};
 
-pub(super) use effects::{Effects, Message, Outbox, Outcome};
+pub(super) use effects::{Effects, Message, Outcome};
 use queue::{Queue, Queued};
 use worker::{InFlight, Phase, Stop, Worker};
 
@@ -459,11 +459,17 @@ impl<C: Call, W: Clone> State<C, W> {
         true
     }
 
-    /// Whether more calls wait, in the queue or behind another call, than workers are being started.
-    fn is_short(&self) -> bool {
+    /// Calls that lie behind another one at their worker. If that takes long, they come back.
+    fn behind(&self) -> usize {
         let in_flight = self.workers.iter().map(|worker| worker.in_flight.len());
-        let behind: usize = in_flight.map(|calls| calls.saturating_sub(1)).sum();
-        self.queue.len() + behind > self.starting
+        in_flight.map(|calls| calls.saturating_sub(1)).sum()
+    }
+
+    /// Whether more calls wait, in the queue or behind another call, than workers are idle or being started.
+    fn is_short(&self) -> bool {
+        let is_idle = |worker: &&Worker<C, W>| worker.is_idle() && !worker.decoding;
+        let idle = self.workers.iter().filter(is_idle).count();
+        self.queue.len() + self.behind().saturating_sub(idle) > self.starting
     }
 
     /// Looks after workers that owe something. A check that is late judges nobody: the program was frozen
@@ -546,13 +552,14 @@ impl<C: Call, W: Clone> State<C, W> {
         next.map(|worker| worker.number)
     }
 
-    /// Ends idle workers that are not needed any more.
+    /// Ends idle workers that are not needed any more. Those that calls may come back for stay.
     fn retire(&mut self, now: Instant) {
+        let surplus = self.behind() == 0;
         for worker in &mut self.workers {
             let Some(at) = worker.idle_until(self.limits.keep_alive) else {
                 continue;
             };
-            if self.closed || worker.is_draining() || at <= now {
+            if self.closed || worker.is_draining() || (surplus && at <= now) {
                 let by = now + RETIRE_TIMEOUT;
                 worker.phase = Phase::Leaving { by };
                 self.fx.retirements.push(worker.handle.clone());
@@ -567,14 +574,13 @@ impl<C: Call, W: Clone> State<C, W> {
         }
         let grows = !self.closed && !self.is_full() && self.is_short();
         let start_at = self.not_before.filter(|at| grows && now < *at);
-        let keep_alive = self.limits.keep_alive;
-        let workers = self.workers.iter();
-        let of_workers =
-            workers.flat_map(|worker| [worker.kill_at(), worker.idle_until(keep_alive)]);
-        self.deadline = of_workers
-            .chain([self.next_check, start_at])
-            .flatten()
-            .min();
+        let (keep_alive, surplus) = (self.limits.keep_alive, self.behind() == 0);
+        let of_workers = self.workers.iter().flat_map(|worker| {
+            let idle_until = worker.idle_until(keep_alive).filter(|_| surplus);
+            [worker.kill_at(), idle_until]
+        });
+        let deadlines = of_workers.chain([self.next_check, start_at]);
+        self.deadline = deadlines.flatten().min();
         let is_earlier = |at: Instant| self.planned.is_none_or(|planned| at < planned);
         if self.deadline.is_some_and(is_earlier) {
             self.planned = self.deadline;
@@ -980,6 +986,27 @@ mod tests {
         let _ = pool.submit(1, 10);
         pool.connect(1);
         assert_eq!(pool.submit(2, 10).spawns, [2]);
+    }
+
+    #[test]
+    fn worker_that_starts_for_calls_behind_another_waits_for_them() {
+        let keep_alive = Duration::ZERO;
+        let mut pool = Pool::new(Limits {
+            keep_alive,
+            ..limits(2)
+        });
+        let _ = pool.submit(1, 10);
+        pool.connect(1);
+        pool.state.workers[0].window = 10;
+        assert_eq!(pool.submit(2, 10).spawns, [2]);
+        let fx = pool.act(|state, now| state.ready(2, 2, EAGER, now));
+        assert!(fx.retirements.is_empty() && fx.spawns.is_empty());
+        pool.start(1, 1);
+        let _ = pool.wait(MILLI);
+        let fx = pool.hear(1, Heard::Returned(vec![2]));
+        assert_eq!(sent(&fx), [(2, 2)]);
+        pool.start(2, 2);
+        assert_eq!(pool.hear(2, Heard::Done(2)).retirements, [2]);
     }
 
     #[test]

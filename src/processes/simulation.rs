@@ -144,6 +144,7 @@ struct Process {
     replaced: bool,
     retired: Option<Instant>,
     killed: bool,
+    heard_at: Option<Instant>,
 }
 
 /// Ways to be wrong that the simulation has to find.
@@ -407,7 +408,8 @@ impl World {
                 ends_when_asked: random.percent(50),
                 ..Truth::default()
             });
-            if random.percent(12) {
+            let is_long = runs > Duration::from_millis(5);
+            if random.percent(if is_long { 40 } else { 12 }) {
                 let longest = [100, 20_000, 1_500_000][random.below(3) as usize];
                 let delay = random.micros(0, longest);
                 self.after(delay, Event::Stop(id));
@@ -462,8 +464,11 @@ impl World {
                 state.spawn_failed(failure, now)
             });
         }
-        let mut process = Process::default();
-        process.link_is_held = self.random.percent(5);
+        let process = Process {
+            link_is_held: self.random.percent(5),
+            heard_at: Some(now),
+            ..Process::default()
+        };
         self.processes.insert(worker, process);
         if self.random.percent(4) {
             let delay = self.random.micros(0, 30_000);
@@ -638,14 +643,14 @@ impl World {
             let calls: Vec<u64> = process.in_flight.iter().map(|(call, _)| call.id).collect();
             self.after(time, Event::Thaw(worker.unwrap_or_default()));
             for id in calls {
-                if self.random.percent(20) {
+                if self.random.percent(40) {
                     let delay = self.random.micros(0, 500_000);
                     self.after(delay, Event::Stop(id));
                 }
             }
         }
         if self.to_submit > 0 {
-            let delay = self.random.micros(1_000, 500_000);
+            let delay = self.random.micros(1_000, 200_000);
             self.after(delay, Event::FreezeOne);
         }
     }
@@ -693,6 +698,9 @@ impl World {
             if process.reader_is_busy {
                 return;
             }
+            if !process.said.is_empty() {
+                process.heard_at = Some(self.now);
+            }
             let news = |said: &Said| matches!(said, Said::Start(_) | Said::Done(_));
             let mut batch = Vec::new();
             while process.said.front().is_some_and(news) {
@@ -730,12 +738,13 @@ impl World {
     }
 
     fn advance(&mut self, worker: u64, batch: &[Said]) {
-        let (mut decodes, mut proves) = (false, false);
+        let (mut decodes, mut proves, mut unknown) = (false, false, false);
         let replaces = self.random.below(1000) < 2;
         let process = self.processes.get_mut(&worker).expect("it has spoken");
         for said in batch {
             match said {
                 Said::Start(id) => {
+                    unknown |= self.state.find(worker, *id).is_none();
                     proves |= !std::mem::replace(&mut process.proven, true);
                     let mut known = process.in_flight.iter_mut();
                     known
@@ -753,6 +762,7 @@ impl World {
         process.replaced |= replaces;
         process.decoding |= decodes;
         process.reader_is_busy |= decodes;
+        self.require(!unknown, || "a call begins that is not in flight".into());
         if proves {
             (self.failures, self.not_before) = (0, None);
         }
@@ -791,6 +801,7 @@ impl World {
         if let Some(process) = self.processes.get_mut(&worker) {
             process.decoding = false;
             process.reader_is_busy = false;
+            process.heard_at = Some(self.now);
         }
         self.resolving -= calls;
         let now = self.now;
@@ -1103,6 +1114,13 @@ impl World {
         };
         let idle = process.in_flight.is_empty() && !process.asked && process.running.is_none();
         let again = process.retired.replace(now).is_some() || process.killed;
+        let used = self.limits.calls_per_worker;
+        let used = process.replaced || used.is_some_and(|most| process.assigned >= most);
+        let rested = process
+            .heard_at
+            .is_some_and(|at| now >= at + self.limits.keep_alive);
+        let why = used || rested || self.closed;
+        self.require(why, || format!("worker {worker} retires for no reason"));
         self.require(idle && !again, || {
             format!("worker {worker} retires and is not idle")
         });
@@ -1205,6 +1223,17 @@ impl World {
         if room && may_start && !self.closed {
             faults.push(format!("{waiting} calls wait and no worker is started"));
         }
+        if self.steps % 64 == 0 {
+            // This looks at each call.
+            let (queued, in_flight, workers) = self.state.counts();
+            let counted = (self.state.calls().count(), workers, self.state.is_closed());
+            if counted != (queued + in_flight, live, self.closed) {
+                faults.push(format!("{counted:?} are not {queued}, {in_flight}, {live}"));
+            }
+            if self.state.accepted() > self.calls.len() as u64 {
+                faults.push("more calls than there are".into());
+            }
+        }
         if self.state.deadline.is_some_and(|at| at <= self.now) {
             faults.push("the deadline has passed".into());
         }
@@ -1224,7 +1253,9 @@ impl World {
             format!("something is left: {left:?}")
         });
         let deadline = self.state.next_deadline();
-        self.require(deadline.is_none(), || "an empty pool has a deadline".into());
+        self.require(deadline.is_none(), || {
+            "nobody waits for the next deadline".into()
+        });
     }
 }
 
