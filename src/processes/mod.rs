@@ -30,7 +30,7 @@ mod frame;
 mod link;
 mod pool;
 pub(crate) mod registry;
-// The pool does not use it yet.
+// Not used by the pool yet.
 #[cfg(test)]
 mod scheduler;
 mod spare;

@@ -24,14 +24,18 @@
 //!
 //! # Invariants
 //!
-//! - Each call is resolved exactly once. `resolving` counts those whose resolution is an effect that is not
-//!   carried out yet.
-//! - A call that may have begun is not assigned again.
-//! - A worker is killed if all that it has in flight is one call that runs and was stopped; or if it is
-//!   frozen, and then no other call than a stopped one has started there.
-//! - A call waits only if no worker has room for it, and no worker may be started for it.
-//! - After `schedule(now)` the next deadline is later than `now`, and an idle pool has none but those of
+//! - Each call is resolved exactly once. The pool is not quiet before that has been carried out.
+//! - A call that may have begun is never assigned again.
+//! - No worker is killed while a call runs there that nobody has stopped. For a stopped call that runs it is
+//!   killed once nothing else is in flight there; otherwise only if it is frozen or does not retire.
+//! - A call waits only while no worker has room for it and no further worker may be started. The one
+//!   exception is a worker that small calls leave alone for an older large one.
+//! - Bytes that are written to a worker and not known to be read never exceed what its link holds, except
+//!   those of a large call, which the worker reads as they are written.
+//! - After `schedule(now)` the next deadline is later than `now`. An idle pool has none but those of
 //!   `keep_alive`.
+//!
+//! `simulation.rs` lets all this happen at random and checks the invariants after each event.
 
 mod effects;
 mod queue;
@@ -273,7 +277,8 @@ impl<C: Call, W: Clone> State<C, W> {
             if ran.is_none() && certain && entry.deaths < DEATHS {
                 self.requeue(entry);
             } else {
-                let (deaths, stop) = (entry.deaths, entry.stop.map(|stop| stop.reason));
+                let deaths = if certain { entry.deaths } else { 0 };
+                let stop = entry.stop.map(|stop| stop.reason);
                 self.resolve_entry(entry, Outcome::Lost { ran, deaths, stop });
             }
         }

@@ -2,7 +2,7 @@
 //! simulated time.
 //!
 //! Everything follows from a seed, so a failure repeats. Workers crash before and after a start, freeze, are
-//! slow, lose their last words, give back and answer late, fail to start, and leave something behind that
+//! slow, lose what they said last, give back and answer late, fail to start, and leave something behind that
 //! holds their link. Calls are large or small, quick or slow, are stopped at any time, and kill whoever
 //! gets them. The simulation knows what really happens, and after each event compares it with what the
 //! scheduler does.
@@ -76,7 +76,7 @@ struct Truth {
     ends_when_asked: bool,
     stopped: Option<Instant>,
     begun_at: Option<u64>,
-    told_begun: bool,
+    announced: bool,
     died_with: u32,
     finished: bool,
     resolved: bool,
@@ -731,7 +731,7 @@ impl World {
                         state.heard(worker, Heard::ClearToSend, now)
                     });
                 }
-                Some(Said::Exit { certain }) => return self.bury(worker, certain),
+                Some(Said::Exit { certain }) => return self.exit(worker, certain),
                 Some(Said::Start(_) | Said::Done(_)) => {}
             }
         }
@@ -831,7 +831,7 @@ impl World {
         self.after(Duration::ZERO, Event::Hear(worker));
     }
 
-    fn bury(&mut self, worker: u64, certain: bool) {
+    fn exit(&mut self, worker: u64, certain: bool) {
         let Some(process) = self.processes.remove(&worker) else {
             return;
         };
@@ -973,7 +973,7 @@ impl World {
         }
         for call in fx.begun {
             let truth = &mut self.calls[call.id as usize];
-            let again = std::mem::replace(&mut truth.told_begun, true) || truth.resolved;
+            let again = std::mem::replace(&mut truth.announced, true) || truth.resolved;
             self.require(!again, || format!("call {} begins twice, or over", call.id));
         }
         let calls = fx.resolutions.len();
@@ -1138,7 +1138,7 @@ impl World {
             .values()
             .all(|process| process.retired.is_some());
         let right = match outcome {
-            Outcome::Done => truth.finished && truth.told_begun && truth.stopped.is_none(),
+            Outcome::Done => truth.finished && truth.announced && truth.stopped.is_none(),
             Outcome::Stopped { reason, .. } => match reason {
                 Reason::ShutDown => self.closed,
                 _ => truth.stopped.is_some(),
