@@ -98,7 +98,8 @@ pub(super) enum Heard {
     Loaded,
     /// Something that concerns one call only, or that the link has taken further bytes of a large call.
     Progressed,
-    /// Its reader is about to decode a large result, and hears nothing until `Decoded`.
+    /// Its reader is about to decode a large result, and hears nothing until `Decoded`. To be fed together
+    /// with `Done`, so that no call is assigned in between.
     Decoding,
     Decoded,
     /// It takes too much memory, say: another one takes its place once it is idle.
