@@ -9,41 +9,42 @@ use crate::unfuture::Reason;
 /// is resolved.
 #[derive(Debug)]
 #[must_use]
-pub(in crate::processes) struct Effects<C, W> {
+pub(crate) struct Effects<C, W> {
     /// Write these frames.
-    pub(in crate::processes) sends: Vec<(W, Outbox<C>)>,
+    pub(crate) sends: Vec<(W, Outbox<C>)>,
     /// Kill these processes. Where a process is asked for again, it is dead and something else holds its
     /// link open: close the link.
-    pub(in crate::processes) kills: Vec<W>,
+    pub(crate) kills: Vec<W>,
     /// Close the sending side of these links, which ends the workers.
-    pub(in crate::processes) retirements: Vec<W>,
+    pub(crate) retirements: Vec<W>,
     /// Look whether these processes live: nothing was heard of them for long. Close the link of one that
     /// does not.
-    pub(in crate::processes) probes: Vec<W>,
+    pub(crate) probes: Vec<W>,
     /// These calls have begun.
-    pub(in crate::processes) begun: Vec<C>,
-    /// Resolve these calls, then say so with [`State::resolved`].
-    pub(in crate::processes) resolutions: Vec<(C, Outcome)>,
-    /// Start workers of these numbers. Each ends up as [`State::ready`] or [`State::spawn_failed`].
-    pub(in crate::processes) spawns: Vec<u64>,
+    pub(crate) begun: Vec<C>,
+    /// Resolve these calls, then say so with [`State::resolved`](super::State::resolved).
+    pub(crate) resolutions: Vec<(C, Outcome)>,
+    /// Start workers of these numbers. Each ends up as [`State::ready`](super::State::ready) or
+    /// [`State::spawn_failed`](super::State::spawn_failed).
+    pub(crate) spawns: Vec<u64>,
     /// The next deadline is earlier than the supervisor knows.
-    pub(in crate::processes) wake_supervisor: bool,
+    pub(crate) wake_supervisor: bool,
     /// Nothing is queued, in flight, or about to be resolved.
-    pub(in crate::processes) quiet: bool,
+    pub(crate) quiet: bool,
     /// No worker process exists.
-    pub(in crate::processes) empty: bool,
+    pub(crate) empty: bool,
 }
 
 /// What is to be written to one worker.
 #[derive(Debug)]
-pub(in crate::processes) struct Outbox<C> {
-    pub(in crate::processes) messages: Vec<Message<C>>,
+pub(crate) struct Outbox<C> {
+    pub(crate) messages: Vec<Message<C>>,
     /// The worker has done all calls that it had before: its standard error is that of others.
-    pub(in crate::processes) was_idle: bool,
+    pub(crate) was_idle: bool,
 }
 
 #[derive(Debug)]
-pub(in crate::processes) enum Message<C> {
+pub(crate) enum Message<C> {
     Call(C),
     /// Asks the worker to say when it reads.
     RequestToSend,
@@ -52,7 +53,7 @@ pub(in crate::processes) enum Message<C> {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(in crate::processes) enum Outcome {
+pub(crate) enum Outcome {
     /// `Done` has arrived. Its payload says how the call ended.
     Done,
     /// The call was stopped before it ran, or ended by itself when asked to, after having `ran` that long.
