@@ -1194,6 +1194,16 @@ mod tests {
     }
 
     #[test]
+    fn shutdown_waits_for_no_worker_to_return_what_it_has() {
+        let mut pool = Pool::with(limits(1));
+        pool.batch(1, 1..5);
+        pool.start(1, 1);
+        assert_eq!(pool.act(|state, now| state.close(now)).kills, [1]);
+        let _ = pool.exit(1, true);
+        assert_eq!(pool.resolved.len(), 4);
+    }
+
+    #[test]
     fn shutdown_ends_all() {
         let mut pool = Pool::with(limits(2));
         (1..4).for_each(|id| drop(pool.submit(id, 10)));

@@ -172,12 +172,6 @@ impl<C: Call, W: Clone> Worker<C, W> {
             .position(|entry| entry.call.id() == id)
     }
 
-    pub(super) fn remove(&mut self, at: usize) -> Option<InFlight<C>> {
-        let entry = self.in_flight.remove(at)?;
-        self.unacked_bytes -= entry.charge;
-        Some(entry)
-    }
-
     /// A call has begun. Gives it, unless it was resolved already. If it was stopped, its time to end by
     /// itself counts from now.
     pub(super) fn start(&mut self, id: u64, now: Instant, grace: Duration) -> Option<C> {
@@ -199,7 +193,8 @@ impl<C: Call, W: Clone> Worker<C, W> {
 
     /// Takes a call that is over, and learns how long calls take.
     pub(super) fn finish(&mut self, id: u64, now: Instant) -> Option<InFlight<C>> {
-        let entry = self.remove(self.position(id)?)?;
+        let entry = self.in_flight.remove(self.position(id)?)?;
+        self.unacked_bytes -= entry.charge;
         let ran = entry.ran(now).unwrap_or_default();
         self.avg_runtime = (self.avg_runtime * 3 + ran) / 4;
         let calls = WINDOW.as_nanos() / self.avg_runtime.as_nanos().max(1);
