@@ -5,16 +5,18 @@
 //! the end of the link is the event that tells of a death, because `Child` can be waited for and killed
 //! by one thread only at a time.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
+use std::iter::{self, Peekable};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use super::frame::{self, Frame, Frames, Kind};
+use super::frame::{self, Frame, FrameReader, Kind};
 use super::link::{self, Reader, Refusal, Stream, Terms};
 use super::pool::{DEATHS, FAILURES, Hand, InFlight, Item, POOL, Pursuit, Remote, State};
 use super::spare;
@@ -406,7 +408,7 @@ fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
         .frame_bytes_max
         .max(SMALL_TALK)
         .saturating_add(frame::HEADER);
-    let mut frames = Frames::new(limit);
+    let mut reader = FrameReader::new(limit);
     let mut source = Reader::new(&worker.link);
     // When a call that was asked to end by itself has had its time.
     let mut grace: Option<(Instant, u64)> = None;
@@ -417,19 +419,22 @@ fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
     let mut reported = false;
     loop {
         let left = |(end, _): (Instant, u64)| end.saturating_duration_since(Instant::now());
+        if let Some((_, id)) = grace.take_if(|grace| left(*grace).is_zero()) {
+            let mut state = POOL.lock();
+            let hand = state.workers.get_mut(&worker.number);
+            let pursuit = hand.map_or(Pursuit::Wait, |hand| hand.condemn(id));
+            drop(state);
+            pursuit.execute(worker);
+        }
         let limit = grace.map_or(pulse, |grace| left(grace).clamp(MOMENT, pulse));
         source.set_timeout(Some(limit));
-        let heard = frames.wait(&mut source);
+        let heard = reader.fill(&mut source);
         if heard.is_ok() {
             (silence, pulse, reported) = (Duration::ZERO, shortest, false);
         }
         match heard {
             Ok(false) => return Ok(()),
-            Ok(true) => {
-                if advance(worker, &mut frames) {
-                    return farewell(worker, &mut source);
-                }
-            }
+            Ok(true) => {}
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -452,51 +457,49 @@ fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
                 _ => return Err(error.into()),
             },
         }
-        match frames.take() {
-            None => {}
-            Some((Kind::Progress, id, payload)) => {
+        let mut frames = iter::from_fn(|| reader.pop()).peekable();
+        if advance(worker, &mut frames) {
+            return farewell(worker, &mut source);
+        }
+        let Some(frame) = frames.next() else { continue };
+        let (id, payload) = (frame.call, frame.payload);
+        match frame.kind {
+            Kind::Progress => {
                 let call = POOL
                     .lock()
                     .workers
                     .get_mut(&worker.number)
                     .and_then(|hand| Some(Arc::clone(&hand.find(id)?.item.call)));
                 if let Some(call) = call {
-                    call.progress(payload);
+                    call.progress(&payload);
                 }
             }
-            Some((Kind::Panic, id, payload)) => panicked(worker, id, payload),
-            Some((Kind::Returned, _, mut payload)) => {
-                let ids = Vec::<u64>::decode(&mut payload).map_err(io::Error::other)?;
+            Kind::Panic => panicked(worker, id, &payload),
+            Kind::Returned => {
+                let ids = Vec::<u64>::decode(&mut &*payload).map_err(io::Error::other)?;
                 if returned(worker, &ids) {
                     return farewell(worker, &mut source);
                 }
             }
             // That of a call that is over says nothing of the next.
-            Some((Kind::Cancelling, id, _)) if !is_in_flight(worker, id) => {}
-            Some((Kind::Cancelling, id, _)) => {
+            Kind::Cancelling if !is_in_flight(worker, id) => {}
+            Kind::Cancelling => {
                 let end = Instant::now().checked_add(settings.cancel_grace);
                 grace = end.map(|end| (end, id));
             }
-            Some((Kind::Pong, ..)) => {
+            Kind::Pong => {
                 source.make_blocking();
                 load(worker);
             }
-            Some((Kind::Refused, _, mut payload)) => {
-                let refusal = <(Option<i32>, String)>::decode(&mut payload);
+            Kind::Refused => {
+                let refusal = <(Option<i32>, String)>::decode(&mut &payload[..]);
                 let (code, text) = refusal.map_err(io::Error::other)?;
                 let error = code.map(io::Error::from_raw_os_error);
                 return Err(Cut::Refused(
                     error.unwrap_or_else(|| io::Error::other(text)),
                 ));
             }
-            Some(_) => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
-        }
-        if let Some((_, id)) = grace.take_if(|grace| left(*grace).is_zero()) {
-            let mut state = POOL.lock();
-            let hand = state.workers.get_mut(&worker.number);
-            let pursuit = hand.map_or(Pursuit::Wait, |hand| hand.condemn(id));
-            drop(state);
-            pursuit.execute(worker);
+            _ => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
         }
     }
 }
@@ -533,23 +536,25 @@ fn is_in_flight(worker: &Worker, id: u64) -> bool {
 
 /// What the worker has begun and ended, as far as it is here, in one go; says whether the worker is to
 /// leave.
-fn advance(worker: &Worker, frames: &mut Frames) -> bool {
-    let tidings = || {
-        let known = |(kind, ..): &Frame<'_>| matches!(kind, Kind::Start | Kind::Done);
-        frames.ready().take_while(known)
-    };
-    let count = tidings().count();
-    let bloated = tidings().any(|(kind, ..)| kind == Kind::Done) && is_bloated(worker);
+fn advance<'a>(worker: &Worker, frames: &mut Peekable<impl Iterator<Item = Frame<'a>>>) -> bool {
+    let is_start_or_done = |frame: &Frame<'_>| matches!(frame.kind, Kind::Start | Kind::Done);
+    let batch: Vec<_> = iter::from_fn(|| frames.next_if(is_start_or_done)).collect();
+    if batch.is_empty() {
+        return false;
+    }
+    let bloated = batch.iter().any(|frame| frame.kind == Kind::Done) && is_bloated(worker);
     let (mut begun, mut over, now) = (Vec::new(), Vec::new(), Instant::now());
     let mut state = POOL.lock();
     let Some(hand) = state.workers.get_mut(&worker.number) else {
-        frames.skip(count);
         return false;
     };
-    for (kind, id, payload) in tidings() {
-        match kind {
-            Kind::Start => begun.extend(hand.begin(id, now)),
-            _ => over.extend(hand.finish(id, now).map(|entry| (entry, payload))),
+    for frame in batch {
+        match frame.kind {
+            Kind::Start => begun.extend(hand.begin(frame.call, now)),
+            _ => {
+                let entry = hand.finish(frame.call, now);
+                over.extend(entry.map(|entry| (entry, frame.payload)));
+            }
         }
     }
     hand.spent |= bloated;
@@ -577,7 +582,7 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
     let settled = over.len();
     for (entry, payload) in over {
         match entry.stop {
-            None => entry.item.call.done(payload, entry.panics),
+            None => entry.item.call.done(&payload, entry.panics),
             // It ended by itself when it was asked to.
             Some((reason, _)) => {
                 let took = entry
@@ -586,6 +591,9 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
                 let error = stopped_after(&entry.item, reason, took, false);
                 entry.item.call.fail(error);
             }
+        }
+        if let Cow::Owned(mut large) = payload {
+            spare::give(&mut large);
         }
     }
     if unheard {
@@ -598,7 +606,6 @@ fn advance(worker: &Worker, frames: &mut Frames) -> bool {
     if settled > 0 {
         POOL.settled(settled);
     }
-    frames.skip(count);
     leaves
 }
 

@@ -8,9 +8,12 @@
 //!
 //! Pure: knows neither process nor thread nor socket.
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::io::{self, Read};
 
 use super::spare;
+use super::wire::Wire;
 
 /// The kinds of frames, with what the payload is and who sends it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,21 +45,26 @@ pub(crate) enum Kind {
     Refused = 12,
 }
 
-impl Kind {
-    const ALL: [Kind; 12] = [
-        Kind::Call,
-        Kind::Ping,
-        Kind::Recall,
-        Kind::Cancel,
-        Kind::Start,
-        Kind::Progress,
-        Kind::Panic,
-        Kind::Done,
-        Kind::Returned,
-        Kind::Cancelling,
-        Kind::Pong,
-        Kind::Refused,
-    ];
+impl TryFrom<u32> for Kind {
+    type Error = io::Error;
+
+    fn try_from(number: u32) -> io::Result<Kind> {
+        Ok(match number {
+            1 => Kind::Call,
+            2 => Kind::Ping,
+            3 => Kind::Recall,
+            4 => Kind::Cancel,
+            5 => Kind::Start,
+            6 => Kind::Progress,
+            7 => Kind::Panic,
+            8 => Kind::Done,
+            9 => Kind::Returned,
+            10 => Kind::Cancelling,
+            11 => Kind::Pong,
+            12 => Kind::Refused,
+            _ => return Err(broken("something that is no frame arrived")),
+        })
+    }
 }
 
 pub(crate) const HEADER: usize = 20;
@@ -66,9 +74,7 @@ const MARK: u32 = 0x756e_7300;
 /// Writes a header whose length is not known yet; [`end`] fills it in.
 pub(crate) fn begin(out: &mut Vec<u8>, kind: Kind, call: u64) -> usize {
     let start = out.len();
-    out.extend_from_slice(&(MARK | kind as u32).to_le_bytes());
-    out.extend_from_slice(&call.to_le_bytes());
-    out.extend_from_slice(&0u64.to_le_bytes());
+    (MARK | kind as u32, call, 0u64).encode(out);
     start
 }
 
@@ -101,28 +107,13 @@ struct Header {
 }
 
 fn header(bytes: &[u8], limit: usize) -> io::Result<Option<Header>> {
-    let Some((head, _)) = bytes.split_at_checked(HEADER) else {
+    let Some((mut head, _)) = bytes.split_at_checked(HEADER) else {
         return Ok(None);
     };
-    let number = |range: std::ops::Range<usize>| {
-        head[range]
-            .iter()
-            .rev()
-            .fold(0u64, |number, byte| number << 8 | u64::from(*byte))
-    };
-    let mark = number(0..4);
-    let kind = Kind::ALL
-        .into_iter()
-        .find(|kind| u64::from(MARK | *kind as u32) == mark);
-    let Some(kind) = kind else {
-        return Err(broken("something that is no frame arrived"));
-    };
-    match usize::try_from(number(12..20)) {
-        Ok(length) if length <= limit => Ok(Some(Header {
-            kind,
-            call: number(4..12),
-            length,
-        })),
+    let (mark, call, length) = <(u32, u64, u64)>::decode(&mut head).map_err(io::Error::other)?;
+    let kind = Kind::try_from(mark ^ MARK)?;
+    match usize::try_from(length) {
+        Ok(length) if length <= limit => Ok(Some(Header { kind, call, length })),
         _ => Err(broken("a frame longer than the limit arrived")),
     }
 }
@@ -133,6 +124,8 @@ fn broken(what: &str) -> io::Error {
 
 /// Bytes read at once. Most frames are small: many come with one read.
 const CHUNK: usize = spare::LARGE;
+/// How far the length of a frame is trusted: the memory for its payload grows in steps of this size.
+const RESERVE: usize = 1 << 20;
 
 /// Where frames come from.
 pub(crate) trait Source: Read {
@@ -141,157 +134,115 @@ pub(crate) trait Source: Read {
     fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()>;
 }
 
-/// The kind, the number of the call, and the payload.
-pub(crate) type Frame<'a> = (Kind, u64, &'a [u8]);
-
-/// Cuts frames out of a stream.
-pub(crate) struct Frames {
-    /// The largest payload that is taken.
-    limit: usize,
-    chunk: Box<[u8]>,
-    /// What of the chunk is read and not yet given out.
-    start: usize,
-    end: usize,
-    /// The payload of a frame that the chunk is too small for. Grows as bytes arrive, so a length
-    /// that lies allocates nothing.
-    large: Vec<u8>,
-    /// The header that belongs to `large`, while that is being filled.
-    filling: Option<Header>,
+/// A frame that has arrived.
+pub(crate) struct Frame<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) call: u64,
+    /// Small payloads are borrowed from the reader, large ones are given away.
+    pub(crate) payload: Cow<'a, [u8]>,
 }
 
-/// What the length of a frame is trusted for.
-const RESERVE: usize = 1 << 20;
+impl<'a> Frame<'a> {
+    fn new(header: Header, payload: impl Into<Cow<'a, [u8]>>) -> Frame<'a> {
+        Frame {
+            kind: header.kind,
+            call: header.call,
+            payload: payload.into(),
+        }
+    }
+}
 
-impl Frames {
-    pub(crate) fn new(limit: usize) -> Frames {
-        Frames {
-            // With its header it has to fit into memory.
-            limit: limit.min(isize::MAX as usize),
+/// Cuts frames out of a stream: [`fill`](Self::fill) reads, [`pop`](Self::pop) cuts.
+pub(crate) struct FrameReader {
+    /// The largest payload that is accepted.
+    limit: usize,
+    chunk: Box<[u8]>,
+    /// The bytes of the chunk from `start` to `end` are read and not yet popped. In a cell, so that
+    /// `pop` leaves the reader shared: many frames can be held at once, and none beyond the next `fill`.
+    start: Cell<usize>,
+    end: usize,
+    /// A payload larger than the chunk, not all of which has arrived. The chunk is empty meanwhile.
+    partial: Option<(Header, Vec<u8>)>,
+    /// The same, all of which has arrived and which is not yet popped.
+    whole: Cell<Option<(Header, Vec<u8>)>>,
+}
+
+impl FrameReader {
+    pub(crate) fn new(limit: usize) -> FrameReader {
+        FrameReader {
+            // A frame has to fit into memory with its header.
+            limit: limit.min(isize::MAX as usize - HEADER),
             chunk: vec![0; CHUNK].into_boxed_slice(),
-            start: 0,
+            start: Cell::new(0),
             end: 0,
-            large: Vec::new(),
-            filling: None,
+            partial: None,
+            whole: Cell::new(None),
         }
     }
 
-    /// The next frame. `None` is the end of the stream between two frames.
+    /// Blocks until there is a whole frame to pop; `false` at the end of the stream between two frames.
+    /// Does not read if there is one already.
     ///
-    /// After an error like `WouldBlock` it may be called again and goes on where it stood.
+    /// It may be called again after an error such as `WouldBlock`, and continues where it stopped.
     ///
     /// # Errors
     ///
-    /// Those of the source; `UnexpectedEof` within a frame; `InvalidData` for bytes that are no frame
-    /// or one above the limit.
-    pub(crate) fn next(&mut self, source: &mut impl Source) -> io::Result<Option<Frame<'_>>> {
-        self.wait(source)?;
-        Ok(self.take())
-    }
-
-    /// The next frame, if it is here as a whole.
-    pub(crate) fn take(&mut self) -> Option<Frame<'_>> {
-        let Header { kind, call, length } = self.pass()?;
-        let payload = match HEADER + length > CHUNK {
-            true => &self.large[..],
-            false => &self.chunk[self.start - length..self.start],
-        };
-        Some((kind, call, payload))
-    }
-
-    /// Waits for the next frame without taking it; `false` at the end of the stream. Fails as `next`
-    /// does.
-    pub(crate) fn wait(&mut self, source: &mut impl Source) -> io::Result<bool> {
-        if self.filling.is_none() {
-            spare::give(&mut self.large);
-        }
-        while !self.is_ready() {
-            let waiting = &self.chunk[self.start..self.end];
-            match (self.filling, header(waiting, self.limit)?) {
-                (Some(header), _) => self.fill_large(header, source)?,
-                (None, Some(header)) if HEADER + header.length > CHUNK => {
-                    self.large.clear();
-                    spare::lend(&mut self.large);
-                    self.large.extend_from_slice(&waiting[HEADER..]);
-                    (self.start, self.end) = (0, 0);
-                    self.filling = Some(header);
+    /// Those of the source; `UnexpectedEof` at the end of the stream within a frame; `InvalidData` for
+    /// bytes that are not a frame and for a frame above the limit.
+    pub(crate) fn fill(&mut self, source: &mut impl Source) -> io::Result<bool> {
+        while self.whole.get_mut().is_none() {
+            if let Some((header, payload)) = &mut self.partial {
+                let missing = header.length - payload.len();
+                payload.reserve(missing.min(RESERVE));
+                source.read_many(missing, payload)?;
+                if payload.len() < header.length {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                (None, _) if !self.fill_chunk(source)? => return Ok(false),
-                (None, _) => {}
+                self.whole.set(self.partial.take());
+                break;
+            }
+            let unread = &self.chunk[self.start.get()..self.end];
+            match header(unread, self.limit)? {
+                Some(header) if HEADER + header.length <= unread.len() => break,
+                Some(header) if HEADER + header.length > CHUNK => {
+                    let mut payload = Vec::new();
+                    spare::lend(&mut payload);
+                    payload.extend_from_slice(&unread[HEADER..]);
+                    (self.start, self.end) = (Cell::default(), 0);
+                    self.partial = Some((header, payload));
+                }
+                _ if !self.read_chunk(source)? => return Ok(false),
+                _ => {}
             }
         }
         Ok(true)
     }
 
-    /// The frames that are here as a whole.
-    pub(crate) fn ready(&self) -> impl Iterator<Item = Frame<'_>> {
-        let (mut at, mut large) = (self.start, self.filling);
-        std::iter::from_fn(move || {
-            if let Some(header) = large.take() {
-                let is_whole = self.large.len() == header.length;
-                return is_whole.then_some((header.kind, header.call, &self.large[..]));
-            }
-            let rest = &self.chunk[at..self.end];
-            let header = header(rest, self.limit).ok()??;
-            let payload = rest.get(HEADER..HEADER + header.length)?;
-            at += HEADER + header.length;
-            Some((header.kind, header.call, payload))
-        })
-    }
-
-    /// Passes over so many of them.
-    pub(crate) fn skip(&mut self, count: usize) {
-        for _ in 0..count {
-            self.pass();
+    /// Takes the next frame, if all of it has arrived.
+    pub(crate) fn pop(&self) -> Option<Frame<'_>> {
+        if let Some((header, payload)) = self.whole.take() {
+            return Some(Frame::new(header, payload));
         }
-    }
-
-    fn pass(&mut self) -> Option<Header> {
-        if !self.is_ready() {
-            return None;
-        }
-        if self.filling.is_some() {
-            return self.filling.take();
-        }
-        let header = header(&self.chunk[self.start..self.end], self.limit).ok()??;
-        self.start += HEADER + header.length;
-        Some(header)
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        self.ready().next().is_some()
-    }
-
-    /// The payload of the last frame, which has this length, as the caller's own: a large one is given
-    /// away, a small one copied.
-    pub(crate) fn take_payload(&mut self, length: usize) -> Vec<u8> {
-        match HEADER + length > CHUNK {
-            true => std::mem::take(&mut self.large),
-            false => self.chunk[self.start - length..self.start].to_vec(),
-        }
+        let unread = &self.chunk[self.start.get()..self.end];
+        // `fill` reports an error.
+        let header = header(unread, self.limit).ok()??;
+        let range = HEADER..HEADER + header.length;
+        let payload = unread.get(range.clone())?;
+        self.start.set(self.start.get() + range.end);
+        Some(Frame::new(header, payload))
     }
 
     /// Reads once; `false` at the end of the stream.
-    fn fill_chunk(&mut self, source: &mut impl Read) -> io::Result<bool> {
-        if self.start > 0 {
-            self.chunk.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
+    fn read_chunk(&mut self, source: &mut impl Read) -> io::Result<bool> {
+        let start = self.start.take();
+        self.chunk.copy_within(start..self.end, 0);
+        self.end -= start;
         match source.read(&mut self.chunk[self.end..])? {
             0 if self.end > 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             read => {
                 self.end += read;
                 Ok(read > 0)
             }
-        }
-    }
-
-    fn fill_large(&mut self, header: Header, source: &mut impl Source) -> io::Result<()> {
-        let missing = header.length - self.large.len();
-        self.large.reserve(missing.min(RESERVE));
-        source.read_many(missing, &mut self.large)?;
-        match self.large.len() == header.length {
-            true => Ok(()),
-            false => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }
@@ -352,6 +303,27 @@ mod tests {
         bytes
     }
 
+    fn next<'a>(
+        frames: &'a mut FrameReader,
+        source: &mut impl Source,
+    ) -> io::Result<Option<Frame<'a>>> {
+        frames.fill(source)?;
+        Ok(frames.pop())
+    }
+
+    /// Why the first frame of these bytes is no frame.
+    fn refused(mut bytes: &[u8]) -> io::Error {
+        FrameReader::new(1 << 30).fill(&mut bytes).unwrap_err()
+    }
+
+    /// The memory of a payload that has not arrived.
+    fn reserved(frames: &FrameReader) -> usize {
+        frames
+            .partial
+            .as_ref()
+            .map_or(0, |(_, payload)| payload.capacity())
+    }
+
     /// Numbers by xorshift (Marsaglia 2003), the same in every run.
     struct Random(u64);
 
@@ -367,7 +339,7 @@ mod tests {
     #[test]
     fn a_million_mutated_and_random_streams() {
         let _turn = turn();
-        let (mut random, mut frames) = (Random(0x9e37_79b9_7f4a_7c15), Frames::new(2 * CHUNK));
+        let (mut random, mut frames) = (Random(0x9e37_79b9_7f4a_7c15), FrameReader::new(2 * CHUNK));
         let (mut whole, mut refused, mut torn) = (0, 0, 0);
         let valid = stream(&[0, 1, 30, 7, 0, 100]);
         let mut bytes = Vec::new();
@@ -384,27 +356,29 @@ mod tests {
                 }
             }
             let mut source = Pieces(&bytes, 1 + random.below(bytes.len() + 1));
-            let mut given = 0;
+            let (mut given, mut most) = (0, 0);
             let end = loop {
-                match frames.next(&mut source) {
-                    Ok(Some((_, _, payload))) => given += HEADER + payload.len(),
+                match next(&mut frames, &mut source) {
+                    Ok(Some(Frame { payload, .. })) => {
+                        given += HEADER + payload.len();
+                        if let Cow::Owned(large) = payload {
+                            most = most.max(large.capacity());
+                        }
+                    }
                     Ok(None) => break None,
                     Err(error) => break Some(error.kind()),
                 }
             };
             assert!(given <= bytes.len(), "more than there was");
-            assert!(
-                frames.large.capacity() <= 4 * CHUNK,
-                "for {} bytes",
-                bytes.len()
-            );
+            most = most.max(reserved(&frames));
+            assert!(most <= 4 * CHUNK, "{most} for {} bytes", bytes.len());
             match end {
                 None => whole += 1,
                 Some(io::ErrorKind::InvalidData) => refused += 1,
                 Some(io::ErrorKind::UnexpectedEof) => torn += 1,
                 Some(other) => panic!("{other}"),
             }
-            (frames.start, frames.end, frames.filling) = (0, 0, None);
+            (frames.start, frames.end, frames.partial) = (Cell::default(), 0, None);
         }
         let least = [whole, refused, torn].into_iter().min();
         assert!(
@@ -430,24 +404,46 @@ mod tests {
         ];
         let bytes = stream(&sizes);
         let mut source = bytes.as_slice();
-        let mut frames = Frames::new(1 << 30);
+        let mut frames = FrameReader::new(1 << 30);
         for (call, length) in sizes.into_iter().enumerate() {
-            let (kind, number, payload) = frames.next(&mut source).unwrap().unwrap();
+            let frame = next(&mut frames, &mut source).unwrap().unwrap();
+            let payload = &frame.payload;
             assert_eq!(
-                (kind, number, payload.len()),
+                (frame.kind, frame.call, payload.len()),
                 (Kind::Done, call as u64, length)
             );
-            let payload = payload.to_vec();
             assert!(
                 (0u8..=255)
                     .cycle()
-                    .zip(&payload)
+                    .zip(&**payload)
                     .all(|(byte, found)| byte == *found)
             );
-            assert!(frames.take_payload(length) == payload, "{length} bytes");
+            let is_given_away = matches!(payload, Cow::Owned(_));
+            assert_eq!(is_given_away, HEADER + length > CHUNK, "{length} bytes");
         }
-        assert!(frames.next(&mut source).unwrap().is_none());
-        assert!(frames.large.capacity() <= CHUNK);
+        assert!(next(&mut frames, &mut source).unwrap().is_none());
+        assert_eq!(reserved(&frames), 0);
+    }
+
+    #[test]
+    fn frames_that_arrive_together_can_be_held_together() {
+        let bytes = stream(&[3, 0, CHUNK / 2, 2 * CHUNK, 5]);
+        let mut source = bytes.as_slice();
+        let mut frames = FrameReader::new(1 << 30);
+        let mut batches = Vec::new();
+        while frames.fill(&mut source).unwrap() {
+            assert!(frames.fill(&mut source).unwrap(), "the same frames again");
+            let batch: Vec<_> = std::iter::from_fn(|| frames.pop()).collect();
+            batches.push(Vec::from_iter(
+                batch.iter().map(|frame| (frame.call, frame.payload.len())),
+            ));
+        }
+        let expected = [
+            vec![(0, 3), (1, 0), (2, CHUNK / 2)],
+            vec![(3, 2 * CHUNK)],
+            vec![(4, 5)],
+        ];
+        assert_eq!(batches, expected);
     }
 
     #[test]
@@ -455,15 +451,15 @@ mod tests {
         let _turn = turn();
         let bytes = stream(&[3, CHUNK + 10, 0]);
         let mut source = Drip(&bytes, false);
-        let mut frames = Frames::new(1 << 30);
+        let mut frames = FrameReader::new(1 << 30);
         let mut lengths = Vec::new();
         loop {
-            match frames.next(&mut source) {
-                Ok(Some((_, _, payload))) => lengths.push(payload.len()),
+            match next(&mut frames, &mut source) {
+                Ok(Some(frame)) => lengths.push(frame.payload.len()),
                 Ok(None) => break,
                 Err(error) => {
                     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                    assert!(frames.take().is_none(), "half a frame");
+                    assert!(frames.pop().is_none(), "half a frame");
                 }
             }
         }
@@ -476,9 +472,9 @@ mod tests {
         let bytes = stream(&[10, 2 * CHUNK]);
         for cut in [1, HEADER - 1, HEADER + 3, HEADER + 10 + 5, bytes.len() - 1] {
             let mut source = &bytes[..cut];
-            let mut frames = Frames::new(1 << 30);
+            let mut frames = FrameReader::new(1 << 30);
             let error = loop {
-                match frames.next(&mut source) {
+                match next(&mut frames, &mut source) {
                     Ok(Some(_)) => {}
                     Ok(None) => panic!("cut at {cut} taken for an end between two frames"),
                     Err(error) => break error,
@@ -490,16 +486,20 @@ mod tests {
 
     #[test]
     fn bytes_of_another_origin_are_no_frame() {
-        let error = Frames::new(1 << 30)
-            .next(&mut &b"GET / HTTP/1.1\r\nHost: x\r\n"[..])
-            .unwrap_err();
+        let error = refused(b"GET / HTTP/1.1\r\nHost: x\r\n");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         let mut unknown = stream(&[0]);
         unknown[0] = 200;
-        let error = Frames::new(1 << 30)
-            .next(&mut unknown.as_slice())
-            .unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(refused(&unknown).kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn every_kind_arrives_as_what_it_is() {
+        let kinds: Vec<_> = (0..=u32::from(u8::MAX)).flat_map(Kind::try_from).collect();
+        for (number, kind) in (1..).zip(&kinds) {
+            assert_eq!(*kind as u32, number);
+        }
+        assert_eq!(kinds.last(), Some(&Kind::Pong));
     }
 
     #[test]
@@ -508,13 +508,12 @@ mod tests {
         let mut lie = stream(&[0]);
         lie[12..20].copy_from_slice(&(1u64 << 29).to_le_bytes());
         lie.extend([0; 100]);
-        let mut frames = Frames::new(1 << 30);
-        let error = frames.next(&mut lie.as_slice()).unwrap_err();
+        let mut frames = FrameReader::new(1 << 30);
+        let error = frames.fill(&mut lie.as_slice()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        assert!(frames.large.capacity() <= 2 * RESERVE);
+        assert!(reserved(&frames) <= 2 * RESERVE);
 
         lie[12..20].copy_from_slice(&u64::MAX.to_le_bytes());
-        let error = Frames::new(1 << 30).next(&mut lie.as_slice()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(refused(&lie).kind(), io::ErrorKind::InvalidData);
     }
 }

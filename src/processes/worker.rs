@@ -25,7 +25,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use super::frame::{self, Frames, Kind};
+use super::frame::{self, Frame, FrameReader, Kind};
 use super::link::{self, Reader, Stream, Terms};
 use super::registry;
 use super::spare;
@@ -218,7 +218,7 @@ struct Queue {
 }
 
 struct Incoming {
-    frames: Frames,
+    frames: FrameReader,
     source: Reader<'static>,
 }
 
@@ -289,7 +289,7 @@ fn serve() -> ! {
         .name("unsync-call".into())
         .stack_size(stack_size(terms));
     worker.queue().incoming = Some(Incoming {
-        frames: Frames::new(usize::MAX),
+        frames: FrameReader::new(usize::MAX),
         source: Reader::new(&worker.link),
     });
     let follower = thread::Builder::new().name("unsync-link".into());
@@ -372,27 +372,35 @@ impl Worker {
         process::exit(1)
     }
 
-    /// Takes the next frame; gives the job that it brings, if any. At the end of the link the process
-    /// ends.
-    fn receive(&self, incoming: &mut Incoming) -> Option<Job> {
-        match incoming.frames.next(&mut incoming.source) {
-            Ok(Some((Kind::Call, call, payload))) => {
-                let length = payload.len();
-                let payload = incoming.frames.take_payload(length);
+    /// Does what a frame says; gives the job that it brings, if any.
+    fn accept(&self, frame: Frame<'_>, reader: &mut Reader<'_>) -> Option<Job> {
+        let call = frame.call;
+        match frame.kind {
+            Kind::Call => {
+                let payload = frame.payload.into_owned();
                 return Some(Job::Call { call, payload });
             }
-            Ok(Some((Kind::Ping, ..))) => return Some(Job::Pong),
-            Ok(Some((Kind::Recall, ..))) => self.recall(&mut incoming.source),
-            Ok(Some((Kind::Cancel, call, _))) => {
+            Kind::Ping => return Some(Job::Pong),
+            Kind::Recall => self.recall(reader),
+            Kind::Cancel => {
                 // Of a call that is over it says nothing of the one that runs.
                 if call == self.running.load(Ordering::Relaxed) {
                     self.cancelled.store(call, Ordering::Relaxed);
                 }
                 let mut frame = Vec::new();
                 frame::plain(&mut frame, Kind::Cancelling, call);
-                self.send(&frame, Some(&mut incoming.source));
+                self.send(&frame, Some(reader));
             }
-            Ok(Some(_) | None) => leave(None),
+            _ => leave(None),
+        }
+        None
+    }
+
+    /// Reads until there is a frame. At the end of the link the process ends.
+    fn fill(&self, incoming: &mut Incoming) {
+        match incoming.frames.fill(&mut incoming.source) {
+            Ok(true) => {}
+            Ok(false) => leave(None),
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => spare::clear(spare::REST),
@@ -402,7 +410,6 @@ impl Worker {
                 ))),
             },
         }
-        None
     }
 
     /// Gives back what has not started.
@@ -463,13 +470,17 @@ impl Worker {
                 self.wait();
                 continue;
             };
-            if !incoming.frames.is_ready() {
-                self.finish(outbox, Some(&mut incoming.source));
-                // An idle lane has nothing to look after but the buffers.
-                let rest = (!spare::is_empty()).then_some(spare::REST);
-                incoming.source.set_timeout(rest);
-            }
-            let job = self.receive(&mut incoming);
+            let job = match incoming.frames.pop() {
+                Some(frame) => self.accept(frame, &mut incoming.source),
+                None => {
+                    self.finish(outbox, Some(&mut incoming.source));
+                    // An idle lane has nothing to look after but the buffers.
+                    let rest = (!spare::is_empty()).then_some(spare::REST);
+                    incoming.source.set_timeout(rest);
+                    self.fill(&mut incoming);
+                    None
+                }
+            };
             self.queue().incoming = Some(incoming);
             if let Some(job) = job {
                 return job;
@@ -543,11 +554,12 @@ impl Worker {
     /// Reads the link until the lane can do it again.
     fn relieve(&self, mut incoming: Incoming) {
         incoming.source.set_timeout(Some(spare::REST));
-        let mut busy = true;
-        while busy {
-            let job = self.receive(&mut incoming);
-            busy = self.busy.load(Ordering::SeqCst);
-            if let Some(job) = job {
+        while self.busy.load(Ordering::SeqCst) {
+            let Some(frame) = incoming.frames.pop() else {
+                self.fill(&mut incoming);
+                continue;
+            };
+            if let Some(job) = self.accept(frame, &mut incoming.source) {
                 let mut queue = self.queue();
                 queue.jobs.push_back(job);
                 self.queued.store(queue.jobs.len(), Ordering::Relaxed);
