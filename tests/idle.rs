@@ -224,6 +224,10 @@ fn large_buffers_are_given_back() {
                 (resident < LARGE / 2, resident)
             });
         }
+        eventually(QUICK, "the thread that freed them has ended", || {
+            let names = support::thread_names();
+            (!names.iter().any(|name| name == "unsync-buffers"), names)
+        });
         assert_idle("without them");
     });
 }

@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
 use super::link::{self, Reader, Refusal, Stream, Terms};
 use super::pool::{DEATHS, FAILURES, Hand, InFlight, Item, POOL, Pursuit, Remote, State};
-use super::spare;
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
 use crate::config::{Settings, new_deep_thread, new_thread, settings, stack_size};
@@ -180,9 +180,8 @@ fn attend(number: u64) {
         discard(payload);
         Err(io::Error::other("the attendant panicked").into())
     });
+    buffers::free();
     bury(&worker, before, end.err(), &copied);
-    // There may be no attendant left who would do it when it is time.
-    spare::clear(Duration::ZERO);
 }
 
 // -------------------------------------------------------------------------------------- the start
@@ -447,7 +446,6 @@ fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
                     if settings.debug && silence >= FROZEN && !reported {
                         reported = report_stopped(worker);
                     }
-                    spare::clear(spare::REST);
                     if rest(worker, silence, settings) {
                         return farewell(worker, &mut source);
                     }
@@ -558,7 +556,9 @@ fn advance<'a>(worker: &Worker, frames: &mut Peekable<impl Iterator<Item = Frame
         }
     }
     hand.spent |= bloated;
-    hand.unheard = over.iter().any(|(_, payload)| payload.len() > spare::LARGE);
+    hand.unheard = over
+        .iter()
+        .any(|(_, payload)| payload.len() > buffers::LARGE);
     let unheard = hand.unheard;
     let leaves = !over.is_empty() && hand.is_over();
     let first = !begun.is_empty() && !std::mem::replace(&mut hand.serves, true);
@@ -593,7 +593,7 @@ fn advance<'a>(worker: &Worker, frames: &mut Peekable<impl Iterator<Item = Frame
             }
         }
         if let Cow::Owned(mut large) = payload {
-            spare::give(&mut large);
+            buffers::recycle(&mut large);
         }
     }
     if unheard {
@@ -621,7 +621,7 @@ pub(super) struct Begun {
 
 impl Begun {
     fn tell(mut self, worker: &Worker) {
-        spare::give(&mut self.frame);
+        buffers::recycle(&mut self.frame);
         self.call.begin();
         if self.in_grace {
             worker.say(Kind::Cancel, self.id);

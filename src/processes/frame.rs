@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::{self, Read};
 
-use super::spare;
+use super::buffers;
 use super::wire::Wire;
 
 /// The kinds of frames, with what the payload is and who sends it.
@@ -123,7 +123,7 @@ fn broken(what: &str) -> io::Error {
 }
 
 /// Bytes read at once. Most frames are small: many come with one read.
-const CHUNK: usize = spare::LARGE;
+const CHUNK: usize = buffers::LARGE;
 /// How far the length of a frame is trusted: the memory for its payload grows in steps of this size.
 const RESERVE: usize = 1 << 20;
 
@@ -206,7 +206,7 @@ impl FrameReader {
                 Some(header) if HEADER + header.length <= unread.len() => break,
                 Some(header) if HEADER + header.length > CHUNK => {
                     let mut payload = Vec::new();
-                    spare::lend(&mut payload);
+                    buffers::enlarge(&mut payload);
                     payload.extend_from_slice(&unread[HEADER..]);
                     (self.start, self.end) = (Cell::default(), 0);
                     self.partial = Some((header, payload));
@@ -250,14 +250,7 @@ impl FrameReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// For tests that look at the memory of a buffer: spare ones are shared.
-    fn turn() -> std::sync::MutexGuard<'static, ()> {
-        static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(|poison| poison.into_inner());
-        spare::clear(std::time::Duration::ZERO);
-        turn
-    }
+    use crate::processes::buffers::tests::turn;
 
     macro_rules! sources {
         ($($source:ty)*) => {$(

@@ -26,6 +26,7 @@
 
 mod attendant;
 mod beside;
+mod buffers;
 mod frame;
 mod link;
 mod pool;
@@ -33,7 +34,6 @@ pub(crate) mod registry;
 // Not used by the pool yet.
 #[cfg(test)]
 mod scheduler;
-mod spare;
 pub(crate) mod wire;
 pub(crate) mod worker;
 
@@ -193,7 +193,7 @@ where
     };
     let id = pool::next_id();
     let mut frame = Vec::with_capacity(64);
-    spare::lend(&mut frame);
+    buffers::enlarge(&mut frame);
     let start = frame::begin(&mut frame, Kind::Call, id);
     entrypoint.encode(&mut frame);
     let encoded = wall(|| {
@@ -211,9 +211,9 @@ where
         Error::new(ErrorKind::TooLarge, text)
     })?;
     frame::end(&mut frame, start);
-    if frame.len() <= spare::LARGE && frame.capacity() > spare::LARGE {
+    if frame.len() <= buffers::LARGE && frame.capacity() > buffers::LARGE {
         let small = frame.clone();
-        spare::give(&mut frame);
+        buffers::recycle(&mut frame);
         frame = small;
     }
     Ok((id, entry.name, frame))

@@ -11,7 +11,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, OnceLock};
 
-use super::spare;
+use super::buffers;
 use super::wire::{Wire, encode_within};
 use crate::error::{Error, ErrorKind, lock};
 
@@ -115,9 +115,9 @@ where
     // The program's own `decode` may have given the error any kind.
     let arguments = A::decode(&mut &payload[size_of::<u64>()..])
         .map_err(|error| Error::new(ErrorKind::Codec, error.to_string()))?;
-    spare::give(&mut payload);
+    buffers::recycle(&mut payload);
     let value = function.call(arguments);
-    spare::lend(output);
+    buffers::enlarge(output);
     encode_within(limit, &value, output).map_err(|text| Error::new(ErrorKind::TooLarge, text))
 }
 

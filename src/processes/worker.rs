@@ -25,10 +25,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
+use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
 use super::link::{self, Reader, Stream, Terms};
 use super::registry;
-use super::spare;
 use super::wire::{Wire, encode_within};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
@@ -402,8 +402,7 @@ impl Worker {
             Ok(true) => {}
             Ok(false) => leave(None),
             Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => spare::clear(spare::REST),
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
                 _ if link::is_end(&error) => leave(None),
                 _ => leave(Some(&format!(
                     "a worker process cannot read its link: {error}"
@@ -474,9 +473,6 @@ impl Worker {
                 Some(frame) => self.accept(frame, &mut incoming.source),
                 None => {
                     self.finish(outbox, Some(&mut incoming.source));
-                    // An idle lane has nothing to look after but the buffers.
-                    let rest = (!spare::is_empty()).then_some(spare::REST);
-                    incoming.source.set_timeout(rest);
                     self.fill(&mut incoming);
                     None
                 }
@@ -492,8 +488,7 @@ impl Worker {
     fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Reader<'_>>) {
         if !outbox.is_empty() {
             self.send(outbox, reader);
-            spare::give(outbox);
-            outbox.clear();
+            buffers::recycle(outbox);
         }
         self.busy.store(false, Ordering::SeqCst);
     }
@@ -553,7 +548,6 @@ impl Worker {
 
     /// Reads the link until the lane can do it again.
     fn relieve(&self, mut incoming: Incoming) {
-        incoming.source.set_timeout(Some(spare::REST));
         while self.busy.load(Ordering::SeqCst) {
             let Some(frame) = incoming.frames.pop() else {
                 self.fill(&mut incoming);
