@@ -112,6 +112,25 @@ fn every_bit_of_a_nan_arrives() {
     );
 }
 
+/// However many there are, they travel as they would one by one.
+#[test]
+fn many_numbers_arrive() {
+    macro_rules! many {
+        ($($number:ident)*) => {$(
+            let per_page = 4096 / size_of::<$number>();
+            for length in [per_page - 1, per_page, per_page + 1, 5 * per_page / 2] {
+                let numbers: Vec<_> = (0..length).map(|n| (n * 77) as $number).collect();
+                let one_by_one: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+                let bytes = encoded(&numbers);
+                assert_eq!(bytes[..8], (length as u64).to_le_bytes());
+                assert!(bytes[8..] == one_by_one, "{length} of `{}`", stringify!($number));
+                round_trip(numbers);
+            }
+        )*};
+    }
+    many!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
+}
+
 #[test]
 fn text_and_small_values_arrive() {
     round_trip(());

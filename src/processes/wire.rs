@@ -399,6 +399,10 @@ impl Wire for u8 {
     }
 }
 
+/// Many numbers are encoded in blocks of this many bytes. A block starts as zeros, which are still in the
+/// cache when the numbers overwrite them.
+const BLOCK: usize = 4096;
+
 /// One number is `#[inline]`, because generic code in the caller's crate asks for one after the
 /// other. Many at once are written so that the compiler makes a plain copy of them.
 macro_rules! numbers {
@@ -418,7 +422,15 @@ macro_rules! numbers {
             }
 
             fn encode_all(items: &[$number], out: &mut Vec<u8>) {
-                out.extend(items.iter().flat_map(|item| item.to_le_bytes()));
+                const SIZE: usize = size_of::<$number>();
+                out.reserve(size_of_val(items));
+                for items in items.chunks(BLOCK / SIZE) {
+                    let start = out.len();
+                    out.resize(start + size_of_val(items), 0);
+                    for (bytes, item) in out[start..].chunks_exact_mut(SIZE).zip(items) {
+                        bytes.copy_from_slice(&item.to_le_bytes());
+                    }
+                }
             }
 
             fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<$number>, Error> {
