@@ -79,7 +79,7 @@
 //! safe Rust, `#[unsafe(link_section)]`, and says so.
 
 // Floors, from the ground up. Nothing imports a floor above its own, no engine imports another, and
-// platform differences stand in processes/link.rs and in `register!` only. How to write to standard error
+// platform differences stand in processes/transport.rs and in `register!` only. How to write to standard error
 // without its lock is one of them: so `log` is called from below.
 mod error;
 mod progress;

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
-use super::link::{self, Reader, Refusal, Stream, Terms};
 use super::pool::{DEATHS, FAILURES, Hand, InFlight, Item, POOL, Pursuit, Remote, State};
+use super::transport::{self, Reader, Refusal, Stream, Terms};
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
 use crate::config::{Settings, new_deep_thread, new_thread, settings, stack_size};
@@ -80,7 +80,7 @@ impl Worker {
     }
 
     pub(super) fn kill(&self) {
-        if link::is_stopped(self.pid) {
+        if transport::is_stopped(self.pid) {
             self.stopped.store(true, Ordering::Relaxed);
         }
         // It fails only if the process was reaped before.
@@ -91,7 +91,7 @@ impl Worker {
 
     /// Whether the process has ended, whoever else may hold its link.
     fn has_ended(&self) -> bool {
-        link::has_ended(self.pid).unwrap_or_else(|| {
+        transport::has_ended(self.pid).unwrap_or_else(|| {
             let reaped = matches!(lock(&self.child).try_wait(), Ok(Some(_)));
             self.reaped.store(reaped, Ordering::Relaxed);
             reaped
@@ -117,7 +117,7 @@ impl Worker {
         let asked = settings().is_ok_and(|settings| settings.kill_children);
         // The number of its group is taken until the process is reaped.
         if asked && !self.reaped.load(Ordering::Relaxed) {
-            link::kill_children(self.pid);
+            transport::kill_children(self.pid);
         }
         self.kill();
         lock(&self.child).wait().ok()
@@ -223,7 +223,7 @@ fn launch() -> Result<Launched, Failure> {
             coming
         };
         let wanted = || !POOL.lock().closed;
-        link::launch(command, terms, settings.start_timeout, born, wanted)
+        transport::launch(command, terms, settings.start_timeout, born, wanted)
     });
     let refusal = match launched {
         Ok((child, link)) => return Ok((child, link, words, copied)),
@@ -246,8 +246,8 @@ fn launch() -> Result<Launched, Failure> {
 /// How a worker is started.
 fn command(settings: &Settings) -> io::Result<Command> {
     let mut command = match &settings.worker_command {
-        Some(make) => make(&link::executable()?),
-        None => link::command()?,
+        Some(make) => make(&transport::executable()?),
+        None => transport::command()?,
     };
     match setup() {
         Some(Setup::Test(name)) => {
@@ -352,7 +352,7 @@ fn refused(
 /// What is most likely wrong with a process of which nothing of ours was heard, as the beginning of a
 /// sentence.
 fn hint(status: Option<ExitStatus>, words: &str) -> String {
-    if let Some((executable, program)) = link::loader() {
+    if let Some((executable, program)) = transport::loader() {
         let (executable, program) = (executable.display(), program.display());
         return format!(
             "the executable of this process is `{executable}`, which has loaded `{program}` and \
@@ -394,7 +394,7 @@ impl Cut {
     /// Whether calls may have started without a word of it: frames were lost, or not read.
     fn hides_starts(&self) -> bool {
         match self {
-            Cut::Link(cause) => link::loses_frames(cause) || !link::is_end(cause),
+            Cut::Link(cause) => transport::loses_frames(cause) || !transport::is_end(cause),
             Cut::Refused(_) => false,
         }
     }
@@ -504,7 +504,7 @@ fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
 
 /// Reports a worker that a signal has stopped while it runs a call; says whether that is so.
 fn report_stopped(worker: &Worker) -> bool {
-    if !link::is_stopped(worker.pid) {
+    if !transport::is_stopped(worker.pid) {
         return false;
     }
     let state = POOL.lock();
@@ -514,7 +514,7 @@ fn report_stopped(worker: &Worker) -> bool {
         return false;
     };
     drop(state);
-    link::log(&format!(
+    transport::log(&format!(
         "worker process {}, which runs `{}` (started at {}), was stopped by a signal; the \
          system does that to a worker that uses the terminal",
         worker.pid,
@@ -646,7 +646,9 @@ fn is_bloated(worker: &Worker) -> bool {
     let limit = settings()
         .ok()
         .and_then(|settings| settings.memory_per_worker);
-    limit.is_some_and(|limit| link::resident_bytes(worker.pid).is_some_and(|bytes| bytes > limit))
+    limit.is_some_and(|limit| {
+        transport::resident_bytes(worker.pid).is_some_and(|bytes| bytes > limit)
+    })
 }
 
 /// Takes back what a worker has not started; says whether the worker is to leave.
@@ -891,7 +893,7 @@ impl End<'_> {
     /// Whether a panic that was told may be what ended it: one that cannot unwind aborts. The function may
     /// have caught it, and have ended in any other way later.
     fn may_be_panic(&self) -> bool {
-        self.status.is_some_and(link::is_abort) && self.abort_without_panic().is_none()
+        self.status.is_some_and(transport::is_abort) && self.abort_without_panic().is_none()
     }
 
     /// What made std abort without a panic, if it was heard to say so.
@@ -919,7 +921,11 @@ impl End<'_> {
             Some(status) => status.to_string(),
             None => "unknown exit status".into(),
         };
-        if let Some(cause) = self.cause.as_ref().filter(|cause| !link::is_end(cause)) {
+        if let Some(cause) = self
+            .cause
+            .as_ref()
+            .filter(|cause| !transport::is_end(cause))
+        {
             how = format!("{how}; {cause}");
         } else if how.contains(KILLED) {
             how.push_str(", perhaps for want of memory");
@@ -1010,7 +1016,7 @@ impl LastWords {
             copy(&mut stderr, |bytes| {
                 lock(&listener.excerpt).add(bytes);
                 // A closed standard error is no reason to stop listening.
-                let _ = link::stderr().and_then(|mut stderr| stderr.write_all(bytes));
+                let _ = transport::stderr().and_then(|mut stderr| stderr.write_all(bytes));
             });
             lock(&listener.excerpt).ended = true;
             listener.ended.notify_all();
@@ -1134,7 +1140,7 @@ fn forward_stdout(
         heard.store(true, Ordering::Relaxed);
         drop(prelude);
         copy(&mut stdout, |bytes| {
-            let _ = link::stdout().and_then(|mut stdout| stdout.write_all(bytes));
+            let _ = transport::stdout().and_then(|mut stdout| stdout.write_all(bytes));
         });
     };
     // Without the thread the pipe is closed, and printing fails in the worker.

@@ -28,9 +28,9 @@ mod attendant;
 mod beside;
 mod buffers;
 mod frame;
-mod link;
 mod pool;
 pub(crate) mod registry;
+mod transport;
 // Not used by the pool yet.
 #[cfg(test)]
 mod scheduler;
@@ -54,8 +54,8 @@ use pool::{Item, POOL, Remote};
 use wire::encode_within;
 use worker::{Ending, PanicReport};
 
-pub(crate) use link::log;
 pub use registry::Entrypoint;
+pub(crate) use transport::log;
 pub use wire::Wire;
 pub use worker::{init, is_worker, progress};
 

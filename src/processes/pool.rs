@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::attendant::{self, Begun, Worker};
 use super::frame::{self, Kind};
-use super::link;
+use super::transport;
 use super::worker::PanicReport;
 use crate::config::settings;
 use crate::error::{Error, Origin, lock};
@@ -180,7 +180,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 const DOUBLINGS: u32 = 8;
 /// Frames up to this size together may be unstarted at a worker, so that the write of a dealer never
 /// blocks. A larger frame is written by the attendant.
-const DIRECT: usize = link::ROOM;
+const DIRECT: usize = transport::ROOM;
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
 /// bytes, and a socket of Linux holds 208 KiB.
 const WRITE: usize = 256;

@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::link;
+use super::transport;
 use crate::error::{Error, ErrorKind};
 
 /// A value that can cross to a worker process and back.
@@ -552,18 +552,19 @@ impl Wire for Cow<'static, str> {
 
 impl Wire for OsString {
     fn encode(&self, out: &mut Vec<u8>) {
-        encode_slice(&link::os_bytes(self), out);
+        encode_slice(&transport::os_bytes(self), out);
     }
 
     fn decode(input: &mut &[u8]) -> Result<OsString, Error> {
         let bytes = Vec::decode(input)?;
-        link::os_string(bytes).ok_or_else(|| expected("`OsString`", "bytes of another platform"))
+        transport::os_string(bytes)
+            .ok_or_else(|| expected("`OsString`", "bytes of another platform"))
     }
 }
 
 impl Wire for PathBuf {
     fn encode(&self, out: &mut Vec<u8>) {
-        encode_slice(&link::os_bytes(self.as_os_str()), out);
+        encode_slice(&transport::os_bytes(self.as_os_str()), out);
     }
 
     fn decode(input: &mut &[u8]) -> Result<PathBuf, Error> {

@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
-use super::link::{self, Reader, Stream, Terms};
 use super::registry;
+use super::transport::{self, Reader, Stream, Terms};
 use super::wire::{Wire, encode_within};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
@@ -182,7 +182,7 @@ pub fn set_test_worker(path: &'static str) {
 pub fn test_worker() {
     if env::args_os().any(|argument| argument == TEST_ARGUMENT) {
         // Without a program to read this there is none to serve either, and that is seen there.
-        let _ = link::stdout().and_then(|mut stdout| stdout.write_all(TEST_MARK.as_bytes()));
+        let _ = transport::stdout().and_then(|mut stdout| stdout.write_all(TEST_MARK.as_bytes()));
         serve();
     }
 }
@@ -248,7 +248,7 @@ fn serve() -> ! {
         // Another thread serves. What comes after `init` is not for this one either.
         thread::park();
     }
-    let (link, terms) = match link::connect() {
+    let (link, terms) = match transport::connect() {
         Ok(connected) => connected,
         Err(error) => leave(Some(&format!(
             "this is a worker process and nobody waits for it: {error}"
@@ -326,7 +326,7 @@ fn leave(why: Option<&str>) -> ! {
         thread::sleep(Duration::from_secs(2));
         process::abort();
     });
-    why.into_iter().for_each(link::log);
+    why.into_iter().for_each(transport::log);
     match watchdog {
         Ok(_) => process::exit(i32::from(why.is_some())),
         Err(_) => process::abort(),
@@ -403,7 +403,7 @@ impl Worker {
             Ok(false) => leave(None),
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
-                _ if link::is_end(&error) => leave(None),
+                _ if transport::is_end(&error) => leave(None),
                 _ => leave(Some(&format!(
                     "a worker process cannot read its link: {error}"
                 ))),
