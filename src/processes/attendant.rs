@@ -18,8 +18,10 @@ use std::time::{Duration, Instant};
 
 use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
+use super::handshake::{SpawnError, Starting, WorkerConfig};
 use super::pool::{DEATHS, FAILURES, Hand, InFlight, Item, POOL, Pursuit, Remote, State};
-use super::transport::{self, Reader, Refusal, Stream, Terms};
+use super::procfs;
+use super::transport::{self, Link, Rx, Tx};
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, TEST_MARK, setup};
 use crate::config::{Settings, new_deep_thread, new_thread, settings, stack_size};
@@ -30,7 +32,7 @@ use crate::unfuture::Reason;
 /// A worker process, and what is needed to write to it and to end it.
 pub(super) struct Worker {
     number: u64,
-    link: Stream,
+    tx: Tx,
     /// Held while frames are written, so that they stay whole.
     writing: Mutex<()>,
     child: Mutex<Child>,
@@ -60,7 +62,7 @@ impl Worker {
     /// Writes frames. An error needs no care here: the attendant finds the end of the link.
     pub(super) fn send(&self, frames: &[u8]) {
         let _writing = lock(&self.writing);
-        let _ = self.link.write_all(frames);
+        let _ = self.tx.write_all(frames, None);
     }
 
     /// Writes a frame without a payload.
@@ -71,27 +73,26 @@ impl Worker {
     }
 
     /// Writes a large frame; fails if the worker takes nothing of it for as long as one that is frozen.
-    fn load(&self, frame: &[u8]) -> io::Result<()> {
+    fn load(&self, frame: &[u8], rx: &mut Rx) -> io::Result<()> {
         let _writing = lock(&self.writing);
-        self.link.set_write_timeout(Some(FROZEN))?;
-        self.link
-            .write_all_unless(frame, || Err(io::ErrorKind::TimedOut.into()))?;
-        self.link.set_write_timeout(None)
+        self.tx.set_write_timeout(Some(FROZEN))?;
+        self.tx.write_all(frame, Some(rx))?;
+        self.tx.set_write_timeout(None)
     }
 
     pub(super) fn kill(&self) {
-        if transport::is_stopped(self.pid) {
+        if procfs::is_stopped(self.pid) {
             self.stopped.store(true, Ordering::Relaxed);
         }
         // It fails only if the process was reaped before.
         let _ = lock(&self.child).kill();
         // If that was a wrapper only, the worker behind it leaves when it hears of the end.
-        self.link.shut_down_writing();
+        self.tx.close();
     }
 
     /// Whether the process has ended, whoever else may hold its link.
     fn has_ended(&self) -> bool {
-        transport::has_ended(self.pid).unwrap_or_else(|| {
+        procfs::has_ended(self.pid).unwrap_or_else(|| {
             let reaped = matches!(lock(&self.child).try_wait(), Ok(Some(_)));
             self.reaped.store(reaped, Ordering::Relaxed);
             reaped
@@ -107,7 +108,7 @@ impl Worker {
 
     /// Has an idle worker leave by itself, so that it can flush what it printed.
     pub(super) fn dismiss(&self) {
-        self.link.shut_down_writing();
+        self.tx.close();
     }
 
     /// Makes sure that the process has ended, and reaps it. A process whose link has ended is past
@@ -155,12 +156,12 @@ fn attend(number: u64) {
             return;
         }
     };
-    let (child, link, words, copied) = launched;
+    let (child, Link { rx, tx, eager }, words, copied) = launched;
     let pid = child.id();
     let (writing, child) = (Mutex::new(()), Mutex::new(child));
     let worker = Arc::new(Worker {
         number,
-        link,
+        tx,
         writing,
         child,
         pid,
@@ -173,10 +174,12 @@ fn attend(number: u64) {
     if state.closed {
         worker.dismiss();
     }
-    state.workers.insert(number, Hand::new(Arc::clone(&worker)));
+    state
+        .workers
+        .insert(number, Hand::new(Arc::clone(&worker), eager));
     POOL.proceed(state);
     // Whatever happens in there, the worker is buried.
-    let end = wall(|| read(&worker)).unwrap_or_else(|payload| {
+    let end = wall(|| read(&worker, rx)).unwrap_or_else(|payload| {
         discard(payload);
         Err(io::Error::other("the attendant panicked").into())
     });
@@ -186,7 +189,7 @@ fn attend(number: u64) {
 
 // -------------------------------------------------------------------------------------- the start
 
-type Launched = (Child, Stream, Option<Arc<LastWords>>, Copied);
+type Launched = (Child, Link, Option<Arc<LastWords>>, Copied);
 
 /// Why there is no worker.
 enum Failure {
@@ -205,7 +208,7 @@ impl From<Error> for Failure {
 /// Starts a process.
 fn launch() -> Result<Launched, Failure> {
     let settings = settings()?;
-    let terms = Terms {
+    let config = WorkerConfig {
         frame_bytes_max: settings.frame_bytes_max as u64,
         stack_size: stack_size() as u64,
         spin: settings.spin,
@@ -215,28 +218,26 @@ fn launch() -> Result<Launched, Failure> {
     let (mut words, mut program) = (None, String::new());
     let heard = Arc::new(AtomicBool::new(false));
     let (copying, copied) = mpsc::channel();
-    let launched = command.map_err(Refusal::Os).and_then(|command| {
+    let launched = command.map_err(SpawnError::Os).and_then(|command| {
         program = describe(&command);
-        let born = |child: &mut Child| {
-            let coming = forward_stdout(child, copying.clone(), Arc::clone(&heard));
-            words = LastWords::listen(child, copying);
-            coming
-        };
-        let wanted = || !POOL.lock().closed;
-        transport::launch(command, terms, settings.start_timeout, born, wanted)
+        let mut starting = Starting::spawn(command)?;
+        let ready = forward_stdout(&mut starting.child, copying.clone(), Arc::clone(&heard));
+        words = LastWords::listen(&mut starting.child, copying);
+        let is_needed = || !POOL.lock().closed;
+        starting.connect(config, settings.start_timeout, &ready, is_needed)
     });
     let refusal = match launched {
         Ok((child, link)) => return Ok((child, link, words, copied)),
-        Err(Refusal::Unwanted) => return Err(Failure::Unwanted),
+        Err(SpawnError::Unneeded) => return Err(Failure::Unwanted),
         Err(refusal) => refusal,
     };
     let tries = match &refusal {
-        Refusal::Os(error) => match error.kind() {
+        SpawnError::Os(error) => match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => 1,
             _ => FAILURES,
         },
-        Refusal::Died(_) => DEATHS,
-        Refusal::Silent | Refusal::Unwanted => 1,
+        SpawnError::Died(_) => DEATHS,
+        SpawnError::TimedOut | SpawnError::Unneeded => 1,
     };
     let (words, heard) = (words.as_deref(), heard.load(Ordering::Relaxed));
     let error = refused(refusal, settings, &program, words, heard);
@@ -315,22 +316,22 @@ fn describe(command: &Command) -> String {
 }
 
 fn refused(
-    refusal: Refusal,
+    refusal: SpawnError,
     settings: &Settings,
     program: &str,
     words: Option<&LastWords>,
     heard: bool,
 ) -> Error {
     let (what, status) = match refusal {
-        Refusal::Os(error) => {
+        SpawnError::Os(error) => {
             let attempt = format!("no worker process could be started{program}");
             return Error::os(attempt, error);
         }
-        Refusal::Died(status) => {
+        SpawnError::Died(status) => {
             let what = format!("a worker process ended before it was ready ({status})");
             (what, Some(status))
         }
-        Refusal::Silent | Refusal::Unwanted => {
+        SpawnError::TimedOut | SpawnError::Unneeded => {
             let limit = settings.start_timeout;
             (
                 format!("a worker process was not ready within {limit:?}"),
@@ -352,7 +353,7 @@ fn refused(
 /// What is most likely wrong with a process of which nothing of ours was heard, as the beginning of a
 /// sentence.
 fn hint(status: Option<ExitStatus>, words: &str) -> String {
-    if let Some((executable, program)) = transport::loader() {
+    if let Some((executable, program)) = procfs::loader() {
         let (executable, program) = (executable.display(), program.display());
         return format!(
             "the executable of this process is `{executable}`, which has loaded `{program}` and \
@@ -401,14 +402,13 @@ impl Cut {
 }
 
 /// Reads the link of a worker until it ends, or until the worker is to leave.
-fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
+fn read(worker: &Arc<Worker>, mut source: Rx) -> Result<(), Cut> {
     let settings = settings().map_err(io::Error::other)?;
     let limit = settings
         .frame_bytes_max
         .max(SMALL_TALK)
         .saturating_add(frame::HEADER);
     let mut reader = FrameReader::new(limit);
-    let mut source = Reader::new(&worker.link);
     // When a call that was asked to end by itself has had its time.
     let mut grace: Option<(Instant, u64)> = None;
     let shortest = settings.keep_alive.clamp(MOMENT, FROZEN);
@@ -485,10 +485,7 @@ fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
                 let end = Instant::now().checked_add(settings.cancel_grace);
                 grace = end.map(|end| (end, id));
             }
-            Kind::Pong => {
-                source.make_blocking();
-                load(worker);
-            }
+            Kind::Pong => load(worker, &mut source),
             Kind::Refused => {
                 let refusal = <(Option<i32>, String)>::decode(&mut &payload[..]);
                 let (code, text) = refusal.map_err(io::Error::other)?;
@@ -504,7 +501,7 @@ fn read(worker: &Arc<Worker>) -> Result<(), Cut> {
 
 /// Reports a worker that a signal has stopped while it runs a call; says whether that is so.
 fn report_stopped(worker: &Worker) -> bool {
-    if !transport::is_stopped(worker.pid) {
+    if !procfs::is_stopped(worker.pid) {
         return false;
     }
     let state = POOL.lock();
@@ -646,9 +643,7 @@ fn is_bloated(worker: &Worker) -> bool {
     let limit = settings()
         .ok()
         .and_then(|settings| settings.memory_per_worker);
-    limit.is_some_and(|limit| {
-        transport::resident_bytes(worker.pid).is_some_and(|bytes| bytes > limit)
-    })
+    limit.is_some_and(|limit| procfs::resident_bytes(worker.pid).is_some_and(|bytes| bytes > limit))
 }
 
 /// Takes back what a worker has not started; says whether the worker is to leave.
@@ -672,7 +667,7 @@ fn returned(worker: &Worker, ids: &[u64]) -> bool {
 }
 
 /// Writes the large call that waits for this worker. The worker does nothing but read meanwhile.
-fn load(worker: &Worker) {
+fn load(worker: &Worker, rx: &mut Rx) {
     let mut state = POOL.lock();
     let Some(hand) = state.workers.get_mut(&worker.number) else {
         return;
@@ -682,7 +677,7 @@ fn load(worker: &Worker) {
     };
     let frame = std::mem::take(&mut entry.item.frame);
     drop(state);
-    let loaded = worker.load(&frame);
+    let loaded = worker.load(&frame, rx);
     let mut state = POOL.lock();
     if let Some(hand) = state.workers.get_mut(&worker.number) {
         hand.loading = false;
@@ -742,7 +737,7 @@ fn rest(worker: &Worker, silence: Duration, settings: &Settings) -> bool {
 }
 
 /// Waits until a worker that was taken out has left.
-fn farewell(worker: &Worker, source: &mut Reader<'_>) -> Result<(), Cut> {
+fn farewell(worker: &Worker, source: &mut Rx) -> Result<(), Cut> {
     worker.dismiss();
     source.set_timeout(Some(FAREWELL));
     let mut remains = [0; 64];
@@ -767,7 +762,7 @@ fn bury(worker: &Worker, before: u32, cut: Option<Cut>, copied: &Copied) {
     let Some(hand) = state.remove(worker.number) else {
         // It was idle and has left.
         drop(state);
-        worker.link.shut_down();
+        worker.tx.close_both();
         worker.reap();
         return rest_in_peace(copied);
     };
@@ -798,7 +793,7 @@ fn bury(worker: &Worker, before: u32, cut: Option<Cut>, copied: &Copied) {
     state.settling += lost.len() + queue.len() + stopped.len();
     POOL.proceed(state);
     stop_all(stopped);
-    worker.link.shut_down();
+    worker.tx.close_both();
     let status = worker.reap();
     let end = End {
         worker,

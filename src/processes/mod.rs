@@ -28,12 +28,14 @@ mod attendant;
 mod beside;
 mod buffers;
 mod frame;
+mod handshake;
 mod pool;
+mod procfs;
 pub(crate) mod registry;
-mod transport;
 // Not used by the pool yet.
 #[cfg(test)]
 mod scheduler;
+mod transport;
 pub(crate) mod wire;
 pub(crate) mod worker;
 

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::attendant::{self, Begun, Worker};
 use super::frame::{self, Kind};
-use super::transport;
 use super::worker::PanicReport;
 use crate::config::settings;
 use crate::error::{Error, Origin, lock};
@@ -59,6 +58,9 @@ pub(super) fn next_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// More than this is large.
+const DIRECT: usize = 64 << 10;
+
 pub(super) static POOL: Pool = Pool {
     state: Mutex::new(State::new()),
     turn: Condvar::new(),
@@ -102,6 +104,9 @@ pub(super) struct State {
 /// A worker as the dealer sees it.
 pub(super) struct Hand {
     pub(super) worker: Arc<Worker>,
+    /// Frames up to this size together may be unstarted there, so that the write of a dealer never blocks.
+    /// A larger frame is written by the attendant.
+    eager: usize,
     /// Sent and not done, the one that runs in front. The others are in the order of dealing; two who
     /// deal at the same time may write them in another.
     pub(super) flight: VecDeque<InFlight>,
@@ -178,9 +183,6 @@ pub(super) const FAILURES: u32 = 2 * DEATHS + 1;
 /// The pause after the first failure; each further one doubles it, so often at most.
 const PAUSE: Duration = Duration::from_millis(10);
 const DOUBLINGS: u32 = 8;
-/// Frames up to this size together may be unstarted at a worker, so that the write of a dealer never
-/// blocks. A larger frame is written by the attendant.
-const DIRECT: usize = transport::ROOM;
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
 /// bytes, and a socket of Linux holds 208 KiB.
 const WRITE: usize = 256;
@@ -264,7 +266,7 @@ impl State {
                 }
             };
             let frames = &mut mail[at].frames;
-            if large {
+            if bytes > hand.eager {
                 // The answer calls the attendant from its reading, to write the frame itself.
                 frame::plain(frames, Kind::Ping, 0);
                 hand.loading = true;
@@ -479,9 +481,10 @@ impl Queue {
 }
 
 impl Hand {
-    pub(super) fn new(worker: Arc<Worker>) -> Hand {
+    pub(super) fn new(worker: Arc<Worker>, eager: usize) -> Hand {
         Hand {
             worker,
+            eager,
             flight: VecDeque::new(),
             charged: 0,
             window: 1,
@@ -523,7 +526,7 @@ impl Hand {
         if !self.is_free() || self.flight.len() >= self.window || front.is_slow(now) {
             return false;
         }
-        self.charged + bytes + WRITE <= DIRECT
+        self.charged + bytes + WRITE <= self.eager
     }
 
     fn push(&mut self, item: Item, now: Instant) {

@@ -27,8 +27,9 @@ use std::time::Duration;
 
 use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
+use super::handshake::{self, WorkerConfig};
 use super::registry;
-use super::transport::{self, Reader, Stream, Terms};
+use super::transport::{self, Link, Rx, Tx};
 use super::wire::{Wire, encode_within};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
@@ -190,8 +191,8 @@ pub fn test_worker() {
 // ------------------------------------------------------------------------------------ the worker
 
 struct Worker {
-    link: Stream,
-    terms: Terms,
+    tx: Tx,
+    config: WorkerConfig,
     /// Held while a frame is written, so that frames stay whole.
     writing: Mutex<()>,
     queue: Mutex<Queue>,
@@ -219,7 +220,7 @@ struct Queue {
 
 struct Incoming {
     frames: FrameReader,
-    source: Reader<'static>,
+    source: Rx,
 }
 
 /// A call that runs for longer than this does not run on its own any more: what the parent says
@@ -248,23 +249,23 @@ fn serve() -> ! {
         // Another thread serves. What comes after `init` is not for this one either.
         thread::park();
     }
-    let (link, terms) = match transport::connect() {
+    let (Link { rx, tx, .. }, config) = match handshake::connect_back() {
         Ok(connected) => connected,
         Err(error) => leave(Some(&format!(
             "this is a worker process and nobody waits for it: {error}"
         ))),
     };
-    spin::set_budget(terms.spin);
+    spin::set_budget(config.spin);
     let settings = Config::new()
-        .frame_bytes_max(usize::try_from(terms.frame_bytes_max).unwrap_or(usize::MAX))
-        .stack_size(stack_size(terms))
-        .spin(terms.spin);
+        .frame_bytes_max(usize::try_from(config.frame_bytes_max).unwrap_or(usize::MAX))
+        .stack_size(stack_size(config))
+        .spin(config.spin);
     // Calls that a function makes run here, on other threads. If the environment or what stands before
     // `init` is in the way, they say so.
     drop(settings.install());
     let worker = WORKER.get_or_init(|| Worker {
-        link,
-        terms,
+        tx,
+        config,
         writing: Mutex::new(()),
         queue: Mutex::new(Queue {
             jobs: VecDeque::new(),
@@ -287,10 +288,10 @@ fn serve() -> ! {
     }));
     let lane = thread::Builder::new()
         .name("unsync-call".into())
-        .stack_size(stack_size(terms));
+        .stack_size(stack_size(config));
     worker.queue().incoming = Some(Incoming {
         frames: FrameReader::new(usize::MAX),
-        source: Reader::new(&worker.link),
+        source: rx,
     });
     let follower = thread::Builder::new().name("unsync-link".into());
     // The lane last: with it calls start.
@@ -313,8 +314,8 @@ fn prefer_to_be_killed() {
     }
 }
 
-fn stack_size(terms: Terms) -> usize {
-    usize::try_from(terms.stack_size).unwrap_or(usize::MAX)
+fn stack_size(config: WorkerConfig) -> usize {
+    usize::try_from(config.stack_size).unwrap_or(usize::MAX)
 }
 
 /// Ends the process, and says why if its program may still be there to read that.
@@ -335,7 +336,7 @@ fn leave(why: Option<&str>) -> ! {
 
 impl Worker {
     fn frame_bytes_max(&self) -> usize {
-        usize::try_from(self.terms.frame_bytes_max).unwrap_or(usize::MAX)
+        usize::try_from(self.config.frame_bytes_max).unwrap_or(usize::MAX)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -344,18 +345,10 @@ impl Worker {
 
     /// Writes frames. A parent that does not take them is gone.
     ///
-    /// The thread that has the reading end lends it: it may be non-blocking, and then nobody else would
-    /// make a write that finds no room block.
-    fn send(&self, frames: &[u8], mut reader: Option<&mut Reader<'_>>) {
-        let full = || {
-            match &mut reader {
-                Some(reader) => reader.make_blocking(),
-                None => thread::yield_now(),
-            }
-            Ok(())
-        };
+    /// The thread that has the reading end lends it, see [`Tx::write_all`].
+    fn send(&self, frames: &[u8], rx: Option<&mut Rx>) {
         let writing = lock(&self.writing);
-        let sent = self.link.write_all_unless(frames, full);
+        let sent = self.tx.write_all(frames, rx);
         drop(writing);
         if sent.is_err() {
             leave(None);
@@ -373,7 +366,7 @@ impl Worker {
     }
 
     /// Does what a frame says; gives the job that it brings, if any.
-    fn accept(&self, frame: Frame<'_>, reader: &mut Reader<'_>) -> Option<Job> {
+    fn accept(&self, frame: Frame<'_>, reader: &mut Rx) -> Option<Job> {
         let call = frame.call;
         match frame.kind {
             Kind::Call => {
@@ -415,7 +408,7 @@ impl Worker {
     ///
     /// The follower may wait here for the lane to finish a write. It can, because the parent reads: it
     /// makes no write that blocks while anything of this worker is under way.
-    fn recall(&self, reader: &mut Reader<'_>) {
+    fn recall(&self, reader: &mut Rx) {
         let mut queue = self.queue();
         let jobs = std::mem::take(&mut queue.jobs);
         self.queued.store(0, Ordering::Relaxed);
@@ -485,7 +478,7 @@ impl Worker {
     }
 
     /// Nothing follows that the end of the last call could travel with.
-    fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Reader<'_>>) {
+    fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Rx>) {
         if !outbox.is_empty() {
             self.send(outbox, reader);
             buffers::recycle(outbox);

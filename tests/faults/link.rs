@@ -55,7 +55,6 @@ scenarios! {
     worker_leaves_when_the_parent_garbles;
     worker_leaves_though_its_call_holds_standard_error;
     worker_leaves_though_nobody_reads_what_it_says;
-    worker_says_nothing_on_its_standard_input;
     worker_that_writes_where_it_reads_can_go_on;
     worker_without_a_temporary_directory in "export TMPDIR=/nonexistent";
     worker_without_any_link in "export TMPDIR=/nonexistent
@@ -74,11 +73,10 @@ type Secrets = (u128, u128);
 struct Invitation {
     /// The socket, if the parent could have one. This comes first, and the rest when it listens.
     place: Option<PathBuf>,
-    /// What the worker has to say first, and the answer.
-    secrets: Secrets,
-    /// Else it listens at this port, for two connections: the first for what the worker is told, the
-    /// second, with these secrets, for what it says.
-    loopback: Option<(u16, Secrets)>,
+    address: Address,
+    /// What the worker has to say first on each connection, and the answer. Over TCP there are two: the
+    /// first for what the worker is told, the second for what it says.
+    secrets: Vec<Secrets>,
     /// What the worker is to be called.
     name: Vec<u8>,
     frame_bytes_max: u64,
@@ -92,7 +90,13 @@ enum Address {
     Port(u16),
 }
 
-unsync::wire!(struct Invitation { place, secrets, loopback, name, frame_bytes_max, stack_size, spin });
+unsync::wire!(struct Invitation { place, address, secrets, name, frame_bytes_max, stack_size, spin });
+unsync::wire!(
+    enum Address {
+        Path(path),
+        Port(port),
+    }
+);
 
 const CALL: u32 = 1;
 const START: u32 = 5;
@@ -147,19 +151,6 @@ impl Write for Both {
 
     fn flush(&mut self) -> io::Result<()> {
         self.outgoing().flush()
-    }
-}
-
-impl Invitation {
-    fn address(&self) -> Address {
-        let port = self.loopback.map(|(port, _)| Address::Port(port));
-        port.or(self.place.clone().map(Address::Path)).unwrap()
-    }
-
-    /// Of the connections that the parent waits for.
-    fn secrets(&self) -> Vec<Secrets> {
-        let second = self.loopback.map(|(_, secrets)| secrets);
-        [self.secrets].into_iter().chain(second).collect()
     }
 }
 
@@ -240,7 +231,7 @@ fn invitation() -> Invitation {
 
 fn accept_invitation(strangers: impl Fn(&Invitation, Secrets)) -> Both {
     let invitation = invitation();
-    let mut reached = invitation.secrets().into_iter().map(|secrets| {
+    let mut reached = invitation.secrets.iter().map(|&secrets| {
         strangers(&invitation, secrets);
         let connection = introduce(&invitation, secrets, 0);
         connection.expect("the parent answers")
@@ -257,7 +248,7 @@ fn introduce(
     (child, parent): Secrets,
     wrong: u128,
 ) -> Option<Box<dyn Stream>> {
-    let mut connection = invitation.address().connect().unwrap();
+    let mut connection = invitation.address.connect().unwrap();
     let secret = child ^ wrong;
     connection.write_all(&secret.to_le_bytes()).unwrap();
     let mut answer = [0; 16];
@@ -292,7 +283,7 @@ fn serve_amid_strangers() {
             let answered = introduce(invitation, secrets, 1 << bit);
             assert!(answered.is_none(), "answered with bit {bit} wrong");
         }
-        drop(invitation.address().connect().unwrap());
+        drop(invitation.address.connect().unwrap());
     }));
 }
 
@@ -390,7 +381,7 @@ fn tear_a_header() {
 /// On the last connection, or the only one.
 fn show_a_wrong_secret() {
     let _link = accept_invitation(|invitation, secrets| {
-        if Some(&secrets) == invitation.secrets().last() {
+        if Some(&secrets) == invitation.secrets.last() {
             assert!(introduce(invitation, secrets, 1).is_none());
             process::exit(9);
         }
@@ -400,7 +391,7 @@ fn show_a_wrong_secret() {
 /// The same with the secret that it never says.
 fn stop_halfway() {
     let _link = accept_invitation(|invitation, secrets| {
-        if Some(&secrets) == invitation.secrets().last() {
+        if Some(&secrets) == invitation.secrets.last() {
             drop(wait_at(&env::var("GATE").unwrap()));
         }
     });
@@ -739,33 +730,34 @@ fn meet() -> (Child, Vec<Met>) {
 }
 
 fn meet_by(invite: impl FnOnce(&[u8]) -> Child) -> (Child, Vec<Met>) {
-    let mut invitation = Invitation {
-        place: None,
-        secrets: (0x1234_5678_9abc, 0xdef0_1234),
-        loopback: None,
-        name: Vec::new(),
-        frame_bytes_max: 1 << 20,
-        stack_size: 1 << 20,
-        spin: Duration::ZERO,
+    let invite_to = |place: Option<PathBuf>, address, secrets: &[Secrets]| {
+        invite(&encoded(&Invitation {
+            place,
+            address,
+            secrets: secrets.to_vec(),
+            name: Vec::new(),
+            frame_bytes_max: 1 << 20,
+            stack_size: 1 << 20,
+            spin: Duration::ZERO,
+        }))
     };
+    let secrets = [(0x1234_5678_9abc, 0xdef0_1234), (0x4321, 0x5678)];
     let (worker, streams): (_, Vec<Box<dyn Stream>>) = match link() {
         Link::Unix => {
             let path = PathBuf::from(file("link"));
             let listener = UnixListener::bind(&path).unwrap();
-            invitation.place = Some(path);
-            let worker = invite(&encoded(&invitation));
+            let worker = invite_to(Some(path.clone()), Address::Path(path), &secrets[..1]);
             (worker, vec![Box::new(listener.accept().unwrap().0)])
         }
         Link::Tcp => {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let port = listener.local_addr().unwrap().port();
-            invitation.loopback = Some((port, (0x4321, 0x5678)));
-            let worker = invite(&encoded(&invitation));
+            let worker = invite_to(None, Address::Port(port), &secrets);
             let accept = || Box::new(listener.accept().unwrap().0) as Box<dyn Stream>;
             (worker, vec![accept(), accept()])
         }
     };
-    let met = streams.into_iter().zip(invitation.secrets());
+    let met = streams.into_iter().zip(secrets);
     let met = met.map(|(mut stream, (child, parent))| {
         let mut secret = [0; 16];
         stream.read_exact(&mut secret).unwrap();
@@ -912,47 +904,28 @@ fn worker_leaves_though_nobody_reads_what_it_says() {
     assert!(!status.expect("the worker leaves").success());
 }
 
-/// Invites a worker through a socket, which is also where it writes to if it `also_writes` there. Gives
-/// all that comes back.
-fn answer_through_a_socket(also_writes: bool) -> String {
+/// Invited through a socket to which its standard error goes too, as by some wrappers.
+fn worker_that_writes_where_it_reads_can_go_on() {
     let (mut lead, theirs) = UnixStream::pair().unwrap();
     lead.set_read_timeout(Some(SOON)).unwrap();
-    let stderr = match also_writes {
-        true => Stdio::from(OwnedFd::from(theirs.try_clone().unwrap())),
-        false => Stdio::null(),
-    };
     let mut command = worker();
-    command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+    command
+        .stderr(OwnedFd::from(theirs.try_clone().unwrap()))
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null());
     let (mut worker, mut met) = meet_by(|invitation| {
-        let worker = command.stderr(stderr).spawn().unwrap();
+        let worker = command.spawn().unwrap();
         lead.write_all(invitation).unwrap();
         lead.shutdown(Shutdown::Write).unwrap();
         worker
     });
     // This process has a copy of their end.
     drop(command);
-    let mut words = String::new();
-    if !also_writes {
-        // It ends while the worker lives: this tells the parent of the connection.
-        lead.read_to_string(&mut words).unwrap();
-        assert!(worker.try_wait().unwrap().is_none(), "it has ended");
-    }
     shake_hands(&mut met);
     met[0].0.write_all(&[0xff; 20]).unwrap();
     assert!(wait_within(&mut worker, SOON).is_some());
-    if also_writes {
-        lead.read_to_string(&mut words).unwrap();
-    }
-    words
-}
-
-/// What the parent leaves unread would be an error for whoever reads standard input in the worker.
-fn worker_says_nothing_on_its_standard_input() {
-    assert_eq!(answer_through_a_socket(false), "");
-}
-
-fn worker_that_writes_where_it_reads_can_go_on() {
-    let words = answer_through_a_socket(true);
+    let mut words = String::new();
+    lead.read_to_string(&mut words).unwrap();
     assert!(
         words.starts_with("unsync: a worker process cannot read its link"),
         "{words}"

@@ -1,0 +1,69 @@
+//! What is known of processes on Linux only, from `/proc`. Elsewhere every answer is "unknown".
+
+use std::fs;
+use std::path::PathBuf;
+use std::process;
+
+/// The name of this process in `top`, `pgrep` and the log of the kernel.
+const NAME: &str = "/proc/self/comm";
+
+/// Empty where that is not known.
+pub(super) fn name() -> Vec<u8> {
+    let line = fs::read(NAME).unwrap_or_default();
+    line.trim_ascii_end().to_vec()
+}
+
+/// A process that was started as `/proc/self/exe` is called `exe` otherwise.
+pub(super) fn set_name(name: &[u8]) {
+    if !name.is_empty() {
+        // Without it the process is called something else, and works as well.
+        let _ = fs::write(NAME, name);
+    }
+}
+
+/// The executable of this process and the file that this code is in, if that is another one: under a
+/// loader that was started by itself, or in a library that some program has loaded.
+pub(super) fn loader() -> Option<(PathBuf, PathBuf)> {
+    let executable = fs::read_link("/proc/self/exe").ok()?;
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let here = loader as *const () as usize;
+    let file = maps.lines().find_map(|line| {
+        let (start, rest) = line.split_once('-')?;
+        let (end, rest) = rest.split_once(' ')?;
+        let [start, end] = [start, end].map(|address| usize::from_str_radix(address, 16));
+        let holds = (start.ok()?..end.ok()?).contains(&here);
+        let path = &rest[rest.find('/')?..];
+        holds.then(|| PathBuf::from(path))
+    })?;
+    (file != executable).then_some((executable, file))
+}
+
+/// Whether a child of this process has ended, without reaping it. Unknown of one that was reaped.
+pub(super) fn has_ended(child: u32) -> Option<bool> {
+    let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok()?;
+    // The name before may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    let (state, parent) = (fields.next()?, fields.next()?);
+    (parent == process::id().to_string()).then_some(matches!(state, "Z" | "X"))
+}
+
+/// The resident memory of a process.
+pub(super) fn resident_bytes(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes << 10)
+}
+
+/// Whether a signal has stopped a process, as a terminal does it to one in the background that reads from
+/// it.
+pub(super) fn is_stopped(process: u32) -> bool {
+    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The state comes behind the name, which stands in parentheses and may be anything.
+    let stat = String::from_utf8_lossy(&stat);
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, fields)| fields.starts_with('T'))
+}
