@@ -320,6 +320,61 @@ fn blob(slow: bool, length: usize) -> Blob {
 }
 unsync::register!(blob);
 
+fn stay(millis: u64) {
+    thread::sleep(Duration::from_millis(millis));
+}
+unsync::register!(stay);
+
+/// How often threads of the library have begun to wait so far.
+fn waits() -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let of_task = |task: fs::DirEntry| {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        let count: u64 = count.trim().parse().unwrap();
+        name.starts_with("unsync-").then_some(count)
+    };
+    tasks.filter_map(of_task).sum()
+}
+
+/// Nobody looks after workers that have nothing to do, and one look in a second is enough for those that run
+/// long calls.
+#[test]
+fn workers_wake_nobody() {
+    in_child("workers_wake_nobody", HEAVY, &[], || {
+        let four = unsync::Config::new().processes(4).keep_alive(HEAVY);
+        four.install().unwrap();
+        let run = |millis| Vec::from_iter((0..4).map(|_| unsync::cpu(stay, (millis,))));
+        unsync::join_all(run(300)).result().unwrap();
+        assert_eq!(workers().len(), 4);
+        eventually(QUICK, "what the calls left behind is done", || {
+            let before = waits();
+            thread::sleep(Duration::from_millis(1500));
+            (waits() == before, waits() - before)
+        });
+        let in_five_seconds = || {
+            let before = waits();
+            thread::sleep(Duration::from_secs(5));
+            waits() - before
+        };
+        let idle = in_five_seconds();
+        assert!(idle <= 2, "{idle}");
+        let calls = run(3_600_000);
+        eventually(QUICK, "all run", || {
+            let started = unsync::tasks();
+            let running = started
+                .iter()
+                .filter(|task| task.state == unsync::WorkState::Running);
+            (running.clone().count() == 4, running.count())
+        });
+        let busy = in_five_seconds();
+        assert!(busy <= 8, "{busy}");
+        assert!(calls.iter().all(unsync::Unfuture::cancel));
+    });
+}
+
 /// Its results fill the link, and the program is slow to take them: it waits without looking again.
 #[test]
 fn a_worker_whose_results_nobody_takes() {

@@ -20,29 +20,25 @@ use super::wire::Wire;
 pub(crate) enum Kind {
     /// Parent: run this. Entrypoint and arguments.
     Call = 1,
-    /// Parent: say something, when the calls before it are done. Empty.
-    Ping = 2,
-    /// Parent: give back what has not started. Empty.
-    Recall = 3,
+    /// Parent: request to send a large call. Empty.
+    Rts = 2,
     /// Parent: this call should end by itself. Empty.
-    Cancel = 4,
+    Cancel = 3,
     /// Worker: the call runs from now on. Empty.
-    Start = 5,
+    Start = 4,
     /// Worker: how far the call is. The name of a type, and a value of it, of the function's choice.
-    Progress = 6,
+    Progress = 5,
     /// Worker: the call panicked. A report; the end of the call follows, or that of the worker.
-    Panic = 7,
+    Panic = 6,
     /// Worker: the call is over. A byte that says how, and the value or a message.
-    Done = 8,
-    /// Worker: the answer to a recall. The calls that will not run.
-    Returned = 9,
-    /// Worker: the answer to a cancel. Empty.
-    Cancelling = 10,
-    /// Worker: the answer to a ping. Empty.
-    Pong = 11,
+    Done = 7,
+    /// Worker: these calls will not run here, because one takes long. Their numbers.
+    Returned = 8,
+    /// Worker: clear to send, the answer to a request. It does nothing but read the large call. Empty.
+    Cts = 9,
     /// Worker: it cannot serve, and ends; no call has started. What the system refused it with, as a code
     /// and a text.
-    Refused = 12,
+    Refused = 10,
 }
 
 impl TryFrom<u32> for Kind {
@@ -51,17 +47,15 @@ impl TryFrom<u32> for Kind {
     fn try_from(number: u32) -> io::Result<Kind> {
         Ok(match number {
             1 => Kind::Call,
-            2 => Kind::Ping,
-            3 => Kind::Recall,
-            4 => Kind::Cancel,
-            5 => Kind::Start,
-            6 => Kind::Progress,
-            7 => Kind::Panic,
-            8 => Kind::Done,
-            9 => Kind::Returned,
-            10 => Kind::Cancelling,
-            11 => Kind::Pong,
-            12 => Kind::Refused,
+            2 => Kind::Rts,
+            3 => Kind::Cancel,
+            4 => Kind::Start,
+            5 => Kind::Progress,
+            6 => Kind::Panic,
+            7 => Kind::Done,
+            8 => Kind::Returned,
+            9 => Kind::Cts,
+            10 => Kind::Refused,
             _ => return Err(broken("something that is no frame arrived")),
         })
     }
@@ -492,7 +486,7 @@ mod tests {
         for (number, kind) in (1..).zip(&kinds) {
             assert_eq!(*kind as u32, number);
         }
-        assert_eq!(kinds.last(), Some(&Kind::Pong));
+        assert_eq!(kinds.last(), Some(&Kind::Refused));
     }
 
     #[test]

@@ -1,46 +1,51 @@
 //! The process pool: CPU-bound work in processes that can crash, hang and be killed.
 //!
+//! The walk of a call, from `cpu(f, args)` to its result:
+//!
 //! ```text
-//!   cpu(f, args) ──▶ queue ──deal──▶ in flight of a worker ──link──▶ worker process
-//!                      ▲                    │                            │
-//!                      └── death before ────┘◀── Start, Done, Returned ──┘
-//!                          Start, recall      read by the worker's attendant
+//!   cpu ──▶ queue ──assign──▶ in flight at a worker ──link──▶ worker process
+//!             ▲                      │                            │
+//!             └── returned, or the ──┘◀── Start, Done, Returned ──┘
+//!                 worker died before        read by the worker's reader thread
+//!                 `Start`
 //! ```
 //!
-//! - **A call** is its slot and its encoded arguments. It is in the queue, or in flight at one worker.
-//! - **Whoever changes something deals**: the caller of `cpu`, an attendant. Dealing moves calls from
-//!   the queue to workers with room, under the lock, and writes them to the links after it.
-//! - **The attendant** is the one thread that each worker costs: it starts the process, reads its
-//!   link, and buries it. It needs its own thread because std cannot wait for many children or links.
-//! - **Start** decides what a death means: before it the call goes back to the front of the queue,
-//!   after it that call fails and is never run again.
-//! - **A kill** for a call that runs waits until nothing else can begin at that worker: what lies there is
-//!   recalled first. So only the culprit fails.
-//! - **Batches**: calls that are quick travel many to a write. Behind one that turns out slow they are
-//!   recalled as soon as another worker could have them.
-//!
-//! A write to a worker never blocks for long: small frames are limited to what the socket holds, and
-//! a large one is written by the attendant, to a worker that is idle and does nothing but read.
+//! 1. [`call`] encodes the arguments into a frame and submits the call to the scheduler.
+//! 2. The scheduler assigns it to a worker with room, or asks for one more worker. It decides and does
+//!    nothing: [`apply`] locks it, feeds it an event, unlocks, and carries out the effects. Every event takes
+//!    this way, whichever thread it happens on.
+//! 3. The frame is written to the link by the thread on which the event happened. That never blocks for long:
+//!    small frames are limited to what a link holds, and a large one is written by the reader thread, to a
+//!    worker that is idle and does nothing but read.
+//! 4. The worker acknowledges the start of the call and runs it. If another call takes long there, it returns
+//!    the call, and the scheduler assigns it again.
+//! 5. The reader thread of the worker reads `Done`, feeds it to the scheduler, and resolves the call. If the
+//!    link ends instead, it reaps the worker: a call that had not started goes back to its place in the
+//!    queue, one that ran fails and never runs again.
+//! 6. The supervisor, one thread for all workers, feeds the scheduler the time: it kills for calls that were
+//!    stopped, looks after frozen workers, and retires idle ones.
 //!
 //! Floor 3: imports the future, the error, the settings and the spin, no other engine.
 
-mod attendant;
 mod beside;
 mod buffers;
 mod frame;
 mod handshake;
-mod pool;
 mod procfs;
 pub(crate) mod registry;
-// Not used by the pool yet.
-#[cfg(test)]
+mod report;
 mod scheduler;
+mod supervisor;
 mod transport;
 pub(crate) mod wire;
 pub(crate) mod worker;
 
 use std::any::type_name;
-use std::sync::{Arc, Mutex};
+use std::mem;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::config::settings;
 use crate::error::{Error, ErrorKind, Origin, lock, wall};
@@ -48,11 +53,12 @@ use crate::progress::{Progress, Speaker};
 use crate::slot::{OnBegin, Slot};
 use crate::unfuture::{Fate, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 
-use crate::watch::{Stats, TaskInfo};
+use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
 
 use beside::beside;
 use frame::Kind;
-use pool::{Item, POOL, Remote};
+use scheduler::{FRAME_OVERHEAD, Limits, Outcome, State};
+use supervisor::Process;
 use wire::encode_within;
 use worker::{Ending, PanicReport};
 
@@ -61,11 +67,251 @@ pub(crate) use transport::log;
 pub use wire::Wire;
 pub use worker::{init, is_worker, progress};
 
+// --------------------------------------------------------------------------------------- the pool
+
+struct Pool {
+    state: State<QueuedCall, Arc<Process>>,
+    /// To be called when no call is queued or in flight. Until then each `drain` that gave up is here.
+    when_quiet: Vec<OnQuiet>,
+    /// To be called when no worker is left.
+    when_empty: Vec<OnQuiet>,
+    /// Whether there is a supervisor thread. Left by it when there is nothing to look after.
+    supervised: bool,
+    /// Reader threads. The last one stands in for the supervisor if the system refuses that thread.
+    readers: usize,
+}
+
+static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
+
+/// The pool, which knows the settings from its first use on.
+fn pool() -> &'static Mutex<Pool> {
+    POOL.get_or_init(|| {
+        // Without settings no call can be made.
+        let settings = settings().ok();
+        let state = State::new(Limits {
+            processes: settings.map_or(1, |settings| settings.processes),
+            calls_per_worker: settings.and_then(|settings| settings.calls_per_worker),
+            keep_alive: settings.map_or(Duration::ZERO, |settings| settings.keep_alive),
+            cancel_grace: settings.map_or(Duration::ZERO, |settings| settings.cancel_grace),
+        });
+        Mutex::new(Pool {
+            state,
+            when_quiet: Vec::new(),
+            when_empty: Vec::new(),
+            supervised: false,
+            readers: 0,
+        })
+    })
+}
+
+/// Feeds an event to the scheduler, and carries out what follows from it: the only way in. `resolve` resolves
+/// the calls. Gives how many there were, for [`settle`].
+fn apply(
+    event: &mut dyn FnMut(&mut Pool, Instant),
+    resolve: &mut dyn FnMut(&QueuedCall, Outcome),
+) -> usize {
+    let mut pool = lock(pool());
+    let now = Instant::now();
+    event(&mut pool, now);
+    let effects = pool.state.schedule(now);
+    let mut waiting = Vec::new();
+    if effects.quiet {
+        waiting.append(&mut pool.when_quiet);
+    }
+    if effects.empty {
+        waiting.append(&mut pool.when_empty);
+    }
+    let accepted = pool.state.accepted();
+    let wakes = pool.supervised && (effects.wake_supervisor || effects.empty);
+    let starts = !pool.supervised && pool.state.next_deadline().is_some();
+    pool.supervised |= starts;
+    drop(pool);
+    if wakes {
+        supervisor::wake();
+    } else if starts {
+        supervisor::start();
+    }
+    for (process, outbox) in effects.sends {
+        process.send(outbox);
+    }
+    effects.kills.iter().for_each(|process| process.kill());
+    effects
+        .retirements
+        .iter()
+        .for_each(|process| process.retire());
+    effects.probes.iter().for_each(|process| process.probe());
+    effects.spawns.into_iter().for_each(supervisor::spawn);
+    for call in effects.begun {
+        // Its frame is of no more use.
+        buffers::recycle(&mut call.take_frame());
+        call.begin();
+    }
+    let resolutions = effects.resolutions.len();
+    for (call, outcome) in effects.resolutions {
+        resolve(&call, outcome);
+    }
+    waiting.into_iter().for_each(|call| call(accepted));
+    resolutions
+}
+
+/// Tells the scheduler that so many calls are resolved.
+fn settle(mut resolved: usize) {
+    while resolved > 0 {
+        resolved = apply(&mut |pool, _| pool.state.resolved(resolved), &mut stop);
+    }
+}
+
+/// Feeds an event that makes no call succeed or fail, but may stop some.
+fn update(mut event: impl FnMut(&mut Pool, Instant)) {
+    settle(apply(&mut event, &mut stop));
+}
+
+/// Resolves a call that was stopped.
+fn stop(call: &QueuedCall, outcome: Outcome) {
+    let (reason, ran) = match outcome {
+        Outcome::Stopped { reason, ran } => (reason, ran),
+        // Only a worker's own thread hears of these.
+        Outcome::Done | Outcome::Lost { .. } | Outcome::Unstartable => (Reason::Cancelled, None),
+    };
+    call.fail(report::stopped(call.name(), reason, ran, ""));
+}
+
+/// Starts worker processes up to the limit, so that the first calls need not wait for them.
+///
+/// Returns at once. Nothing happens in a worker, or in a program that cannot have any.
+pub fn warm() {
+    if worker::setup().is_some() && !is_worker() && settings().is_ok() {
+        update(|pool, now| pool.state.warm(now));
+    }
+}
+
+/// The calls that are queued or in flight.
+pub(crate) fn list() -> Vec<TaskInfo> {
+    let info = |(call, started): (&QueuedCall, Option<Instant>)| TaskInfo {
+        kind: WorkKind::Cpu,
+        state: match started {
+            Some(_) => WorkState::Running,
+            None => WorkState::Queued,
+        },
+        age: Some(started.unwrap_or(call.queued).elapsed()),
+        started_at: call.origin(),
+        name: Some(call.name()),
+    };
+    let pool = POOL.get().map(lock);
+    pool.map_or_else(Vec::new, |pool| pool.state.calls().map(info).collect())
+}
+
+pub(crate) fn count(stats: &mut Stats) {
+    if let Some(pool) = POOL.get() {
+        let counts = lock(pool).state.counts();
+        (stats.calls_queued, stats.calls_running, stats.workers) = counts;
+    }
+}
+
+/// Calls once no call is queued or in flight.
+pub(crate) fn when_quiet(call: OnQuiet) {
+    match POOL.get() {
+        Some(_) => {
+            let mut call = Some(call);
+            update(|pool, _| pool.when_quiet.extend(call.take()));
+        }
+        None => call(0),
+    }
+}
+
+/// Stops all calls and takes no more; calls once the last worker process has ended.
+pub(crate) fn close(call: OnQuiet) {
+    let mut call = Some(call);
+    update(|pool, now| {
+        pool.when_empty.extend(call.take());
+        pool.state.close(now);
+    });
+}
+
+// --------------------------------------------------------------------------------------- the calls
+
+/// A call without the type of its result.
+trait CallHandle: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn origin(&self) -> Origin;
+    fn parcel(&self) -> &Mutex<Parcel>;
+    fn begin(&self);
+    fn progress(&self, payload: &[u8]);
+    /// Resolves the call from the payload of its `Done`.
+    fn done(&self, payload: &[u8]);
+    fn fail(&self, error: Error);
+}
+
+/// What a call consists of while it is under way.
+#[derive(Default)]
+struct Parcel {
+    /// The whole frame, until the start is acknowledged.
+    frame: Vec<u8>,
+    /// The first that was reported, and the last.
+    panics: Vec<PanicReport>,
+}
+
+/// A call as the scheduler has it.
+#[derive(Clone)]
+struct QueuedCall {
+    id: u64,
+    bytes: usize,
+    queued: Instant,
+    handle: Arc<dyn CallHandle>,
+}
+
+impl scheduler::Call for QueuedCall {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn is_large(&self) -> bool {
+        self.bytes + FRAME_OVERHEAD > transport::EAGER
+    }
+}
+
+impl Deref for QueuedCall {
+    type Target = dyn CallHandle;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.handle
+    }
+}
+
+impl dyn CallHandle {
+    fn copy_frame(&self, into: &mut Vec<u8>) {
+        into.extend_from_slice(&lock(self.parcel()).frame);
+    }
+
+    fn take_frame(&self) -> Vec<u8> {
+        mem::take(&mut lock(self.parcel()).frame)
+    }
+
+    fn put_frame(&self, frame: Vec<u8>) {
+        lock(self.parcel()).frame = frame;
+    }
+
+    fn panicked(&self, report: PanicReport) {
+        let panics = &mut lock(self.parcel()).panics;
+        panics.truncate(1);
+        panics.push(report);
+    }
+
+    fn take_panics(&self) -> Vec<PanicReport> {
+        mem::take(&mut lock(self.parcel()).panics)
+    }
+}
+
 /// What an `Unfuture` of a call holds.
 struct Call<T> {
     slot: Slot<T>,
     id: u64,
     name: &'static str,
+    parcel: Mutex<Parcel>,
     fate: Fate,
     progress: Arc<Progress>,
     /// `None` once the call is over.
@@ -101,45 +347,28 @@ where
 {
     let encoded = encode::<F, A>(&arguments);
     let (id, name, frame) = encoded.map_err(|error| error.started_at(origin))?;
+    let bytes = frame.len();
     let speaker = Speaker::new();
     let call = Arc::new(Call {
         slot: Slot::new(origin),
         id,
         name,
+        parcel: Mutex::new(Parcel {
+            frame,
+            panics: Vec::new(),
+        }),
         fate: Fate::default(),
         progress: Arc::clone(&speaker.0),
         speaker: Mutex::new(Some(speaker)),
     });
-    let item = Item::new(id, call.clone(), frame);
-    Ok((Unfuture::of(call), move || POOL.submit(item)))
-}
-
-/// Starts worker processes up to the limit, so that the first calls need not wait for them.
-///
-/// Returns at once. Nothing happens in a worker, or in a program that cannot have any.
-pub fn warm() {
-    if worker::setup().is_some() && !is_worker() && settings().is_ok() {
-        POOL.warm();
-    }
-}
-
-/// The calls that are queued or in flight.
-pub(crate) fn list() -> Vec<TaskInfo> {
-    POOL.list()
-}
-
-pub(crate) fn count(stats: &mut Stats) {
-    POOL.count(stats);
-}
-
-/// Calls once no call is queued or in flight.
-pub(crate) fn when_quiet(call: OnQuiet) {
-    POOL.when_quiet(call);
-}
-
-/// Stops all calls and takes no more; calls once the last worker process has ended.
-pub(crate) fn close(call: OnQuiet) {
-    POOL.close(call);
+    let queued = QueuedCall {
+        id,
+        bytes,
+        queued: Instant::now(),
+        handle: call.clone(),
+    };
+    let submit = || update(move |pool, _| pool.state.submit(queued.clone()));
+    Ok((Unfuture::of(call), submit))
 }
 
 /// A call in the very process, for one made in a worker: the work to be done on some thread.
@@ -193,7 +422,9 @@ where
         };
         return Err(Error::new(ErrorKind::NotRegistered, text));
     };
-    let id = pool::next_id();
+    // Never reused; the queue is in their order.
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut frame = Vec::with_capacity(64);
     buffers::enlarge(&mut frame);
     let start = frame::begin(&mut frame, Kind::Call, id);
@@ -221,13 +452,17 @@ where
     Ok((id, entry.name, frame))
 }
 
-impl<T: Wire + Send + 'static> Remote for Call<T> {
+impl<T: Wire + Send + 'static> CallHandle for Call<T> {
     fn name(&self) -> &'static str {
         self.name
     }
 
     fn origin(&self) -> Origin {
         self.slot.origin
+    }
+
+    fn parcel(&self) -> &Mutex<Parcel> {
+        &self.parcel
     }
 
     fn begin(&self) {
@@ -240,7 +475,7 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
         }
     }
 
-    fn done(&self, mut payload: &[u8], panics: Vec<PanicReport>) {
+    fn done(&self, mut payload: &[u8]) {
         let culprit = || format!("decoding the result of `{}`", self.name);
         let outcome = match u8::decode(&mut payload) {
             Ok(ending) if ending == Ending::Value as u8 => match wall(|| T::decode(&mut payload)) {
@@ -249,76 +484,39 @@ impl<T: Wire + Send + 'static> Remote for Call<T> {
             },
             Ok(ending) => {
                 let message = String::decode(&mut payload).unwrap_or_default();
-                Err(self.failure(ending, message, panics))
+                let call: &dyn CallHandle = self;
+                Err(report::failed(
+                    self.name,
+                    ending,
+                    message,
+                    call.take_panics(),
+                ))
             }
             Err(error) => Err(error),
         };
-        self.settle(outcome);
+        self.resolve(outcome);
     }
 
-    fn fail(&self, error: Error) -> bool {
-        self.settle(Err(error))
+    fn fail(&self, error: Error) {
+        self.resolve(Err(error));
     }
 }
 
 impl<T> Call<T> {
-    fn settle(&self, outcome: Result<T, Error>) -> bool {
+    fn resolve(&self, outcome: Result<T, Error>) {
         // Listeners end before the call does: they have been given its last value.
         let speaker = lock(&self.speaker).take();
         drop(speaker);
+        // The `Unfuture` may be kept for long.
+        let parcel = mem::take(&mut *lock(&self.parcel));
+        drop(parcel);
         self.fate.end();
         let outcome = match self.fate.is_cancelled() {
             true => cancelled(outcome, &format!("`{}`", self.name)),
             false => outcome,
         };
         self.slot
-            .finish(outcome.map_err(|error| error.started_at(self.slot.origin)))
-    }
-
-    fn failure(&self, ending: u8, message: String, panics: Vec<PanicReport>) -> Error {
-        let name = self.name;
-        let is = |other: Ending| ending == other as u8;
-        if is(Ending::Panicked) {
-            // One that the function has caught is not the one that ended it.
-            let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
-            let report = panics.into_iter().rfind(is_this).unwrap_or_default();
-            return report.error(name, Some(message), "");
-        }
-        let (kind, text) = if is(Ending::Unknown) {
-            (ErrorKind::NotRegistered, format!("`{name}`: {message}"))
-        } else if is(Ending::TooLarge) {
-            (
-                ErrorKind::TooLarge,
-                format!("the result of `{name}` is {message}"),
-            )
-        } else {
-            (
-                ErrorKind::Codec,
-                format!("the arguments of `{name}`: {message}"),
-            )
-        };
-        Error::new(kind, text)
-    }
-}
-
-impl PanicReport {
-    /// The error of a call that panicked; `message` is what was caught, if anything was.
-    fn error(&self, name: &str, message: Option<String>, suffix: &str) -> Error {
-        let text = message
-            .filter(|text| !text.is_empty())
-            .or_else(|| self.text.clone());
-        let place = self
-            .place
-            .as_ref()
-            .map_or_else(String::new, |place| format!(" at {place}"));
-        let said = text
-            .as_ref()
-            .map_or_else(String::new, |text| format!(": {text}"));
-        let error = Error::new(
-            ErrorKind::Panicked,
-            format!("`{name}` panicked{place}{said}{suffix}"),
-        );
-        error.with_remote_panic(text.unwrap_or_default(), self.backtrace.clone())
+            .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
     }
 }
 
@@ -327,7 +525,9 @@ impl<T: Wire + Send + 'static> Stop for Call<T> {
         if let Err(decided) = self.fate.stop(reason) {
             return decided;
         }
-        POOL.stop(self.id, reason);
+        update(|pool, now| {
+            pool.state.stop(self.id, reason, now);
+        });
         Stopping::Yes
     }
 

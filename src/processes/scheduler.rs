@@ -43,8 +43,9 @@ mod worker;
 
 use std::time::{Duration, Instant};
 
-pub(super) use effects::{Effects, Message, Outcome};
+pub(super) use effects::{Effects, Message, Outbox, Outcome};
 use queue::{Queue, Queued};
+pub(super) use worker::FRAME_OVERHEAD;
 use worker::{InFlight, Phase, Stop, Worker};
 
 use crate::unfuture::Reason;
@@ -98,9 +99,11 @@ pub(super) enum Heard {
     Loaded,
     /// Something that concerns one call only, or that the link has taken further bytes of a large call.
     Progressed,
-    /// Its reader is about to decode a large result, and hears nothing until `Decoded`. To be fed together
-    /// with `Done`, so that no call is assigned in between.
-    Decoding,
+    /// Its reader is about to decode results, and hears nothing until `Decoded`. To be fed together with
+    /// `Done`, so that no call is assigned in between to one that decodes a large result.
+    Decoding {
+        large: bool,
+    },
     Decoded,
     /// It takes too much memory, say: another one takes its place once it is idle.
     Outgrown,
@@ -126,6 +129,17 @@ impl SpawnFailure {
             SpawnFailure::Final => 1,
         }
     }
+}
+
+/// How the link of a worker has ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Exit {
+    /// All that the worker had said is known.
+    Certain,
+    /// The link has lost something: anything that was sent may have begun.
+    Uncertain,
+    /// The worker was short of something, and has begun nothing.
+    Refused,
 }
 
 /// The state of the pool. `W` is what the effects name a worker by.
@@ -216,6 +230,13 @@ impl<C: Call, W: Clone> State<C, W> {
         self.fail(failure.tries(), now);
     }
 
+    /// There is no worker, and nobody who could start one.
+    pub(super) fn strand(&mut self) {
+        for queued in self.queue.drain() {
+            self.resolve(queued.call, Outcome::Unstartable);
+        }
+    }
+
     /// A worker says something, or its reader does.
     pub(super) fn heard(&mut self, number: u64, heard: Heard, now: Instant) {
         let Some(worker) = self
@@ -249,17 +270,16 @@ impl<C: Call, W: Clone> State<C, W> {
             Heard::ClearToSend => worker.load(),
             Heard::Loaded => worker.loaded(),
             Heard::Progressed => {}
-            Heard::Decoding => worker.decoding = true,
-            Heard::Decoded => worker.decoding = false,
+            Heard::Decoding { large } => {
+                (worker.decoding, worker.decoding_large) = (true, large);
+            }
+            Heard::Decoded => (worker.decoding, worker.decoding_large) = (false, false),
             Heard::Outgrown => worker.assigned_max = 0,
         }
     }
 
-    /// The link of a worker has ended, and all that the worker had said is known. If that is not `certain`,
-    /// because the link has lost something, anything that was sent may have begun.
-    ///
-    /// [`State::reaped`] follows.
-    pub(super) fn exited(&mut self, number: u64, certain: bool, now: Instant) {
+    /// The link of a worker has ended. [`State::reaped`] follows.
+    pub(super) fn exited(&mut self, number: u64, exit: Exit, now: Instant) {
         let Some(at) = self
             .workers
             .iter()
@@ -270,8 +290,14 @@ impl<C: Call, W: Clone> State<C, W> {
         let worker = self.workers.remove(at);
         self.reaping += 1;
         // Nothing of a large call was sent that the worker was not clear for.
-        let certain = certain || worker.phase == Phase::Rendezvous;
-        let failed = worker.has_failed();
+        let certain = exit != Exit::Uncertain || worker.phase == Phase::Rendezvous;
+        if worker.proven && self.workers.is_empty() {
+            // Those who wait from now on have seen none of the failures beside it.
+            self.failures = 0;
+        }
+        // One that was short of something has not even seen its calls.
+        let refused = exit == Exit::Refused;
+        let failed = worker.has_failed() && !refused;
         for mut entry in worker.in_flight {
             entry.deaths += u32::from(failed && certain && entry.stop.is_none());
             let ran = entry.ran(now);
@@ -283,7 +309,9 @@ impl<C: Call, W: Clone> State<C, W> {
                 self.resolve_entry(entry, Outcome::Lost { ran, deaths, stop });
             }
         }
-        if failed {
+        if refused {
+            self.fail(SpawnFailure::Refused.tries(), now);
+        } else if failed {
             self.fail(LOST_WORKERS, now);
         }
     }
@@ -350,7 +378,7 @@ impl<C: Call, W: Clone> State<C, W> {
         let sends = self.workers.iter_mut().filter_map(Worker::take_outbox);
         self.fx.sends.extend(sends);
         self.fx.quiet = self.is_quiet();
-        self.fx.empty = self.workers.is_empty() && self.starting + self.reaping == 0;
+        self.fx.empty = self.is_empty();
         std::mem::take(&mut self.fx)
     }
 }
@@ -380,6 +408,17 @@ impl<C: Call, W: Clone> State<C, W> {
     /// Calls that were ever submitted.
     pub(super) fn accepted(&self) -> u64 {
         self.accepted
+    }
+
+    /// Whether no worker process exists.
+    pub(super) fn is_empty(&self) -> bool {
+        self.workers.is_empty() && self.starting + self.reaping == 0
+    }
+
+    /// The call that a worker runs.
+    pub(super) fn running(&self, number: u64) -> Option<&C> {
+        let worker = self.workers.iter().find(|worker| worker.number == number)?;
+        worker.running().map(|entry| &entry.call)
     }
 
     /// The call of this number that a worker has in flight.
@@ -436,9 +475,7 @@ impl<C: Call, W: Clone> State<C, W> {
             self.not_before = Some(now + BACKOFF * 4u32.pow(steps));
         }
         if self.live() + self.starting == 0 && self.failures >= tries {
-            for queued in self.queue.drain() {
-                self.resolve(queued.call, Outcome::Unstartable);
-            }
+            self.strand();
         }
     }
 
@@ -473,7 +510,7 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// Whether more calls wait, in the queue or behind another call, than workers are idle or being started.
     fn is_short(&self) -> bool {
-        let is_idle = |worker: &&Worker<C, W>| worker.is_idle() && !worker.decoding;
+        let is_idle = |worker: &&Worker<C, W>| worker.is_idle() && !worker.decoding_large;
         let idle = self.workers.iter().filter(is_idle).count();
         self.queue.len() + self.behind().saturating_sub(idle) > self.starting
     }
@@ -541,11 +578,11 @@ impl<C: Call, W: Clone> State<C, W> {
         let complete = self.live() >= self.limits.processes;
         let fit = |at: &usize| {
             let worker = &self.workers[*at];
-            (complete || !worker.decoding) && is_fit(worker)
+            (complete || !worker.decoding_large) && is_fit(worker)
         };
         let load = |at: &usize| {
             (
-                self.workers[*at].decoding,
+                self.workers[*at].decoding_large,
                 self.workers[*at].in_flight.len(),
             )
         };
@@ -575,7 +612,10 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// Finds the next deadline.
     fn plan(&mut self, now: Instant) {
-        if self.next_check.is_none() && self.workers.iter().any(Worker::is_busy) {
+        if self.workers.is_empty() {
+            // The supervisor can end.
+            self.next_check = None;
+        } else if self.next_check.is_none() && self.workers.iter().any(Worker::is_busy) {
             self.next_check = Some(now + FROZEN);
         }
         let grows = !self.closed && !self.is_full() && self.is_short();
@@ -688,7 +728,12 @@ mod tests {
         }
 
         fn exit(&mut self, number: u64, certain: bool) -> Effects<Job, u64> {
-            self.act(|state, now| state.exited(number, certain, now))
+            let exit = if certain {
+                Exit::Certain
+            } else {
+                Exit::Uncertain
+            };
+            self.act(|state, now| state.exited(number, exit, now))
         }
 
         /// Lets time pass; the supervisor does its duty.
@@ -974,7 +1019,7 @@ mod tests {
             pool.start(1, 1);
             let _ = pool.act(|state, now| {
                 state.heard(1, Heard::Done(1), now);
-                state.heard(1, Heard::Decoding, now);
+                state.heard(1, Heard::Decoding { large: true }, now);
             });
             let fx = pool.submit(2, 10);
             let (sends, spawns) = (sent(&fx).len(), fx.spawns.len());
@@ -1129,6 +1174,39 @@ mod tests {
     }
 
     #[test]
+    fn worker_that_is_short_of_something_costs_its_call_nothing() {
+        let mut pool = Pool::new(limits(1));
+        let _ = pool.submit(1, 10);
+        for number in 1..=5 {
+            assert!(pool.resolved.is_empty());
+            pool.connect(number);
+            assert_eq!(pool.in_flight(number), [1]);
+            let _ = pool.act(|state, now| state.exited(number, Exit::Refused, now));
+            let _ = pool.wait(3 * SECOND);
+        }
+        assert_resolved!(pool, 1 as Outcome::Unstartable);
+    }
+
+    #[test]
+    fn failures_beside_a_worker_that_was_well_do_not_count_after_it() {
+        let mut pool = Pool::new(limits(2));
+        let _ = pool.submit(1, 10);
+        pool.connect(1);
+        pool.start(1, 1);
+        let mut spawns = pool.submit(2, 10).spawns.len();
+        for _ in 0..10 {
+            for _ in 0..spawns {
+                let _ = pool.act(|state, now| state.spawn_failed(SpawnFailure::Refused, now));
+            }
+            spawns = pool.wait(3 * SECOND).iter().map(|fx| fx.spawns.len()).sum();
+        }
+        let _ = pool.exit(1, true);
+        assert_resolved!(pool, 1 as Outcome::Lost { .. });
+        let _ = pool.act(|state, now| state.spawn_failed(SpawnFailure::Refused, now));
+        assert_eq!((pool.queued(), pool.state.failures), (vec![2], 1));
+    }
+
+    #[test]
     fn calls_wait_for_a_living_worker_when_no_other_can_be_started() {
         let mut pool = Pool::new(limits(2));
         let _ = pool.submit(1, 10);
@@ -1187,7 +1265,7 @@ mod tests {
     fn worker_is_not_judged_while_its_reader_decodes() {
         let mut pool = Pool::with(limits(1));
         let _ = pool.submit(1, 10);
-        let _ = pool.hear(1, Heard::Decoding);
+        let _ = pool.hear(1, Heard::Decoding { large: false });
         assert_eq!(kills(&pool.wait(60 * SECOND)), []);
         let _ = pool.hear(1, Heard::Decoded);
         assert!(kills(&pool.wait(2 * SECOND)).starts_with(&[1]));

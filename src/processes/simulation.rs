@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Call, Effects, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
+use super::{Call, Effects, Exit, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
 use crate::unfuture::Reason;
 
 /// Numbers by splitmix64.
@@ -785,7 +785,7 @@ impl World {
                 state.heard(worker, Heard::Outgrown, now);
             }
             if decodes {
-                state.heard(worker, Heard::Decoding, now);
+                state.heard(worker, Heard::Decoding { large: true }, now);
             }
         });
         self.defers = false;
@@ -843,6 +843,9 @@ impl World {
             .in_flight
             .iter()
             .any(|(call, _)| !is_stopped(call.id));
+        if process.proven && self.processes.is_empty() {
+            self.failures = 0;
+        }
         let mut expected = self.failures;
         expected += u32::from(!started && blameless && self.may_fail());
         let mut workers = self.state.workers.iter_mut();
@@ -856,7 +859,12 @@ impl World {
         }
         self.reaping += 1;
         self.act(Occasion::Exit { worker, certain }, |state| {
-            state.exited(worker, certain, now);
+            let exit = if certain {
+                Exit::Certain
+            } else {
+                Exit::Uncertain
+            };
+            state.exited(worker, exit, now);
         });
         let counted = self.state.failures;
         self.require(counted >= expected, || "a failure is not counted".into());
@@ -1219,7 +1227,7 @@ impl World {
             }
         }
         let room = live + self.starting < limits.processes && waiting > self.starting;
-        let may_start = self.may_fail() && (self.failures == 0 || self.starting == 0);
+        let may_start = self.may_fail() && (self.not_before.is_none() || self.starting == 0);
         if room && may_start && !self.closed {
             faults.push(format!("{waiting} calls wait and no worker is started"));
         }

@@ -23,7 +23,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 #[cfg(unix)]
 use std::os::{
@@ -53,7 +52,8 @@ pub(super) struct Link {
 }
 
 /// What a socket holds for sure. A Unix socket of macOS and the BSDs holds 8 KiB.
-const EAGER: usize = match cfg!(any(target_os = "linux", target_os = "android", windows)) {
+pub(super) const EAGER: usize = match cfg!(any(target_os = "linux", target_os = "android", windows))
+{
     true => 64 << 10,
     false => 4 << 10,
 };
@@ -68,7 +68,6 @@ impl Link {
                 socket: Arc::clone(&incoming),
                 spin: Spin::new(),
                 is_nonblocking: false,
-                timeout: None,
             },
             tx: Tx { incoming, outgoing },
             eager: EAGER,
@@ -81,17 +80,13 @@ pub(super) struct Rx {
     socket: Arc<Socket>,
     spin: Spin,
     is_nonblocking: bool,
-    timeout: Option<Duration>,
 }
 
 impl Rx {
-    /// How long a read may block; `None` for ever.
-    pub(super) fn set_timeout(&mut self, limit: Option<Duration>) {
-        if self.timeout != limit {
-            // It fails only on a link that has ended, as the next read tells.
-            let _ = self.socket.set_read_timeout(limit);
-            self.timeout = limit;
-        }
+    /// For a write of another thread that may take long: it can block until there is room.
+    pub(super) fn make_blocking(&mut self) {
+        // It fails only on a link that has ended, as the next read tells.
+        let _ = self.set_nonblocking(false);
     }
 
     fn set_nonblocking(&mut self, is_nonblocking: bool) -> io::Result<()> {
@@ -149,20 +144,13 @@ impl Tx {
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match &mut rx {
-                    Some(rx) if rx.is_nonblocking => rx.set_nonblocking(false)?,
-                    // It timed out.
-                    Some(_) => return Err(error),
+                    Some(rx) => rx.set_nonblocking(false)?,
                     None => thread::yield_now(),
                 },
                 Err(error) => return Err(error),
             }
         }
         Ok(())
-    }
-
-    /// How long a write may find no room; `None` for ever.
-    pub(super) fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
-        self.outgoing.set_write_timeout(limit)
     }
 
     /// Ends this direction: the other side reads what is in transit, then the end of the stream.
@@ -488,6 +476,8 @@ pub(super) fn os_string(bytes: Vec<u8>) -> Option<OsString> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn pair() -> (Socket, Socket) {

@@ -1,27 +1,27 @@
 //! The child side: a process that does nothing but serve calls.
 //!
 //! ```text
-//!   link ──▶ lane: Start, run, Done ──▶ link            as long as calls are quick
-//!   link ──▶ follower ──▶ queue ──▶ lane                while one takes long
-//!               └ end of the link: the process ends, whatever the lane is doing
+//!   link ──▶ executor: Start, run, Done ──▶ link        while calls are quick
+//!   link ──▶ standby reader ──▶ Returned ──▶ link       while one takes long
+//!               └ end of the link: the process ends, whatever the executor is doing
 //! ```
 //!
-//! - **The lane** runs one call after the other on a stack of known size. It tells the start of each
-//!   before it runs it, in one write with the end of the one before. Between two calls it reads the
+//! - **The executor** runs one call after the other on a stack of known size. It acknowledges the start of
+//!   each before it runs it, in one write with the end of the one before. Between two calls it reads the
 //!   link itself: every further thread that a call passes through costs as much as the call.
-//! - **The follower** takes the link over when a call runs for longer than a moment. So the parent can
-//!   always write, and its end is seen at once: no orphans.
+//! - **The standby reader** takes over the link when a call runs for longer than a moment. It returns the
+//!   calls behind that one, so that other workers can run them. The parent can always write, and the worker
+//!   sees at once when the parent ends: no orphans.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -195,27 +195,21 @@ struct Worker {
     config: WorkerConfig,
     /// Held while a frame is written, so that frames stay whole.
     writing: Mutex<()>,
-    queue: Mutex<Queue>,
-    arrived: Condvar,
-    /// The length of the queue, for the lane while it looks without the lock.
-    queued: AtomicUsize,
+    /// The reading end of the link, while nobody reads.
+    incoming: Mutex<Option<Incoming>>,
+    /// The standby reader has put it back.
+    put_back: Condvar,
+    /// The same, for the executor while it looks without the lock.
+    is_put_back: AtomicBool,
     /// The call that runs or ran last.
     running: AtomicU64,
-    /// Whether the lane has something to do, and does not read the link.
+    /// Whether the executor has something to do, and does not read the link.
     busy: AtomicBool,
-    /// Whether the follower has to be woken when a call begins.
+    /// Whether the standby reader has to be woken when a call begins.
     asleep: AtomicBool,
-    follower: OnceLock<Thread>,
+    standby: OnceLock<Thread>,
     /// The last call that the parent wants to end by itself.
     cancelled: AtomicU64,
-}
-
-struct Queue {
-    jobs: VecDeque<Job>,
-    /// The reading end of the link, while nobody reads. What it brings comes after the jobs.
-    incoming: Option<Incoming>,
-    /// Whether the lane is parked.
-    waiting: bool,
 }
 
 struct Incoming {
@@ -223,26 +217,20 @@ struct Incoming {
     source: Rx,
 }
 
-/// A call that runs for longer than this does not run on its own any more: what the parent says
-/// meanwhile is heard.
-const LONG: Duration = Duration::from_millis(1);
-
-enum Job {
-    Call { call: u64, payload: Vec<u8> },
-    Pong,
-}
+/// A call that runs for longer than this is slow: the standby reader returns the calls behind it.
+const SLOW: Duration = Duration::from_millis(1);
 
 thread_local! {
     /// The call that this thread runs.
     static RUNNING: Cell<Option<u64>> = const { Cell::new(None) };
     /// Whether this thread runs the calls.
-    static LANE: Cell<bool> = const { Cell::new(false) };
+    static EXECUTOR: Cell<bool> = const { Cell::new(false) };
 }
 
 fn serve() -> ! {
     static SERVED: AtomicBool = AtomicBool::new(false);
     assert!(
-        !LANE.get(),
+        !EXECUTOR.get(),
         "`init` belongs to the first line of `main`: this is a call in a worker process"
     );
     while SERVED.swap(true, Ordering::Relaxed) {
@@ -267,17 +255,13 @@ fn serve() -> ! {
         tx,
         config,
         writing: Mutex::new(()),
-        queue: Mutex::new(Queue {
-            jobs: VecDeque::new(),
-            incoming: None,
-            waiting: false,
-        }),
-        arrived: Condvar::new(),
-        queued: AtomicUsize::new(0),
+        incoming: Mutex::new(None),
+        put_back: Condvar::new(),
+        is_put_back: AtomicBool::new(false),
         running: AtomicU64::new(0),
         busy: AtomicBool::new(false),
         asleep: AtomicBool::new(false),
-        follower: OnceLock::new(),
+        standby: OnceLock::new(),
         cancelled: AtomicU64::new(0),
     });
     prefer_to_be_killed();
@@ -286,20 +270,20 @@ fn serve() -> ! {
         worker.report(info);
         default(info);
     }));
-    let lane = thread::Builder::new()
+    let executor = thread::Builder::new()
         .name("unsync-call".into())
         .stack_size(stack_size(config));
-    worker.queue().incoming = Some(Incoming {
+    *lock(&worker.incoming) = Some(Incoming {
         frames: FrameReader::new(usize::MAX),
         source: rx,
     });
-    let follower = thread::Builder::new().name("unsync-link".into());
-    // The lane last: with it calls start.
-    let follower = follower.spawn(|| worker.follow());
-    match follower.and_then(|_| lane.spawn(|| worker.lane())) {
-        // Foreign code can end a thread. A worker without its lane is of no use, and must not look as
+    let standby = thread::Builder::new().name("unsync-link".into());
+    // The executor last: with it calls start.
+    let standby = standby.spawn(|| worker.stand_by());
+    match standby.and_then(|_| executor.spawn(|| worker.execute())) {
+        // Foreign code can end a thread. A worker without its executor is of no use, and must not look as
         // if it were.
-        Ok(lane) => drop(lane.join()),
+        Ok(executor) => drop(executor.join()),
         Err(error) => worker.refuse(&error),
     }
     process::abort()
@@ -339,10 +323,6 @@ impl Worker {
         usize::try_from(self.config.frame_bytes_max).unwrap_or(usize::MAX)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        lock(&self.queue)
-    }
-
     /// Writes frames. A parent that does not take them is gone.
     ///
     /// The thread that has the reading end lends it, see [`Tx::write_all`].
@@ -365,25 +345,21 @@ impl Worker {
         process::exit(1)
     }
 
-    /// Does what a frame says; gives the job that it brings, if any.
-    fn accept(&self, frame: Frame<'_>, reader: &mut Rx) -> Option<Job> {
+    /// Does what a frame says, or gives it back if it is a call.
+    fn accept<'a>(&self, frame: Frame<'a>, reader: &mut Rx) -> Option<Frame<'a>> {
         let call = frame.call;
         match frame.kind {
-            Kind::Call => {
-                let payload = frame.payload.into_owned();
-                return Some(Job::Call { call, payload });
+            Kind::Call => return Some(frame),
+            Kind::Rts => {
+                let mut answer = Vec::new();
+                frame::plain(&mut answer, Kind::Cts, 0);
+                self.send(&answer, Some(reader));
             }
-            Kind::Ping => return Some(Job::Pong),
-            Kind::Recall => self.recall(reader),
-            Kind::Cancel => {
-                // Of a call that is over it says nothing of the one that runs.
-                if call == self.running.load(Ordering::Relaxed) {
-                    self.cancelled.store(call, Ordering::Relaxed);
-                }
-                let mut frame = Vec::new();
-                frame::plain(&mut frame, Kind::Cancelling, call);
-                self.send(&frame, Some(reader));
+            // Of a call that is over it says nothing of the one that runs.
+            Kind::Cancel if call == self.running.load(Ordering::Relaxed) => {
+                self.cancelled.store(call, Ordering::Relaxed);
             }
+            Kind::Cancel => {}
             _ => leave(None),
         }
         None
@@ -404,130 +380,98 @@ impl Worker {
         }
     }
 
-    /// Gives back what has not started.
-    ///
-    /// The follower may wait here for the lane to finish a write. It can, because the parent reads: it
-    /// makes no write that blocks while anything of this worker is under way.
-    fn recall(&self, reader: &mut Rx) {
-        let mut queue = self.queue();
-        let jobs = std::mem::take(&mut queue.jobs);
-        self.queued.store(0, Ordering::Relaxed);
-        drop(queue);
-        let calls: Vec<u64> = jobs
-            .iter()
-            .filter_map(|job| match job {
-                Job::Call { call, .. } => Some(*call),
-                Job::Pong => None,
-            })
-            .collect();
-        let mut frame = Vec::new();
-        let start = frame::begin(&mut frame, Kind::Returned, 0);
-        calls.encode(&mut frame);
-        frame::end(&mut frame, start);
-        self.send(&frame, Some(reader));
-    }
-
     /// The life of the thread that runs the calls.
-    fn lane(&self) -> ! {
+    fn execute(&self) -> ! {
         set_role(Role::Call { is_cancelled });
-        LANE.set(true);
+        EXECUTOR.set(true);
         let mut outbox = Vec::new();
         loop {
-            match self.next(&mut outbox) {
-                Job::Pong => frame::plain(&mut outbox, Kind::Pong, 0),
-                Job::Call { call, payload } => {
-                    frame::plain(&mut outbox, Kind::Start, call);
-                    // Before the parent learns of it, and may want to end it.
-                    self.begin(call);
-                    self.send(&outbox, None);
-                    outbox.clear();
-                    self.run(call, payload, &mut outbox);
-                }
-            }
+            let (call, payload) = self.next(&mut outbox);
+            frame::plain(&mut outbox, Kind::Start, call);
+            // Before the parent learns of it, and may want to end it.
+            self.begin(call);
+            self.send(&outbox, None);
+            outbox.clear();
+            self.run(call, payload, &mut outbox);
         }
     }
 
-    /// The next job: one that the follower has left, or one that the lane itself finds in the link.
-    fn next(&self, outbox: &mut Vec<u8>) -> Job {
+    /// The next call from the link.
+    fn next(&self, outbox: &mut Vec<u8>) -> (u64, Vec<u8>) {
+        let incoming = lock(&self.incoming).take();
+        let mut incoming = incoming.unwrap_or_else(|| {
+            self.finish(outbox, None);
+            self.await_incoming()
+        });
         loop {
-            let mut queue = self.queue();
-            if let Some(job) = queue.jobs.pop_front() {
-                self.queued.store(queue.jobs.len(), Ordering::Relaxed);
-                return job;
-            }
-            let incoming = queue.incoming.take();
-            drop(queue);
-            let Some(mut incoming) = incoming else {
-                self.finish(outbox, None);
-                self.wait();
+            let Some(frame) = incoming.frames.pop() else {
+                self.finish(outbox, Some(&mut incoming.source));
+                self.fill(&mut incoming);
                 continue;
             };
-            let job = match incoming.frames.pop() {
-                Some(frame) => self.accept(frame, &mut incoming.source),
-                None => {
-                    self.finish(outbox, Some(&mut incoming.source));
-                    self.fill(&mut incoming);
-                    None
-                }
-            };
-            self.queue().incoming = Some(incoming);
-            if let Some(job) = job {
-                return job;
+            if let Some(frame) = self.accept(frame, &mut incoming.source) {
+                let call = (frame.call, frame.payload.into_owned());
+                *lock(&self.incoming) = Some(incoming);
+                return call;
             }
         }
     }
 
     /// Nothing follows that the end of the last call could travel with.
     fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Rx>) {
+        // Before the parent learns of the end: what it sends after that is not returned.
+        self.busy.store(false, Ordering::SeqCst);
         if !outbox.is_empty() {
             self.send(outbox, reader);
             buffers::recycle(outbox);
         }
-        self.busy.store(false, Ordering::SeqCst);
     }
 
-    /// Waits for the follower to leave a job, or the link.
-    fn wait(&self) {
+    /// Waits for the standby reader to put back the link, which it does when something has arrived.
+    fn await_incoming(&self) -> Incoming {
         static SPIN: Spin = Spin::new();
-        SPIN.attempt(|| (self.queued.load(Ordering::Relaxed) > 0).then_some(()));
-        let mut queue = self.queue();
-        while queue.jobs.is_empty() && queue.incoming.is_none() {
-            queue.waiting = true;
-            queue = self
-                .arrived
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
-            queue.waiting = false;
-        }
-    }
-
-    /// From now on the lane cannot read the link.
-    fn begin(&self, call: u64) {
-        self.running.store(call, Ordering::Relaxed);
-        // Either this sees that the follower sleeps, or the follower sees this before it does.
-        self.busy.store(true, Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst) {
-            if let Some(follower) = self.follower.get() {
-                follower.unpark();
+        SPIN.attempt(|| self.is_put_back.load(Ordering::Relaxed).then_some(()));
+        let mut slot = lock(&self.incoming);
+        loop {
+            match slot.take() {
+                Some(incoming) => return incoming,
+                None => {
+                    slot = self
+                        .put_back
+                        .wait(slot)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }
 
-    /// The life of the thread that reads the link while the lane is at a long call. As long as calls
+    /// From now on the executor cannot read the link.
+    fn begin(&self, call: u64) {
+        self.running.store(call, Ordering::Relaxed);
+        // Either this sees that the standby reader sleeps, or that one sees this before it does.
+        self.busy.store(true, Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            if let Some(standby) = self.standby.get() {
+                standby.unpark();
+            }
+        }
+    }
+
+    /// The life of the thread that reads the link while the executor is at a slow call. As long as calls
     /// are quick it only looks now and then whether they still are; while there are none it sleeps.
-    fn follow(&self) -> ! {
-        self.follower.get_or_init(thread::current);
+    fn stand_by(&self) -> ! {
+        self.standby.get_or_init(thread::current);
         loop {
             let before = self.running.load(Ordering::Relaxed);
-            thread::park_timeout(LONG);
+            thread::park_timeout(SLOW);
             if self.running.load(Ordering::Relaxed) != before {
                 continue;
             }
             if self.busy.load(Ordering::SeqCst) {
-                // Without it the lane has just begun to read.
-                let incoming = self.queue().incoming.take();
+                // Without it the executor has just begun to read.
+                let incoming = lock(&self.incoming).take();
                 if let Some(incoming) = incoming {
-                    self.relieve(incoming);
+                    self.take_over(incoming);
                 }
                 continue;
             }
@@ -539,31 +483,33 @@ impl Worker {
         }
     }
 
-    /// Reads the link until the lane can do it again.
-    fn relieve(&self, mut incoming: Incoming) {
+    /// Reads the link until the executor can do it again, and returns the calls that are there and those
+    /// that arrive.
+    ///
+    /// A write may wait here for the executor to finish one. It can, because the parent reads: it makes no
+    /// write that blocks while anything of this worker is under way.
+    fn take_over(&self, mut incoming: Incoming) {
+        self.is_put_back.store(false, Ordering::Relaxed);
         while self.busy.load(Ordering::SeqCst) {
-            let Some(frame) = incoming.frames.pop() else {
-                self.fill(&mut incoming);
-                continue;
-            };
-            if let Some(job) = self.accept(frame, &mut incoming.source) {
-                let mut queue = self.queue();
-                queue.jobs.push_back(job);
-                self.queued.store(queue.jobs.len(), Ordering::Relaxed);
-                self.call_lane(queue);
+            // The executor may be at a write that finds no room.
+            incoming.source.make_blocking();
+            let mut returned = Vec::new();
+            while let Some(frame) = incoming.frames.pop() {
+                let call = self.accept(frame, &mut incoming.source);
+                returned.extend(call.map(|frame| frame.call));
             }
+            if !returned.is_empty() {
+                let mut frame = Vec::new();
+                let start = frame::begin(&mut frame, Kind::Returned, 0);
+                returned.encode(&mut frame);
+                frame::end(&mut frame, start);
+                self.send(&frame, Some(&mut incoming.source));
+            }
+            self.fill(&mut incoming);
         }
-        let mut queue = self.queue();
-        queue.incoming = Some(incoming);
-        self.call_lane(queue);
-    }
-
-    fn call_lane(&self, queue: MutexGuard<'_, Queue>) {
-        let waiting = queue.waiting;
-        drop(queue);
-        if waiting {
-            self.arrived.notify_one();
-        }
+        *lock(&self.incoming) = Some(incoming);
+        self.is_put_back.store(true, Ordering::Relaxed);
+        self.put_back.notify_one();
     }
 
     /// Tells the parent of a panic from inside the panic hook: it arrives even if the process does not
@@ -684,7 +630,7 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 pub fn progress<P: Wire + 'static>(value: P) {
     let Some(worker) = WORKER.get() else { return };
     // Other threads of the function have no call of their own, and a pinned value is another's.
-    if !LANE.get() {
+    if !EXECUTOR.get() {
         return;
     }
     let mut frame = Vec::new();

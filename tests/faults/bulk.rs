@@ -28,7 +28,7 @@ scenarios! {
     n19_elements_without_bytes_are_too_large_at_once;
     n19_limit_of_values_is_for_what_is_sent;
     n19_limit_of_values_is_none_of_panics;
-    n19_limit_of_values_is_none_of_recalls;
+    n19_limit_of_values_is_none_of_returns;
     n19_limit_of_values_holds_for_progress;
     cancelled_large_calls_harm_nobody;
     n42_slow_call_among_10k_quick_ones_holds_up_none;
@@ -426,8 +426,8 @@ fn n19_limit_of_values_is_none_of_panics() {
     assert_eq!(cpu(pid, ()).result().unwrap(), worker);
 }
 
-/// The list of calls that are taken back is longer than a value may be.
-fn n19_limit_of_values_is_none_of_recalls() {
+/// The list of calls that are returned is longer than a value may be.
+fn n19_limit_of_values_is_none_of_returns() {
     install(workers(2).frame_bytes_max(256));
     let (calls, mut guests) = occupy(2);
     guests.remove(0).leave();

@@ -99,9 +99,9 @@ unsync::wire!(
 );
 
 const CALL: u32 = 1;
-const START: u32 = 5;
-const PROGRESS: u32 = 6;
-const DONE: u32 = 8;
+const START: u32 = 4;
+const PROGRESS: u32 = 5;
+const DONE: u32 = 7;
 const MARK: u32 = 0x756e_7300;
 
 fn frame(kind: u32, call: u64, length: u64, payload: &[u8]) -> Vec<u8> {
@@ -114,6 +114,13 @@ fn frame(kind: u32, call: u64, length: u64, payload: &[u8]) -> Vec<u8> {
 
 fn start(call: u64) -> Vec<u8> {
     frame(START, call, 0, &[])
+}
+
+/// What a type is called on the link.
+fn id_of<T: 'static>() -> [u8; 8] {
+    let mut hasher = DefaultHasher::new();
+    TypeId::of::<T>().hash(&mut hasher);
+    hasher.finish().to_le_bytes()
 }
 
 /// A call that gave a `u32`.
@@ -298,6 +305,7 @@ fn named<P: 'static>(value: u8) -> Vec<u8> {
 
 fn serve((mut link, call): (Both, u64)) {
     let strange = call + 1000;
+    let progress = [&id_of::<u8>()[..], &[7]].concat();
     let said = [
         frame(PROGRESS, strange, 0, &[]),
         done(strange, 1),
@@ -866,9 +874,7 @@ fn hold_standard_error(gate: String) {
 
 /// The frame of a call, as this program writes it for a function and the tuple of its arguments.
 fn call_of<F: 'static>(_: F, arguments: impl Wire) -> Vec<u8> {
-    let mut hasher = DefaultHasher::new();
-    TypeId::of::<F>().hash(&mut hasher);
-    let mut payload = hasher.finish().to_le_bytes().to_vec();
+    let mut payload = id_of::<F>().to_vec();
     arguments.encode(&mut payload);
     frame(CALL, 1, payload.len() as u64, &payload)
 }

@@ -303,7 +303,7 @@ impl Crowd {
 fn run_out_of_processes() {
     install(workers(2));
     let before = threads().len();
-    // Not even the thread of an attendant is to be had.
+    // Not even the thread of a reader is to be had.
     let crowd = Crowd::gather();
     let error = assert_kind(cpu(pid, ()).result(), ErrorKind::Os);
     assert_says(&error, &["`pid`", "started at tests/faults/start.rs:"]);
@@ -328,7 +328,7 @@ fn run_out_of_processes() {
     });
     crowd.disperse_all();
 
-    // The attendant gets its thread, and no process. It tries again.
+    // The reader gets its thread, and no process. It tries again.
     let mut crowd = Crowd::gather();
     crowd.disperse(1);
     let call = loop {
@@ -498,7 +498,7 @@ fn n44_emfile_backoff() {
     let tries = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&tries);
     install(workers(1).worker_command(move |executable| {
-        // The first try of the attendant has the trouble, and the second one has not.
+        // The first start has the trouble, and the second one has not.
         if counter.fetch_add(1, Ordering::Relaxed) == 1 {
             FILES.lock().unwrap().clear();
         }

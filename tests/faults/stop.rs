@@ -379,7 +379,7 @@ fn length(bytes: Vec<u8>) -> usize {
 }
 unsync::register!(length);
 
-/// Frozen before the whole of the call is written: only the attendant can notice, and it writes.
+/// Frozen before the whole of the call is written: the reader cannot notice, since it writes.
 ///
 /// Each try has a worker of its own. One that had taken such a call before keeps that memory for a while:
 /// it grows only when the call has begun, and a call that runs may take as long as it likes.

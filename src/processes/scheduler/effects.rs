@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::unfuture::Reason;
 
-/// What is to be done when the lock is free again, in the order of the fields: writes come before
-/// resolutions, so that workers run while the results of others are decoded; and a call begins before it
-/// is resolved.
+/// What is to be done when the lock is free again, in the order of the fields: writes and starts come
+/// before resolutions, so that workers run while the results of others are decoded; and a call begins before
+/// it is resolved.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Effects<C, W> {
@@ -20,13 +20,13 @@ pub(crate) struct Effects<C, W> {
     /// Look whether these processes live: nothing was heard of them for long. Close the link of one that
     /// does not.
     pub(crate) probes: Vec<W>,
+    /// Start workers of these numbers. Each ends up as [`State::ready`](super::State::ready) or
+    /// [`State::spawn_failed`](super::State::spawn_failed).
+    pub(crate) spawns: Vec<u64>,
     /// These calls have begun.
     pub(crate) begun: Vec<C>,
     /// Resolve these calls, then say so with [`State::resolved`](super::State::resolved).
     pub(crate) resolutions: Vec<(C, Outcome)>,
-    /// Start workers of these numbers. Each ends up as [`State::ready`](super::State::ready) or
-    /// [`State::spawn_failed`](super::State::spawn_failed).
-    pub(crate) spawns: Vec<u64>,
     /// The next deadline is earlier than the supervisor knows.
     pub(crate) wake_supervisor: bool,
     /// Nothing is queued, in flight, or about to be resolved.
@@ -88,9 +88,9 @@ impl<C, W> Default for Effects<C, W> {
             kills: Vec::new(),
             retirements: Vec::new(),
             probes: Vec::new(),
+            spawns: Vec::new(),
             begun: Vec::new(),
             resolutions: Vec::new(),
-            spawns: Vec::new(),
             wake_supervisor: false,
             quiet: false,
             empty: false,

@@ -10,7 +10,7 @@ use crate::unfuture::Reason;
 
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
 /// bytes, and a socket of Linux holds 208 KiB.
-const FRAME_OVERHEAD: usize = 256;
+pub(in super::super) const FRAME_OVERHEAD: usize = 256;
 /// The work that may lie ready at a worker. A call that runs for longer is slow.
 const WINDOW: Duration = Duration::from_millis(1);
 const WINDOW_CALLS: usize = 256;
@@ -37,8 +37,10 @@ pub(super) struct Worker<C, W> {
     pub(super) assigned_max: u64,
     /// Whether it has ever started a call.
     pub(super) proven: bool,
-    /// Its reader decodes a large result, and hears nothing meanwhile.
+    /// Its reader decodes results, and hears nothing meanwhile.
     pub(super) decoding: bool,
+    /// One of them is large, which takes long.
+    pub(super) decoding_large: bool,
     /// When something was last heard of it, or given to it while it was idle.
     pub(super) last_active: Instant,
 }
@@ -96,6 +98,7 @@ impl<C: Call, W: Clone> Worker<C, W> {
             assigned_max: u64::MAX,
             proven: false,
             decoding: false,
+            decoding_large: false,
             last_active: now,
         }
     }

@@ -1,0 +1,451 @@
+//! What is said of workers that end and calls that fail, and what workers print.
+
+use std::cell::OnceCell;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::QueuedCall;
+use super::handshake::SpawnError;
+use super::procfs;
+use super::scheduler::{DEATHS, Outcome};
+use super::transport;
+use super::worker::{Ending, PanicReport, Setup, TEST_MARK, setup};
+use crate::config::{Settings, new_thread};
+use crate::error::{Error, ErrorKind, lock};
+use crate::unfuture::Reason;
+
+// ------------------------------------------------------------------------------------- the calls
+
+/// The error of a call that was stopped before it ran, or after it `ran` that long.
+pub(super) fn stopped(name: &str, reason: Reason, ran: Option<Duration>, place: &str) -> Error {
+    reason.error(&match ran {
+        Some(ran) => format!("`{name}`, which ran for {ran:.1?}{place},"),
+        None => format!("`{name}`"),
+    })
+}
+
+/// The error of a call that its worker has ended without a value.
+pub(super) fn failed(name: &str, ending: u8, message: String, panics: Vec<PanicReport>) -> Error {
+    let is = |other: Ending| ending == other as u8;
+    if is(Ending::Panicked) {
+        // One that the function has caught is not the one that ended it.
+        let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
+        let report = panics.into_iter().rfind(is_this).unwrap_or_default();
+        return report.error(name, Some(message), "");
+    }
+    let (kind, text) = if is(Ending::Unknown) {
+        (ErrorKind::NotRegistered, format!("`{name}`: {message}"))
+    } else if is(Ending::TooLarge) {
+        let text = format!("the result of `{name}` is {message}");
+        (ErrorKind::TooLarge, text)
+    } else {
+        let text = format!("the arguments of `{name}`: {message}");
+        (ErrorKind::Codec, text)
+    };
+    Error::new(kind, text)
+}
+
+/// The error of a call for which no worker can be started.
+pub(super) fn unstartable(name: &str, error: &Error) -> Error {
+    error.about(&format!("`{name}` cannot run"))
+}
+
+impl PanicReport {
+    /// The error of a call that panicked; `message` is what was caught, if anything was.
+    fn error(&self, name: &str, message: Option<String>, suffix: &str) -> Error {
+        let text = message.filter(|text| !text.is_empty());
+        let text = text.or_else(|| self.text.clone());
+        let after = |mark: &str, part: &Option<String>| {
+            part.as_ref()
+                .map_or_else(String::new, |part| format!("{mark}{part}"))
+        };
+        let (place, said) = (after(" at ", &self.place), after(": ", &text));
+        let text_of_error = format!("`{name}` panicked{place}{said}{suffix}");
+        Error::new(ErrorKind::Panicked, text_of_error)
+            .with_remote_panic(text.unwrap_or_default(), self.backtrace.clone())
+    }
+}
+
+// -------------------------------------------------------------------------------------- the start
+
+/// What a command starts, and where, as the end of a sentence.
+pub(super) fn describe(command: &Command) -> String {
+    let program = Path::new(command.get_program()).display();
+    match command.get_current_dir() {
+        Some(directory) => format!(" as `{program}` in `{}`", directory.display()),
+        None => format!(" as `{program}`"),
+    }
+}
+
+/// The error of a worker that could not be started.
+pub(super) fn refused(
+    refusal: SpawnError,
+    settings: &Settings,
+    program: &str,
+    output: Option<&Output>,
+) -> Error {
+    let (what, status) = match refusal {
+        SpawnError::Os(error) => {
+            let attempt = format!("no worker process could be started{program}");
+            return Error::os(attempt, error);
+        }
+        SpawnError::Died(status) => {
+            let what = format!("a worker process ended before it was ready ({status})");
+            (what, Some(status))
+        }
+        SpawnError::TimedOut | SpawnError::Unneeded => {
+            let limit = settings.start_timeout;
+            let what = format!("a worker process was not ready within {limit:?}");
+            (what, None)
+        }
+    };
+    let tail = output.map_or_else(String::new, Output::quote);
+    // Its own account of what is wrong is the best.
+    let was_heard = output.is_some_and(|output| output.was_heard.load(Ordering::Relaxed));
+    let hint = match was_heard || tail.contains("unsync: ") {
+        true => String::new(),
+        false => hint(status, &tail),
+    };
+    Error::new(ErrorKind::WorkerLost, format!("{hint}{what}{tail}")).exited(status)
+}
+
+/// What is most likely wrong with a process of which nothing of ours was heard, as the beginning of a
+/// sentence.
+fn hint(status: Option<ExitStatus>, tail: &str) -> String {
+    if let Some((executable, program)) = procfs::loader() {
+        let (executable, program) = (executable.display(), program.display());
+        return format!(
+            "the executable of this process is `{executable}`, which has loaded `{program}` and \
+             cannot become a worker process: "
+        );
+    }
+    let question = match (status.and_then(|status| status.code()), setup()) {
+        // So ends a shell that could not start the program.
+        (Some(126 | 127), _) => "",
+        (_, Some(Setup::Test(_))) => {
+            "can this test binary run the test of `unsync::test_worker!()`? "
+        }
+        // So ends a test harness that was given our argument.
+        (Some(101), _) if tail.contains("Unrecognized option: 'unsync-worker") => {
+            "is there a `unsync::test_worker!()` in this test binary? "
+        }
+        _ => "does `main` call `unsync::init()` first? ",
+    };
+    question.into()
+}
+
+// ---------------------------------------------------------------------------------------- the end
+
+/// How a worker ended.
+pub(super) struct ExitReport<'a> {
+    pub(super) pid: u32,
+    /// Whether a signal had stopped it when it was killed.
+    pub(super) was_stopped: bool,
+    pub(super) status: Option<ExitStatus>,
+    /// Why the link ended, if not because the worker closed it.
+    pub(super) cause: Option<&'a io::Error>,
+    /// What it lacked, if it could not serve.
+    pub(super) refusal: Option<&'a Error>,
+    pub(super) output: &'a Output,
+    /// The end of its standard error, once that was waited for.
+    pub(super) tail: OnceCell<String>,
+}
+
+impl ExitReport<'_> {
+    /// The error of a call that the end of the worker leaves without a value.
+    pub(super) fn error(&self, call: &QueuedCall, outcome: Outcome) -> Error {
+        let name = call.name();
+        match (outcome, self.refusal) {
+            (Outcome::Lost { ran, stop, .. }, _) if stop.is_some() => {
+                let place = match self.was_stopped {
+                    true => " in a worker process that a signal had stopped",
+                    false => "",
+                };
+                let reason = stop.unwrap_or(Reason::Cancelled);
+                stopped(name, reason, ran, place).exited(self.status)
+            }
+            (Outcome::Lost { ran: Some(ran), .. }, _) => self.ran(call, ran),
+            (_, Some(refusal)) => unstartable(name, refusal),
+            // It may have started, and nobody will ever know.
+            (Outcome::Lost { deaths: 0, .. }, _) => {
+                self.lost(format!("`{name}` lost its worker process"))
+            }
+            (Outcome::Lost { .. }, _) => self.lost(format!(
+                "`{name}` was not started by any of {DEATHS} worker processes, the last was"
+            )),
+            _ => self.lost(format!(
+                "`{name}` was not started: one worker process after the other ended before it \
+                 started anything, the last was"
+            )),
+        }
+    }
+
+    /// That of a call that ran.
+    fn ran(&self, call: &QueuedCall, ran: Duration) -> Error {
+        let (name, pid, how) = (call.name(), self.pid, self.how());
+        let panics = call.take_panics();
+        let error = match panics.first().filter(|_| self.may_be_panic()) {
+            Some(report) => {
+                let suffix = format!("; its worker process {pid} ended with it ({how})");
+                report.error(name, None, &suffix)
+            }
+            None => Error::new(
+                ErrorKind::WorkerLost,
+                format!("`{name}` lost its worker process {pid} after {ran:.1?}: {how}"),
+            ),
+        };
+        error.exited(self.status)
+    }
+
+    /// The error of a call that cannot have a value, from what is said before the number of the worker.
+    fn lost(&self, what: String) -> Error {
+        let text = format!("{what} {}: {}", self.pid, self.how());
+        Error::new(ErrorKind::WorkerLost, text).exited(self.status)
+    }
+
+    /// Whether a panic that was reported may be what ended it: one that cannot unwind aborts. The function
+    /// may have caught it, and have ended in any other way later.
+    fn may_be_panic(&self) -> bool {
+        self.status.is_some_and(transport::is_abort) && self.abort_without_panic().is_none()
+    }
+
+    /// What made std abort without a panic, if it was heard to say so.
+    fn abort_without_panic(&self) -> Option<&'static str> {
+        const SAID: [(&str, &str); 2] = [
+            ("has overflowed its stack", "stack overflow"),
+            ("memory allocation of ", "out of memory"),
+        ];
+        let tail = self.tail();
+        let said = SAID.into_iter().find(|(text, _)| tail.contains(text));
+        said.map(|(_, why)| why)
+    }
+
+    fn tail(&self) -> &str {
+        self.tail.get_or_init(|| self.output.quote())
+    }
+
+    fn how(&self) -> String {
+        /// What a system that runs out of memory ends a worker with; others may do it too.
+        const KILLED: &str = "SIGKILL";
+        let mut how = match self.status {
+            Some(status) if status.success() => format!("{status}, without a result"),
+            Some(status) => status.to_string(),
+            None => "unknown exit status".into(),
+        };
+        if let Some(cause) = self.cause.filter(|cause| !transport::is_end(cause)) {
+            how = format!("{how}; {cause}");
+        } else if how.contains(KILLED) {
+            how.push_str(", perhaps for want of memory");
+        }
+        let tail = self.tail();
+        match self.abort_without_panic() {
+            Some(why) => format!("{why}, {how}{tail}"),
+            None => format!("{how}{tail}"),
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------ standard streams
+
+/// What a worker prints, as far as it passes through here.
+pub(super) struct Output {
+    pub(super) stderr: Option<Arc<StderrTail>>,
+    /// Ends when all that the worker printed has been passed on.
+    drained: Receiver<Infallible>,
+    /// Whether the worker itself was heard, and not only its test harness.
+    was_heard: Arc<AtomicBool>,
+}
+
+/// How long the rest of what a worker printed may take to arrive after its end, for an error and before the
+/// worker counts as gone. A process that the worker started may hold its streams open for ever.
+const TAIL_WAIT: Duration = Duration::from_millis(500);
+const DRAIN_WAIT: Duration = Duration::from_secs(1);
+
+impl Output {
+    /// Passes on what a worker prints. Gives also what ends when a test harness has printed its own
+    /// words: it ends the process if nobody reads those.
+    pub(super) fn attach(child: &mut Child) -> (Output, Receiver<Infallible>) {
+        let (copying, drained) = channel();
+        let was_heard = Arc::new(AtomicBool::new(false));
+        let prelude = forward_stdout(child, copying.clone(), Arc::clone(&was_heard));
+        let stderr = StderrTail::forward(child, copying);
+        let output = Output {
+            stderr,
+            drained,
+            was_heard,
+        };
+        (output, prelude)
+    }
+
+    /// The end of standard error of a worker that has ended, as the end of a sentence.
+    fn quote(&self) -> String {
+        let Some(stderr) = &self.stderr else {
+            return String::new();
+        };
+        let _ = self.drained.recv_timeout(TAIL_WAIT);
+        match lock(&stderr.0).text() {
+            text if text.is_empty() => text,
+            text => format!("; its last words: {text}"),
+        }
+    }
+
+    /// Waits until all is passed on: the program may end next.
+    pub(super) fn drain(&self) {
+        let _ = self.drained.recv_timeout(DRAIN_WAIT);
+    }
+}
+
+/// What a worker wrote to standard error since its call began, the middle left out.
+///
+/// Where standard error is a terminal, it is the worker's own. Elsewhere it passes through here on its
+/// way, so that an error can quote it: nothing is taken away from the user.
+pub(super) struct StderrTail(Mutex<Excerpt>);
+
+#[derive(Default)]
+struct Excerpt {
+    /// Whole lines from the beginning, which tell the cause.
+    first: String,
+    /// The newest lines, once there is no more room for first ones.
+    last: String,
+    /// Whether there were lines between the two.
+    omitted: bool,
+    /// What there is of the line that is under way.
+    line: Vec<u8>,
+    /// The line before was one of a backtrace.
+    in_backtrace: bool,
+}
+
+/// How much is quoted of the first lines, and of the last.
+const QUOTED: usize = 1024;
+/// How much is quoted of one line.
+const LINE: usize = 512;
+
+impl StderrTail {
+    fn forward(child: &mut Child, copying: Sender<Infallible>) -> Option<Arc<StderrTail>> {
+        let mut stderr = child.stderr.take()?;
+        let tail = Arc::new(StderrTail(Mutex::default()));
+        let copied = Arc::clone(&tail);
+        let forward = move || {
+            let _copying = copying;
+            copy(&mut stderr, |bytes| {
+                lock(&copied.0).add(bytes);
+                // A closed standard error is no reason to stop listening.
+                let _ = transport::stderr().and_then(|mut stderr| stderr.write_all(bytes));
+            });
+        };
+        // Without the thread the pipe is closed; then what the worker prints is lost, and it lives on.
+        new_thread("stderr").spawn(forward).ok()?;
+        Some(tail)
+    }
+
+    /// What the worker prints from now on is printed by another call.
+    pub(super) fn clear(&self) {
+        *lock(&self.0) = Excerpt::default();
+    }
+}
+
+impl Excerpt {
+    fn add(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE - self.line.len();
+            self.line.extend(&piece[..piece.len().min(room)]);
+            if piece.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let cut = if self.line.len() == LINE { "..." } else { "" };
+        let line = String::from_utf8_lossy(&self.line);
+        let line = format!("{}{cut}\n", line.trim_end());
+        self.line.clear();
+        self.in_backtrace = is_backtrace(&line, self.in_backtrace);
+        if self.in_backtrace {
+            return;
+        }
+        if self.last.is_empty() && self.first.len() + line.len() <= QUOTED {
+            self.first.push_str(&line);
+            return;
+        }
+        self.last.push_str(&line);
+        while self.last.len() > QUOTED {
+            let end = self.last.find('\n').map_or(self.last.len(), |at| at + 1);
+            self.last.drain(..end);
+            self.omitted = true;
+        }
+    }
+
+    fn text(&mut self) -> String {
+        if !self.line.is_empty() {
+            self.end_line();
+        }
+        let between = if self.omitted { "[...]\n" } else { "" };
+        let text = [&self.first, between, &self.last].concat();
+        text.trim().to_owned()
+    }
+}
+
+/// Whether this is a line of a backtrace as the standard library prints it, which would leave no room for
+/// anything else. That of a call's panic is the source of the error anyway.
+fn is_backtrace(line: &str, after_another: bool) -> bool {
+    let number = |character: char| character.is_ascii_digit();
+    let begins = line.trim().eq_ignore_ascii_case("stack backtrace:");
+    let continues = line.starts_with(' ')
+        || line.trim_start_matches(number).starts_with(": ")
+        || line.starts_with("note: Some details are omitted");
+    begins || (after_another && continues)
+}
+
+/// Passes on what a test's worker prints, without what the harness prints before it. Elsewhere the
+/// standard output of a worker is that of the program.
+fn forward_stdout(
+    child: &mut Child,
+    copying: Sender<Infallible>,
+    was_heard: Arc<AtomicBool>,
+) -> Receiver<Infallible> {
+    let (prelude, over) = channel();
+    let Some(mut stdout) = child.stdout.take() else {
+        return over;
+    };
+    let forward = move || {
+        let _copying = copying;
+        // The last bytes, as many as the mark has.
+        let (mut seen, mut byte) = (VecDeque::from([0; TEST_MARK.len()]), [0]);
+        while seen != TEST_MARK.as_bytes() {
+            if stdout.read_exact(&mut byte).is_err() {
+                return;
+            }
+            seen.pop_front();
+            seen.extend(byte);
+        }
+        was_heard.store(true, Ordering::Relaxed);
+        drop(prelude);
+        copy(&mut stdout, |bytes| {
+            let _ = transport::stdout().and_then(|mut stdout| stdout.write_all(bytes));
+        });
+    };
+    // Without the thread the pipe is closed, and printing fails in the worker.
+    let _ = new_thread("stdout").spawn(forward);
+    over
+}
+
+/// Reads to the end.
+fn copy(source: &mut impl Read, mut sink: impl FnMut(&[u8])) {
+    let mut buffer = [0; 4096];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(read) => sink(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}

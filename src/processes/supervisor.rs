@@ -1,0 +1,555 @@
+//! The worker processes: each has a reader thread that starts the process, reads its link and reaps it. One
+//! supervisor thread looks at the clock for all of them.
+//!
+//! A thread for each, because std can wait neither for many children nor for many links at once; and
+//! the end of the link is the event that tells of an exit, because `Child` can be waited for and killed
+//! by one thread only at a time. Readers block in their reads without a limit. What has to happen at a
+//! certain time, the scheduler asks of the supervisor.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::io;
+use std::iter::{self, Peekable};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use super::buffers;
+use super::frame::{self, Frame, FrameReader, Kind};
+use super::handshake::{SpawnError, Starting, WorkerConfig};
+use super::procfs;
+use super::report::{self, ExitReport, Output, StderrTail};
+use super::scheduler::{Call, Exit, Heard, Message, Outbox, Outcome, SpawnFailure};
+use super::transport::{self, Link, Rx, Tx};
+use super::wire::Wire;
+use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, setup};
+use super::{Pool, QueuedCall, apply, pool, settle, stop, update};
+use crate::config::{Settings, new_deep_thread, settings, stack_size};
+use crate::error::{Error, discard, lock, wall};
+use crate::role::{Role, set_role};
+
+// ----------------------------------------------------------------------------------- the supervisor
+
+/// Wakes the supervisor.
+static EARLIER: Condvar = Condvar::new();
+
+/// Tells the supervisor that there is something to look after earlier than it knows, or nothing any more.
+pub(super) fn wake() {
+    EARLIER.notify_one();
+}
+
+/// Starts the supervisor thread, which is entered as there already.
+///
+/// If the system refuses it, the pool works on without: the next event tries again, and a reader that ends
+/// stands in. Without any reader nobody would ever look at the calls that wait.
+pub(super) fn start() {
+    // It resolves calls that nobody else does.
+    let thread = new_deep_thread("cpu").spawn(|| {
+        set_role(Role::Reader);
+        supervise();
+    });
+    if let Err(error) = thread {
+        let text = "no thread could be started for the worker processes";
+        fail_start(&Error::os(text, error), |pool, _| {
+            pool.supervised = false;
+            if pool.readers == 0 {
+                pool.state.strand();
+            }
+        });
+    }
+}
+
+/// A reader ends. It is the supervisor from now on if there is none and one is needed.
+fn stand_in() {
+    let mut pool = lock(pool());
+    pool.readers -= 1;
+    let is_needed = !pool.supervised && pool.state.next_deadline().is_some();
+    pool.supervised |= is_needed;
+    drop(pool);
+    if is_needed {
+        supervise();
+    }
+}
+
+/// The life of the supervisor. It ends with the last worker.
+fn supervise() {
+    loop {
+        update(|_, _| ());
+        let mut pool = lock(pool());
+        // The lock is held from here to the wait, so that no change is missed.
+        let deadline = pool.state.next_deadline();
+        if deadline.is_none() && pool.state.is_empty() {
+            pool.supervised = false;
+            return;
+        }
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        drop(EARLIER.wait_timeout(pool, left.unwrap_or(Duration::MAX)));
+    }
+}
+
+// --------------------------------------------------------------------------------------- the process
+
+/// A worker process, and what is needed to write to it and to end it.
+pub(super) struct Process {
+    number: u64,
+    tx: Tx,
+    /// Held while frames are written, so that they stay whole.
+    writing: Mutex<()>,
+    child: Mutex<Child>,
+    pid: u32,
+    was_killed: AtomicBool,
+    /// Whether a signal had stopped it when it was killed.
+    was_stopped: AtomicBool,
+    /// Set when it was reaped to see whether it had ended. Its number may be another's since.
+    was_reaped: AtomicBool,
+    /// The last call that was reported because a signal had stopped the process.
+    reported: AtomicU64,
+    stderr: Option<Arc<StderrTail>>,
+}
+
+/// A large call is written in pieces of this size. Each that the worker takes is a sign of life.
+const PIECE: usize = 256 << 10;
+
+impl Process {
+    /// Writes what the scheduler has for the worker.
+    pub(super) fn send(&self, outbox: Outbox<QueuedCall>) {
+        if let Some(stderr) = self.stderr.as_ref().filter(|_| outbox.was_idle) {
+            stderr.clear();
+        }
+        let mut frames = Vec::new();
+        for message in outbox.messages {
+            match message {
+                Message::Call(call) if call.is_large() => self.send_large(&call),
+                Message::Call(call) => call.copy_frame(&mut frames),
+                Message::RequestToSend => frame::plain(&mut frames, Kind::Rts, 0),
+                Message::Cancel(id) => frame::plain(&mut frames, Kind::Cancel, id),
+            }
+        }
+        self.write(&frames);
+    }
+
+    /// Writes frames; says whether the link took them. If not, the reader finds the end of the link.
+    fn write(&self, frames: &[u8]) -> bool {
+        let _writing = lock(&self.writing);
+        self.tx.write_all(frames, None).is_ok()
+    }
+
+    /// Writes a large call. The worker does nothing but read meanwhile, and nothing else is written to it.
+    fn send_large(&self, call: &QueuedCall) {
+        let frame = call.take_frame();
+        for piece in frame.chunks(PIECE) {
+            if !self.write(piece) {
+                break;
+            }
+            self.heard(Heard::Progressed);
+        }
+        // Another worker needs it if this one ends before the call starts.
+        call.put_frame(frame);
+    }
+
+    fn heard(&self, heard: Heard) {
+        let mut heard = Some(heard);
+        update(|pool, now| {
+            if let Some(heard) = heard.take() {
+                pool.state.heard(self.number, heard, now);
+            }
+        });
+    }
+
+    /// Kills the process. If it was killed before and has ended, something else holds its link open, and
+    /// the link is closed.
+    pub(super) fn kill(&self) {
+        if procfs::is_stopped(self.pid) {
+            self.was_stopped.store(true, Ordering::Relaxed);
+        }
+        let was_killed = self.was_killed.swap(true, Ordering::Relaxed);
+        // It fails only if the process was reaped before.
+        let _ = lock(&self.child).kill();
+        // If that was a wrapper only, the worker behind it ends when it sees the end of the link.
+        self.tx.close();
+        if was_killed && self.has_ended() {
+            self.tx.close_both();
+        }
+    }
+
+    /// Has an idle worker end by itself, so that it can flush what it printed.
+    pub(super) fn retire(&self) {
+        self.tx.close();
+    }
+
+    /// Looks after a worker of which nothing was heard for long. A process that it started may hold its
+    /// link, and hide its end.
+    pub(super) fn probe(&self) {
+        if self.has_ended() {
+            self.tx.close_both();
+        } else if settings().is_ok_and(|settings| settings.debug) && procfs::is_stopped(self.pid) {
+            self.report_stopped();
+        }
+    }
+
+    /// Reports once for each call that a signal has stopped the worker while it runs the call.
+    fn report_stopped(&self) {
+        let running = lock(pool()).state.running(self.number).cloned();
+        let Some(call) = running else { return };
+        if self.reported.swap(call.id(), Ordering::Relaxed) != call.id() {
+            transport::log(&format!(
+                "worker process {}, which runs `{}` (started at {}), was stopped by a signal; the \
+                 system does that to a worker that uses the terminal",
+                self.pid,
+                call.name(),
+                call.origin()
+            ));
+        }
+    }
+
+    /// Whether the process has ended, whoever else may hold its link.
+    fn has_ended(&self) -> bool {
+        procfs::has_ended(self.pid).unwrap_or_else(|| {
+            let was_reaped = matches!(lock(&self.child).try_wait(), Ok(Some(_)));
+            self.was_reaped.store(was_reaped, Ordering::Relaxed);
+            was_reaped
+        })
+    }
+
+    /// Makes sure that the process has ended, and reaps it. A process whose link has ended is past
+    /// the point where a kill could change how it ended; one that lives on without its link is of no
+    /// use.
+    fn reap(&self) -> Option<ExitStatus> {
+        let asked = settings().is_ok_and(|settings| settings.kill_children);
+        // The number of its group is taken until the process is reaped.
+        if asked && !self.was_reaped.load(Ordering::Relaxed) {
+            transport::kill_children(self.pid);
+        }
+        self.kill();
+        lock(&self.child).wait().ok()
+    }
+
+    /// Whether it holds more memory than it may.
+    fn has_outgrown(&self) -> bool {
+        let limit = settings().map_or(None, |settings| settings.memory_per_worker);
+        limit.is_some_and(|limit| {
+            procfs::resident_bytes(self.pid).is_some_and(|bytes| bytes > limit)
+        })
+    }
+}
+
+// ------------------------------------------------------------------------------------------ the start
+
+/// Starts a worker, and the thread that reads from it.
+pub(super) fn spawn(number: u64) {
+    lock(pool()).readers += 1;
+    // It decodes results: they may be as large as what a call has the stack for.
+    let thread = new_deep_thread(format_args!("cpu-{number}"));
+    let attended = thread.spawn(move || {
+        set_role(Role::Reader);
+        attend(number);
+        stand_in();
+    });
+    if let Err(error) = attended {
+        let text = "no thread could be started for a worker process";
+        let mut pool = lock(pool());
+        pool.readers -= 1;
+        // The reader of a worker that ends may be about to give one back. Somebody has to try again.
+        let failure = match pool.supervised || pool.readers > 0 {
+            true => SpawnFailure::Refused,
+            false => SpawnFailure::Final,
+        };
+        drop(pool);
+        spawn_failed(failure, &Error::os(text, error));
+    }
+}
+
+/// The life of a worker.
+fn attend(number: u64) {
+    let (child, Link { rx, tx, eager }, output) = match launch() {
+        Ok(launched) => launched,
+        Err((failure, error)) => return spawn_failed(failure, &error),
+    };
+    let process = Arc::new(Process {
+        number,
+        tx,
+        writing: Mutex::new(()),
+        pid: child.id(),
+        child: Mutex::new(child),
+        was_killed: AtomicBool::new(false),
+        was_stopped: AtomicBool::new(false),
+        was_reaped: AtomicBool::new(false),
+        reported: AtomicU64::new(0),
+        stderr: output.stderr.clone(),
+    });
+    update(|pool, now| {
+        let handle = Arc::clone(&process);
+        pool.state.ready(number, handle, eager, now);
+    });
+    // Whatever happens in there, the worker is reaped.
+    let end = wall(|| read(&process, rx)).unwrap_or_else(|payload| {
+        discard(payload);
+        Err(io::Error::other("the reader of a worker process panicked").into())
+    });
+    buffers::free();
+    exit(&process, end.err(), &output);
+}
+
+fn spawn_failed(failure: SpawnFailure, error: &Error) {
+    fail_start(error, |pool, now| pool.state.spawn_failed(failure, now));
+}
+
+/// Feeds an event after which calls may have no worker to wait for.
+fn fail_start(error: &Error, mut event: impl FnMut(&mut Pool, Instant)) {
+    let resolve = &mut |call: &QueuedCall, outcome| match outcome {
+        Outcome::Unstartable => call.fail(report::unstartable(call.name(), error)),
+        outcome => stop(call, outcome),
+    };
+    settle(apply(&mut event, resolve));
+}
+
+/// Starts a process, and waits until it has connected.
+fn launch() -> Result<(Child, Link, Output), (SpawnFailure, Error)> {
+    let is_final = |error| (SpawnFailure::Final, error);
+    let settings = settings().map_err(is_final)?;
+    let config = WorkerConfig {
+        frame_bytes_max: settings.frame_bytes_max as u64,
+        stack_size: stack_size() as u64,
+        spin: settings.spin,
+    };
+    let command = wall(|| command(settings))
+        .map_err(|payload| is_final(Error::panicked("the hook `worker_command`", payload)))?;
+    let (mut output, mut program) = (None, String::new());
+    let launched = command.map_err(SpawnError::Os).and_then(|command| {
+        program = report::describe(&command);
+        let mut starting = Starting::spawn(command)?;
+        let (attached, ready) = Output::attach(&mut starting.child);
+        output = Some(attached);
+        let is_needed = || !lock(pool()).state.is_closed();
+        starting.connect(config, settings.start_timeout, &ready, is_needed)
+    });
+    let refusal = match (launched, output.take()) {
+        (Ok((child, link)), Some(output)) => return Ok((child, link, output)),
+        (Ok(_), None) => SpawnError::Unneeded,
+        (Err(refusal), attached) => {
+            output = attached;
+            refusal
+        }
+    };
+    let failure = match &refusal {
+        SpawnError::Os(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => SpawnFailure::Final,
+            _ => SpawnFailure::Refused,
+        },
+        SpawnError::Died(_) => SpawnFailure::Died,
+        SpawnError::TimedOut | SpawnError::Unneeded => SpawnFailure::Final,
+    };
+    let error = report::refused(refusal, settings, &program, output.as_ref());
+    Err((failure, error))
+}
+
+/// How a worker is started.
+fn command(settings: &Settings) -> io::Result<Command> {
+    let mut command = match &settings.worker_command {
+        Some(make) => make(&transport::executable()?),
+        None => transport::command()?,
+    };
+    match setup() {
+        Some(Setup::Test(name)) => {
+            let quiet = [
+                "--exact",
+                "--include-ignored",
+                "--nocapture",
+                "--test-threads=1",
+                "-q",
+            ];
+            command
+                .arg(name)
+                .args(quiet)
+                .arg(TEST_ARGUMENT)
+                .stdout(Stdio::piped());
+        }
+        Some(Setup::Main) | None => {
+            command.arg(ARGUMENT);
+        }
+    }
+    if !io::IsTerminal::is_terminal(&io::stderr()) {
+        command.stderr(Stdio::piped());
+    }
+    Ok(command)
+}
+
+// ---------------------------------------------------------------------------------------- the reading
+
+/// What frames other than those of values may hold, whatever the limit of those.
+const CONTROL_BYTES: usize = 1 << 20;
+
+/// Why nothing more is heard of a worker that did not just close its link.
+enum Cut {
+    /// Its link failed.
+    Link(io::Error),
+    /// It got no thread to run calls.
+    Refused(Error),
+}
+
+impl From<io::Error> for Cut {
+    fn from(error: io::Error) -> Cut {
+        Cut::Link(error)
+    }
+}
+
+impl Cut {
+    /// Calls may have started without a word of it if frames were lost, or not read.
+    fn exit(&self) -> Exit {
+        match self {
+            Cut::Link(cause) if transport::loses_frames(cause) || !transport::is_end(cause) => {
+                Exit::Uncertain
+            }
+            Cut::Link(_) => Exit::Certain,
+            Cut::Refused(_) => Exit::Refused,
+        }
+    }
+}
+
+/// Reads the link of a worker until it ends.
+fn read(process: &Process, mut source: Rx) -> Result<(), Cut> {
+    let settings = settings().map_err(io::Error::other)?;
+    let limit = settings.frame_bytes_max.max(CONTROL_BYTES);
+    let mut reader = FrameReader::new(limit.saturating_add(frame::HEADER));
+    loop {
+        match reader.fill(&mut source) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => continue,
+                _ => return Err(error.into()),
+            },
+        }
+        let mut frames = iter::from_fn(|| reader.pop()).peekable();
+        while frames.peek().is_some() {
+            advance(process, &mut frames);
+            if let Some(frame) = frames.next() {
+                accept(process, frame, &mut source)?;
+            }
+        }
+    }
+}
+
+/// What the worker has begun and ended, as far as it is here, in one go.
+fn advance<'a>(process: &Process, frames: &mut Peekable<impl Iterator<Item = Frame<'a>>>) {
+    let is_start_or_done = |frame: &Frame<'_>| matches!(frame.kind, Kind::Start | Kind::Done);
+    let mut batch = Vec::from_iter(iter::from_fn(|| frames.next_if(is_start_or_done)));
+    let is_done = |frame: &Frame<'_>| frame.kind == Kind::Done;
+    let decodes = batch.iter().any(is_done);
+    let large = batch
+        .iter()
+        .any(|frame| frame.payload.len() > buffers::LARGE);
+    let outgrown = decodes && process.has_outgrown();
+    let heard = Vec::from_iter(batch.iter().map(|frame| match is_done(frame) {
+        true => Heard::Done(frame.call),
+        false => Heard::Started(frame.call),
+    }));
+    let also = [
+        outgrown.then_some(Heard::Outgrown),
+        decodes.then_some(Heard::Decoding { large }),
+    ];
+    let mut heard = heard.into_iter().chain(also.into_iter().flatten());
+    let event = &mut |pool: &mut Pool, now| {
+        let number = process.number;
+        heard
+            .by_ref()
+            .for_each(|heard| pool.state.heard(number, heard, now));
+    };
+    // Calls are resolved in the order in which they were done.
+    let mut done = batch.iter_mut().filter(|frame| is_done(frame));
+    let resolve = &mut |call: &QueuedCall, outcome| match outcome {
+        Outcome::Done => {
+            let frame = done.find(|frame| frame.call == call.id());
+            call.done(frame.map_or(&[], |frame| &*frame.payload));
+        }
+        outcome => stop(call, outcome),
+    };
+    let resolved = apply(event, resolve);
+    for frame in batch {
+        if let Cow::Owned(mut large) = frame.payload {
+            buffers::recycle(&mut large);
+        }
+    }
+    if decodes {
+        let event = &mut |pool: &mut Pool, now| {
+            pool.state.heard(process.number, Heard::Decoded, now);
+            pool.state.resolved(resolved);
+        };
+        settle(apply(event, &mut stop));
+    } else {
+        settle(resolved);
+    }
+}
+
+/// Does what another frame says.
+fn accept(process: &Process, frame: Frame<'_>, source: &mut Rx) -> Result<(), Cut> {
+    let mut payload = &*frame.payload;
+    let find = || lock(pool()).state.find(process.number, frame.call).cloned();
+    match frame.kind {
+        Kind::Progress => find().into_iter().for_each(|call| call.progress(payload)),
+        Kind::Panic => {
+            if let (Ok(report), Some(call)) = (PanicReport::decode(&mut payload), find()) {
+                call.panicked(report);
+            }
+        }
+        Kind::Returned => {
+            let ids = Vec::decode(&mut payload).map_err(io::Error::other)?;
+            process.heard(Heard::Returned(ids));
+        }
+        Kind::Cts => {
+            // This thread writes the call now.
+            source.make_blocking();
+            process.heard(Heard::ClearToSend);
+            process.heard(Heard::Loaded);
+        }
+        Kind::Refused => {
+            let refusal = <(Option<i32>, String)>::decode(&mut payload);
+            let (code, text) = refusal.map_err(io::Error::other)?;
+            let error = code.map(io::Error::from_raw_os_error);
+            let error = error.unwrap_or_else(|| io::Error::other(text));
+            let text = "no thread could be started in a worker process";
+            return Err(Cut::Refused(Error::os(text, error)));
+        }
+        _ => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
+    }
+    Ok(())
+}
+
+// -------------------------------------------------------------------------------------------- the end
+
+/// The link has ended: settles what the worker had, and reaps it.
+fn exit(process: &Process, cut: Option<Cut>, output: &Output) {
+    let exit = cut.as_ref().map_or(Exit::Certain, Cut::exit);
+    let (cause, refusal) = match &cut {
+        Some(Cut::Link(error)) => (Some(error), None),
+        Some(Cut::Refused(error)) => (None, Some(error)),
+        None => (None, None),
+    };
+    let report = OnceCell::new();
+    let reap = || {
+        process.tx.close_both();
+        let status = process.reap();
+        ExitReport {
+            pid: process.pid,
+            was_stopped: process.was_stopped.load(Ordering::Relaxed),
+            status,
+            cause,
+            refusal,
+            output,
+            tail: OnceCell::new(),
+        }
+    };
+    let event = &mut |pool: &mut Pool, now| pool.state.exited(process.number, exit, now);
+    let resolve = &mut |call: &QueuedCall, outcome| match outcome {
+        Outcome::Lost { .. } | Outcome::Unstartable => {
+            call.fail(report.get_or_init(reap).error(call, outcome));
+        }
+        outcome => stop(call, outcome),
+    };
+    let resolved = apply(event, resolve);
+    report.get_or_init(reap);
+    settle(resolved);
+    output.drain();
+    update(|pool, _| pool.state.reaped());
+}
