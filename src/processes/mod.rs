@@ -361,13 +361,18 @@ where
         progress: Arc::clone(&speaker.0),
         speaker: Mutex::new(Some(speaker)),
     });
-    let queued = QueuedCall {
+    let mut queued = Some(QueuedCall {
         id,
         bytes,
         queued: Instant::now(),
         handle: call.clone(),
+    });
+    let submit = move || {
+        update(|pool, _| {
+            let queued = queued.take().into_iter();
+            queued.for_each(|queued| pool.state.submit(queued));
+        });
     };
-    let submit = || update(move |pool, _| pool.state.submit(queued.clone()));
     Ok((Unfuture::of(call), submit))
 }
 
