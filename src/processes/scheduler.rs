@@ -55,8 +55,11 @@ pub(super) const DEATHS: u32 = 3;
 /// The same for workers in a row that die before they start any call, if no worker is left. Two calls that
 /// kill whoever gets them do not make the calls behind them fail.
 const LOST_WORKERS: u32 = 2 * DEATHS + 1;
-/// A worker that owes an answer for this long is frozen. The health checks are as far apart.
-const FROZEN: Duration = Duration::from_secs(1);
+/// How far apart the health checks are.
+const CHECK: Duration = Duration::from_secs(1);
+/// A worker that owes an answer for this long is frozen. On a machine that is busy enough, a healthy worker,
+/// or the thread that reads from it, may get no processor for a second.
+const FROZEN: Duration = Duration::from_secs(3);
 /// How long a worker that is told to end may take for it.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause after the first failure. Each further failure makes it four times as long, up to 2.56 s.
@@ -521,8 +524,8 @@ impl<C: Call, W: Clone> State<C, W> {
         let Some(at) = self.next_check.filter(|at| *at <= now) else {
             return;
         };
-        self.next_check = std::mem::take(&mut self.active).then(|| now + FROZEN);
-        if now > at + FROZEN / 2 {
+        self.next_check = std::mem::take(&mut self.active).then(|| now + CHECK);
+        if now > at + CHECK / 2 {
             return;
         }
         let mut overdue = Vec::new();
@@ -530,7 +533,7 @@ impl<C: Call, W: Clone> State<C, W> {
             if worker.is_frozen(now) {
                 self.fx.kills.push(worker.kill(now));
             } else if worker.running().is_some() {
-                let silent = worker.is_silent(now).then(|| worker.handle.clone());
+                let silent = worker.is_silent(now, CHECK).then(|| worker.handle.clone());
                 self.fx.probes.extend(silent);
                 overdue.extend(worker.take_overdue(now));
             }
@@ -616,7 +619,7 @@ impl<C: Call, W: Clone> State<C, W> {
             // The supervisor can end.
             self.next_check = None;
         } else if self.next_check.is_none() && self.workers.iter().any(Worker::is_busy) {
-            self.next_check = Some(now + FROZEN);
+            self.next_check = Some(now + CHECK);
         }
         let grows = !self.closed && !self.is_full() && self.is_short();
         let start_at = self.not_before.filter(|at| grows && now < *at);
@@ -1227,6 +1230,7 @@ mod tests {
     fn frozen_worker_is_killed_unless_an_innocent_call_runs_there() {
         let mut pool = Pool::with(limits(1));
         let _ = pool.submit(1, 10);
+        assert_eq!(kills(&pool.wait(FROZEN - SECOND)), []);
         assert_eq!(kills(&pool.wait(SECOND)), [1]);
         let _ = pool.exit(1, true);
         assert_eq!(pool.queued(), [1]);
@@ -1268,7 +1272,7 @@ mod tests {
         let _ = pool.hear(1, Heard::Decoding { large: false });
         assert_eq!(kills(&pool.wait(60 * SECOND)), []);
         let _ = pool.hear(1, Heard::Decoded);
-        assert!(kills(&pool.wait(2 * SECOND)).starts_with(&[1]));
+        assert!(kills(&pool.wait(FROZEN + SECOND)).starts_with(&[1]));
     }
 
     #[test]

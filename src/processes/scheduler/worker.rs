@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::effects::{Message, Outbox, Outcome};
 use super::queue::Queued;
-use super::{Call, FROZEN};
+use super::{CHECK, Call, FROZEN};
 use crate::unfuture::Reason;
 
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
@@ -264,7 +264,7 @@ impl<C: Call, W: Clone> Worker<C, W> {
 
     #[must_use]
     pub(super) fn kill(&mut self, now: Instant) -> W {
-        let again = now + FROZEN;
+        let again = now + CHECK;
         self.phase = match self.phase {
             Phase::Leaving { .. } => Phase::Leaving { by: again },
             _ => Phase::Killed { again },
@@ -291,8 +291,8 @@ impl<C: Call, W: Clone> Worker<C, W> {
         is_idle.then(|| self.last_active + keep_alive)
     }
 
-    pub(super) fn is_silent(&self, now: Instant) -> bool {
-        self.last_active + FROZEN <= now
+    pub(super) fn is_silent(&self, now: Instant, limit: Duration) -> bool {
+        self.last_active + limit <= now
     }
 
     /// Whether it owes an answer for so long that it is frozen. A call that has not started can be had by
@@ -300,8 +300,8 @@ impl<C: Call, W: Clone> Worker<C, W> {
     /// it should have come back.
     pub(super) fn is_frozen(&self, now: Instant) -> bool {
         match (self.phase, self.running()) {
-            (Phase::Rendezvous | Phase::Loading, _) => self.is_silent(now),
-            (Phase::Open, None) => !self.in_flight.is_empty() && self.is_silent(now),
+            (Phase::Rendezvous | Phase::Loading, _) => self.is_silent(now, FROZEN),
+            (Phase::Open, None) => !self.in_flight.is_empty() && self.is_silent(now, FROZEN),
             (Phase::Open, Some(running)) => running.is_overdue(now),
             (Phase::Leaving { .. } | Phase::Killed { .. }, _) => false,
         }
@@ -350,6 +350,6 @@ impl<C> InFlight<C> {
     }
 
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
-        !self.resolved && self.kill_at().is_some_and(|at| at + FROZEN <= now)
+        !self.resolved && self.kill_at().is_some_and(|at| at + CHECK <= now)
     }
 }
