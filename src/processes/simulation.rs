@@ -12,9 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{
-    Call, Effects, Exit, FROZEN, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker,
-};
+use super::{Call, Effects, Exit, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
 use crate::unfuture::Reason;
 
 /// Numbers by splitmix64.

@@ -294,18 +294,13 @@ fn serve_amid_strangers() {
     }));
 }
 
-/// A progress, which names the type of its value: by the hash that names functions too.
+/// A progress, which names the type of its value.
 fn named<P: 'static>(value: u8) -> Vec<u8> {
-    let mut hasher = DefaultHasher::new();
-    TypeId::of::<P>().hash(&mut hasher);
-    let mut payload = hasher.finish().to_le_bytes().to_vec();
-    payload.push(value);
-    payload
+    [&id_of::<P>()[..], &[value]].concat()
 }
 
 fn serve((mut link, call): (Both, u64)) {
     let strange = call + 1000;
-    let progress = [&id_of::<u8>()[..], &[7]].concat();
     let said = [
         frame(PROGRESS, strange, 0, &[]),
         done(strange, 1),
