@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use crate::role::{assert_may_block, blocking};
-use crate::slot::relay_waiting;
+use crate::slot::run_behind;
 use crate::spin::Spin;
 
 /// Runs a future to its end on the calling thread.
@@ -33,6 +34,14 @@ use crate::spin::Spin;
 #[track_caller]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     assert_may_block(|thread| format!("block_on would block {thread}; `.await` in a task instead"));
+    match block_on_until(future, None) {
+        Some(output) => output,
+        None => unreachable!("it waits without a deadline"),
+    }
+}
+
+/// The same on a thread that may block; `None` when the deadline has passed.
+pub(crate) fn block_on_until<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
     static SPIN: Spin = Spin::new();
     let mut future = pin!(future);
     let bell = Arc::new(Bell {
@@ -43,16 +52,24 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut cx = Context::from_waker(&waker);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
-            return output;
+            return Some(output);
         }
-        relay_waiting();
+        run_behind();
         let rung = || bell.rung.swap(false, Ordering::Acquire).then_some(());
         if SPIN.attempt(rung).is_none() {
-            blocking(|| {
+            let in_time = blocking(|| {
                 while rung().is_none() {
-                    thread::park();
+                    match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                        None => thread::park(),
+                        Some(Duration::ZERO) => return false,
+                        Some(left) => thread::park_timeout(left),
+                    }
                 }
+                true
             });
+            if !in_time {
+                return None;
+            }
         }
     }
 }

@@ -1,23 +1,26 @@
 //! Continuations: what is to be done with the outcome, and where.
 //!
-//! They cross from one engine to another, so they stand above them. Each is an async task that waits
+//! They cross from one engine to another, so they stand above them. Each is an async block that waits
 //! for its source and owns it; so cancelling a continuation drops the source's `Unfuture` and leaves
-//! the source alone.
+//! the source alone. Only [`flatten`](Unfuture::flatten) and deadlines tie the source to themselves.
 //!
 //! Floor 4: imports the engines and the future.
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
-use crate::ambient::spawn;
+use crate::ambient::{spawn, try_spawn, try_spawn_with};
 use crate::error::{Error, ErrorKind, Origin};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::progress::Speaker;
-use crate::threads::thread_at;
-use crate::unfuture::Unfuture;
+use crate::slot::already_taken;
+use crate::threads::{thread_at, try_thread};
+use crate::unfuture::{Reason, Unfuture, Work};
 
 /// Calls a function in a worker process: for work that computes for long, may crash or hang.
 ///
@@ -94,7 +97,7 @@ where
         return processes::call(origin, entrypoint, args);
     }
     match processes::nested(entrypoint, args) {
-        Ok(call) => thread_at(origin, call).flatten(),
+        Ok(call) => try_thread(origin, call),
         Err(error) => Unfuture::failed(error.started_at(origin)),
     }
 }
@@ -119,8 +122,8 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let is_tied = self.is_tied();
         let progress = self.progress();
-        let mapped = spawn(async move { self.await.map(f) });
-        mapped.flatten().hearing(progress).tied(is_tied)
+        let mapped = try_spawn(Location::caller(), async move { self.await.map(f) });
+        mapped.hearing(progress).tied(is_tied)
     }
 
     /// Goes on with a future made from the value, on the ambient thread; an error passes through.
@@ -143,8 +146,8 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let is_tied = self.is_tied();
         let progress = self.progress();
-        let next = spawn(async move { Ok(f(self.await?).await) });
-        next.flatten().hearing(progress).tied(is_tied)
+        let next = try_spawn(Location::caller(), async move { Ok(f(self.await?).await) });
+        next.hearing(progress).tied(is_tied)
     }
 
     /// Goes on with a future made from the finished `Unfuture`, on the ambient thread: it sees errors
@@ -190,11 +193,11 @@ impl<T: Send + 'static> Unfuture<T> {
         let origin = Location::caller();
         let is_tied = self.is_tied();
         let progress = self.progress();
-        let mapped = spawn(async move {
+        let next = try_spawn(origin, async move {
             let value = self.await?;
             thread_at(origin, move || f(value)).cancel_on_drop().await
         });
-        mapped.flatten().hearing(progress).tied(is_tied)
+        next.hearing(progress).tied(is_tied)
     }
 
     /// Turns the value into another in a worker process; an error passes through.
@@ -232,7 +235,7 @@ impl<T: Send + 'static> Unfuture<T> {
         if let Some(source) = self.progress() {
             source.join(&progress);
         }
-        let mapped = spawn(async move {
+        let mapped = try_spawn(origin, async move {
             let value = self.await?;
             let call = cpu_at(origin, entrypoint, (value,)).cancel_on_drop();
             if let Some(call) = call.progress() {
@@ -241,7 +244,7 @@ impl<T: Send + 'static> Unfuture<T> {
             drop(speaker);
             call.await
         });
-        mapped.flatten().hearing(Some(progress)).tied(is_tied)
+        mapped.hearing(Some(progress)).tied(is_tied)
     }
 
     /// Calls `f` with the outcome on the ambient thread, whatever it is.
@@ -275,6 +278,103 @@ impl<T: Send + 'static> Unfuture<T> {
             let outcome = self.await;
             owed.pay(outcome);
         }));
+    }
+}
+
+impl<T: Send + 'static> Unfuture<Result<T, Error>> {
+    /// Turns an error inside the value into an error of the `Unfuture`.
+    ///
+    /// It stays the same work: cancelling the flat `Unfuture` cancels it. It waits on the ambient thread,
+    /// unless the work has ended.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let outer = unsync::spawn(async { unsync::thread(|| 1).await });
+    /// assert_eq!(outer.flatten().result().unwrap(), 1);
+    /// ```
+    pub fn flatten(self) -> Unfuture<T> {
+        let (origin, is_tied) = (self.origin(), self.is_tied());
+        if self.is_done() {
+            return Unfuture::settled_at(origin, self.take().and_then(|inner| inner));
+        }
+        let (source, progress) = (self.pass_on(), self.progress());
+        let work = self.cancel_on_drop();
+        let flat = try_spawn_with(origin, true, |itself| {
+            work.observed_by(itself);
+            async move { work.await.and_then(|inner| inner) }
+        });
+        flat.with(None, source, progress).tied(is_tied)
+    }
+}
+
+impl<T: Send + 'static> Unfuture<Unfuture<T>> {
+    /// Waits for the inner work too.
+    ///
+    /// It stays the same work: cancelling the flat `Unfuture` cancels the outer work while that
+    /// runs, and the inner afterwards. If the outer work is a running job, which cannot be stopped, the inner
+    /// work is cancelled as soon as it is known.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let outer = unsync::spawn(async { unsync::thread(|| 1) });
+    /// assert_eq!(outer.flatten().result().unwrap(), 1);
+    /// ```
+    pub fn flatten(self) -> Unfuture<T> {
+        let (origin, is_tied) = (self.origin(), self.is_tied());
+        if self.is_done() {
+            return match self.take() {
+                // Whatever it is, it can be cancelled from here.
+                Ok(inner) => inner.tied(is_tied).limited(Duration::MAX, pending()),
+                Err(error) => Unfuture::settled_at(origin, Err(error)),
+            };
+        }
+        let speaker = Speaker::new();
+        let progress = Arc::clone(&speaker.0);
+        if let Some(outer) = self.progress() {
+            outer.join(&progress);
+        }
+        let source = self.pass_on();
+        let flat = try_spawn_with(origin, true, |itself| {
+            self.observed_by(itself.clone());
+            let mut outer = Outer(Some(self));
+            async move {
+                poll_fn(|cx| match &outer.0 {
+                    Some(outer) => outer.poll_done(cx),
+                    None => Poll::Ready(()),
+                })
+                .await;
+                let inner = outer.0.take().ok_or_else(already_taken)?.take()?;
+                let is_gone = || !itself.upgrade().is_some_and(|flat| flat.slot().tie());
+                if inner.is_tied() && is_gone() {
+                    return Err(Reason::Cancelled.error("work"));
+                }
+                inner.observed_by(itself);
+                if let Some(inner) = inner.progress() {
+                    inner.join(&speaker.0);
+                }
+                drop(speaker);
+                inner.cancel_on_drop().await
+            }
+        });
+        flat.with(None, source, Some(progress)).tied(is_tied)
+    }
+}
+
+/// Outer work whose inner work is not known. Dropping it stops whichever of them there is, sooner or later.
+struct Outer<T: Send + 'static>(Option<Unfuture<Unfuture<T>>>);
+
+impl<T: Send + 'static> Drop for Outer<T> {
+    fn drop(&mut self) {
+        let Some(outer) = self.0.take() else { return };
+        outer.cancel();
+        if !outer.is_done() {
+            // A job that runs may give the inner work all the same.
+            drop(spawn(
+                async move { outer.await.map(Unfuture::cancel_on_drop) },
+            ));
+        }
     }
 }
 

@@ -1,22 +1,27 @@
 //! Many at once.
 //!
-//! Nobody polls here: each piece of work reports when it ends, so that n pieces cost n steps,
-//! whatever their order.
+//! All of them wait with a [`ReadySet`]: each piece of work has a waker of its own, which reports that it
+//! has ended, so n pieces cost n steps, whatever their order.
 //!
-//! Floor 4: imports the future.
+//! Floor 4: imports the ambient engine and the future.
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::Future;
 use std::iter::FusedIterator;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::sync::{Arc, Mutex, Weak};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
+use crate::ambient::{Task, try_spawn_with, yield_now};
+use crate::block_on::block_on_until;
+use crate::error::{Error, ErrorKind, Origin, discard, lock};
 use crate::role::assert_may_block;
-use crate::slot::{Observed, Observer, nest};
-use crate::unfuture::{Promise, Reason, Stop, Stopping, Unfuture, derived};
+use crate::slot::{Observed, already_taken};
+use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
 
 // -------------------------------------------------------------------------------------- all of them
 
@@ -28,7 +33,9 @@ use crate::unfuture::{Promise, Reason, Stop, Stopping, Unfuture, derived};
 ///
 /// # Errors
 ///
-/// Resolves as the work that failed first.
+/// Resolves as the work that failed first. If not all of them have ended, and no ambient thread is there to
+/// wait for them: as [`ErrorKind::ShutDown`] after a shutdown, as [`ErrorKind::Os`] if the operating system
+/// refuses the thread; the works are cancelled then.
 ///
 /// # Examples
 ///
@@ -42,17 +49,37 @@ where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
-    let works: Vec<_> = works.into_iter().collect();
-    let all = Arc::new(All::of(&works));
-    gather(Location::caller(), works, all, Open::default(), |outcome| {
-        outcome
-    })
+    let (origin, works) = (Location::caller(), Vec::from_iter(works));
+    if works.iter().all(Unfuture::is_done) {
+        let values = works.into_iter().map(Unfuture::take).collect();
+        return Unfuture::settled_at(origin, values);
+    }
+    let is_tied = works.iter().any(Unfuture::is_tied);
+    let mut set = ReadySet::new(works).cancelled_on_drop();
+    let joined = try_spawn_with(origin, true, |itself| {
+        set.observed_by(itself);
+        async move {
+            let mut values = Vec::from_iter(set.members.iter().map(|_| None));
+            while let Some((index, outcome)) = set.next().await {
+                match outcome {
+                    Ok(value) => values[index] = Some(value),
+                    Err(error) => {
+                        set.let_go();
+                        discard(values);
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(values.into_iter().flatten().collect())
+        }
+    });
+    joined.tied(is_tied)
 }
 
 /// Waits for all: what became of each, in the order of the input.
 ///
-/// It does not fail. Cancelling it, and a deadline, ends it at once with the outcomes that are there:
-/// works that have not ended are cancelled and appear as such among them, and
+/// It does not fail. Cancelling it, a deadline, and a shutdown end it at once with the outcomes that are
+/// there: works that have not ended are cancelled and appear as such among them, and
 /// [`cancel`](Unfuture::cancel) returns `false`. If any work is tied by
 /// [`cancel_on_drop`](Unfuture::cancel_on_drop), it is tied too. Of nothing it is ready.
 ///
@@ -69,123 +96,74 @@ where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
-    let works: Vec<_> = works.into_iter().collect();
-    let open = Open::default();
-    let settling = Settling {
-        all: All::of(&works),
-        origins: works.iter().map(Unfuture::origin).collect(),
-        open: Arc::clone(&open),
-    };
-    gather(Location::caller(), works, Arc::new(settling), open, Ok)
-}
-
-/// Waits for a part from each work; `part` makes it from the outcome, or ends the whole.
-fn gather<T, P>(
-    origin: Origin,
-    works: Vec<Unfuture<T>>,
-    stop: Arc<dyn Stop>,
-    open: Open<P>,
-    part: fn(Result<T, Error>) -> Result<P, Error>,
-) -> Unfuture<Vec<P>>
-where
-    T: Send + 'static,
-    P: Send + 'static,
-{
-    let (promise, gathered) = derived(origin, Some(stop));
-    if works.is_empty() {
-        promise.set(Vec::new());
-        return gathered;
+    let (origin, works) = (Location::caller(), Vec::from_iter(works));
+    if works.iter().all(Unfuture::is_done) {
+        let outcomes = works.into_iter().map(Unfuture::take).collect();
+        return Unfuture::settled_at(origin, Ok(outcomes));
     }
-    let tied = tied(&works);
-    let gathered = gathered.tied(!tied.is_empty());
-    let observed = promise.observed();
-    *lock(&open) = Some(Gathering {
-        promise,
-        tied,
-        parts: works.iter().map(|_| None).collect(),
-        missing: works.len(),
+    let is_tied = works.iter().any(Unfuture::is_tied);
+    let set = ReadySet::new(works).cancelled_on_drop();
+    let stop = Arc::clone(&set.signal) as Arc<dyn Stop>;
+    let settled = try_spawn_with(origin, true, |itself| {
+        set.observed_by(itself.clone());
+        let mut settling = Settling {
+            outcomes: set.members.iter().map(|_| None).collect(),
+            set,
+            itself,
+            origin,
+        };
+        async move {
+            while let Some((index, outcome)) = settling.set.next().await {
+                settling.outcomes[index] = Some(outcome);
+            }
+            Ok(settling.settle())
+        }
     });
-    for (index, work) in works.into_iter().enumerate() {
-        let open = Arc::clone(&open);
-        work.hand_on(observed.clone(), move |outcome| {
-            arrive(&open, index, part(outcome));
-        });
-    }
-    gathered
+    settled.with(Some(stop), None, None).tied(is_tied)
 }
 
-/// `None` once it was resolved.
-type Open<P> = Arc<Mutex<Option<Gathering<P>>>>;
+type Outcomes<T> = Vec<Result<T, Error>>;
 
-struct Gathering<P> {
-    promise: Promise<Vec<P>>,
-    /// What ends with the whole.
-    tied: Vec<Arc<dyn Stop>>,
-    parts: Vec<Option<P>>,
-    missing: usize,
+/// The outcomes that are there, and what is still to come. However it ends, that is what
+/// [`settle_all`] gives.
+struct Settling<T: Send + 'static> {
+    outcomes: Vec<Option<Result<T, Error>>>,
+    set: ReadySet<T>,
+    itself: Weak<Task<Outcomes<T>>>,
+    origin: Origin,
 }
 
-/// One more part.
-fn arrive<P>(open: &Open<P>, index: usize, part: Result<P, Error>) {
-    let mut guard = lock(open);
-    let Some(gathering) = guard.as_mut() else {
-        drop(guard);
-        return unobserved(part);
-    };
-    let failure = match part {
-        Ok(part) => {
-            gathering.parts[index] = Some(part);
-            gathering.missing -= 1;
-            if gathering.missing > 0 {
-                return;
-            }
-            None
-        }
-        Err(error) => Some(error),
-    };
-    let resolved = guard.take();
-    drop(guard);
-    if let Some(gathering) = resolved {
-        let Gathering {
-            promise,
-            tied,
-            parts,
-            ..
-        } = gathering;
-        promise.finish(match failure {
-            None => Ok(parts.into_iter().flatten().collect()),
-            Some(error) => {
-                for work in tied {
-                    work.stop(Reason::Cancelled);
-                }
-                discard(parts);
-                Err(error)
-            }
-        });
+impl<T: Send + 'static> Settling<T> {
+    fn settle(&mut self) -> Outcomes<T> {
+        let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
+        let outcomes = mem::take(&mut self.outcomes)
+            .into_iter()
+            .zip(&self.set.members);
+        let stopped = |work: &Option<Unfuture<T>>| {
+            let (stopper, origin) = match work {
+                Some(work) => (work.stopper(), work.origin()),
+                None => (None, self.origin),
+            };
+            // What is not left running then has ended.
+            work.as_ref().map(Unfuture::cancel);
+            Err(reason.error_of(stopper, "one of many", origin))
+        };
+        outcomes
+            .map(|(outcome, work)| outcome.unwrap_or_else(|| stopped(work)))
+            .collect()
     }
 }
 
-/// Ends a [`settle_all`].
-struct Settling<T> {
-    all: All,
-    origins: Vec<Origin>,
-    open: Open<Result<T, Error>>,
-}
-
-impl<T: Send + 'static> Stop for Settling<T> {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
-        // Before any is stopped: a job may give its value all the same, and the rest takes time.
-        let resolved = lock(&self.open).take();
-        self.all.stop_each(reason);
-        if let Some(Gathering { promise, parts, .. }) = resolved {
-            let parts = parts.into_iter().zip(&self.all.0).zip(&self.origins);
-            let parts = parts.map(|((part, work), origin)| {
-                part.unwrap_or_else(|| Err(reason.error_of(work.clone(), "one of many", origin)))
-            });
-            promise.set(parts.collect());
+/// A shutdown drops it before its time.
+impl<T: Send + 'static> Drop for Settling<T> {
+    fn drop(&mut self) {
+        if self.outcomes.is_empty() {
+            return;
         }
-        // It gives the outcomes that are there.
-        Stopping::Otherwise
+        let outcomes = self.settle();
+        if let Some(itself) = self.itself.upgrade() {
+            itself.slot().finish(Ok(outcomes));
+        }
     }
 }
 
@@ -200,7 +178,8 @@ impl<T: Send + 'static> Stop for Settling<T> {
 /// # Errors
 ///
 /// Resolves as the winner if that failed, and as [`ErrorKind::Abandoned`] if there is nobody to
-/// win.
+/// win. If none of them has ended, and no ambient thread is there to wait for them: as
+/// [`join_all`].
 ///
 /// # Examples
 ///
@@ -220,33 +199,30 @@ where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
-    let origin = Location::caller();
-    let works: Vec<_> = works.into_iter().collect();
-    let all = Arc::new(All::of(&works));
-    let (promise, first) = derived(origin, Some(all.clone()));
-    let first = first.tied(works.iter().any(Unfuture::is_tied));
+    let (origin, mut works) = (Location::caller(), Vec::from_iter(works));
     if works.is_empty() {
         let error = Error::new(ErrorKind::Abandoned, "a race of nothing");
-        promise.fail(error.started_at(origin));
+        return Unfuture::settled_at(origin, Err(error.started_at(origin)));
+    }
+    if let Some(first) = works.iter().position(Unfuture::is_done) {
+        let first = works.swap_remove(first);
+        drop(ReadySet::new(works).cancelled_on_drop());
         return first;
     }
-    let observed = promise.observed();
-    let open = Arc::new(Mutex::new(Some(promise)));
-    for work in works {
-        let (open, all) = (Arc::clone(&open), Arc::clone(&all));
-        work.hand_on(observed.clone(), move |outcome| {
-            let promise = lock(&open).take();
-            match promise {
-                Some(promise) => {
-                    // The losers first: who sees the winner sees that it is over.
-                    all.stop_each(Reason::Cancelled);
-                    promise.finish(outcome);
-                }
-                None => unobserved(outcome),
-            }
-        });
-    }
-    first
+    let is_tied = works.iter().any(Unfuture::is_tied);
+    let mut set = ReadySet::new(works).cancelled_on_drop();
+    let first = try_spawn_with(origin, true, |itself| {
+        set.observed_by(itself);
+        async move {
+            let first = set.next().await;
+            // The losers first: whoever sees the winner sees that it is over. What they stop in turn is
+            // stopped after this step.
+            drop(set);
+            yield_now().await;
+            first.map_or_else(|| Err(already_taken()), |(_, outcome)| outcome)
+        }
+    });
+    first.tied(is_tied)
 }
 
 // --------------------------------------------------------------------------- one after the other
@@ -273,22 +249,10 @@ where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
-    let works: Vec<_> = works.into_iter().collect();
-    let completed = AsCompleted {
-        arrivals: Arc::default(),
-        left: works.len(),
-        tied: works.iter().map(Unfuture::is_tied).collect(),
-        all: All::of(&works),
+    AsCompleted {
+        set: ReadySet::new(Vec::from_iter(works)),
         origin: Location::caller(),
-    };
-    for (index, work) in works.into_iter().enumerate() {
-        let arrivals = Arc::clone(&completed.arrivals);
-        let observed: Weak<Mutex<Arrivals<T>>> = Arc::downgrade(&arrivals);
-        work.hand_on(Some(observed), move |outcome| {
-            Arrivals::add(&arrivals, (index, outcome));
-        });
     }
-    completed
 }
 
 /// Outcomes as they come. Made by [`as_completed`].
@@ -297,59 +261,8 @@ where
 /// lets the works go on, but for those that are tied by [`cancel_on_drop`](Unfuture::cancel_on_drop); see
 /// [`cancel`](AsCompleted::cancel).
 pub struct AsCompleted<T> {
-    arrivals: Arc<Mutex<Arrivals<T>>>,
-    /// Not given away yet.
-    left: usize,
-    all: All,
-    /// Which of them end with this.
-    tied: Vec<bool>,
+    set: ReadySet<T>,
     origin: Origin,
-}
-
-/// An outcome, and the place of its work in the input.
-type Arrival<T> = (usize, Result<T, Error>);
-
-struct Arrivals<T> {
-    waiting: VecDeque<Arrival<T>>,
-    /// Kept by the next to arrive.
-    bell: Option<Promise<()>>,
-    /// Nobody will ask any more.
-    closed: bool,
-}
-
-impl<T> Default for Arrivals<T> {
-    fn default() -> Arrivals<T> {
-        Arrivals {
-            waiting: VecDeque::new(),
-            bell: None,
-            closed: false,
-        }
-    }
-}
-
-impl<T: Send> Observed for Mutex<Arrivals<T>> {
-    fn observer(&self) -> Observer {
-        match lock(self).closed {
-            true => Observer::Nobody,
-            false => Observer::Somebody,
-        }
-    }
-}
-
-impl<T> Arrivals<T> {
-    fn add(arrivals: &Mutex<Arrivals<T>>, arrival: Arrival<T>) {
-        let mut guard = lock(arrivals);
-        if guard.closed {
-            drop(guard);
-            return unobserved(arrival.1);
-        }
-        guard.waiting.push_back(arrival);
-        let bell = guard.bell.take();
-        drop(guard);
-        if let Some(bell) = bell {
-            bell.set(());
-        }
-    }
 }
 
 impl<T> AsCompleted<T> {
@@ -370,13 +283,7 @@ impl<T> AsCompleted<T> {
     /// # });
     /// ```
     pub async fn next_done(&mut self) -> Option<(usize, Result<T, Error>)> {
-        loop {
-            match self.look() {
-                Ok(next) => return next,
-                // It says nothing but that there is something to look at.
-                Err(bell) => discard(bell.await),
-            }
-        }
+        self.set.next().await
     }
 
     /// Blocks until the next work has ended, for `limit` at most, and keeps the rest.
@@ -410,51 +317,25 @@ impl<T> AsCompleted<T> {
     }
 
     #[track_caller]
-    fn next_until(&mut self, deadline: Option<Instant>) -> Option<Arrival<T>> {
-        loop {
-            match self.look() {
-                Ok(next) => return next,
-                Err(bell) => {
-                    assert_may_block(|thread| {
-                        let origin = self.origin;
-                        format!(
-                            "the next of as_completed would block {thread}; use `next_done().await` in a \
-                             task instead (started at {origin})"
-                        )
-                    });
-                    if !bell.wait_until(deadline) {
-                        return None;
-                    }
-                }
-            }
+    fn next_until(&mut self, deadline: Option<Instant>) -> Option<(usize, Result<T, Error>)> {
+        if let Some(next) = self.set.next_ended() {
+            return next;
         }
+        assert_may_block(|thread| {
+            let origin = self.origin;
+            format!(
+                "the next of as_completed would block {thread}; use `next_done().await` in a task \
+                 instead (started at {origin})"
+            )
+        });
+        block_on_until(self.set.next(), deadline).flatten()
     }
 
     /// Cancels all works that have not ended. Their outcomes come as those of all others.
     pub fn cancel(&self) {
-        self.all.stop_each(Reason::Cancelled);
-    }
-
-    /// What comes next if it is there, or else what tells that something is.
-    fn look(&mut self) -> Result<Option<Arrival<T>>, Unfuture<()>> {
-        if self.left == 0 {
-            return Ok(None);
+        for work in self.set.members.iter().flatten() {
+            work.cancel();
         }
-        let mut arrivals = lock(&self.arrivals);
-        if let Some(arrival) = arrivals.waiting.pop_front() {
-            self.left -= 1;
-            let ended = self.all.0[arrival.0].take();
-            drop((arrivals, ended));
-            return Ok(Some(arrival));
-        }
-        let (bell, rung) = derived(self.origin, None);
-        let stale = arrivals.bell.replace(bell);
-        drop(arrivals);
-        if let Some(stale) = stale {
-            // Of a `next_done` that was dropped.
-            stale.set(());
-        }
-        Err(rung)
     }
 }
 
@@ -473,35 +354,12 @@ impl<T> Iterator for AsCompleted<T> {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, Some(self.left))
+        (self.set.left, Some(self.set.left))
     }
 }
 
 impl<T> ExactSizeIterator for AsCompleted<T> {}
 impl<T> FusedIterator for AsCompleted<T> {}
-
-impl<T> Drop for AsCompleted<T> {
-    fn drop(&mut self) {
-        let mut arrivals = lock(&self.arrivals);
-        arrivals.closed = true;
-        let waiting = mem::take(&mut arrivals.waiting);
-        let bell = arrivals.bell.take();
-        drop(arrivals);
-        if let Some(bell) = bell {
-            bell.set(());
-        }
-        for (work, is_tied) in self.all.0.drain(..).zip(&self.tied) {
-            if let (Some(work), true) = (work, is_tied) {
-                nest(move || {
-                    work.stop(Reason::Cancelled);
-                });
-            }
-        }
-        waiting
-            .into_iter()
-            .for_each(|(_, outcome)| unobserved(outcome));
-    }
-}
 
 // As for `Unfuture`: outcomes are written in one step.
 impl<T> UnwindSafe for AsCompleted<T> {}
@@ -512,41 +370,180 @@ impl<T> fmt::Debug for AsCompleted<T> {
         write!(
             f,
             "AsCompleted({} left, started at {})",
-            self.left, self.origin
+            self.set.left, self.origin
         )
     }
 }
 
-// ---------------------------------------------------------------------------------------- the parts
+// ------------------------------------------------------------------------------------ the ready-set
 
-/// Those of the works that are tied to a scope.
-fn tied<T>(works: &[Unfuture<T>]) -> Vec<Arc<dyn Stop>> {
-    let tied = works.iter().filter(|work| work.is_tied());
-    tied.filter_map(Unfuture::stopper).collect()
+/// Works, and which of them have ended: what wakes is one of many, so each has a waker of its own, which
+/// says which of them it was.
+struct ReadySet<T> {
+    /// `None` once its outcome was given away.
+    members: Vec<Option<Unfuture<T>>>,
+    left: usize,
+    /// Those that were seen to have ended, taken from the signal all at once.
+    ended: VecDeque<usize>,
+    signal: Arc<Signal>,
+    /// Whether all members are tied to this, and not only those that were tied before.
+    cancels: bool,
 }
 
-/// Stops everything in it.
-struct All(Vec<Option<Arc<dyn Stop>>>);
+#[derive(Default)]
+struct Signal(Mutex<Ended>);
 
-impl All {
-    fn of<T>(works: &[Unfuture<T>]) -> All {
-        All(works.iter().map(Unfuture::stopper).collect())
+#[derive(Default)]
+struct Ended {
+    /// Members that have ended. One that ends while it is asked stands here twice.
+    members: VecDeque<usize>,
+    waiting: Option<Waker>,
+    /// Set when nothing more is to be waited for.
+    stopped: Option<Reason>,
+}
+
+struct Member {
+    index: usize,
+    signal: Arc<Signal>,
+}
+
+impl Signal {
+    fn lock(&self) -> MutexGuard<'_, Ended> {
+        lock(&self.0)
     }
 
-    fn stop_each(&self, reason: Reason) {
-        for work in self.parts() {
-            work.stop(reason);
+    fn change(&self, change: impl FnOnce(&mut Ended)) {
+        let mut ended = self.lock();
+        change(&mut ended);
+        let waiting = ended.waiting.take();
+        drop(ended);
+        if let Some(waker) = waiting {
+            waker.wake();
         }
     }
 }
 
-impl Stop for All {
-    fn parts(&self) -> Vec<Arc<dyn Stop>> {
-        self.0.iter().flatten().cloned().collect()
+impl Wake for Member {
+    fn wake(self: Arc<Self>) {
+        self.signal
+            .change(|ended| ended.members.push_back(self.index));
+    }
+}
+
+/// Stops the waiting for the members, whose outcomes are wanted.
+impl Stop for Signal {
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
+        self.change(|ended| _ = ended.stopped.get_or_insert(reason));
+        Stopping::Otherwise
+    }
+}
+
+impl<T> ReadySet<T> {
+    fn new(works: Vec<Unfuture<T>>) -> ReadySet<T> {
+        let signal = Arc::new(Signal::default());
+        for (index, work) in works.iter().enumerate() {
+            let is_done = work.is_done() || {
+                let signal = Arc::clone(&signal);
+                let waker = Waker::from(Arc::new(Member { index, signal }));
+                work.poll_done(&mut Context::from_waker(&waker)).is_ready()
+            };
+            if is_done {
+                signal.lock().members.push_back(index);
+            }
+        }
+        ReadySet {
+            left: works.len(),
+            members: works.into_iter().map(Some).collect(),
+            ended: VecDeque::new(),
+            signal,
+            cancels: false,
+        }
     }
 
-    /// What is made of nothing cannot be stopped.
-    fn stop_here(self: Arc<Self>, _reason: Reason) -> Stopping {
-        Stopping::No
+    fn observed_by(&self, by: Weak<dyn Observed>) {
+        for work in self.members.iter().flatten() {
+            work.observed_by(by.clone());
+        }
+    }
+
+    fn cancelled_on_drop(mut self) -> ReadySet<T> {
+        self.cancels = true;
+        self
+    }
+
+    /// Drops the members, which go on, but for those that are tied themselves.
+    fn let_go(&mut self) {
+        self.cancels = false;
+        discard(mem::take(&mut self.members));
+    }
+
+    /// One that has ended, if there is any; a `None` inside when all were given away, or when nothing more is
+    /// to be waited for.
+    fn next_ended(&mut self) -> Option<Option<(usize, Result<T, Error>)>> {
+        while self.left > 0 {
+            let Some(index) = self.ended.pop_front() else {
+                let mut ended = self.signal.lock();
+                if ended.members.is_empty() {
+                    return ended.stopped.map(|_| None);
+                }
+                mem::swap(&mut self.ended, &mut ended.members);
+                continue;
+            };
+            if let Some(work) = self.members[index].take() {
+                self.left -= 1;
+                return Some(Some((index, work.take())));
+            }
+        }
+        Some(None)
+    }
+
+    fn next(&mut self) -> Next<'_, T> {
+        Next {
+            set: self,
+            waits: false,
+        }
+    }
+}
+
+/// Dropping it loses nothing.
+struct Next<'a, T> {
+    set: &'a mut ReadySet<T>,
+    /// Whether it has left a waker.
+    waits: bool,
+}
+
+impl<T> Future for Next<'_, T> {
+    type Output = Option<(usize, Result<T, Error>)>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(next) = self.set.next_ended() {
+            return Poll::Ready(next);
+        }
+        self.waits = true;
+        // Cloning and dropping a waker is foreign code: it happens outside the lock.
+        let waker = cx.waker().clone();
+        let replaced = self.set.signal.lock().waiting.replace(waker);
+        drop(replaced);
+        // Looked at again: one may have ended just before.
+        self.set.next_ended().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl<T> Drop for Next<'_, T> {
+    fn drop(&mut self) {
+        if self.waits {
+            let waker = self.set.signal.lock().waiting.take();
+            discard(waker);
+        }
+    }
+}
+
+impl<T> Drop for ReadySet<T> {
+    fn drop(&mut self) {
+        let members = mem::take(&mut self.members).into_iter().flatten();
+        match self.cancels {
+            true => members.for_each(|work| drop(work.cancel_on_drop())),
+            false => members.for_each(drop),
+        }
     }
 }

@@ -3,23 +3,24 @@
 //!
 //! Floor 4: imports the ambient engine, the codec and the future.
 
-use std::future::poll_fn;
-use std::mem;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
-use crate::ambient::{sleep_until, spawn, spawn_at};
-use crate::error::{Error, Origin, discard, lock};
+use crate::ambient::{sleep, spawn, try_spawn_with};
+use crate::error::ErrorKind;
 use crate::processes::Wire;
 use crate::processes::registry::id_of;
-use crate::unfuture::{Promise, Reason, Stop, Stopping, Unfuture, unobserved_late};
+use crate::unfuture::{Reason, Stop, Stopping, Unfuture};
 
 impl<T: Send + 'static> Unfuture<T> {
     /// Sets the work a deadline, `limit` from now; time in a queue counts.
     ///
     /// When the time is up the work is cancelled, as [`cancel`](Unfuture::cancel) does it: a call in a
     /// worker process is killed. A thread job that runs cannot be stopped; its `Unfuture` resolves all
-    /// the same, and the error names the job and says that it still runs.
+    /// the same, and the error names the job and says that it still runs, unless the job is one of many.
     ///
     /// # Errors
     ///
@@ -38,9 +39,7 @@ impl<T: Send + 'static> Unfuture<T> {
     /// ```
     #[track_caller]
     pub fn timeout(self, limit: Duration) -> Unfuture<T> {
-        let (deadline, limited) = Deadline::new(self, limit);
-        deadline.set();
-        limited
+        self.limited(limit, sleep(limit))
     }
 
     /// Sets the work a deadline, `limit` after it has begun to run; time in a queue does not count.
@@ -60,13 +59,55 @@ impl<T: Send + 'static> Unfuture<T> {
     /// ```
     #[track_caller]
     pub fn run_timeout(self, limit: Duration) -> Unfuture<T> {
-        let work = self.stopper();
-        let (deadline, limited) = Deadline::new(self, limit);
-        match work {
-            Some(work) => work.when_begun(Box::new(move || deadline.set())),
-            None => deadline.set(),
+        let source = self.stopper().map(<dyn Stop>::last_source);
+        self.limited(limit, async move {
+            if let Some(source) = source {
+                poll_fn(|cx| source.poll_begun(cx)).await;
+            }
+            sleep(limit).await;
+        })
+    }
+
+    /// Ends the work when its time is up.
+    pub(crate) fn limited<F>(self, limit: Duration, time_is_up: F) -> Unfuture<T>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if self.is_done() {
+            return self;
         }
-        limited
+        let (origin, is_tied) = (self.origin(), self.is_tied());
+        let (source, progress) = (self.pass_on(), self.progress());
+        let work = self.cancel_on_drop();
+        let limited = try_spawn_with(origin, true, |itself| {
+            work.observed_by(itself);
+            async move {
+                let mut time_is_up = pin!(time_is_up);
+                poll_fn(|cx| match work.poll_done(cx) {
+                    Poll::Ready(()) => Poll::Ready(()),
+                    Poll::Pending => time_is_up.as_mut().poll(cx),
+                })
+                .await;
+                if work.is_done() {
+                    return work.await;
+                }
+                let (reason, stopper) = (Reason::TimedOut(limit), work.stopper());
+                let late = |work| Err(reason.error_of(work, "work", origin));
+                let goes_on = |work: Arc<dyn Stop>| work.stop(reason) == Stopping::No;
+                if stopper.clone().is_some_and(goes_on) && !work.is_done() {
+                    return late(stopper);
+                }
+                let still_runs = |work: Arc<dyn Stop>| work.last_source().running().is_some();
+                let still_runs = stopper.clone().is_some_and(still_runs);
+                match work.await {
+                    Err(error) if still_runs && error.kind() == ErrorKind::TimedOut => {
+                        late(stopper)
+                    }
+                    outcome => outcome,
+                }
+            }
+        });
+        limited.with(None, source, progress).tied(is_tied)
     }
 
     /// Calls `f` on the ambient thread with what a call in a worker process says of its
@@ -123,102 +164,4 @@ impl<T: Send + 'static> Unfuture<T> {
         }
         self
     }
-}
-
-/// A deadline that is not set yet.
-struct Deadline<T> {
-    open: Arc<Mutex<Option<Open<T>>>>,
-    work: Option<Arc<dyn Stop>>,
-    limit: Duration,
-    origin: Origin,
-}
-
-/// What is there until the work or its time has ended.
-struct Open<T> {
-    promise: Promise<T>,
-    /// To take the timer back.
-    timer: Option<Arc<dyn Stop>>,
-}
-
-impl<T: Send + 'static> Deadline<T> {
-    fn new(source: Unfuture<T>, limit: Duration) -> (Deadline<T>, Unfuture<T>) {
-        let (work, origin) = (source.stopper(), source.origin());
-        let (promise, limited) = source.derive(work.clone());
-        let observed = promise.observed();
-        let open = Arc::new(Mutex::new(Some(Open {
-            promise,
-            timer: None,
-        })));
-        let pending = Arc::clone(&open);
-        source.hand_on(observed, move |outcome| {
-            if let Some(late) = close(&pending, outcome) {
-                unobserved_late(late);
-            }
-        });
-        (
-            Deadline {
-                open,
-                work,
-                limit,
-                origin,
-            },
-            limited,
-        )
-    }
-
-    /// The time counts from now.
-    fn set(self) {
-        let Deadline {
-            open,
-            work,
-            limit,
-            origin,
-        } = self;
-        let Some(end) = Instant::now().checked_add(limit) else {
-            return;
-        };
-        let (pending, lost, unlimited) = (Arc::clone(&open), Arc::clone(&open), work.clone());
-        let timer = spawn_at(origin, async move {
-            sleep_until(end).await;
-            let reason = Reason::TimedOut(limit);
-            if work
-                .clone()
-                .is_none_or(|work| work.stop(reason) == Stopping::No)
-            {
-                // It cannot be stopped, or it has ended just now.
-                let error = reason.error_of(work, "work", origin);
-                discard(close(&pending, Err(error)));
-            }
-        });
-        let stopper = timer.stopper();
-        // There is no ambient thread to keep the deadline, or no more: who counts on it must not wait
-        // for ever. A timer that was taken back fails as well, and finds everything resolved.
-        timer.when_done(move |outcome| {
-            if let Err(error) = outcome {
-                if close(&lost, Err(error)).is_none() {
-                    unlimited.map(|work| work.stop(Reason::Cancelled));
-                }
-            }
-        });
-        let unneeded = match lock(&open).as_mut() {
-            Some(open) => mem::replace(&mut open.timer, stopper),
-            None => stopper,
-        };
-        take_back(unneeded);
-    }
-}
-
-fn take_back(timer: Option<Arc<dyn Stop>>) {
-    timer.map(|timer| timer.stop(Reason::Cancelled));
-}
-
-/// Resolves what is not resolved yet; else it gives the outcome back.
-fn close<T>(open: &Mutex<Option<Open<T>>>, outcome: Result<T, Error>) -> Option<Result<T, Error>> {
-    let open = lock(open).take();
-    let Some(Open { promise, timer }) = open else {
-        return Some(outcome);
-    };
-    promise.finish(outcome);
-    take_back(timer);
-    None
 }

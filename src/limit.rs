@@ -1,30 +1,31 @@
 //! At most so many works at once.
 //!
 //! ```text
-//!   spawn, thread, cpu ──▶ a place is free ──▶ start it, with a permit
-//!                     └──▶ none is ──▶ a task that waits for its turn ──▶ start it, with a permit
+//!   spawn, thread, cpu ──▶ prepared, with a permit inside ──▶ one is free ──▶ started
+//!                                     └──▶ none is ──▶ the line ──▶ started by whoever gives one back
 //! ```
 //!
-//! The permit goes back when the work has ended, whatever it ended as. It is handed to the one that
-//! has waited longest before anybody else can have it.
+//! The permit lies in the work itself, and goes back when the future, the closure or the call is gone,
+//! whatever it ended as. It is handed to the one that has waited longest before anybody else can have it.
 //!
 //! Floor 4: imports the engines and the future. The queue has no limit, as for every way to start
 //! work.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::Location;
-use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
-use crate::ambient::{self, spawn_at};
-use crate::error::{Origin, discard, lock};
+use crate::ambient::try_spawn_with;
+use crate::error::{Error, Origin, discard, lock};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
-use crate::threads;
-use crate::unfuture::Unfuture;
+use crate::slot::nest;
+use crate::threads::{self, Culprit, Prepared};
+use crate::unfuture::{Unfuture, Work};
 
 /// At most so many of its works run at once, of all three kinds together; the others wait in order.
 ///
@@ -57,10 +58,11 @@ impl Limit {
         assert!(at_once > 0, "under a limit of 0 nothing would ever run");
         Limit(Arc::new(Gate {
             at_once,
+            tickets: AtomicU64::new(0),
             line: Mutex::new(Line {
                 free: at_once,
-                waiting: BTreeMap::new(),
-                tickets: 0,
+                waiting: VecDeque::new(),
+                left: 0,
             }),
         }))
     }
@@ -72,9 +74,17 @@ impl Limit {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let origin = Location::caller();
-        let (task, start) = ambient::prepare(origin, future);
-        self.run(origin, task, start)
+        let permit = self.0.permit();
+        self.0.admit(permit.ticket, Start::Task(None));
+        let held = (future, permit);
+        try_spawn_with(Location::caller(), false, |itself| async move {
+            let (future, permit) = held;
+            poll_fn(|cx| permit.poll(cx)).await;
+            if let Some(itself) = itself.upgrade() {
+                itself.slot().begin();
+            }
+            Ok(future.await)
+        })
     }
 
     /// [`thread`](crate::thread()), when its turn has come.
@@ -84,9 +94,7 @@ impl Limit {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let origin = Location::caller();
-        let (job, start) = threads::prepare(origin, closure);
-        self.run(origin, job, start)
+        self.job(Location::caller(), || Ok(closure()))
     }
 
     /// [`cpu`](crate::cpu()), when its turn has come. The arguments are encoded at once.
@@ -100,37 +108,47 @@ impl Limit {
         const { assert_captures_nothing::<F>() }
         let origin = Location::caller();
         let limited = match is_worker() {
-            false => processes::prepare(origin, entrypoint, args)
-                .map(|(call, start)| self.run(origin, call, start)),
-            true => processes::nested(entrypoint, args).map(|call| {
-                let (job, start) = threads::prepare(origin, call);
-                self.run(origin, job.flatten(), start)
+            true => processes::nested(entrypoint, args).map(|call| self.job(origin, call)),
+            false => processes::prepare(origin, entrypoint, args).map(|prepared| {
+                let call = prepared.unfuture();
+                let permit = self.0.permit();
+                let ticket = permit.ticket;
+                prepared.hold(Box::new(permit));
+                self.0
+                    .admit(ticket, Start::Call(Box::new(|| prepared.submit())));
+                call
             }),
         };
         limited.unwrap_or_else(|error| Unfuture::failed(error.started_at(origin)))
     }
 
-    /// Has work started in its turn.
-    fn run<T, S>(&self, origin: Origin, work: Unfuture<T>, start: S) -> Unfuture<T>
+    fn job<F, T>(&self, origin: Origin, closure: F) -> Unfuture<T>
     where
+        F: FnOnce() -> Result<T, Error> + Send + 'static,
         T: Send + 'static,
-        S: FnOnce() + Send + 'static,
     {
-        let begin = |(permit, work, start): (Permit, Unfuture<T>, S)| {
-            let held = permit.hold(work);
-            start();
-            held
-        };
-        match Gate::enter(&self.0) {
-            Ok(permit) => begin((permit, work, start)),
-            Err(turn) => {
-                let known = work.stopper().as_ref().map(Arc::downgrade);
-                let progress = work.progress();
-                // Started after the task has ended, so that there is always one thing to stop.
-                let queued = spawn_at(origin, async move { (turn.await, work, start) });
-                queued.proceed(known, progress, begin)
-            }
-        }
+        let permit = self.0.permit();
+        let ticket = permit.ticket;
+        let held = Held { closure, permit };
+        let (job, prepared) = threads::prepare(origin, Culprit::Job, move || held.run());
+        self.0.admit(ticket, Start::Job(prepared));
+        job
+    }
+}
+
+/// A closure, and the permit that is given back after it: it ran, panicked, or was dropped.
+struct Held<F> {
+    closure: F,
+    permit: Permit,
+}
+
+impl<F> Held<F> {
+    fn run<T>(self) -> T
+    where
+        F: FnOnce() -> T,
+    {
+        let _permit = self.permit;
+        (self.closure)()
     }
 }
 
@@ -138,7 +156,7 @@ impl fmt::Debug for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (free, waiting) = {
             let line = self.0.line();
-            (line.free, line.waiting.len())
+            (line.free, line.waiting.len() - line.left)
         };
         let at_once = self.0.at_once;
         let running = at_once - free;
@@ -151,16 +169,36 @@ impl fmt::Debug for Limit {
 
 struct Gate {
     at_once: usize,
+    /// Given out so far. None is given twice.
+    tickets: AtomicU64,
     line: Mutex<Line>,
 }
 
 struct Line {
     /// Above zero only while nobody waits.
     free: usize,
-    /// By ticket, which is the order of coming. One that is not in here any more has its permit.
-    waiting: BTreeMap<u64, Option<Waker>>,
-    /// Given out so far. None is given twice.
-    tickets: u64,
+    /// By ticket. One that is not in here any more has its permit; without a start it has left the line.
+    waiting: VecDeque<(u64, Option<Start>)>,
+    /// How many in there have left.
+    left: usize,
+}
+
+/// What waits for a permit: prepared, and not begun.
+enum Start {
+    /// To be woken; without a waker it was not polled yet, and sees at its first poll.
+    Task(Option<Waker>),
+    Job(Prepared),
+    Call(Box<dyn FnOnce() + Send>),
+}
+
+impl Start {
+    fn start(self) {
+        match self {
+            Start::Task(waker) => discard(waker.map(Waker::wake)),
+            Start::Job(job) => job.submit(),
+            Start::Call(submit) => submit(),
+        }
+    }
 }
 
 impl Gate {
@@ -168,86 +206,93 @@ impl Gate {
         lock(&self.line)
     }
 
-    fn enter(gate: &Arc<Gate>) -> Result<Permit, Turn> {
-        let mut line = gate.line();
+    /// A permit for what is to be [admitted](Gate::admit) at once.
+    fn permit(self: &Arc<Gate>) -> Permit {
+        Permit {
+            gate: Arc::clone(self),
+            ticket: self.tickets.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn admit(&self, ticket: u64, start: Start) {
+        let mut line = self.line();
         if line.free > 0 {
             line.free -= 1;
-            return Ok(Permit(Arc::clone(gate)));
+            drop(line);
+            return start.start();
         }
-        let ticket = line.tickets;
-        line.tickets += 1;
-        line.waiting.insert(ticket, None);
-        Err(Turn {
-            gate: Some(Arc::clone(gate)),
-            ticket,
-        })
+        // Of several that come at once, one with a later ticket may be first.
+        let place = line.waiting.partition_point(|(before, _)| *before < ticket);
+        line.waiting.insert(place, (ticket, Some(start)));
     }
 }
 
-/// The right to run. Dropping it passes it on.
-struct Permit(Arc<Gate>);
+impl Line {
+    fn find(&mut self, ticket: u64) -> Option<&mut Option<Start>> {
+        let found = self
+            .waiting
+            .binary_search_by_key(&ticket, |(ticket, _)| *ticket);
+        found.ok().map(|place| &mut self.waiting[place].1)
+    }
+
+    /// The first in the line, which has a permit from now on.
+    fn next(&mut self) -> Option<Start> {
+        while let Some((_, start)) = self.waiting.pop_front() {
+            if start.is_some() {
+                return start;
+            }
+            self.left -= 1;
+        }
+        self.free += 1;
+        None
+    }
+
+    /// Takes one out of the line, if it is in there.
+    fn leave(&mut self, ticket: u64) -> Option<Start> {
+        let start = self.find(ticket)?.take();
+        self.left += 1;
+        // So that they take no more memory than the others, and each costs no more than a look.
+        if self.left * 2 > self.waiting.len() {
+            self.waiting.retain(|(_, start)| start.is_some());
+            self.left = 0;
+        }
+        start
+    }
+}
+
+/// The right to run, or a place in the line for it. Dropping it passes it on, or leaves the line.
+struct Permit {
+    gate: Arc<Gate>,
+    ticket: u64,
+}
 
 impl Permit {
-    /// Keeps it until the work has ended, and not only whoever waits for it has stopped waiting.
-    fn hold<T: Send + 'static>(self, work: Unfuture<T>) -> Unfuture<T> {
-        let (promise, held) = work.derive(work.stopper());
-        promise.is_same();
-        work.hand_on(promise.observed(), move |outcome| {
-            // Before the outcome is seen: who sees it finds the place free.
-            drop(self);
-            promise.finish(outcome);
-        });
-        held
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let waker = cx.waker().clone();
+        let mut line = self.gate.line();
+        let Some(Some(Start::Task(place))) = line.find(self.ticket) else {
+            return Poll::Ready(());
+        };
+        let replaced = place.replace(waker);
+        drop(line);
+        drop(replaced);
+        Poll::Pending
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut line = self.0.line();
-        let next = line.waiting.pop_first();
-        line.free += usize::from(next.is_none());
-        drop(line);
-        // Without a waker it was not polled yet, and will see at its first poll.
-        if let Some((_, Some(waker))) = next {
-            waker.wake();
-        }
-    }
-}
-
-/// A place in the line. Ready with a permit when its turn has come; dropping it leaves the line.
-struct Turn {
-    /// `None` once it was ready.
-    gate: Option<Arc<Gate>>,
-    ticket: u64,
-}
-
-impl Future for Turn {
-    type Output = Permit;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Permit> {
-        let gate = self.gate.take().expect("a turn comes once");
-        let waker = cx.waker().clone();
-        let mut line = gate.line();
-        let Some(place) = line.waiting.get_mut(&self.ticket) else {
-            drop(line);
-            return Poll::Ready(Permit(gate));
+        let mut line = self.gate.line();
+        let left = line.leave(self.ticket);
+        let next = match left {
+            Some(_) => None,
+            None => line.next(),
         };
-        let replaced = place.replace(waker);
         drop(line);
-        drop(replaced);
-        self.gate = Some(gate);
-        Poll::Pending
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let Some(gate) = self.gate.take() else { return };
-        let waiting = gate.line().waiting.remove(&self.ticket);
-        match waiting {
-            Some(waker) => discard(waker),
-            // It had its permit already, and makes no use of it.
-            None => drop(Permit(gate)),
+        discard(left);
+        if let Some(next) = next {
+            // It may be refused, and drop the next permit.
+            nest(move || next.start());
         }
     }
 }

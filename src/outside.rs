@@ -15,8 +15,8 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, discard, lock};
 use crate::role::blocking;
 use crate::slot::already_taken;
-use crate::threads::{thread, thread_at};
-use crate::unfuture::{Reason, Stop, Stopping, Unfuture, derived};
+use crate::threads::{self, Culprit, thread, try_thread};
+use crate::unfuture::{Reason, Stop, Stopping, Unfuture};
 
 /// The value of a thread, or [`ErrorKind::Panicked`].
 ///
@@ -33,10 +33,9 @@ impl<T: Send + 'static> From<JoinHandle<T>> for Unfuture<T> {
     fn from(handle: JoinHandle<T>) -> Unfuture<T> {
         let origin = Location::caller();
         let join = move || blocking(|| handle.join());
-        let joined = thread_at(origin, move || {
+        try_thread(origin, move || {
             join().map_err(|payload| Error::panicked("std thread", payload).started_at(origin))
-        });
-        joined.flatten()
+        })
     }
 }
 
@@ -72,13 +71,12 @@ impl<T: Send + 'static> From<Receiver<T>> for Unfuture<T> {
     #[track_caller]
     fn from(receiver: Receiver<T>) -> Unfuture<T> {
         let origin = Location::caller();
-        let received = thread_at(origin, move || {
+        try_thread(origin, move || {
             blocking(|| receiver.recv()).map_err(|_| {
                 let text = "the channel was closed without a value";
                 Error::new(ErrorKind::Abandoned, text).started_at(origin)
             })
-        });
-        received.flatten()
+        })
     }
 }
 
@@ -106,21 +104,21 @@ impl From<Child> for Unfuture<ExitStatus> {
     fn from(child: Child) -> Unfuture<ExitStatus> {
         let origin = Location::caller();
         let leash = Arc::new(Leash::default());
-        let (promise, status) = derived(origin, Some(leash.clone()));
         let mut held = Held {
             child: Some(child),
             leash: Arc::clone(&leash),
         };
-        let watched = thread_at(origin, move || blocking(|| held.wait()));
-        if let Some(job) = watched.stopper() {
-            leash.job.get_or_init(|| Arc::downgrade(&job));
-        }
-        watched.when_done(move |outcome| {
-            let outcome = outcome.and_then(|status| status);
-            let outcome = outcome.map_err(|error| leash.doom().unwrap_or(error));
-            promise.finish(outcome.map_err(|error| error.started_at(origin)));
+        let mut wait = move || blocking(|| held.wait());
+        let (status, prepared) = threads::prepare(origin, Culprit::Child, move || {
+            wait().map_err(|error| error.started_at(origin))
         });
-        status
+        if let Some(job) = status.pass_on() {
+            leash.job.get_or_init(|| job);
+        }
+        prepared.submit();
+        // The child runs already.
+        let source: Weak<Leash> = Arc::downgrade(&leash);
+        status.with(Some(leash), Some(source), None)
     }
 }
 
@@ -171,7 +169,6 @@ enum Fate {
     Ended,
 }
 
-const CULPRIT: &str = "child process";
 /// The pause between two looks: short at first, for a child that ends soon.
 const PAUSE_MIN: Duration = Duration::from_micros(100);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
@@ -184,7 +181,7 @@ impl Leash {
     /// What is said of a child that is to be killed.
     fn doom(&self) -> Option<Error> {
         match *self.fate() {
-            Fate::Doomed(reason) => Some(reason.error(CULPRIT)),
+            Fate::Doomed(reason) => Some(reason.error(Culprit::Child.name())),
             Fate::Lives | Fate::Ended => None,
         }
     }
@@ -200,7 +197,7 @@ impl Leash {
             if let Fate::Doomed(reason) = *fate {
                 drop(fate);
                 end(child);
-                return Err(reason.error(CULPRIT));
+                return Err(reason.error(Culprit::Child.name()));
             }
             if let Some(ended) = ended.transpose() {
                 *fate = Fate::Ended;
@@ -220,7 +217,7 @@ fn end(child: &mut Child) {
 }
 
 impl Stop for Leash {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         let mut fate = self.fate();
         match *fate {
             Fate::Lives => *fate = Fate::Doomed(reason),

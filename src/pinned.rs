@@ -7,21 +7,20 @@
 //! The thread is the value's own, so its calls may block as long as they like and count against no
 //! limit. The queue has none either, as for every way to start work.
 //!
-//! Floor 4: imports the settings, the error, the future and the spin.
+//! Floor 4: imports the settings, the error, the future, the job of the thread pool and the spin.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use crate::config::{new_thread, on_thread_start, settings};
 use crate::error::{Error, ErrorKind, Origin, discard, wall};
 use crate::role::{Role, set_role};
-use crate::slot::{OnBegin, Slot};
 use crate::spin::Spin;
-use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work};
+use crate::threads::{Closure, Culprit};
+use crate::unfuture::Unfuture;
 
 /// A value on a thread of its own, which it never leaves: it need not be `Send`.
 ///
@@ -82,9 +81,8 @@ impl<V: 'static> Pinned<V> {
 
     /// Runs a closure with the value, after those that were queued before.
     ///
-    /// [`cancel`](Unfuture::cancel) skips a call that is queued; its closure is dropped when its
-    /// turn comes. One that runs cannot be stopped; it sees [`is_cancelled`](crate::is_cancelled)
-    /// and gives its value. Waiting in it for any other work is fine.
+    /// [`cancel`](Unfuture::cancel) skips a call that is queued, and drops its closure. One that runs cannot
+    /// be stopped; it sees [`is_cancelled`](crate::is_cancelled) and gives its value. Waiting in it for any other work is fine.
     ///
     /// # Errors
     ///
@@ -105,9 +103,13 @@ impl<V: 'static> Pinned<V> {
         F: FnOnce(&mut V) -> R + Send + 'static,
         R: Send + 'static,
     {
-        let call = Arc::new(Call::new(Location::caller()));
+        let call = Arc::new(Closure::new(f, Culprit::PinnedCall, Location::caller()));
         let work = Arc::clone(&call);
-        let job: Job<V> = Box::new(move |value| work.run(|| value.map(f)));
+        let job: Job<V> = Box::new(move |value| {
+            RUNNING.set(Some(Arc::clone(&work) as _));
+            work.run_with(|f| value.map(f));
+            RUNNING.set(None);
+        });
         match &self.queue {
             Ok(queue) => {
                 if let Err(unsent) = queue.send(job) {
@@ -146,75 +148,21 @@ fn serve<V>(origin: Origin, make: impl FnOnce() -> V, jobs: Receiver<Job<V>>) {
     set_role(Role::Ordinary);
 }
 
-/// What an `Unfuture` of a call holds, and its job.
-struct Call<R> {
-    slot: Slot<R>,
-    /// Decided by whoever resolves it: the thread that runs it, or who stops it before.
-    fate: Fate,
-    /// Set when it was to be stopped.
-    cancelled: Arc<AtomicBool>,
+trait Running {
+    fn is_cancelled(&self) -> bool;
 }
 
-const CULPRIT: &str = "call of a pinned value";
-
-impl<R> Call<R> {
-    fn new(origin: Origin) -> Call<R> {
-        Call {
-            slot: Slot::new(origin),
-            fate: Fate::default(),
-            cancelled: Arc::default(),
-        }
-    }
-
-    fn run(&self, job: impl FnOnce() -> Result<R, Error>) {
-        if !self.fate.end() {
-            return discard(job);
-        }
-        self.slot.begin();
-        CANCELLED.set(Some(Arc::clone(&self.cancelled)));
-        let outcome = wall(job).unwrap_or_else(|payload| {
-            Err(Error::panicked(CULPRIT, payload).started_at(self.slot.origin))
-        });
-        CANCELLED.set(None);
-        self.slot.finish(outcome);
-    }
-}
-
-impl<R: Send + 'static> Stop for Call<R> {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
-        self.cancelled.store(true, Ordering::Relaxed);
-        if let Err(decided) = self.fate.stop(reason) {
-            return decided;
-        }
-        let error = reason.error(CULPRIT).started_at(self.slot.origin);
-        self.slot.finish(Err(error));
-        Stopping::Yes
-    }
-
-    fn running_here(&self) -> Option<(&'static str, Origin)> {
-        (!self.slot.is_done()).then_some((CULPRIT, self.slot.origin))
-    }
-
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        self.slot.when_begun(call);
-    }
-}
-
-impl<R: Send + 'static> Work<R> for Call<R> {
-    fn slot(&self) -> &Slot<R> {
-        &self.slot
-    }
-    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
-        self
+impl<F, R> Running for Closure<F, R> {
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled()
     }
 }
 
 thread_local! {
-    /// Whether the call that runs on this thread was to be stopped.
-    static CANCELLED: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+    /// The call that runs on this thread.
+    static RUNNING: RefCell<Option<Arc<dyn Running>>> = const { RefCell::new(None) };
 }
 
 fn is_cancelled() -> bool {
-    let set = |cancelled: &Arc<AtomicBool>| cancelled.load(Ordering::Relaxed);
-    CANCELLED.with_borrow(|cancelled| cancelled.as_ref().is_some_and(set))
+    RUNNING.with_borrow(|running| running.as_ref().is_some_and(|call| call.is_cancelled()))
 }

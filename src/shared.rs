@@ -1,8 +1,8 @@
 //! One run, many waiters.
 //!
 //! The outcome is kept for all; whoever asks gets a clone, made on the spot and outside of every
-//! lock. The ending itself is an `Unfuture` as any other: it cancels, and threads wait for it. Only
-//! tasks are kept here, because a slot wakes one and these are many.
+//! lock. The clones share the `Unfuture`: it cancels, and threads wait for it. Only the wakers of tasks are
+//! kept here, because a slot wakes one and these are many.
 //!
 //! Floor 4: imports the future.
 
@@ -11,15 +11,14 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, discard, lock, unobserved, wall};
+use crate::error::{Error, ErrorKind, discard, lock, wall};
 use crate::role::role;
-use crate::slot::{Observed, Observer, Slot, would_block};
-use crate::unfuture::{Canceller, Reason, Stop, Stopping, Unfuture, Work, unobserved_late};
+use crate::slot::would_block;
+use crate::unfuture::{Canceller, Unfuture};
 
 impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
     /// Lets many wait for the same work: each clone of the [`Shared`] gives a clone of the outcome.
@@ -35,85 +34,16 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
     /// }
     /// ```
     pub fn shared(self) -> Shared<T> {
-        let kept = Arc::new(Kept::default());
-        let ending = Arc::new(Ending {
-            slot: Slot::new(self.origin()),
-            source: Mutex::new(self.stopper()),
-            kept: Arc::downgrade(&kept),
-        });
-        let keeper = Arc::clone(&kept);
-        let ended = Unfuture::of(ending.clone()).tied(self.is_tied());
-        let observed: Weak<Ending<T>> = Arc::downgrade(&ending);
-        self.hand_on(Some(observed), move |outcome| {
-            drop(lock(&ending.source).take());
-            if let Err(late) = ending.end(&keeper, outcome) {
-                unobserved_late(late);
-            }
-        });
+        let waiting = Arc::new(Waiting::default());
         Shared {
-            kept,
-            ended: Arc::new(ended),
+            kept: Arc::new(Kept {
+                source: self,
+                outcome: OnceLock::new(),
+                waker: Waker::from(Arc::clone(&waiting)),
+                waiting,
+            }),
             place: None,
         }
-    }
-}
-
-/// Resolves all clones at once, when the source has ended or is to be stopped.
-struct Ending<T> {
-    slot: Slot<()>,
-    /// `None` once it has ended.
-    source: Mutex<Option<Arc<dyn Stop>>>,
-    /// Kept alive by the clones and by the source.
-    kept: Weak<Kept<T>>,
-}
-
-impl<T: Send + Sync> Ending<T> {
-    /// Gives the outcome back if it comes too late.
-    fn end(&self, kept: &Kept<T>, outcome: Result<T, Error>) -> Result<(), Result<T, Error>> {
-        kept.outcome.set(outcome)?;
-        self.slot.finish(Ok(()));
-        kept.wake_all();
-        Ok(())
-    }
-}
-
-impl<T: Send + Sync + 'static> Stop for Ending<T> {
-    fn beneath(&self, _reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
-        lock(&self.source).clone()
-    }
-
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
-        self.end_here(reason)
-    }
-
-    fn end_here(&self, reason: Reason) -> Stopping {
-        let Some(kept) = self.kept.upgrade() else {
-            return Stopping::No;
-        };
-        let error = reason.error("work").started_at(self.slot.origin);
-        let ended_so = || match kept.outcome.get() {
-            Some(Err(error)) => error.kind() == reason.kind(),
-            _ => false,
-        };
-        match self.end(&kept, Err(error)).is_ok() || ended_so() {
-            true => Stopping::Yes,
-            false => Stopping::No,
-        }
-    }
-}
-
-impl<T: Send + Sync> Observed for Ending<T> {
-    fn observer(&self) -> Observer {
-        self.slot.observer()
-    }
-}
-
-impl<T: Send + Sync + 'static> Work<()> for Ending<T> {
-    fn slot(&self) -> &Slot<()> {
-        &self.slot
-    }
-    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
-        self
     }
 }
 
@@ -129,61 +59,51 @@ impl<T: Send + Sync + 'static> Work<()> for Ending<T> {
 /// [`ErrorKind::ShutDown`](crate::ErrorKind) if the work ends so; an outcome that is there stays.
 pub struct Shared<T> {
     kept: Arc<Kept<T>>,
-    /// The ending, without the outcome. Only of the clones, so it is dropped with the last of them.
-    ended: Arc<Unfuture<()>>,
     /// Under which the waker of this clone is kept.
     place: Option<u64>,
 }
 
+/// What the clones have in common, dropped with the last of them.
 struct Kept<T> {
+    source: Unfuture<T>,
+    /// Taken from the source by the first who looks at it.
     outcome: OnceLock<Result<T, Error>>,
-    /// Whether anybody saw it.
-    observed: AtomicBool,
-    waiting: Mutex<Waiting>,
+    /// Wakes all who wait.
+    waker: Waker,
+    waiting: Arc<Waiting>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Waiting(Mutex<Wakers>);
+
+#[derive(Default)]
+struct Wakers {
     /// By the place of the clone that waits. Places are never given twice.
     wakers: BTreeMap<u64, Waker>,
     places: u64,
 }
 
-impl<T> Default for Kept<T> {
-    fn default() -> Kept<T> {
-        Kept {
-            outcome: OnceLock::new(),
-            observed: AtomicBool::new(false),
-            waiting: Mutex::default(),
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Wakers> {
+        lock(&self.0)
+    }
+}
+
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        let wakers = mem::take(&mut self.lock().wakers);
+        for waker in wakers.into_values() {
+            discard(wall(|| waker.wake()));
         }
     }
 }
 
 impl<T> Kept<T> {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        lock(&self.waiting)
-    }
-
-    fn wake_all(&self) {
-        let wakers = mem::take(&mut self.waiting().wakers);
-        for waker in wakers.into_values() {
-            discard(wall(|| waker.wake()));
-        }
-    }
-
     fn outcome(&self) -> Option<&Result<T, Error>> {
-        let outcome = self.outcome.get()?;
-        self.observed.store(true, Ordering::Relaxed);
-        Some(outcome)
-    }
-}
-
-impl<T> Drop for Kept<T> {
-    fn drop(&mut self) {
-        match self.outcome.take() {
-            Some(outcome) if !*self.observed.get_mut() => unobserved(outcome),
-            outcome => discard(outcome),
-        }
+        let take = || self.source.take_outcome();
+        self.source
+            .is_done()
+            .then(|| self.outcome.get_or_init(take))
     }
 }
 
@@ -206,9 +126,9 @@ impl<T: Clone> Shared<T> {
     pub fn result(&self) -> Result<T, Error> {
         if !self.is_done() {
             if let Some(thread) = role().must_not_block() {
-                return Err(would_block(thread, self.ended.origin()));
+                return Err(would_block(thread, self.kept.source.origin()));
             }
-            self.ended.wait();
+            self.kept.source.wait();
         }
         self.copy()
     }
@@ -218,7 +138,7 @@ impl<T: Clone> Shared<T> {
         let outcome = self.kept.outcome().cloned();
         outcome.unwrap_or_else(|| {
             let unfinished = Error::new(ErrorKind::WouldBlock, "the work has not ended");
-            Err(unfinished.started_at(self.ended.origin()))
+            Err(unfinished.started_at(self.kept.source.origin()))
         })
     }
 }
@@ -253,7 +173,7 @@ impl<T> Shared<T> {
     /// ```
     #[track_caller]
     pub fn wait(&self) {
-        self.ended.wait();
+        self.kept.source.wait();
     }
 
     /// Blocks until the work has ended or `limit` has passed; says whether it has ended.
@@ -275,7 +195,7 @@ impl<T> Shared<T> {
     /// ```
     #[track_caller]
     pub fn wait_timeout(&self, limit: Duration) -> bool {
-        self.ended.wait_timeout(limit)
+        self.kept.source.wait_timeout(limit)
     }
 
     /// Whether the work has ended, so that [`result`](Shared::result) gives its outcome at once.
@@ -290,7 +210,7 @@ impl<T> Shared<T> {
     /// assert!(shared.is_done());
     /// ```
     pub fn is_done(&self) -> bool {
-        self.ended.is_done()
+        self.kept.source.is_done()
     }
 
     /// Stops the work, for all. See [`Unfuture::cancel`].
@@ -306,7 +226,7 @@ impl<T> Shared<T> {
     /// assert_eq!(other.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
     /// ```
     pub fn cancel(&self) -> bool {
-        self.ended.cancel()
+        self.kept.source.cancel()
     }
 
     /// A handle that can do nothing but cancel this work.
@@ -322,7 +242,7 @@ impl<T> Shared<T> {
     /// assert_eq!(sleeper.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
     /// ```
     pub fn canceller(&self) -> Canceller {
-        self.ended.canceller()
+        self.kept.source.canceller()
     }
 
     /// Gives the place back, and the waker in it.
@@ -330,7 +250,7 @@ impl<T> Shared<T> {
         let Some(place) = self.place.take() else {
             return;
         };
-        let waker = self.kept.waiting().wakers.remove(&place);
+        let waker = self.kept.waiting.lock().wakers.remove(&place);
         discard(waker);
     }
 }
@@ -343,7 +263,7 @@ impl<T: Clone> Future for Shared<T> {
         if !self.is_done() {
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
             let waker = cx.waker().clone();
-            let mut waiting = self.kept.waiting();
+            let mut waiting = self.kept.waiting.lock();
             waiting.places += 1;
             let place = self.place.unwrap_or(waiting.places);
             let replaced = waiting.wakers.insert(place, waker);
@@ -352,7 +272,8 @@ impl<T: Clone> Future for Shared<T> {
             self.place = Some(place);
         }
         // Looked at again: who ends the work may have taken the wakers just before.
-        if !self.is_done() {
+        let cx = &mut Context::from_waker(&self.kept.waker);
+        if self.kept.source.poll_done(cx).is_pending() {
             return Poll::Pending;
         }
         self.leave();
@@ -364,7 +285,6 @@ impl<T> Clone for Shared<T> {
     fn clone(&self) -> Shared<T> {
         Shared {
             kept: Arc::clone(&self.kept),
-            ended: Arc::clone(&self.ended),
             place: None,
         }
     }
@@ -379,6 +299,10 @@ impl<T> Drop for Shared<T> {
 impl<T> fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if self.is_done() { "done" } else { "pending" };
-        write!(f, "Shared({state}, started at {})", self.ended.origin())
+        write!(
+            f,
+            "Shared({state}, started at {})",
+            self.kept.source.origin()
+        )
     }
 }

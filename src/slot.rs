@@ -7,16 +7,13 @@ use std::collections::VecDeque;
 use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved, wall};
 use crate::role::blocking;
 use crate::spin::Spin;
-
-/// A step of the crate's own: short, and no foreign code.
-pub(crate) type OnBegin = Box<dyn FnOnce() + Send>;
 
 /// The place of one outcome.
 ///
@@ -39,12 +36,14 @@ pub(crate) struct Slot<T> {
 enum State<T> {
     /// Set by `new`. Left by the first `finish`.
     Pending {
-        next: Next<T>,
+        next: Next,
         /// Threads in `finished.wait`. Counted because notifying a `Condvar` of std is a system call
         /// even when nobody waits.
         waiting: u32,
+        /// What the outcome goes into, if that is not seen by whoever waits for it.
+        observed: Option<Weak<dyn Observed>>,
         /// Set in the phase `WATCHED`.
-        on_begin: Vec<OnBegin>,
+        on_begin: Vec<Waker>,
     },
     /// Set by `finish` while somebody may still want the outcome. Left by `take` and `detach`.
     Done(Result<T, Error>, Option<Shell>),
@@ -53,10 +52,9 @@ enum State<T> {
 }
 
 /// Who gets the outcome. The last one to ask, since an `Unfuture` has one owner.
-enum Next<T> {
+enum Next {
     Nobody,
     Wake(Waker),
-    Call(Callback<T>),
     /// The `Unfuture` was dropped: so will be the outcome.
     Drop,
 }
@@ -68,15 +66,6 @@ const OTHERWISE: u8 = 2;
 const QUEUED: u8 = 0;
 const WATCHED: u8 = 1;
 const BEGUN: u8 = 2;
-
-type Callback<T> = Box<dyn Receive<T>>;
-
-/// What an outcome is handed on to.
-pub(crate) trait Receive<T>: Send {
-    fn receive(self: Box<Self>, outcome: Result<T, Error>);
-    /// Who sees what comes of it. Called under a lock.
-    fn observer(&self) -> Observer;
-}
 
 /// Who can see an outcome that is to come.
 pub(crate) enum Observer {
@@ -122,6 +111,7 @@ impl<T> Slot<T> {
             State::Pending {
                 next: Next::Nobody,
                 waiting: 0,
+                observed: None,
                 on_begin: Vec::new(),
             },
         )
@@ -169,44 +159,66 @@ impl<T> Slot<T> {
         self.tied.load(Ordering::Relaxed)
     }
 
+    /// Ties the work to its scope while it is under way; says whether that scope is still there.
+    pub(crate) fn tie(&self) -> bool {
+        self.tied.store(true, Ordering::Relaxed);
+        !self.is_detached()
+    }
+
+    pub(crate) fn observed_by(&self, by: Weak<dyn Observed>) {
+        if let State::Pending { observed, .. } = &mut *self.lock() {
+            *observed = Some(by);
+        }
+    }
+
     /// Who can still see an outcome. One that is there has been seen, or will be, and another does not come.
     pub(crate) fn observer(&self) -> Observer {
         match &*self.lock() {
-            State::Pending { next, .. } => match next {
-                Next::Nobody | Next::Wake(_) => Observer::Somebody,
-                Next::Call(call) => call.observer(),
-                Next::Drop => Observer::Nobody,
-            },
-            State::Done(..) | State::Taken => Observer::Nobody,
+            State::Pending {
+                next: Next::Drop, ..
+            }
+            | State::Done(..)
+            | State::Taken => Observer::Nobody,
+            State::Pending { observed: None, .. } => Observer::Somebody,
+            State::Pending {
+                observed: Some(observed),
+                ..
+            } => observed.upgrade().map_or(Observer::Nobody, Observer::Of),
         }
     }
 
     /// The work begins to run.
     pub(crate) fn begin(&self) {
         if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
-            let calls = match &mut *self.lock() {
+            let wakers = match &mut *self.lock() {
                 State::Pending { on_begin, .. } => mem::take(on_begin),
                 State::Done(..) | State::Taken => return,
             };
-            calls.into_iter().for_each(|call| call());
+            for waker in wakers {
+                discard(wall(|| waker.wake()));
+            }
         }
     }
 
-    /// Calls when the work begins to run, or at once if it has begun or ended.
-    pub(crate) fn when_begun(&self, call: OnBegin) {
+    /// Ready when the work has begun to run, or has ended.
+    pub(crate) fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Cloning and dropping a waker is foreign code: it happens outside the lock.
+        let waker = cx.waker().clone();
         let mut state = self.lock();
-        if let State::Pending { on_begin, .. } = &mut *state {
-            let queued =
-                self.phase
-                    .compare_exchange(QUEUED, WATCHED, Ordering::AcqRel, Ordering::Acquire);
-            if queued.unwrap_or_else(|phase| phase) != BEGUN {
-                // `begin` takes it from here, and waits for this lock.
-                on_begin.push(call);
-                return;
-            }
+        let State::Pending { on_begin, .. } = &mut *state else {
+            return Poll::Ready(());
+        };
+        let queued =
+            self.phase
+                .compare_exchange(QUEUED, WATCHED, Ordering::AcqRel, Ordering::Acquire);
+        if queued == Err(BEGUN) {
+            return Poll::Ready(());
         }
-        drop(state);
-        call();
+        // `begin` takes it from here, and waits for this lock.
+        if !on_begin.iter().any(|known| known.will_wake(&waker)) {
+            on_begin.push(waker);
+        }
+        Poll::Pending
     }
 
     /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
@@ -225,6 +237,7 @@ impl<T> Slot<T> {
             next,
             waiting,
             on_begin,
+            observed,
         } = &mut *state
         else {
             drop(state);
@@ -234,11 +247,11 @@ impl<T> Slot<T> {
         let (next, waiting) = (mem::replace(next, Next::Nobody), *waiting);
         let ended = ending(&outcome);
         // Of work that never began. To be dropped without the lock.
-        let _unneeded = mem::take(on_begin);
-        let handed = match next {
-            Next::Call(_) | Next::Drop => {
+        let _unneeded = (mem::take(on_begin), observed.take());
+        let unwanted = match next {
+            Next::Drop => {
                 *state = State::Taken;
-                Some((outcome, shell))
+                Some(outcome)
             }
             Next::Nobody | Next::Wake(_) => {
                 *state = State::Done(outcome, shell);
@@ -250,14 +263,11 @@ impl<T> Slot<T> {
         if waiting > 0 {
             self.finished.notify_all();
         }
-        match (next, handed) {
-            (Next::Wake(waker), _) => discard(wall(|| waker.wake())),
-            (Next::Call(next), Some((outcome, _))) => next.receive(outcome),
-            (_, Some((outcome, shell))) => {
-                unobserved(outcome);
-                drop(shell);
-            }
-            (_, None) => {}
+        if let Next::Wake(waker) = next {
+            discard(wall(|| waker.wake()));
+        }
+        if let Some(outcome) = unwanted {
+            unobserved(outcome);
         }
         Ok(())
     }
@@ -311,16 +321,16 @@ impl<T> Slot<T> {
         }
     }
 
-    pub(crate) fn when_done(&self, call: Callback<T>) {
-        let mut state = self.lock();
-        if let State::Pending { next, .. } = &mut *state {
-            let waker = mem::replace(next, Next::Call(call));
-            drop(state);
-            discard(waker);
+    /// The `Unfuture` is passed on: whoever polled it is not woken.
+    pub(crate) fn forget_waker(&self) {
+        if !self.asked.load(Ordering::Relaxed) {
             return;
         }
-        drop(state);
-        call.receive(self.take().unwrap_or_else(|| Err(already_taken())));
+        let mut waker = Next::Nobody;
+        if let State::Pending { next, .. } = &mut *self.lock() {
+            mem::swap(next, &mut waker);
+        }
+        discard(waker);
     }
 
     pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -353,7 +363,7 @@ impl<T> Slot<T> {
     /// Blocks until the slot is done or the deadline has passed; says whether it is done.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
         static SPIN: Spin = Spin::new();
-        relay_waiting();
+        run_behind();
         if SPIN.attempt(|| self.is_done().then_some(())).is_some() {
             return true;
         }
@@ -395,64 +405,53 @@ fn ending<T>(outcome: &Result<T, Error>) -> u8 {
 }
 
 thread_local! {
-    /// Outcomes on their way, while this thread is handing one on.
-    static RELAYED: RefCell<Option<Steps>> = const { RefCell::new(None) };
+    /// How many steps of [`nest`] this thread is in.
+    static NESTED: Cell<u32> = const { Cell::new(0) };
+    /// Steps that stand behind the deepest; `None` while there is none so deep.
+    static BEHIND: RefCell<Option<Steps>> = const { RefCell::new(None) };
 }
 
 type Steps = VecDeque<Box<dyn FnOnce()>>;
-
-/// Runs a step that hands an outcome on. It may resolve another slot, whose step resolves the next:
-/// one after the other and not one inside the other, or a long chain would overflow the stack.
-pub(crate) fn relay(step: impl FnOnce() + 'static) {
-    let mut step = Some(step);
-    let first = RELAYED.try_with(|relayed| {
-        let mut relayed = relayed.borrow_mut();
-        let queue = relayed.take();
-        let first = queue.is_none();
-        let mut queue = queue.unwrap_or_default();
-        if !first {
-            queue.extend(step.take().map(|step| Box::new(step) as Box<dyn FnOnce()>));
-        }
-        *relayed = Some(queue);
-        first
-    });
-    if let Some(step) = step {
-        discard(wall(step));
-    }
-    if first == Ok(true) {
-        relay_waiting();
-        RELAYED.set(None);
-    }
-}
-
-/// Runs what stands behind the step that this thread runs. To be called before the thread waits: a
-/// waker or a destructor may do so inside a step, for that very thing.
-pub(crate) fn relay_waiting() {
-    let following = || RELAYED.try_with(|relayed| relayed.borrow_mut().as_mut()?.pop_front());
-    while let Ok(Some(step)) = following() {
-        discard(wall(step));
-    }
-}
-
-thread_local! {
-    /// How many steps of [`nest`] this thread is in.
-    static NESTED: Cell<u32> = const { Cell::new(0) };
-}
 
 /// Steps that are one inside the other at most.
 const NESTED_MAX: u32 = 8;
 
 /// Runs a step that drops foreign values, whose destructors may come to the next such step. One of them
 /// may then wait, by means that are none of ours, for what that step does: so it is done at once, as it is
-/// written. Only deeper than that, in a long chain, they come one after the other.
+/// written. Only deeper than that, in a long chain, they come one after the other, or the chain would
+/// overflow the stack.
 pub(crate) fn nest(step: impl FnOnce() + 'static) {
     let depth = NESTED.get();
-    if depth == NESTED_MAX {
-        return relay(step);
+    if depth < NESTED_MAX {
+        NESTED.set(depth + 1);
+        discard(wall(step));
+        return NESTED.set(depth);
     }
-    NESTED.set(depth + 1);
-    discard(wall(step));
-    NESTED.set(depth);
+    let mut step = Some(step);
+    let first = BEHIND.try_with(|behind| {
+        let mut behind = behind.borrow_mut();
+        let first = behind.is_none();
+        let steps = behind.get_or_insert_default();
+        steps.extend(step.take().map(|step| Box::new(step) as Box<dyn FnOnce()>));
+        first
+    });
+    // A thread that is about to end has lost its thread-locals.
+    if let Some(step) = step {
+        discard(wall(step));
+    }
+    if first == Ok(true) {
+        run_behind();
+        BEHIND.set(None);
+    }
+}
+
+/// Runs what stands behind the step that this thread is in. To be called before the thread waits: a
+/// destructor may do so inside a step, for that very thing.
+pub(crate) fn run_behind() {
+    let next = || BEHIND.try_with(|behind| behind.borrow_mut().as_mut()?.pop_front());
+    while let Ok(Some(step)) = next() {
+        discard(wall(step));
+    }
 }
 
 /// The answer to `result()` of unfinished work on this thread, which must not block.

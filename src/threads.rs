@@ -24,12 +24,13 @@ use std::mem;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::config::{cores, new_thread, on_thread_start, settings};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::role::{Role, set_role};
-use crate::slot::{OnBegin, Slot};
+use crate::slot::Slot;
 use crate::spin::Spin;
 use crate::unfuture::{OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
@@ -69,42 +70,52 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let (job, submit) = prepare(origin, closure);
-    submit();
+    try_thread(origin, || Ok(closure()))
+}
+
+/// The same for a closure that gives a `Result`: its error is the job's.
+pub(crate) fn try_thread<F, T>(origin: Origin, closure: F) -> Unfuture<T>
+where
+    F: FnOnce() -> Result<T, Error> + Send + 'static,
+    T: Send + 'static,
+{
+    let (job, prepared) = prepare(origin, Culprit::Job, closure);
+    prepared.submit();
     job
 }
 
 /// A job, and what queues it.
-pub(crate) fn prepare<F, T>(
-    origin: Origin,
-    closure: F,
-) -> (Unfuture<T>, impl FnOnce() + Send + 'static)
+pub(crate) fn prepare<F, T>(origin: Origin, culprit: Culprit, closure: F) -> (Unfuture<T>, Prepared)
 where
-    F: FnOnce() -> T + Send + 'static,
+    F: FnOnce() -> Result<T, Error> + Send + 'static,
     T: Send + 'static,
 {
-    let job = Arc::new(Closure::new(closure, origin));
-    let submit = {
-        let job = job.clone();
-        move || match settings() {
-            Ok(_) => POOL.submit(job),
-            Err(error) => {
-                let _ = job.refuse(error);
-            }
+    let job = Arc::new(Closure::new(closure, culprit, origin));
+    (Unfuture::of(job.clone()), Prepared(job))
+}
+
+/// A job that is not in the queue yet.
+pub(crate) struct Prepared(Arc<dyn Job>);
+
+impl Prepared {
+    pub(crate) fn submit(self) {
+        match settings() {
+            Ok(_) => POOL.submit(self.0),
+            Err(error) => self.0.refuse(error),
         }
-    };
-    (Unfuture::of(job), submit)
+    }
 }
 
 // --------------------------------------------------------------------------------------- the job
 
 /// A closure and the slot of its value, in one allocation.
-struct Closure<F, T> {
+pub(crate) struct Closure<F, T> {
     slot: Slot<T>,
     /// Whoever takes the closure out of it resolves the slot.
     stage: Mutex<Stage<F>>,
     /// Set when it was to be stopped and ran already.
     cancelled: AtomicBool,
+    culprit: Culprit,
 }
 
 enum Stage<F> {
@@ -115,14 +126,31 @@ enum Stage<F> {
     Refused(ErrorKind),
 }
 
-const CULPRIT: &str = "thread job";
+/// What an error calls a job.
+#[derive(Clone, Copy)]
+pub(crate) enum Culprit {
+    Job,
+    PinnedCall,
+    Child,
+}
+
+impl Culprit {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Culprit::Job => "thread job",
+            Culprit::PinnedCall => "call of a pinned value",
+            Culprit::Child => "child process",
+        }
+    }
+}
 
 impl<F, T> Closure<F, T> {
-    fn new(closure: F, origin: Origin) -> Closure<F, T> {
+    pub(crate) fn new(closure: F, culprit: Culprit, origin: Origin) -> Closure<F, T> {
         Closure {
             slot: Slot::new(origin),
             stage: Mutex::new(Stage::Queued(closure)),
             cancelled: AtomicBool::new(false),
+            culprit,
         }
     }
 
@@ -140,49 +168,64 @@ impl<F, T> Closure<F, T> {
             Stage::Running | Stage::Refused(_) => Err(None),
         }
     }
-}
 
-trait Job: Send + Sync {
-    fn run(&self);
-    /// Resolves the job without running it. Fails if it runs or has run, or was refused before: then
-    /// with the kind of that error.
-    fn refuse(&self, error: Error) -> Result<(), Option<ErrorKind>>;
-    fn is_cancelled(&self) -> bool;
-    fn origin(&self) -> Origin;
-}
-
-impl<F, T> Job for Closure<F, T>
-where
-    F: FnOnce() -> T + Send + 'static,
-    T: Send + 'static,
-{
-    fn run(&self) {
+    /// Calls the closure, unless the job was refused.
+    pub(crate) fn run_with(&self, call: impl FnOnce(F) -> Result<T, Error>) {
         if let Ok(closure) = self.take(Stage::Running) {
             self.slot.begin();
-            let outcome = wall(closure).map_err(|payload| Error::panicked(CULPRIT, payload));
-            self.slot
-                .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
+            let outcome = wall(|| call(closure)).unwrap_or_else(|payload| {
+                Err(Error::panicked(self.culprit.name(), payload).started_at(self.slot.origin))
+            });
+            self.slot.finish(outcome);
         }
     }
 
-    fn refuse(&self, error: Error) -> Result<(), Option<ErrorKind>> {
-        let kind = error.kind();
+    /// Resolves the job without running it. Fails if it runs or has run, or was refused before: then
+    /// with the kind of that error.
+    fn refuse_with(&self, error: Error) -> Result<(), Option<ErrorKind>> {
+        let (kind, culprit) = (error.kind(), self.culprit.name());
         let closure = self.take(Stage::Refused(kind))?;
         let started_at = |error: Error| error.started_at(self.slot.origin);
         let outcome = match wall(|| drop(closure)) {
             Ok(()) => Err(error),
-            Err(payload) => Err(started_at(Error::panicked(CULPRIT, payload))),
+            Err(payload) => Err(started_at(Error::panicked(culprit, payload))),
         };
         let outcome = match kind {
-            ErrorKind::Cancelled => cancelled(outcome, CULPRIT),
+            ErrorKind::Cancelled => cancelled(outcome, culprit),
             _ => outcome,
         };
         self.slot.finish(outcome.map_err(started_at));
         Ok(())
     }
 
-    fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+trait Job: Send + Sync {
+    fn run(&self);
+    /// Resolves the job without running it, if it is still queued.
+    fn refuse(&self, error: Error);
+    fn is_cancelled(&self) -> bool;
+    fn origin(&self) -> Origin;
+}
+
+impl<F, T> Job for Closure<F, T>
+where
+    F: FnOnce() -> Result<T, Error> + Send + 'static,
+    T: Send + 'static,
+{
+    fn run(&self) {
+        self.run_with(|closure| closure());
+    }
+
+    fn refuse(&self, error: Error) {
+        let _ = self.refuse_with(error);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled()
     }
 
     fn origin(&self) -> Origin {
@@ -192,13 +235,13 @@ where
 
 impl<F, T> Stop for Closure<F, T>
 where
-    F: FnOnce() -> T + Send + 'static,
+    F: Send + 'static,
     T: Send + 'static,
 {
     /// Only a queued job can be stopped: a running thread cannot be killed.
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         self.cancelled.store(true, Ordering::Relaxed);
-        match self.refuse(reason.error(CULPRIT)) {
+        match self.refuse_with(reason.error(self.culprit.name())) {
             Ok(()) => {
                 POOL.clear_away();
                 Stopping::Yes
@@ -209,18 +252,18 @@ where
         }
     }
 
-    fn running_here(&self) -> Option<(&'static str, Origin)> {
-        (!self.slot.is_done()).then_some((CULPRIT, self.slot.origin))
+    fn running(&self) -> Option<(&'static str, Origin)> {
+        (!self.slot.is_done()).then_some((self.culprit.name(), self.slot.origin))
     }
 
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        self.slot.when_begun(call);
+    fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.slot.poll_begun(cx)
     }
 }
 
 impl<F, T> Work<T> for Closure<F, T>
 where
-    F: FnOnce() -> T + Send + 'static,
+    F: Send + 'static,
     T: Send + 'static,
 {
     fn slot(&self) -> &Slot<T> {
@@ -400,8 +443,7 @@ impl Pool {
         let mut state = self.lock();
         if state.closed {
             drop(state);
-            let _ = job.refuse(Reason::ShutDown.error(CULPRIT));
-            return;
+            return job.refuse(Reason::ShutDown.error(Culprit::Job.name()));
         }
         state.queue.push_back(Queued { job, origin });
         self.queued.store(state.queue.len(), Ordering::Relaxed);
@@ -491,7 +533,7 @@ impl Pool {
         drop(state);
         for Queued { job, .. } in stranded {
             let source = io::Error::new(error.kind(), error.to_string());
-            let _ = job.refuse(Error::os(
+            job.refuse(Error::os(
                 "no thread could be started for a thread job",
                 source,
             ));
@@ -738,7 +780,7 @@ pub(crate) fn close(call: OnQuiet) {
     POOL.work.notify_all();
     POOL.watch.notify_all();
     for Queued { job, .. } in queue {
-        let _ = job.refuse(Reason::ShutDown.error(CULPRIT));
+        job.refuse(Reason::ShutDown.error(Culprit::Job.name()));
         discard(job);
     }
 }

@@ -8,20 +8,17 @@
 
 use std::fmt;
 use std::future::Future;
-use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved};
-use crate::progress::{Progress, Speaker};
+use crate::error::{Error, ErrorKind, Origin, unobserved};
+use crate::progress::Progress;
 use crate::role::{assert_may_block, role};
-use crate::slot::{
-    Observed, Observer, OnBegin, Receive, Slot, already_taken, nest, relay, would_block,
-};
+use crate::slot::{Observed, Observer, Slot, already_taken, nest, would_block};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
 ///
@@ -290,12 +287,15 @@ impl<T> Unfuture<T> {
     where
         T: Send + 'static,
     {
-        let slot = Slot::settled(Location::caller(), outcome);
-        Unfuture::of(Arc::new(Promised {
-            slot,
-            upstream: Mutex::new(Upstream::Nobody),
-            progress: None,
-        }))
+        Unfuture::settled_at(Location::caller(), outcome)
+    }
+
+    pub(crate) fn settled_at(origin: Origin, outcome: Result<T, Error>) -> Unfuture<T>
+    where
+        T: Send + 'static,
+    {
+        let slot = Slot::settled(origin, outcome);
+        Unfuture::of(Arc::new(Promised { slot }))
     }
 }
 
@@ -330,7 +330,13 @@ impl fmt::Debug for Canceller {
 /// ```
 #[track_caller]
 pub fn promise<T: Send + 'static>() -> (Promise<T>, Unfuture<T>) {
-    derived(Location::caller(), None)
+    let work = Arc::new(Promised {
+        slot: Slot::new(Location::caller()),
+    });
+    let promise = Promise {
+        work: Some(Arc::clone(&work)),
+    };
+    (promise, Unfuture::of(work))
 }
 
 impl<T> Promise<T> {
@@ -399,16 +405,7 @@ impl<T> Promise<T> {
 
     fn resolve(mut self, outcome: Result<T, Error>) -> bool {
         let work = self.work.take();
-        work.is_some_and(|work| work.finish(outcome))
-    }
-
-    /// For what hands an outcome on to this promise.
-    pub(crate) fn observed(&self) -> Option<Weak<dyn Observed>>
-    where
-        T: Send + 'static,
-    {
-        let work = self.work.as_ref()?;
-        Some(Arc::downgrade(work) as _)
+        work.is_some_and(|work| work.slot.finish(outcome))
     }
 }
 
@@ -417,105 +414,8 @@ impl<T> Drop for Promise<T> {
         if let Some(work) = self.work.take() {
             let error = Error::new(ErrorKind::Abandoned, "the promise was dropped unfulfilled");
             let error = error.started_at(work.slot.origin);
-            work.finish(Err(error));
+            work.slot.finish(Err(error));
         }
-    }
-}
-
-impl<T: Send + 'static> Unfuture<Result<T, Error>> {
-    /// Turns an error inside the value into an error of the `Unfuture`.
-    ///
-    /// It stays the same work: cancelling the flat `Unfuture` cancels it.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// let outer = unsync::spawn(async { unsync::thread(|| 1).await });
-    /// assert_eq!(outer.flatten().result().unwrap(), 1);
-    /// ```
-    pub fn flatten(self) -> Unfuture<T> {
-        let (promise, flat) = self.derive(self.stopper());
-        self.hand_on(promise.observed(), move |outcome| {
-            promise.finish(outcome.and_then(|inner| inner));
-        });
-        flat
-    }
-}
-
-impl<T: Send + 'static> Unfuture<Unfuture<T>> {
-    /// Waits for the inner work too.
-    ///
-    /// It stays the same work: cancelling the flat `Unfuture` cancels the outer work while that
-    /// runs, and the inner afterwards. Outer work that cannot be stopped, a job that runs, says
-    /// `false` to that and gives its value; then the inner work is cancelled as soon as it is known.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// let outer = unsync::spawn(async { unsync::thread(|| 1) });
-    /// assert_eq!(outer.flatten().result().unwrap(), 1);
-    /// ```
-    pub fn flatten(self) -> Unfuture<T> {
-        let speaker = Speaker::new();
-        let progress = Arc::clone(&speaker.0);
-        if let Some(outer) = self.progress() {
-            outer.join(&progress);
-        }
-        self.proceed(None, Some(progress), move |inner| {
-            if let Some(inner) = inner.progress() {
-                inner.join(&speaker.0);
-            }
-            inner
-        })
-    }
-}
-
-/// What an `Unfuture` of two works, one after the other, stops: the one that is under way, and the
-/// reason to stop, if there was one. It is kept, because a stop may come when the outer work has just
-/// ended and the inner has not been started yet.
-struct Stages {
-    stage: Mutex<Stage>,
-    /// The inner work, where it is known from the start. Not kept alive: what waits to start it owns it,
-    /// and drops it, and what it holds, before it ends.
-    known: Option<Weak<dyn Stop>>,
-}
-
-struct Stage {
-    current: Option<Arc<dyn Stop>>,
-    reason: Option<Reason>,
-}
-
-impl Stages {
-    fn lock(&self) -> MutexGuard<'_, Stage> {
-        lock(&self.stage)
-    }
-
-    /// The inner work is known.
-    fn advance(&self, inner: Option<Arc<dyn Stop>>) {
-        let mut stage = self.lock();
-        let outer = mem::replace(&mut stage.current, inner.clone());
-        let reason = stage.reason;
-        drop(stage);
-        drop(outer);
-        if let (Some(inner), Some(reason)) = (inner, reason) {
-            inner.stop(reason);
-        }
-    }
-}
-
-impl Stop for Stages {
-    /// What begins is the inner work, where that is known; what is stopped is what is under way.
-    fn beneath(&self, reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
-        let known = self.known.as_ref().filter(|_| reason.is_none());
-        known.and_then(Weak::upgrade).or_else(|| {
-            let mut stage = self.lock();
-            stage.reason = stage.reason.or(reason);
-            stage.current.clone()
-        })
-    }
-
-    fn stop_here(self: Arc<Self>, _reason: Reason) -> Stopping {
-        Stopping::No
     }
 }
 
@@ -617,7 +517,7 @@ impl Reason {
         culprit: &str,
         origin: Origin,
     ) -> Error {
-        match (self, work.and_then(|work| work.running())) {
+        match (self, work.and_then(|work| work.last_source().running())) {
             (Reason::TimedOut(limit), Some((culprit, origin))) => Error::new(
                 ErrorKind::TimedOut,
                 format!("{culprit} took longer than its limit of {limit:?} and still runs"),
@@ -700,38 +600,24 @@ impl Fate {
 }
 
 /// Work without the type of its value, to be ended early or watched.
-///
-/// What is asked of a chain of works is asked of the one at its bottom, and the way there is a loop, as
-/// is that to the parts of many: a chain may be longer than a stack is deep.
 pub(crate) trait Stop: Send + Sync {
-    /// What to ask in place of this; `None` if it is this itself. A reason to stop is kept by a link
-    /// that has something else beneath it later.
-    fn beneath(&self, _reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
+    /// Stops the work and resolves it for this reason, if it has not ended yet. Callable from any
+    /// thread, any number of times.
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping;
+
+    /// What is to be watched in place of this.
+    fn source(&self) -> Option<Arc<dyn Stop>> {
         None
     }
 
-    /// What the bottom is made of, where that is to be stopped in its place.
-    fn parts(&self) -> Vec<Arc<dyn Stop>> {
-        Vec::new()
-    }
-
-    /// `stop` for the bottom; it leaves its parts alone.
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping;
-
-    /// Ends the work in its own place, whatever goes on beneath it. Only what stands on other work can.
-    fn end_here(&self, _reason: Reason) -> Stopping {
-        Stopping::No
+    /// Ready when the work has begun to run: at once for what stands in no queue.
+    fn poll_begun(&self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
     }
 
     /// What this is and where it was started, if a stop has left it running.
-    fn running_here(&self) -> Option<(&'static str, Origin)> {
+    fn running(&self) -> Option<(&'static str, Origin)> {
         None
-    }
-
-    /// `when_begun` for the bottom: at once for what stands in no queue, and for many, of which nobody can
-    /// mean the last.
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        call();
     }
 
     /// What it says of its progress, or what the work says that it stands on. Most works say nothing.
@@ -741,52 +627,10 @@ pub(crate) trait Stop: Send + Sync {
 }
 
 impl dyn Stop {
-    /// Stops the work and resolves it for this reason, if it has not ended yet. Callable from any
-    /// thread, any number of times.
-    pub(crate) fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        let (mut next, mut rest) = (Some(Arc::clone(&self)), Vec::new());
-        let (mut answer, mut of_many) = (Stopping::No, false);
-        while let Some(work) = next.take().or_else(|| rest.pop()) {
-            let bottom = work.bottom(Some(reason));
-            let parts = bottom.parts();
-            of_many |= !parts.is_empty();
-            rest.extend(parts.into_iter().rev());
-            answer = bottom.stop_here(reason);
-        }
-        // Of many parts another one may decide how the whole ends; and what cannot be stopped must not
-        // keep the whole.
-        if of_many || answer == Stopping::No {
-            answer = self.end_here(reason);
-        }
-        if answer == Stopping::No && !of_many {
-            // What was beneath it may have given way just now to what it waited to start.
-            answer = self.bottom(Some(reason)).stop_here(reason);
-        }
-        answer
-    }
-
-    /// What a stop has left running: the first of it.
-    fn running(self: Arc<Self>) -> Option<(&'static str, Origin)> {
-        let (mut next, mut rest) = (Some(self), Vec::new());
-        while let Some(work) = next.take().or_else(|| rest.pop()) {
-            let bottom = work.bottom(None);
-            rest.extend(bottom.parts().into_iter().rev());
-            let running = bottom.running_here();
-            if running.is_some() {
-                return running;
-            }
-        }
-        None
-    }
-
-    /// Calls once the work has begun to run: at once if it has.
-    pub(crate) fn when_begun(self: Arc<Self>, call: OnBegin) {
-        self.bottom(None).when_begun_here(call);
-    }
-
-    fn bottom(mut self: Arc<Self>, reason: Option<Reason>) -> Arc<dyn Stop> {
-        while let Some(next) = self.beneath(reason) {
-            self = next;
+    /// What is to be watched. A loop, because a chain of works may be longer than a stack is deep.
+    pub(crate) fn last_source(mut self: Arc<Self>) -> Arc<dyn Stop> {
+        while let Some(source) = self.source() {
+            self = source;
         }
         self
     }
@@ -838,97 +682,59 @@ impl<T> Unfuture<T> {
     /// The same work. Who listens to its progress hears this one.
     pub(crate) fn hearing(self, progress: Option<Arc<Progress>>) -> Unfuture<T>
     where
-        T: Send + 'static,
-    {
-        if progress.is_none() {
-            return self;
-        }
-        let (promise, heard) = self.derive_hearing(self.stopper(), progress);
-        self.hand_on(promise.observed(), move |outcome| promise.finish(outcome));
-        heard
-    }
-
-    /// An `Unfuture` that takes the place of this one: tied to its scope if this one is.
-    pub(crate) fn derive<U>(&self, upstream: Option<Arc<dyn Stop>>) -> (Promise<U>, Unfuture<U>)
-    where
-        U: Send + 'static,
-    {
-        self.derive_hearing(upstream, self.progress())
-    }
-
-    fn derive_hearing<U>(
-        &self,
-        upstream: Option<Arc<dyn Stop>>,
-        progress: Option<Arc<Progress>>,
-    ) -> (Promise<U>, Unfuture<U>)
-    where
-        U: Send + 'static,
-    {
-        let (promise, unfuture) = derived_hearing(self.origin(), upstream, progress);
-        (promise, unfuture.tied(self.is_tied()))
-    }
-
-    /// Runs `next` with the outcome on the thread that finishes the work, or at once if it has ended.
-    /// For the crate's own steps only: they are short and hold no lock, since resolving what comes next may
-    /// wake or drop what is foreign.
-    pub(crate) fn when_done(self, next: impl FnOnce(Result<T, Error>) + Send + 'static)
-    where
         T: 'static,
     {
-        self.hand_on(None, next);
-    }
-
-    /// The same for a step that passes the outcome on, for whoever looks at what is `observed`.
-    pub(crate) fn hand_on<F>(mut self, observed: Option<Weak<dyn Observed>>, next: F)
-    where
-        T: 'static,
-        F: FnOnce(Result<T, Error>) + Send + 'static,
-    {
-        let next = Box::new(HandOn { next, observed });
-        match self.work.take() {
-            Some(work) => work.slot().when_done(next),
-            None => next.receive(Err(already_taken())),
+        match progress {
+            None => self,
+            progress => self.with(None, None, progress),
         }
     }
 
-    /// Goes on with the work that `start` starts from the value, as one piece of work. Where that
-    /// `inner` work is known before, it is the one that begins: the outer does nothing but wait until it
-    /// may be started.
-    pub(crate) fn proceed<U, F>(
-        self,
-        inner: Option<Weak<dyn Stop>>,
+    /// The same work, stopped, watched and listened to as this says.
+    pub(crate) fn with(
+        mut self,
+        stopper: Option<Arc<dyn Stop>>,
+        source: Option<Weak<dyn Stop>>,
         progress: Option<Arc<Progress>>,
-        start: F,
-    ) -> Unfuture<U>
+    ) -> Unfuture<T>
     where
         T: 'static,
-        U: Send + 'static,
-        F: FnOnce(T) -> Unfuture<U> + Send + 'static,
     {
-        let is_same = inner.is_some();
-        let stages = Arc::new(Stages {
-            stage: Mutex::new(Stage {
-                current: self.stopper(),
-                reason: None,
-            }),
-            known: inner,
-        });
-        let (promise, whole) = self.derive_hearing(Some(stages.clone()), progress);
-        self.hand_on(promise.observed(), move |outcome| match outcome {
-            Ok(value) => {
-                let inner = start(value);
-                stages.advance(inner.stopper());
-                if is_same {
-                    promise.is_same();
-                }
-                if inner.is_tied() {
-                    promise.tie();
-                }
-                inner.hand_on(promise.observed(), move |outcome| promise.finish(outcome));
-            }
-            Err(error) => promise.fail(error),
-        });
-        whole
+        if let Some(work) = self.work.take() {
+            self.work = Some(Arc::new(Facade {
+                work,
+                stopper,
+                source,
+                progress,
+            }));
+        }
+        self
+    }
+
+    /// Passes the work on to what stands on it; gives what is to be watched from there.
+    pub(crate) fn pass_on(&self) -> Option<Weak<dyn Stop>> {
+        let work = self.work.as_ref()?;
+        work.slot().forget_waker();
+        Some(Arc::downgrade(&Arc::clone(work).stopper().last_source()))
+    }
+
+    /// Whoever can see what comes of that sees what comes of this.
+    pub(crate) fn observed_by(&self, observed: Weak<dyn Observed>) {
+        if let Some(work) = &self.work {
+            work.slot().observed_by(observed);
+        }
+    }
+
+    /// Takes the outcome of work that has ended.
+    pub(crate) fn take(mut self) -> Result<T, Error> {
+        let outcome = self.work.take().and_then(|work| work.slot().take());
+        outcome.unwrap_or_else(|| Err(already_taken()))
+    }
+
+    /// The same for one of many owners.
+    pub(crate) fn take_outcome(&self) -> Result<T, Error> {
+        let outcome = self.work.as_ref().and_then(|work| work.slot().take());
+        outcome.unwrap_or_else(|| Err(already_taken()))
     }
 
     /// Ready when the work has ended; leaves the outcome in place.
@@ -939,155 +745,13 @@ impl<T> Unfuture<T> {
     }
 }
 
-/// Drops the outcome of work that went on after its `Unfuture` had ended. That its time was up is known
-/// by then, a failure of its own is not.
-pub(crate) fn unobserved_late<T>(late: Result<T, Error>) {
-    match late {
-        Err(error) if error.kind() == ErrorKind::TimedOut => {}
-        late => unobserved(late),
-    }
-}
-
-/// An [`Unfuture`] that is resolved by the crate itself when `upstream` has ended, and that stops
-/// `upstream` when it is stopped.
-pub(crate) fn derived<T: Send + 'static>(
-    origin: Origin,
-    upstream: Option<Arc<dyn Stop>>,
-) -> (Promise<T>, Unfuture<T>) {
-    derived_hearing(origin, upstream, None)
-}
-
-fn derived_hearing<T: Send + 'static>(
-    origin: Origin,
-    upstream: Option<Arc<dyn Stop>>,
-    progress: Option<Arc<Progress>>,
-) -> (Promise<T>, Unfuture<T>) {
-    let work = Arc::new(Promised {
-        slot: Slot::new(origin),
-        upstream: Mutex::new(upstream.map_or(Upstream::Nobody, Upstream::Work)),
-        progress,
-    });
-    (
-        Promise {
-            work: Some(work.clone()),
-        },
-        Unfuture::of(work),
-    )
-}
-
-/// A step of [`Unfuture::hand_on`].
-struct HandOn<F> {
-    next: F,
-    /// `None` if the step itself makes use of the outcome.
-    observed: Option<Weak<dyn Observed>>,
-}
-
-impl<T, F> Receive<T> for HandOn<F>
-where
-    T: 'static,
-    F: FnOnce(Result<T, Error>) + Send + 'static,
-{
-    fn receive(self: Box<Self>, outcome: Result<T, Error>) {
-        relay(move || (self.next)(outcome));
-    }
-
-    fn observer(&self) -> Observer {
-        self.observed
-            .as_ref()
-            .map_or(Observer::Somebody, |observed| {
-                observed.upgrade().map_or(Observer::Nobody, Observer::Of)
-            })
-    }
-}
-
 struct Promised<T> {
     slot: Slot<T>,
-    upstream: Mutex<Upstream>,
-    progress: Option<Arc<Progress>>,
-}
-
-impl<T: Send> Observed for Promised<T> {
-    fn observer(&self) -> Observer {
-        self.slot.observer()
-    }
-}
-
-enum Upstream {
-    /// It is kept by hand.
-    Nobody,
-    /// What is stopped in its place. If that cannot be stopped, this ends before it.
-    Work(Arc<dyn Stop>),
-    /// What this is, but for its type: it ends as that does.
-    Same(Arc<dyn Stop>),
-    /// It was kept, and resolves just now if it has not: it cannot be stopped any more. Set before,
-    /// so that a chain of such promises is taken apart link by link as it resolves, and not by one
-    /// deep recursion at its end.
-    Kept,
-}
-
-impl<T> Promised<T> {
-    fn upstream(&self) -> MutexGuard<'_, Upstream> {
-        lock(&self.upstream)
-    }
-
-    fn finish(&self, outcome: Result<T, Error>) -> bool {
-        let upstream = mem::replace(&mut *self.upstream(), Upstream::Kept);
-        let stands_on_work = matches!(upstream, Upstream::Work(_) | Upstream::Same(_));
-        drop(upstream);
-        match self.slot.finish_with(outcome, None) {
-            Ok(()) => return true,
-            // It was ended before its time, and what went on beneath it has news.
-            Err(late) if stands_on_work => unobserved_late(late),
-            Err(late) => discard(late),
-        }
-        false
-    }
-}
-
-impl<T: Send + 'static> Promise<T> {
-    /// What is beneath is the work itself from now on.
-    pub(crate) fn is_same(&self) {
-        let Some(work) = &self.work else { return };
-        let mut upstream = work.upstream();
-        if let Upstream::Work(same) = mem::replace(&mut *upstream, Upstream::Kept) {
-            *upstream = Upstream::Same(same);
-        }
-    }
-
-    /// Ties the `Unfuture` to its scope, or stops it if that is gone.
-    fn tie(&self) {
-        let Some(work) = &self.work else { return };
-        work.slot.tied.store(true, Ordering::Relaxed);
-        if work.slot.is_detached() {
-            Arc::clone(work).stopper().stop(Reason::Cancelled);
-        }
-    }
 }
 
 impl<T: Send + 'static> Stop for Promised<T> {
-    fn beneath(&self, _reason: Option<Reason>) -> Option<Arc<dyn Stop>> {
-        match &*self.upstream() {
-            Upstream::Work(upstream) | Upstream::Same(upstream) => Some(Arc::clone(upstream)),
-            Upstream::Nobody | Upstream::Kept => None,
-        }
-    }
-
-    fn progress(&self) -> Option<Arc<Progress>> {
-        self.progress.clone()
-    }
-
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
-        self.end_here(reason)
-    }
-
-    fn end_here(&self, reason: Reason) -> Stopping {
-        let (work, culprit) = match &*self.upstream() {
-            Upstream::Nobody => (None, "a promise"),
-            Upstream::Work(work) => (Some(Arc::clone(work)), "work"),
-            Upstream::Kept => (None, "work"),
-            Upstream::Same(_) => return Stopping::No,
-        };
-        let error = reason.error_of(work, culprit, self.slot.origin);
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
+        let error = reason.error("a promise").started_at(self.slot.origin);
         let cancelled = || matches!(reason, Reason::Cancelled) && self.slot.is_cancelled();
         match self.slot.finish(Err(error)) || cancelled() {
             true => Stopping::Yes,
@@ -1099,6 +763,46 @@ impl<T: Send + 'static> Stop for Promised<T> {
 impl<T: Send + 'static> Work<T> for Promised<T> {
     fn slot(&self) -> &Slot<T> {
         &self.slot
+    }
+    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+        self
+    }
+}
+
+/// Work whose slot another piece of work fills.
+pub(crate) struct Facade<T> {
+    work: Arc<dyn Work<T>>,
+    /// What is stopped, if not the work.
+    stopper: Option<Arc<dyn Stop>>,
+    /// What is watched, if not the work. Whoever waits for it keeps it alive.
+    source: Option<Weak<dyn Stop>>,
+    /// What is listened to, if not the work.
+    progress: Option<Arc<Progress>>,
+}
+
+impl<T: 'static> Stop for Facade<T> {
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
+        match &self.stopper {
+            Some(stopper) => Arc::clone(stopper).stop(reason),
+            None => Arc::clone(&self.work).stopper().stop(reason),
+        }
+    }
+
+    fn source(&self) -> Option<Arc<dyn Stop>> {
+        match &self.source {
+            Some(source) => source.upgrade(),
+            None => Some(Arc::clone(&self.work).stopper()),
+        }
+    }
+
+    fn progress(&self) -> Option<Arc<Progress>> {
+        self.progress.clone().or_else(|| self.work.progress())
+    }
+}
+
+impl<T: 'static> Work<T> for Facade<T> {
+    fn slot(&self) -> &Slot<T> {
+        self.work.slot()
     }
     fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
         self

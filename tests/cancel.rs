@@ -898,6 +898,50 @@ mod continuations {
         });
     }
 
+    /// Whoever sees that the whole has ended sees nothing left of what it stood on.
+    #[test]
+    fn what_a_whole_stands_on_is_gone_before_its_end_is_seen() {
+        quick(|| {
+            for _ in 0..20 {
+                let traces = [(); 3].map(|()| Traces::default());
+                let [one, two, three] = traces.each_ref().map(|one| unsync::spawn(one.future()));
+                let pair = unsync::join_all([one.timeout(LONG), two]);
+                let pairs = unsync::race([pair, unsync::join_all([three.run_timeout(LONG)])]);
+                let whole = unsync::spawn(async { pairs }).flatten().timeout(LONG);
+                traces.iter().for_each(|one| one.begun.wait());
+                fence();
+                assert!(whole.cancel());
+                assert_kind(whole.result(), ErrorKind::Cancelled, "the whole");
+                assert!(traces.iter().all(|one| one.body.count() == 1));
+            }
+        });
+    }
+
+    /// A job that runs cannot be stopped, and may give the inner work all the same.
+    #[test]
+    fn the_inner_work_of_a_job_that_ran_on_is_cancelled_too() {
+        quick(|| {
+            let (runs, go_on, inner) = (Gate::new(), Gate::new(), Traces::default());
+            let flat = unsync::thread({
+                let (runs, go_on, inner) = (runs.clone(), go_on.clone(), inner.clone());
+                move || {
+                    runs.open();
+                    go_on.wait();
+                    let started = unsync::spawn(inner.future());
+                    inner.begun.wait();
+                    started
+                }
+            });
+            let flat = flat.flatten();
+            runs.wait();
+            assert!(flat.cancel());
+            assert_kind(flat.result(), ErrorKind::Cancelled, "at once");
+            go_on.open();
+            inner.body.wait_for(1);
+            assert_eq!(inner.value.count(), 0);
+        });
+    }
+
     #[test]
     fn cancelling_a_join_cancels_what_it_joins() {
         quick(|| {
@@ -1049,7 +1093,8 @@ mod answers {
             let joined = unsync::join_all((0..10).map(|_| endless()));
             eventually(QUICK, "all tasks run", || {
                 let tasks = unsync::stats().async_tasks;
-                (tasks == 110, tasks)
+                // The join is one too.
+                (tasks == 111, tasks)
             });
             let held = hold_ambient();
             let (sender, asked) = mpsc::channel();
@@ -1553,7 +1598,6 @@ mod deadlines {
                 ("run_timeout", "thread job"),
                 ("limited", "thread job"),
                 ("flat", "thread job"),
-                ("joined", "thread job"),
                 ("settled", "thread job"),
                 ("pinned", "call of a pinned value"),
             ] {
@@ -1569,10 +1613,6 @@ mod deadlines {
                 let done = Unfuture::ready(());
                 let error = match name {
                     "run_timeout" => work.run_timeout(SHORT).result().unwrap_err(),
-                    "joined" => {
-                        let joined = unsync::join_all([done, work]);
-                        joined.timeout(SHORT).result().unwrap_err()
-                    }
                     "settled" => {
                         let settled = unsync::settle_all([done, work]).timeout(SHORT);
                         settled.result().unwrap().remove(1).unwrap_err()

@@ -1410,6 +1410,23 @@ mod shutdown {
 
     #[test]
     fn refuses_everything_that_comes_later() {
+        fn assert_finished_work_needs_no_thread() {
+            let ready = Unfuture::ready;
+            assert_eq!(Unfuture::ready(Ok(1)).flatten().result().unwrap(), 1);
+            assert_eq!(Unfuture::ready(ready(2)).flatten().result().unwrap(), 2);
+            let all = [ready(3), ready(4)];
+            assert_eq!(unsync::join_all(all).result().unwrap(), [3, 4]);
+            let settled = unsync::settle_all([ready(5)]).result().unwrap();
+            assert_eq!(settled[0].as_ref().unwrap(), &5);
+            assert_eq!(unsync::race([ready(6), ready(7)]).result().unwrap(), 6);
+            let mut completed = unsync::as_completed([ready(8)]);
+            assert_eq!(completed.next().unwrap().1.unwrap(), 8);
+            assert_eq!(ready(9).shared().result().unwrap(), 9);
+            let limited = ready(10)
+                .timeout(Duration::ZERO)
+                .run_timeout(Duration::ZERO);
+            assert_eq!(limited.result().unwrap(), 10);
+        }
         const NAME: &str = "shutdown::refuses_everything_that_comes_later";
         in_children(NAME, &["unused", "used"], &[], |case| {
             let kept = (case == "used").then(|| {
@@ -1438,6 +1455,7 @@ mod shutdown {
             let (promise, awaited) = unsync::promise();
             promise.set(2);
             assert_eq!(unsync::block_on(awaited).unwrap(), 2);
+            assert_finished_work_needs_no_thread();
             assert!(!unsync::spawn(pending::<()>()).cancel());
         });
     }

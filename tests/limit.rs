@@ -354,8 +354,8 @@ mod waiting {
         limit(HEAVY, || {
             let limit = Limit::new(1);
             let (gate, _holder) = occupied(&limit);
-            let drops = Drops::new();
-            let [first, second] = [0, 1].map(|_| drops.token());
+            let (futures, closures) = (Drops::new(), Drops::new());
+            let (first, second) = (futures.token(), closures.token());
             let works = [
                 limit.spawn(async move {
                     drop(first);
@@ -372,15 +372,46 @@ mod waiting {
             for work in works {
                 assert_eq!(work.result().unwrap_err().kind(), ErrorKind::Cancelled);
             }
-            drops.wait_for(2);
-            let futures_place = &drops.places()[0];
-            assert!(futures_place.is_ambient(), "{futures_place:?}");
+            closures.wait_for(1);
+            futures.wait_for(1);
+            let place = &futures.places()[0];
+            assert!(place.is_ambient(), "{place:?}");
             eventually(QUICK, "only one waits", || {
                 let seen = format!("{limit:?}");
                 (seen == "Limit(1 of 1 running, 1 waiting)", seen)
             });
             gate.open();
             assert_eq!(last.result().unwrap(), 5);
+            assert_free(&limit);
+        });
+    }
+
+    /// It stands in the line prepared: no task waits for it, and nothing of it is left once it is cancelled.
+    #[test]
+    fn a_job_or_a_call_that_waits_is_no_task() {
+        const NAME: &str = "waiting::a_job_or_a_call_that_waits_is_no_task";
+        in_child(NAME, HEAVY, &[], || {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let closures = Drops::new();
+            let mut works = Vec::new();
+            for number in 0..1_000 {
+                let token = closures.token();
+                works.push(limit.thread(move || {
+                    drop(token);
+                    number
+                }));
+                works.push(limit.cpu(same, (number,)));
+            }
+            fence();
+            assert_eq!(unsync::stats().async_tasks, 0);
+            let last = works.pop().unwrap();
+            assert!(works.iter().all(Unfuture::cancel));
+            assert!(works.iter().all(Unfuture::is_done), "at once");
+            assert_eq!(closures.count(), 1_000);
+            assert_eq!(format!("{limit:?}"), "Limit(1 of 1 running, 1 waiting)");
+            gate.open();
+            assert_eq!(last.result().unwrap(), 999);
             assert_free(&limit);
         });
     }

@@ -173,10 +173,10 @@ fn a_queued_call_that_is_cancelled_is_skipped() {
         assert!(skipped.cancel());
         assert!(skipped.is_done(), "it need not wait for its turn");
         assert_eq!(skipped.result().unwrap_err().kind(), ErrorKind::Cancelled);
-        assert_eq!(drops.count(), 0);
+        assert_eq!(drops.count(), 1, "nor does what it holds");
         gate.open();
-        let home = pinned.call(|home| home.clone()).result().unwrap();
-        assert_eq!((ran.count(), drops.places()), (0, vec![home]));
+        pinned.call(|_| ()).result().unwrap();
+        assert_eq!(ran.count(), 0);
         assert!(!first.cancel(), "over");
         first.result().unwrap();
     });

@@ -28,6 +28,7 @@ mod timer;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -44,7 +45,7 @@ use task::{Key, Newborn, Tasks, Ticket};
 use timer::{Alarm, TimerKey, Timers};
 
 pub use local::spawn_local;
-pub(crate) use task::{prepare, spawn_at};
+pub(crate) use task::{Task, try_spawn, try_spawn_with};
 pub use task::{spawn, spawn_now};
 pub use timer::{
     Interval, MissedTicks, Sleep, Timeout, YieldNow, interval, sleep, sleep_until, timeout,
@@ -90,6 +91,7 @@ thread_local! {
         Local {
             queue: RefCell::new(VecDeque::new()),
             timers: RefCell::new(Timers::new()),
+            stops: RefCell::new(VecDeque::new()),
         }
     };
 }
@@ -100,6 +102,8 @@ thread_local! {
 struct Local {
     queue: RefCell<VecDeque<Message>>,
     timers: RefCell<Timers>,
+    /// Tasks that this thread itself is to stop after the step that it is in.
+    stops: RefCell<VecDeque<(Arc<dyn Ticket>, Reason)>>,
 }
 
 /// Sends a message to the ambient thread and starts that thread if it is the first.
@@ -124,6 +128,15 @@ fn wake(key: Key) {
     } else {
         // Refused only after the end, when there is nothing left to poll.
         discard(inject(Message::Wake(key)));
+    }
+}
+
+/// Has the future of a task dropped, and the task resolved for this reason.
+fn stop(ticket: Arc<dyn Ticket>, reason: Reason) {
+    if IS_AMBIENT.get() {
+        LOCAL.with(|local| local.stops.borrow_mut().push_back((ticket, reason)));
+    } else {
+        discard(inject(Message::Stop(ticket, reason)));
     }
 }
 
@@ -260,6 +273,8 @@ fn end(local: &Local, mut arrived: VecDeque<Message>, tasks: &mut Tasks) {
     tasks.close();
     let timers = local.timers.borrow_mut().drain();
     drop(timers);
+    // All of them have ended by now.
+    discard(local.stops.take());
     let queued = || local.queue.borrow_mut().pop_front();
     while let Some(message) = queued().or_else(|| arrived.pop_front()) {
         discard(wall(|| message.call()));
@@ -293,6 +308,7 @@ fn tick(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> Op
             let Some(alarm) = due else { break };
             drop(alarm);
         }
+        stop_all(local, tasks);
     }
     None
 }
@@ -302,16 +318,7 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
     match message {
         Message::Start(newborn) => tasks.start(newborn),
         Message::Wake(key) => tasks.poll(key),
-        Message::Stop(ticket, reason) => {
-            if let Err(reason) = tasks.stop(&*ticket, reason) {
-                // Spawned on this very thread and stopped from another before its turn came, or the
-                // other way round.
-                local
-                    .queue
-                    .borrow_mut()
-                    .push_back(Message::Stop(ticket, reason));
-            }
-        }
+        Message::Stop(ticket, reason) => local.stops.borrow_mut().push_back((ticket, reason)),
         Message::Arm(key, alarm) => local.timers.borrow_mut().arm(key, alarm),
         Message::Disarm(key) => {
             let removed = local.timers.borrow_mut().disarm(key);
@@ -321,7 +328,34 @@ fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
         Message::List(call) => call(tasks.list()),
         Message::Close(call) => return Some(call),
     }
+    stop_all(local, tasks);
     None
+}
+
+/// Stops the tasks that are to be stopped. Dropping the future of one may stop others that it owned: they
+/// lose their futures one after the other, and only then all of them resolve, so whoever sees that the first
+/// has ended sees nothing left of the others.
+fn stop_all(local: &Local, tasks: &mut Tasks) {
+    while !local.stops.borrow().is_empty() {
+        let roots = mem::take(&mut *local.stops.borrow_mut());
+        for root in roots {
+            let (mut next, mut ended) = (Some(root), Vec::new());
+            while let Some((ticket, reason)) = next {
+                if !ticket.is_placed() && !ticket.is_done() {
+                    // It was spawned on this very thread and stopped by another before its turn, or the
+                    // other way round.
+                    let later = Message::Stop(ticket, reason);
+                    local.queue.borrow_mut().push_back(later);
+                } else if let Some(error) = tasks.stop(&*ticket, reason) {
+                    ended.push((ticket, error));
+                }
+                next = local.stops.borrow_mut().pop_front();
+            }
+            for (ticket, error) in ended.into_iter().rev() {
+                ticket.fail(error);
+            }
+        }
+    }
 }
 
 /// Waits for a message or the next deadline.

@@ -5,15 +5,15 @@ use std::future::Future;
 use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
-use super::{Message, Refused, post, wake};
+use super::{Message, Refused, post, stop, wake};
 use crate::config::AroundPoll;
-use crate::error::{Error, Origin, discard, unobserved, wall};
-use crate::slot::{OnBegin, Slot};
+use crate::error::{Error, Origin, Payload, discard, unobserved, wall};
+use crate::slot::{Observed, Observer, Shell, Slot, already_taken};
 use crate::unfuture::{Fate, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 use crate::watch::{Stalls, TaskInfo, WorkKind, WorkState};
 
@@ -50,31 +50,31 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    spawn_at(Location::caller(), future)
+    let task = Arc::new(Task::<F::Output>::new(Location::caller(), true));
+    launch(Box::pin(Some(future)), task.clone());
+    Unfuture::of(task)
 }
 
-pub(crate) fn spawn_at<F>(origin: Origin, future: F) -> Unfuture<F::Output>
+/// The same for a future that gives a `Result`: its error is the task's.
+pub(crate) fn try_spawn<F, T>(origin: Origin, future: F) -> Unfuture<T>
 where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
+    F: Future<Output = Result<T, Error>> + Send + 'static,
+    T: Send + 'static,
 {
-    let (task, launch) = prepare(origin, future);
-    launch();
-    task
+    try_spawn_with(origin, true, |_| future)
 }
 
-/// A task, and what starts it. Until then it cannot be stopped.
-pub(crate) fn prepare<F>(
-    origin: Origin,
-    future: F,
-) -> (Unfuture<F::Output>, impl FnOnce() + Send + 'static)
+/// The same for a future that has to do with its own work, and may say itself when that begins.
+pub(crate) fn try_spawn_with<M, F, T>(origin: Origin, begins: bool, make: M) -> Unfuture<T>
 where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
+    M: FnOnce(Weak<Task<T>>) -> F,
+    F: Future<Output = Result<T, Error>> + Send + 'static,
+    T: Send + 'static,
 {
-    let task = Arc::new(Task::<F::Output>::new(origin));
-    let (body, ticket): (Body, _) = (Box::pin(Some(future)), task.clone());
-    (Unfuture::of(task), move || launch(body, ticket))
+    let task = Arc::new(Task::<T>::new(origin, begins));
+    let itself = Arc::downgrade(&task);
+    launch(Box::pin(Some(make(itself))), task.clone());
+    Unfuture::of(task)
 }
 
 /// Starts a future on the calling thread and moves it to the ambient thread if it is not ready.
@@ -100,7 +100,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let task = Arc::new(Task::<F::Output>::new(Location::caller()));
+    let task = Arc::new(Task::<F::Output>::new(Location::caller(), true));
     let body: Body = Box::pin(Some(future));
     // It counts as queued, so wakes are not lost: the ambient thread polls it again in any case.
     let waker = Waker::from(Arc::clone(&task));
@@ -129,7 +129,7 @@ pub(super) struct Newborn(Option<(Body, Arc<dyn Ticket>)>);
 impl Drop for Newborn {
     fn drop(&mut self) {
         if let Some((body, ticket)) = self.0.take() {
-            body.stop(&*ticket, Reason::ShutDown);
+            ticket.fail(body.stop(Reason::ShutDown));
         }
     }
 }
@@ -145,12 +145,14 @@ const PLACE_BITS: u32 = 32;
 /// What is shared of a task: its slot, and whether it is queued. It is the waker as well.
 ///
 /// The future is not in here: the ambient thread owns it, so polling takes no lock.
-struct Task<T> {
+pub(crate) struct Task<T> {
     /// Set once, by the ambient thread, before the first poll; no waker exists before that.
     key: AtomicU64,
     /// Set from the wake that queues the task until just before the poll that follows, and for ever
     /// once the task has ended. So any number of wakes in between are one poll.
     queued: AtomicBool,
+    /// Whether its work begins with its first poll; otherwise the future says when.
+    begins: bool,
     /// Decided when the future is ready, or when the task is stopped, before the message is sent: from
     /// then on it is not polled, though a wake may stand in the queue before the message.
     fate: Fate,
@@ -161,10 +163,11 @@ struct Task<T> {
 const UNPLACED: Key = Key::MAX;
 
 impl<T> Task<T> {
-    fn new(origin: Origin) -> Task<T> {
+    fn new(origin: Origin, begins: bool) -> Task<T> {
         Task {
             key: AtomicU64::new(UNPLACED),
             queued: AtomicBool::new(true),
+            begins,
             fate: Fate::default(),
             slot: Slot::new(origin),
         }
@@ -181,12 +184,26 @@ pub(super) trait Ticket: Any + Send + Sync {
     fn is_done(&self) -> bool;
     fn is_stopped(&self) -> bool;
     fn origin(&self) -> Origin;
+    /// The future has given its output; `false` if the task was stopped before that.
+    fn end(&self) -> bool;
+    /// Resolves the task. The outcome is an `Option` of that of a future which gives a `Result`. Without
+    /// the emptied box of that future nobody will look at it.
+    fn finish(&self, outcome: &mut dyn Any, shell: Option<Shell>);
     fn fail(&self, error: Error);
+}
+
+impl dyn Ticket {
+    /// Whether it has its place; otherwise its start is still queued.
+    pub(super) fn is_placed(&self) -> bool {
+        self.key().load(Ordering::Relaxed) != UNPLACED
+    }
 }
 
 impl<T: Send + 'static> Ticket for Task<T> {
     fn begin(&self) {
-        self.slot.begin();
+        if self.begins {
+            self.slot.begin();
+        }
     }
     fn key(&self) -> &AtomicU64 {
         &self.key
@@ -208,6 +225,20 @@ impl<T: Send + 'static> Ticket for Task<T> {
     }
     fn origin(&self) -> Origin {
         self.slot.origin
+    }
+    fn end(&self) -> bool {
+        self.fate.end()
+    }
+    fn finish(&self, outcome: &mut dyn Any, shell: Option<Shell>) {
+        let outcome = outcome.downcast_mut::<Option<Result<Result<T, Error>, Error>>>();
+        let outcome = outcome
+            .and_then(Option::take)
+            .unwrap_or_else(|| Err(already_taken()));
+        let outcome = outcome.and_then(|outcome| outcome);
+        match shell {
+            Some(_) => discard(self.slot.finish_with(outcome, shell)),
+            None => unobserved(outcome),
+        }
     }
     fn fail(&self, error: Error) {
         self.fate.end();
@@ -232,17 +263,23 @@ impl<T: Send + 'static> Wake for Task<T> {
 }
 
 impl<T: Send + 'static> Stop for Task<T> {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         if let Err(decided) = self.fate.stop(reason) {
             return decided;
         }
         // The future is dropped where it lives, never on the thread of the one who stops it.
-        discard(post(Message::Stop(self, reason)));
+        stop(self, reason);
         Stopping::Yes
     }
 
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        self.slot.when_begun(call);
+    fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.slot.poll_begun(cx)
+    }
+}
+
+impl<T: Send> Observed for Task<T> {
+    fn observer(&self) -> Observer {
+        self.slot.observer()
     }
 }
 
@@ -263,8 +300,8 @@ pub(super) trait Step: Send {
     /// Polls once. A future that is not ready comes back; of one that is, the value goes to the
     /// task's slot.
     fn step(self: Pin<Box<Self>>, ticket: &dyn Ticket, cx: &mut Context<'_>) -> Option<Body>;
-    /// Drops the future in place and resolves its task as `reason`, or as the panic of a destructor.
-    fn stop(self: Pin<Box<Self>>, ticket: &dyn Ticket, reason: Reason);
+    /// Drops the future in place; gives what its task ends as: `reason`, or the panic of a destructor.
+    fn stop(self: Pin<Box<Self>>, reason: Reason) -> Error;
 }
 
 const CULPRIT: &str = "async task";
@@ -282,38 +319,47 @@ where
         let outcome = match polled {
             Ok(Poll::Pending) => return Some(self),
             Ok(Poll::Ready(value)) => Ok(value),
-            Err(payload) => Err(Error::panicked(CULPRIT, payload)),
+            Err(payload) => Err(panicked(payload, ticket)),
         };
         // The future is gone before anybody sees its value. Of two panics the first is the cause.
         let outcome = match (wall(|| self.set(None)), outcome) {
             (Err(payload), Ok(value)) => {
                 discard(value);
-                Err(Error::panicked(CULPRIT, payload))
+                Err(panicked(payload, ticket))
             }
             (dropped, outcome) => {
                 discard(dropped);
                 outcome
             }
         };
-        if let Some(task) = ticket.as_any().downcast_ref::<Task<F::Output>>() {
-            let origin = task.slot.origin;
-            let outcome = outcome.map_err(|error| error.started_at(origin));
-            if !task.fate.end() {
-                // It was stopped meanwhile. The message that does so is on its way, and finds an empty box.
-                unobserved(outcome);
-                return Some(self);
-            }
-            discard(task.slot.finish_with(outcome, Some(self)));
+        let Some(task) = ticket.as_any().downcast_ref::<Task<F::Output>>() else {
+            let ended = ticket.end();
+            let (shell, body): (Option<Shell>, Option<Body>) = match ended {
+                true => (Some(self), None),
+                false => (None, Some(self)),
+            };
+            ticket.finish(&mut Some(outcome), shell);
+            return body;
+        };
+        if !task.fate.end() {
+            // It was stopped meanwhile. The message that does so is on its way, and finds an empty box.
+            unobserved(outcome);
+            return Some(self);
         }
+        discard(task.slot.finish_with(outcome, Some(self)));
         None
     }
 
-    fn stop(mut self: Pin<Box<Self>>, ticket: &dyn Ticket, reason: Reason) {
-        ticket.fail(match wall(|| self.set(None)) {
+    fn stop(mut self: Pin<Box<Self>>, reason: Reason) -> Error {
+        match wall(|| self.set(None)) {
             Ok(()) => reason.error(CULPRIT),
             Err(payload) => Error::panicked(CULPRIT, payload),
-        });
+        }
     }
+}
+
+fn panicked(payload: Payload, ticket: &dyn Ticket) -> Error {
+    Error::panicked(CULPRIT, payload).started_at(ticket.origin())
 }
 
 /// The tasks that have not ended, in a slab. Owned by the loop of the ambient thread.
@@ -441,21 +487,13 @@ impl Tasks {
         }
     }
 
-    /// Drops the future of a task. Gives the reason back for a ticket that has no place yet: its
-    /// start is still queued.
-    pub(super) fn stop(&mut self, ticket: &dyn Ticket, reason: Reason) -> Result<(), Reason> {
-        if ticket.is_done() {
-            return Ok(());
-        }
+    /// Drops the future of a task; gives what the task ends as, unless it has ended.
+    pub(super) fn stop(&mut self, ticket: &dyn Ticket, reason: Reason) -> Option<Error> {
         let key = ticket.key().load(Ordering::Relaxed);
-        if key == UNPLACED {
-            return Err(reason);
-        }
-        if let Some(body) = self.find(key).and_then(|live| live.body.take()) {
-            body.stop(ticket, reason);
-            self.remove(key);
-        }
-        Ok(())
+        let body = self.find(key)?.body.take()?;
+        let error = body.stop(reason);
+        self.remove(key);
+        Some(error)
     }
 
     /// Drops all futures, for ever.
@@ -464,7 +502,7 @@ impl Tasks {
         for place in mem::take(&mut self.places) {
             let Some(live) = place.task else { continue };
             if let Some(body) = live.body {
-                body.stop(&*live.ticket, Reason::ShutDown);
+                live.ticket.fail(body.stop(Reason::ShutDown));
             }
         }
         self.stalls.iter().for_each(Stalls::end);

@@ -45,12 +45,13 @@ use std::mem;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::config::settings;
-use crate::error::{Error, ErrorKind, Origin, lock, wall};
+use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::progress::{Progress, Speaker};
-use crate::slot::{OnBegin, Slot};
+use crate::slot::Slot;
 use crate::unfuture::{Fate, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 
 use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
@@ -313,6 +314,7 @@ struct Call<T> {
     name: &'static str,
     parcel: Mutex<Parcel>,
     fate: Fate,
+    held: Mutex<Option<Held>>,
     progress: Arc<Progress>,
     /// `None` once the call is over.
     speaker: Mutex<Option<Speaker>>,
@@ -326,20 +328,24 @@ where
     F::Output: Wire + Send + 'static,
 {
     match prepare(origin, entrypoint, arguments) {
-        Ok((call, submit)) => {
-            submit();
+        Ok(prepared) => {
+            let call = prepared.unfuture();
+            prepared.submit();
             call
         }
         Err(error) => Unfuture::failed(error),
     }
 }
 
-/// A call that is encoded, and what queues it.
+/// What a call holds until just before its outcome is seen.
+pub(crate) type Held = Box<dyn Send>;
+
+/// Encodes a call.
 pub(crate) fn prepare<F, A>(
     origin: Origin,
     _: F,
     arguments: A,
-) -> Result<(Unfuture<F::Output>, impl FnOnce() + Send + 'static), Error>
+) -> Result<Prepared<F::Output>, Error>
 where
     F: Entrypoint<A>,
     A: Wire,
@@ -358,22 +364,53 @@ where
             panics: Vec::new(),
         }),
         fate: Fate::default(),
+        held: Mutex::new(None),
         progress: Arc::clone(&speaker.0),
         speaker: Mutex::new(Some(speaker)),
     });
-    let mut queued = Some(QueuedCall {
+    let queued = QueuedCall {
         id,
         bytes,
         queued: Instant::now(),
         handle: call.clone(),
-    });
-    let submit = move || {
-        update(|pool, _| {
-            let queued = queued.take().into_iter();
-            queued.for_each(|queued| pool.state.submit(queued));
-        });
     };
-    Ok((Unfuture::of(call), submit))
+    Ok(Prepared { call, queued })
+}
+
+/// A call that is not in the queue yet.
+pub(crate) struct Prepared<T> {
+    call: Arc<Call<T>>,
+    queued: QueuedCall,
+}
+
+impl<T: Wire + Send + 'static> Prepared<T> {
+    pub(crate) fn unfuture(&self) -> Unfuture<T> {
+        Unfuture::of(self.call.clone())
+    }
+
+    /// Keeps this for the call until just before its outcome is seen.
+    pub(crate) fn hold(&self, held: Held) {
+        *lock(&self.call.held) = Some(held);
+    }
+
+    pub(crate) fn submit(self) {
+        let Prepared { call, queued } = self;
+        let mut queued = Some(queued);
+        update(|pool, _| {
+            // Whoever has stopped it resolves it, unless it is found here.
+            if !call.fate.is_stopped() {
+                let queued = queued.take().into_iter();
+                queued.for_each(|queued| pool.state.submit(queued));
+            }
+        });
+    }
+}
+
+/// Stops a call; says whether the pool has it.
+fn stop_call(id: u64, reason: Reason) -> bool {
+    let mut found = false;
+    update(|pool, now| found = pool.state.stop(id, reason, now));
+    found
 }
 
 /// A call in the very process, for one made in a worker: the work to be done on some thread.
@@ -520,24 +557,27 @@ impl<T> Call<T> {
             true => cancelled(outcome, &format!("`{}`", self.name)),
             false => outcome,
         };
+        let held = lock(&self.held).take();
+        discard(held);
         self.slot
             .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
     }
 }
 
 impl<T: Wire + Send + 'static> Stop for Call<T> {
-    fn stop_here(self: Arc<Self>, reason: Reason) -> Stopping {
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         if let Err(decided) = self.fate.stop(reason) {
             return decided;
         }
-        update(|pool, now| {
-            pool.state.stop(self.id, reason, now);
-        });
+        if !stop_call(self.id, reason) {
+            // It waits for its turn, or is over.
+            self.resolve(Err(reason.error(&format!("`{}`", self.name))));
+        }
         Stopping::Yes
     }
 
-    fn when_begun_here(self: Arc<Self>, call: OnBegin) {
-        self.slot.when_begun(call);
+    fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.slot.poll_begun(cx)
     }
 
     fn progress(&self) -> Option<Arc<Progress>> {
