@@ -42,7 +42,8 @@ use crate::unfuture::{Reason, Unfuture, Work};
 ///
 /// A worker costs the program one thread and one descriptor; one more of each for a standard error that
 /// passes through, and one more descriptor where the link is TCP: on Windows, and where no socket can be
-/// made in the temporary directory because it is missing, not writable, or has no room.
+/// made in the temporary directory because it is missing, not writable, or has no room. One further thread
+/// watches the time for all workers together.
 ///
 /// # Errors
 ///

@@ -83,7 +83,8 @@ const PATH_MAX: usize = 108;
 
 /// Where the parent listens, if it can: a name that nobody can guess.
 fn socket_path() -> Option<SocketPath> {
-    let is_wanted = cfg!(unix) && env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp");
+    let is_wanted =
+        transport::HAS_PATHS && env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp");
     // The worker may have another working directory.
     let temporary = path::absolute(env::temp_dir()).ok()?;
     let path = temporary.join(format!("unsync-{:032x}", token()));

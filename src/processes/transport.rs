@@ -51,6 +51,9 @@ pub(super) struct Link {
     pub(super) eager: usize,
 }
 
+/// Whether a socket can have a path.
+pub(super) const HAS_PATHS: bool = cfg!(unix);
+
 /// What a socket holds for sure. A Unix socket of macOS and the BSDs holds 8 KiB.
 pub(super) const EAGER: usize = match cfg!(any(target_os = "linux", target_os = "android", windows))
 {
