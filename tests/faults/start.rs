@@ -726,7 +726,7 @@ fn starts_become_rare(further: fn() -> Command) {
     keep_busy(Duration::from_secs(4));
     let after = STARTS.load(Ordering::Relaxed);
     println!("{before} starts in two seconds, {after} in six");
-    assert!(before >= 4, "it was hardly tried: {before}");
+    assert!(before >= 2, "no further one was tried: {before}");
     assert!(before <= 16, "{before} starts in two seconds");
     assert!(
         after - before <= 4,
@@ -838,7 +838,8 @@ fn n48_pause_does_not_delay_the_shutdown() {
     shut_down(Duration::from_millis(400));
     let took = asked.elapsed();
     println!("shut down after {took:?}");
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // The pause is longer than this.
+    assert!(took < Duration::from_millis(2_500), "{took:?}");
     assert_kind(queued.result(), ErrorKind::ShutDown);
     assert_eq!(
         notes(&starts).len(),
