@@ -97,13 +97,12 @@ mod ambient;
 mod processes;
 mod threads;
 
-mod chain;
 mod combine;
+mod continuations;
 pub mod cookbook;
-mod deadline;
-mod decorate;
 mod ending;
 mod limit;
+mod macros;
 mod outside;
 mod pinned;
 mod seeing;
@@ -114,9 +113,9 @@ pub use ambient::{
     spawn_local, spawn_now, timeout, yield_now,
 };
 pub use block_on::block_on;
-pub use chain::cpu;
 pub use combine::{AsCompleted, as_completed, join_all, race, settle_all};
 pub use config::Config;
+pub use continuations::cpu;
 pub use ending::{drain, shutdown};
 pub use error::{Error, ErrorKind};
 pub use limit::Limit;
