@@ -91,6 +91,7 @@ mod slot;
 mod unfuture;
 
 mod config;
+mod engine;
 mod watch;
 
 mod ambient;
@@ -100,12 +101,11 @@ mod threads;
 mod combine;
 mod continuations;
 pub mod cookbook;
-mod ending;
+mod lifecycle;
 mod limit;
 mod macros;
 mod outside;
 mod pinned;
-mod seeing;
 mod shared;
 
 pub use ambient::{
@@ -116,17 +116,16 @@ pub use block_on::block_on;
 pub use combine::{AsCompleted, as_completed, join_all, race, settle_all};
 pub use config::Config;
 pub use continuations::cpu;
-pub use ending::{drain, shutdown};
+pub use engine::{Stats, TaskInfo, WorkKind, WorkState};
 pub use error::{Error, ErrorKind};
+pub use lifecycle::{drain, shutdown, stats, tasks};
 pub use limit::Limit;
 pub use pinned::Pinned;
 pub use processes::{Entrypoint, Wire, init, is_worker, progress, warm};
 pub use role::is_cancelled;
-pub use seeing::{stats, tasks};
 pub use shared::Shared;
 pub use threads::thread;
 pub use unfuture::{Canceller, Promise, Unfuture, promise};
-pub use watch::{Stats, TaskInfo, WorkKind, WorkState};
 
 /// For the macros, which expand in other crates.
 #[doc(hidden)]

@@ -28,12 +28,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::config::{cores, new_thread, on_thread_start, settings};
+use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::role::{Role, set_role};
 use crate::slot::Slot;
 use crate::spin::Spin;
-use crate::unfuture::{OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
-use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
+use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work, cancelled};
 
 /// Runs a closure that may block on a thread of the pool.
 ///
@@ -314,12 +314,14 @@ struct State {
     running: Vec<Option<(Origin, Instant)>>,
     /// Places of threads that have ended.
     free: Vec<usize>,
-    /// Set by the shutdown, for good.
+    /// Whether the other parts of the crate know of the pool.
+    entered: bool,
+    /// Set by a shutdown, for good.
     closed: bool,
     /// To be called when no job is queued or runs. Until then each `drain` that gave up is here.
-    when_quiet: Vec<OnQuiet>,
+    when_quiet: Vec<OnIdle>,
     /// To be called when no thread is left.
-    when_empty: Vec<OnQuiet>,
+    when_empty: Vec<OnIdle>,
 }
 
 /// With the origin beside it, so that nobody who holds the lock looks into the job: its memory is
@@ -424,6 +426,7 @@ impl Pool {
                 finished: 0,
                 running: Vec::new(),
                 free: Vec::new(),
+                entered: false,
                 closed: false,
                 when_quiet: Vec::new(),
                 when_empty: Vec::new(),
@@ -441,6 +444,13 @@ impl Pool {
     fn submit(&'static self, job: Arc<dyn Job>) {
         let origin = job.origin();
         let mut state = self.lock();
+        if !state.entered {
+            drop(state);
+            let open = engine::enter(&ENGINE);
+            state = self.lock();
+            state.entered = true;
+            state.closed |= !open;
+        }
         if state.closed {
             drop(state);
             return job.refuse(Reason::ShutDown.error(Culprit::Job.name()));
@@ -732,8 +742,16 @@ impl Pool {
     }
 }
 
-/// The jobs that are queued or run.
-pub(crate) fn list() -> Vec<TaskInfo> {
+const ENGINE: Engine = Engine {
+    name: "thread jobs",
+    count,
+    list,
+    when_idle: when_quiet,
+    close,
+};
+
+/// Lists the jobs that are queued or run.
+fn list(call: OnList) {
     let info = |origin: Origin, since: Option<Instant>| TaskInfo {
         kind: WorkKind::Thread,
         state: if since.is_some() {
@@ -749,13 +767,15 @@ pub(crate) fn list() -> Vec<TaskInfo> {
     let running = state.running.iter().flatten();
     let queued = state.queue.iter();
     let queued = queued.filter(|queued| !queued.job.is_cancelled());
-    running
+    let jobs = running
         .map(|(origin, since)| info(origin, Some(*since)))
         .chain(queued.map(|queued| info(queued.origin, None)))
-        .collect()
+        .collect();
+    drop(state);
+    call(jobs);
 }
 
-pub(crate) fn count(stats: &mut Stats) {
+fn count(stats: &mut Stats) {
     let state = POOL.lock();
     stats.jobs_queued = state.queue.len();
     stats.jobs_running = state.running.iter().flatten().count();
@@ -763,14 +783,14 @@ pub(crate) fn count(stats: &mut Stats) {
 }
 
 /// Calls once no job is queued or runs.
-pub(crate) fn when_quiet(call: OnQuiet) {
+fn when_quiet(call: OnIdle) {
     let mut state = POOL.lock();
     state.when_quiet.push(call);
     drop(POOL.tell(state));
 }
 
 /// Refuses what is queued and what comes; calls once the last thread has ended.
-pub(crate) fn close(call: OnQuiet) {
+fn close(call: OnIdle) {
     let mut state = POOL.lock();
     state.closed = true;
     state.when_empty.push(call);

@@ -636,9 +636,6 @@ impl dyn Stop {
     }
 }
 
-/// A step of the crate's own for an engine with nothing to do: it says how many works it ever began.
-pub(crate) type OnQuiet = Box<dyn FnOnce(u64) + Send>;
-
 /// Something that fills a slot: what an engine hands out behind an [`Unfuture`].
 pub(crate) trait Work<T>: Stop {
     fn slot(&self) -> &Slot<T>;

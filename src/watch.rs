@@ -1,7 +1,6 @@
-//! Who works, and who holds up the ambient thread.
+//! The watchdog: reports polls that hold up the ambient thread.
 //!
-//! The engines describe their work in the terms of this file. The watchdog in it is a thread that is
-//! there only if stalls are to be reported, and that sleeps while nothing is polled.
+//! It is a thread that is there only if stalls are to be reported, and that sleeps while nothing is polled.
 //!
 //! Floor 2: imports only the error, and how to write a line to standard error.
 
@@ -11,68 +10,6 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Origin, lock};
 use crate::processes::log;
-
-/// The engine that a piece of work belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum WorkKind {
-    /// A future on the ambient thread.
-    Async,
-    /// A job of the thread pool.
-    Thread,
-    /// A call to a worker process.
-    Cpu,
-}
-
-/// How far a piece of work is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum WorkState {
-    /// It waits for a thread or a worker process.
-    Queued,
-    /// It runs; an async task may be waiting for something.
-    Running,
-}
-
-/// One piece of live work, as [`tasks`](crate::tasks) lists it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct TaskInfo {
-    /// Where it runs.
-    pub kind: WorkKind,
-    /// How far it is.
-    pub state: WorkState,
-    /// How long it has been running; for a call that waits in the queue, how long it has been
-    /// waiting; `None` for a thread job that waits. For an async task as of a few polls ago.
-    pub age: Option<Duration>,
-    /// The line that started it.
-    pub started_at: Origin,
-    /// The function, for a call to a worker process.
-    pub name: Option<&'static str>,
-}
-
-/// How much there is of what, as [`stats`](crate::stats) tells it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Async tasks that have begun and not ended.
-    pub async_tasks: usize,
-    /// Thread jobs that wait for a thread, and some that waited and were cancelled.
-    pub jobs_queued: usize,
-    /// Thread jobs that run.
-    pub jobs_running: usize,
-    /// Threads of the pool that run jobs, or wait for some.
-    pub threads: usize,
-    /// Calls that wait for a worker process.
-    pub calls_queued: usize,
-    /// Calls that a worker process has.
-    pub calls_running: usize,
-    /// Worker processes.
-    pub workers: usize,
-}
-
-/// A step of the crate's own that takes a list of work.
-pub(crate) type OnList = Box<dyn FnOnce(Vec<TaskInfo>) + Send>;
 
 /// Where the ambient thread says what it polls.
 #[derive(Clone)]

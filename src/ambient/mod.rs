@@ -34,11 +34,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::config::{new_deep_thread, new_thread, on_thread_start, settings};
+use crate::engine::{self, Engine, OnIdle, OnList, Stats};
 use crate::error::{discard, lock, wall};
 use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
-use crate::unfuture::{OnQuiet, Reason};
-use crate::watch::{OnList, Stalls, Stats};
+use crate::unfuture::Reason;
+use crate::watch::Stalls;
 
 use injector::{Injector, KEPT};
 use task::{Key, Newborn, Tasks, Ticket};
@@ -65,11 +66,11 @@ enum Message {
     /// Forget this timer.
     Disarm(TimerKey),
     /// Call this when no task is left.
-    WhenQuiet(OnQuiet),
+    WhenQuiet(OnIdle),
     /// Call this with a list of all tasks.
     List(OnList),
     /// Drop every future, end the thread, and call this.
-    Close(OnQuiet),
+    Close(OnIdle),
 }
 
 /// Why the ambient thread takes no message.
@@ -164,8 +165,9 @@ fn injector() -> Result<&'static Injector, Refused> {
     }
     // Racing first calls: one starts the thread, the others wait for it. A refusal is not kept: the
     // next call tries again.
+    let open = engine::enter(&ENGINE);
     let closed = lock(&STARTING);
-    if *closed {
+    if !open || *closed {
         return Err(Refused::Closed);
     }
     if !STARTED.load(Ordering::Acquire) {
@@ -174,6 +176,14 @@ fn injector() -> Result<&'static Injector, Refused> {
     }
     Ok(&INJECTOR)
 }
+
+const ENGINE: Engine = Engine {
+    name: "async tasks",
+    count,
+    list,
+    when_idle: when_quiet,
+    close,
+};
 
 /// Sends a message if there was ever an ambient thread.
 fn ask(message: Message) {
@@ -194,21 +204,21 @@ fn ask(message: Message) {
 }
 
 /// Calls once no async task is left; at once if there was never one.
-pub(crate) fn when_quiet(call: OnQuiet) {
+fn when_quiet(call: OnIdle) {
     ask(Message::WhenQuiet(call));
 }
 
 /// Gives a list of the async tasks to `call`, which is dropped if there is no ambient thread.
-pub(crate) fn list(call: OnList) {
+fn list(call: OnList) {
     ask(Message::List(call));
 }
 
-pub(crate) fn count(stats: &mut Stats) {
+fn count(stats: &mut Stats) {
     stats.async_tasks = task::LIVE.load(Ordering::Relaxed);
 }
 
 /// Ends the ambient thread; calls when it has ended.
-pub(crate) fn close(call: OnQuiet) {
+fn close(call: OnIdle) {
     let mut closed = lock(&STARTING);
     *closed = true;
     drop(closed);
@@ -249,7 +259,7 @@ fn run() {
 }
 
 /// Runs ticks until it is told to close; gives whom to tell that it has.
-fn serve(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> OnQuiet {
+fn serve(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> OnIdle {
     loop {
         tasks.tick();
         if let Some(closing) = tick(local, arrived, tasks) {
@@ -282,7 +292,7 @@ fn end(local: &Local, mut arrived: VecDeque<Message>, tasks: &mut Tasks) {
 }
 
 /// Gives whom to tell when it met the message to close.
-fn tick(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> Option<OnQuiet> {
+fn tick(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> Option<OnIdle> {
     let queued = local.queue.borrow().len();
     for _ in 0..queued {
         let message = local.queue.borrow_mut().pop_front();
@@ -314,7 +324,7 @@ fn tick(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> Op
 }
 
 /// One message. Gives whom to tell if it was the one to close.
-fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnQuiet> {
+fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnIdle> {
     match message {
         Message::Start(newborn) => tasks.start(newborn),
         Message::Wake(key) => tasks.poll(key),

@@ -12,10 +12,11 @@ use std::time::Instant;
 
 use super::{Message, Refused, post, stop, wake};
 use crate::config::AroundPoll;
+use crate::engine::{OnIdle, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, Payload, discard, unobserved, wall};
 use crate::slot::{Observed, Observer, Shell, Slot, already_taken};
-use crate::unfuture::{Fate, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
-use crate::watch::{Stalls, TaskInfo, WorkKind, WorkState};
+use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work, cancelled};
+use crate::watch::Stalls;
 
 /// Starts a future on the ambient thread.
 ///
@@ -369,7 +370,7 @@ pub(super) struct Tasks {
     around_poll: Option<&'static AroundPoll>,
     stalls: Option<Stalls>,
     /// To be called when no task is left. Until then each `drain` that gave up is here.
-    when_quiet: Vec<OnQuiet>,
+    when_quiet: Vec<OnIdle>,
     /// Tasks that ever were.
     started: u64,
     /// Ticks so far, and the time at one of the last: what a task's age is counted from. Looking at
@@ -510,7 +511,7 @@ impl Tasks {
         self.tell_if_quiet();
     }
 
-    pub(super) fn when_quiet(&mut self, call: OnQuiet) {
+    pub(super) fn when_quiet(&mut self, call: OnIdle) {
         self.when_quiet.push(call);
     }
 

@@ -49,12 +49,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::config::settings;
+use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::progress::{Progress, Speaker};
 use crate::slot::Slot;
-use crate::unfuture::{Fate, OnQuiet, Reason, Stop, Stopping, Unfuture, Work, cancelled};
-
-use crate::watch::{Stats, TaskInfo, WorkKind, WorkState};
+use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 
 use beside::beside;
 use frame::Kind;
@@ -73,9 +72,9 @@ pub use worker::{init, is_worker, progress};
 struct Pool {
     state: State<QueuedCall, Arc<Process>>,
     /// To be called when no call is queued or in flight. Until then each `drain` that gave up is here.
-    when_quiet: Vec<OnQuiet>,
+    when_quiet: Vec<OnIdle>,
     /// To be called when no worker is left.
-    when_empty: Vec<OnQuiet>,
+    when_empty: Vec<OnIdle>,
     /// Whether there is a supervisor thread. Left by it when there is nothing to look after.
     supervised: bool,
     /// Reader threads. The last one stands in for the supervisor if the system refuses that thread.
@@ -89,12 +88,15 @@ fn pool() -> &'static Mutex<Pool> {
     POOL.get_or_init(|| {
         // Without settings no call can be made.
         let settings = settings().ok();
-        let state = State::new(Limits {
+        let mut state = State::new(Limits {
             processes: settings.map_or(1, |settings| settings.processes),
             calls_per_worker: settings.and_then(|settings| settings.calls_per_worker),
             keep_alive: settings.map_or(Duration::ZERO, |settings| settings.keep_alive),
             cancel_grace: settings.map_or(Duration::ZERO, |settings| settings.cancel_grace),
         });
+        if !engine::enter(&ENGINE) {
+            state.close(Instant::now());
+        }
         Mutex::new(Pool {
             state,
             when_quiet: Vec::new(),
@@ -186,8 +188,16 @@ pub fn warm() {
     }
 }
 
-/// The calls that are queued or in flight.
-pub(crate) fn list() -> Vec<TaskInfo> {
+const ENGINE: Engine = Engine {
+    name: "worker processes",
+    count,
+    list,
+    when_idle: when_quiet,
+    close,
+};
+
+/// Lists the calls that are queued or in flight.
+fn list(on_list: OnList) {
     let info = |(call, started): (&QueuedCall, Option<Instant>)| TaskInfo {
         kind: WorkKind::Cpu,
         state: match started {
@@ -198,30 +208,23 @@ pub(crate) fn list() -> Vec<TaskInfo> {
         started_at: call.origin(),
         name: Some(call.name()),
     };
-    let pool = POOL.get().map(lock);
-    pool.map_or_else(Vec::new, |pool| pool.state.calls().map(info).collect())
+    let calls = lock(pool()).state.calls().map(info).collect();
+    on_list(calls);
 }
 
-pub(crate) fn count(stats: &mut Stats) {
-    if let Some(pool) = POOL.get() {
-        let counts = lock(pool).state.counts();
-        (stats.calls_queued, stats.calls_running, stats.workers) = counts;
-    }
+fn count(stats: &mut Stats) {
+    let counts = lock(pool()).state.counts();
+    (stats.calls_queued, stats.calls_running, stats.workers) = counts;
 }
 
 /// Calls once no call is queued or in flight.
-pub(crate) fn when_quiet(call: OnQuiet) {
-    match POOL.get() {
-        Some(_) => {
-            let mut call = Some(call);
-            update(|pool, _| pool.when_quiet.extend(call.take()));
-        }
-        None => call(0),
-    }
+fn when_quiet(call: OnIdle) {
+    let mut call = Some(call);
+    update(|pool, _| pool.when_quiet.extend(call.take()));
 }
 
 /// Stops all calls and takes no more; calls once the last worker process has ended.
-pub(crate) fn close(call: OnQuiet) {
+fn close(call: OnIdle) {
     let mut call = Some(call);
     update(|pool, now| {
         pool.when_empty.extend(call.take());

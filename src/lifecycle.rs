@@ -1,0 +1,175 @@
+//! The program as a whole: waiting for its work, shutting it down, and looking at it.
+//!
+//! Floor 4: imports the engines' register and the future.
+
+use std::time::{Duration, Instant};
+
+use crate::engine::{self, Engine, OnIdle, Stats, TaskInfo};
+use crate::error::{Error, ErrorKind};
+use crate::role::{assert_may_block, role};
+use crate::unfuture::promise;
+
+/// Waits until all work has ended, or until the limit; returns whether all work has ended.
+///
+/// Work that is started meanwhile counts too. Without this, unfinished work ends with the process and
+/// nobody is told, as with a daemon thread.
+///
+/// A job of the thread pool that calls this waits for itself too: until the limit.
+///
+/// # Panics
+///
+/// On the ambient thread, which would wait for itself, and wherever else
+/// [`result`](crate::Unfuture::result) does not block.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let task = unsync::spawn(async { println!("heard") });
+/// drop(task); // the work continues
+/// assert!(unsync::drain(Duration::from_secs(5)));
+/// ```
+#[track_caller]
+pub fn drain(limit: Duration) -> bool {
+    assert_may_block(|thread| format!("drain would block {thread}"));
+    let deadline = Instant::now().checked_add(limit);
+    let mut before = None;
+    loop {
+        let Ok(begun) = ask(|engine| engine.when_idle, deadline) else {
+            return false;
+        };
+        // Work of one engine may have started work of another that was asked before. If nothing has
+        // begun since the last time, all of them were idle at once.
+        if before.as_ref() == Some(&begun) {
+            return true;
+        }
+        before = Some(begun);
+    }
+}
+
+/// Waits for all work, stops what is left at the limit, and ends all threads and worker processes.
+///
+/// What is left: futures are dropped, on the ambient thread; queued jobs and calls are not run; worker
+/// processes are killed. All of it resolves as [`ErrorKind::ShutDown`], and so does everything that is
+/// started later. A job that runs on a thread cannot be stopped. There is no way back; a second call
+/// does no harm.
+///
+/// # Errors
+///
+/// [`ErrorKind::TimedOut`] if something still runs at the limit, with what it is, and
+/// [`ErrorKind::WouldBlock`] on the ambient thread and wherever else [`result`](crate::Unfuture::result)
+/// does not block.
+///
+/// # Examples
+///
+/// ```standalone_crate
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), unsync::Error> {
+/// unsync::thread(|| 1).result()?;
+/// unsync::shutdown(Duration::from_secs(5))?;
+/// assert_eq!(unsync::thread(|| 1).result().unwrap_err().kind(), unsync::ErrorKind::ShutDown);
+/// # Ok(())
+/// # }
+/// ```
+pub fn shutdown(limit: Duration) -> Result<(), Error> {
+    if let Some(thread) = role().must_not_block() {
+        let text = format!("shutdown would block {thread}");
+        return Err(Error::new(ErrorKind::WouldBlock, text));
+    }
+    let deadline = Instant::now().checked_add(limit);
+    // A part of the time is for the end itself.
+    let reserve = (limit / 10).max(RESERVE).min(limit / 2);
+    drain(limit - reserve);
+    engine::close();
+    ask(|engine| engine.close, deadline)
+        .map(drop)
+        .map_err(|running| {
+            let text = format!("the shutdown took longer than {limit:?}: {running} still run");
+            Error::new(ErrorKind::TimedOut, text)
+        })
+}
+
+/// What threads and processes should have to end, if the limit leaves that much.
+const RESERVE: Duration = Duration::from_millis(200);
+
+/// Asks every engine, and waits for the answers: how many jobs, tasks or calls it has ever begun. Fails
+/// with the name of an engine that has not answered by the deadline.
+fn ask(
+    question: fn(&Engine) -> fn(OnIdle),
+    deadline: Option<Instant>,
+) -> Result<Vec<u64>, &'static str> {
+    let ask_one = |engine: &'static Engine| {
+        let (promise, answer) = promise();
+        question(engine)(Box::new(move |begun| promise.finish(Ok(begun))));
+        (engine.name, answer)
+    };
+    let asked: Vec<_> = engine::entered().into_iter().map(ask_one).collect();
+    let mut all = Vec::new();
+    for (name, answer) in asked {
+        if !answer.wait_until(deadline) {
+            return Err(name);
+        }
+        // An answer that was dropped with a thread that ended: that engine is idle.
+        all.push(answer.result().unwrap_or(0));
+    }
+    Ok(all)
+}
+
+/// Counts of tasks, jobs, calls, threads and workers, at this moment.
+///
+/// Cheap enough to call every second. The counts of different engines are not taken at the very same
+/// moment.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let sleeper = unsync::spawn(unsync::sleep(Duration::MAX)).cancel_on_drop();
+/// while unsync::stats().async_tasks == 0 {
+///     std::thread::yield_now();
+/// }
+/// ```
+pub fn stats() -> Stats {
+    let mut stats = Stats::default();
+    for engine in engine::entered() {
+        (engine.count)(&mut stats);
+    }
+    stats
+}
+
+/// How long the ambient thread has to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// All live work, with the line that started it: to find out what a program waits for.
+///
+/// The ambient thread is asked for its tasks. If a poll holds it up for a second, its tasks are left out.
+/// They are left out too if this is called on the ambient thread, or wherever else
+/// [`result`](crate::Unfuture::result) does not block.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let sleeper = unsync::spawn(unsync::sleep(Duration::MAX)).cancel_on_drop();
+/// let line = line!() - 1;
+/// assert!(unsync::tasks().iter().any(|task| task.started_at.line() == line));
+/// ```
+pub fn tasks() -> Vec<TaskInfo> {
+    let may_block = role().must_not_block().is_none();
+    let mut all = Vec::new();
+    for engine in engine::entered() {
+        let (promise, answer) = promise();
+        (engine.list)(Box::new(move |tasks| promise.finish(Ok(tasks))));
+        if answer.is_done() || (may_block && answer.wait_timeout(PATIENCE)) {
+            all.extend(answer.result().unwrap_or_default());
+        } else {
+            // So nobody is told that an answer was lost.
+            answer.cancel();
+        }
+    }
+    all
+}
