@@ -1,4 +1,319 @@
-//! Recipes: other people's runtimes, and functions for both worlds.
+//! Everyday tasks: recipes that run, and how to use other people's runtimes.
+//!
+//! - [A parallel map with a limit](#a-parallel-map-with-a-limit)
+//! - [A time limit, and a retry with back-off](#a-time-limit-and-a-retry-with-back-off)
+//! - [A progress bar](#a-progress-bar)
+//! - [Results as they come](#results-as-they-come)
+//! - [Work of different types](#work-of-different-types)
+//! - [Ctrl-C that keeps what is done](#ctrl-c-that-keeps-what-is-done)
+//! - [Cancelling a task and what it started](#cancelling-a-task-and-what-it-started)
+//! - [Errors](#errors)
+//! - [One function for both worlds](#one-function-for-both-worlds)
+//! - [What a worker does not have](#what-a-worker-does-not-have)
+//! - [A memory limit for workers](#a-memory-limit-for-workers)
+//! - [Tests, doctests and coverage](#tests-doctests-and-coverage)
+//! - [Foreign runtimes](#foreign-runtimes), `#[tokio::main]` among them
+//!
+//! # A parallel map with a limit
+//!
+//! A [`Limit`](crate::Limit) bounds how many jobs, tasks or calls run at once. [`join_all`](crate::join_all)
+//! keeps the order and stops at the first error.
+//!
+//! ```
+//! # fn fetch(url: &str) -> String { url.to_uppercase() }
+//! # fn main() -> Result<(), unsync::Error> {
+//! let urls = ["a", "b", "c"];
+//! let limit = unsync::Limit::new(8); // at most eight connections
+//! let pages = urls.map(|url| limit.thread(move || fetch(url)));
+//! let pages: Vec<String> = unsync::join_all(pages).result()?;
+//! # assert_eq!(pages, ["A", "B", "C"]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! CPU-bound calls need no limit: there are as many worker processes as processors. Each call costs about
+//! ten microseconds, and about one where thousands are made at once, so give each at least that much to do.
+//! The arguments of all calls are in memory until they have started.
+//!
+//! # A time limit, and a retry with back-off
+//!
+//! [`run_timeout`](crate::Unfuture::run_timeout) counts from the moment the work starts to run: waiting for a
+//! place under the limit does not count. The pause between two attempts is a [`sleep`](crate::sleep()) on the
+//! ambient thread, so it holds neither a thread nor a place.
+//!
+//! ```
+//! use std::time::Duration;
+//! use unsync::{Error, Limit};
+//!
+//! async fn fetch_patiently(limit: Limit, url: &'static str) -> Result<String, Error> {
+//!     let mut pause = Duration::from_millis(10);
+//!     loop {
+//!         let attempt = limit.thread(move || fetch(url)).flatten();
+//!         match attempt.run_timeout(Duration::from_secs(5)).await {
+//!             Err(_) if pause < Duration::from_secs(1) => unsync::sleep(pause).await,
+//!             outcome => return outcome,
+//!         }
+//!         pause *= 2; // 10, 20, 40 … 640 ms
+//!     }
+//! }
+//! # fn fetch(url: &str) -> Result<String, Error> {
+//! #     static CALLS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+//! #     match CALLS.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+//! #         0 | 1 => Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()),
+//! #         _ => Ok(url.to_uppercase()),
+//! #     }
+//! # }
+//! # fn main() -> Result<(), Error> {
+//! let limit = Limit::new(8);
+//! let page = unsync::spawn(fetch_patiently(limit.clone(), "a")).result()??;
+//! # assert_eq!(page, "A");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A thread job that does not end in time keeps its place and its thread until it returns: std has no way to
+//! stop a thread. Give sockets a timeout of their own, and let long loops ask
+//! [`is_cancelled`](crate::is_cancelled). A `cpu` call that takes too long is killed.
+//!
+//! # A progress bar
+//!
+//! [`as_completed`](crate::as_completed) knows how many outcomes are still to come. A progress bar from a
+//! crate fits in the same place.
+//!
+//! ```
+//! # fn main() -> Result<(), unsync::Error> {
+//! let mut jobs = unsync::as_completed((0..20).map(|n| unsync::thread(move || n * n)));
+//! let (total, mut sum) = (jobs.len(), 0);
+//! while let Some((_, outcome)) = jobs.next() {
+//!     sum += outcome?;
+//!     eprint!("\r{}/{total} ", total - jobs.len());
+//! }
+//! eprintln!();
+//! # assert_eq!(sum, 2470);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A long call reports how far it is with [`progress`](crate::progress()); its
+//! [`on_progress`](crate::Unfuture::on_progress) hears it.
+//!
+//! # Results as they come
+//!
+//! Each result is handed on when it is there, whatever the order, and nothing is collected.
+//!
+//! ```
+//! # fn shrink(n: u64) -> u64 { n / 2 }
+//! # unsync::register!(shrink);
+//! # fn main() -> Result<(), unsync::Error> {
+//! # unsync::init();
+//! # let mut files = Vec::new();
+//! for (index, outcome) in unsync::as_completed((0..100).map(|n| unsync::cpu(shrink, (n,)))) {
+//!     match outcome {
+//!         Ok(picture) => files.push((index, picture)), // write it to its file
+//!         Err(error) => eprintln!("picture {index}: {error}"), // the others continue
+//!     }
+//! }
+//! # assert_eq!(files.len(), 100);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Work of different types
+//!
+//! All of it has started already, so awaiting one after the other takes as long as the slowest.
+//! `cancel_on_drop` stops the second if the first fails and `?` returns.
+//!
+//! ```
+//! # fn main() -> Result<(), unsync::Error> {
+//! let name = unsync::thread(|| String::from("a.txt")).cancel_on_drop();
+//! let size = unsync::spawn(async { 42 }).cancel_on_drop();
+//! let (name, size): (String, u64) = (name.result()?, size.result()?);
+//! # assert_eq!((name.as_str(), size), ("a.txt", 42));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Ctrl-C that keeps what is done
+//!
+//! A [`settle_all`](crate::settle_all) that is cancelled gives the outcomes that are there. Std has no signal
+//! handlers; crates such as `ctrlc` call a closure.
+//!
+//! ```
+//! # mod ctrlc {
+//! #     pub fn set_handler(f: impl FnOnce() + Send + 'static) { std::thread::spawn(f); }
+//! # }
+//! # fn main() -> Result<(), unsync::Error> {
+//! # let forever = std::time::Duration::from_secs(3600);
+//! let all = unsync::settle_all([unsync::Unfuture::ready(()), unsync::spawn(unsync::sleep(forever))]);
+//! let stop = all.canceller();
+//! ctrlc::set_handler(move || _ = stop.cancel());
+//! let (done, not_done): (Vec<_>, Vec<_>) = all.result()?.into_iter().partition(Result::is_ok);
+//! println!("{} done, {} not", done.len(), not_done.len());
+//! # assert_eq!(done.len(), 1);
+//! unsync::shutdown(std::time::Duration::from_secs(5))
+//! # }
+//! ```
+//!
+//! Worker processes have process groups of their own, so Ctrl-C at a terminal reaches the program alone. They
+//! end with it, also if it has no handler.
+//!
+//! # Cancelling a task and what it started
+//!
+//! Dropping an `Unfuture` lets its work go on. What is tied by
+//! [`cancel_on_drop`](crate::Unfuture::cancel_on_drop) ends with the task that holds it, through all steps made
+//! on it.
+//!
+//! ```
+//! # fn work() { loop { std::hint::spin_loop() } }
+//! # unsync::register!(work);
+//! # fn main() {
+//! # unsync::init();
+//! let task = unsync::spawn(async {
+//!     let parts = (0..4).map(|_| unsync::cpu(work, ()).cancel_on_drop());
+//!     unsync::join_all(parts).cancel_on_drop().await
+//! });
+//! task.cancel(); // kills the worker processes that run the parts
+//! # assert!(unsync::drain(std::time::Duration::from_secs(60)));
+//! # }
+//! ```
+//!
+//! # Errors
+//!
+//! An [`Error`](crate::Error) is a `std::error::Error + Send + Sync`, so `?` turns it into a
+//! `Box<dyn std::error::Error>` and an `anyhow::Error`, and `#[from]` of thiserror accepts it. `?` also turns it
+//! into an [`io::Error`](std::io::Error), and an `io::Error` into it. So work whose own errors are those of I/O
+//! needs one type:
+//!
+//! ```
+//! use unsync::{Error, Unfuture};
+//!
+//! fn first_line(path: &'static str) -> Unfuture<String> {
+//!     let read = unsync::thread(move || -> Result<String, Error> {
+//!         let text = std::fs::read_to_string(path)?;
+//!         Ok(text.lines().next().unwrap_or_default().to_owned())
+//!     });
+//!     read.flatten() // one `Result`, not two
+//! }
+//! # assert_eq!(first_line("Cargo.toml").result().unwrap(), "[package]");
+//! # assert_eq!(first_line("missing").result().unwrap_err().kind(), unsync::ErrorKind::Os);
+//! ```
+//!
+//! A library with an error type of its own: see [`Error`](crate::Error). A test in the repository
+//! (`tests/foreign`) compiles and runs the pattern with anyhow and thiserror.
+//!
+//! # One function for both worlds
+//!
+//! A library that does I/O is commonly written twice, once blocking and once `async`. A function that
+//! returns an [`Unfuture`](crate::Unfuture) is written once: it starts the work, and the caller says how
+//! to wait.
+//!
+//! ```
+//! use std::path::Path;
+//! use unsync::Unfuture;
+//!
+//! /// Counts the lines of a file.
+//! #[track_caller] // errors name the line of the caller, not this one
+//! fn count_lines(path: impl AsRef<Path>) -> Unfuture<std::io::Result<usize>> {
+//!     let path = path.as_ref().to_owned();
+//!     unsync::thread(move || Ok(std::fs::read_to_string(path)?.lines().count()))
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // In a synchronous program:
+//! let lines = count_lines("Cargo.toml").result()??;
+//!
+//! // In an asynchronous one, under any executor:
+//! async fn both() -> Result<usize, Box<dyn std::error::Error>> {
+//!     let (first, second) = (count_lines("Cargo.toml"), count_lines("README.md"));
+//!     Ok(first.await?? + second.await??) // they run at the same time
+//! }
+//! # assert!(unsync::block_on(both())? > lines);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - The outer `Result` says whether the work was done: it panicked, was cancelled, took too long. The
+//!   inner one is the function's own.
+//! - **It starts when it is called**, not when it is awaited, and goes on if the caller looks away. Say so
+//!   in its documentation, or tie it: `.cancel_on_drop()`.
+//! - The engine is an affair of the function: [`spawn`](crate::spawn()) for what is async inside,
+//!   [`thread`](crate::thread()) for what blocks, [`cpu`](crate::cpu()) for what computes. It can change
+//!   without a change for the caller.
+//! - Arguments are owned, since the work may outlive the call. Convert at the border, as above.
+//! - Answer from memory with [`Unfuture::ready`](crate::Unfuture::ready): it costs no thread.
+//!
+//! `examples/both_worlds.rs` is a small library in this manner, with a synchronous and an asynchronous
+//! caller.
+//!
+//! # What a worker does not have
+//!
+//! A worker process runs the same executable up to [`init`](crate::init), and then only the functions that it
+//! is asked to run. It has what the program had *before* `init`. It does not have what `main` did afterwards:
+//! values of statics, loggers, panic hooks, parsed arguments, threads, open files.
+//!
+//! - **State**: pass it as an argument, or let the function make it at its first call and keep it in a
+//!   [`OnceLock`](std::sync::OnceLock). The worker keeps it for the calls that follow.
+//! - **Loggers, panic hooks, environment**: set them before `init`, or inside the function, once.
+//! - **Arguments of the program**: the worker's own command line has one argument, which is not the program's.
+//!   Pass what the function needs.
+//!
+//! ```
+//! use std::sync::OnceLock;
+//!
+//! fn lookup(key: u64) -> u64 {
+//!     static TABLE: OnceLock<Vec<u64>> = OnceLock::new(); // one for each worker
+//!     let table = TABLE.get_or_init(|| (0..1000).map(|n| n * n).collect());
+//!     table[key as usize]
+//! }
+//! unsync::register!(lookup);
+//!
+//! fn main() -> Result<(), unsync::Error> {
+//!     unsync::init();
+//!     assert_eq!(unsync::cpu(lookup, (30,)).result()?, 900);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! What a worker prints comes out where the program's own output does.
+//!
+//! # A memory limit for workers
+//!
+//! [`memory_per_worker`](crate::Config::memory_per_worker) replaces a worker after a call that left it large.
+//! For a limit during the call, start workers under `prlimit`: an allocation that fails aborts the worker, and
+//! the call that made it fails as [`WorkerLost`](crate::ErrorKind::WorkerLost).
+//!
+//! ```standalone_crate
+//! # fn hungry() -> usize { std::hint::black_box(vec![1_u8; 4 << 30]).len() }
+//! # unsync::register!(hungry);
+//! # #[cfg(target_os = "linux")]
+//! fn main() -> Result<(), unsync::Error> {
+//!     unsync::init();
+//!     let config = unsync::Config::new().worker_command(|program| {
+//!         let mut prlimit = std::process::Command::new("prlimit");
+//!         prlimit.arg("--as=2147483648").arg(program); // 2 GiB of address space
+//!         prlimit
+//!     });
+//!     config.install()?;
+//!     let error = unsync::cpu(hungry, ()).result().unwrap_err();
+//!     assert_eq!(error.kind(), unsync::ErrorKind::WorkerLost);
+//!     Ok(())
+//! }
+//! # #[cfg(not(target_os = "linux"))]
+//! # fn main() {}
+//! ```
+//!
+//! In containers, a memory limit of the container makes Linux end a worker before it ends the program.
+//!
+//! # Tests, doctests and coverage
+//!
+//! - A test binary has no `main` of its own: [`test_worker!`](crate::test_worker) stands in it once, anywhere,
+//!   and its tests call `cpu` as a program does. cargo-nextest, which runs each test in a process of its own,
+//!   works as well; each process then starts its own workers.
+//! - With `harness = false`, `init` is the first line of `main`.
+//! - A doctest that uses `cpu` writes out its `fn main` with `init`, as those on this page do.
+//! - Settings last for the process. A test that needs its own belongs in a test binary of its own.
+//! - Coverage tools that write a file at exit need one for each process, as with `%p` in
+//!   `LLVM_PROFILE_FILE`. Workers that are killed write none: call [`shutdown`](crate::shutdown) at the end.
 //!
 //! # Foreign runtimes
 //!
@@ -22,6 +337,22 @@
 //! Without a recipe tokio does not find its reactor and panics: "there is no reactor running, must be
 //! called from the context of a Tokio 1.x runtime". That is the error of the one task
 //! ([`ErrorKind::Panicked`](crate::ErrorKind::Panicked)); nothing else ends.
+//!
+//! ## `#[tokio::main]` with workers
+//!
+//! `init` may be the first line of an async `main`, but then each worker process starts a runtime that it does
+//! not need. Written out, as the attribute expands, `init` comes first:
+//!
+//! ```ignore
+//! // Run by tests/foreign/tests/tokio_main.rs.
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     unsync::init();
+//!     tokio::runtime::Runtime::new()?.block_on(async {
+//!         let squares = unsync::join_all((0..100).map(|n| unsync::cpu(square, (n,)))).await?;
+//!         Ok(println!("{}", squares.len()))
+//!     })
+//! }
+//! ```
 //!
 //! ## For every task: enter the runtime around each poll
 //!
@@ -90,47 +421,3 @@
 //!   them.
 //! - **Sockets without a reactor.** `std::net` in a [`thread`](crate::thread()) job is the way that needs
 //!   no crate at all.
-//!
-//! # One function for both worlds
-//!
-//! A library that does I/O is commonly written twice, once blocking and once `async`. A function that
-//! returns an [`Unfuture`](crate::Unfuture) is written once: it starts the work, and the caller says how
-//! to wait.
-//!
-//! ```
-//! use std::path::Path;
-//! use unsync::Unfuture;
-//!
-//! /// Counts the lines of a file.
-//! #[track_caller] // errors name the line of the caller, not this one
-//! fn count_lines(path: impl AsRef<Path>) -> Unfuture<std::io::Result<usize>> {
-//!     let path = path.as_ref().to_owned();
-//!     unsync::thread(move || Ok(std::fs::read_to_string(path)?.lines().count()))
-//! }
-//!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // In a synchronous program:
-//! let lines = count_lines("Cargo.toml").result()??;
-//!
-//! // In an asynchronous one, under any executor:
-//! async fn both() -> Result<usize, Box<dyn std::error::Error>> {
-//!     let (first, second) = (count_lines("Cargo.toml"), count_lines("README.md"));
-//!     Ok(first.await?? + second.await??) // they run at the same time
-//! }
-//! # assert!(unsync::block_on(both())? > lines);
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! - The outer `Result` says whether the work was done: it panicked, was cancelled, took too long. The
-//!   inner one is the function's own.
-//! - **It starts when it is called**, not when it is awaited, and goes on if the caller looks away. Say so
-//!   in its documentation, or tie it: `.cancel_on_drop()`.
-//! - The engine is an affair of the function: [`spawn`](crate::spawn()) for what is async inside,
-//!   [`thread`](crate::thread()) for what blocks, [`cpu`](crate::cpu()) for what computes. It can change
-//!   without a change for the caller.
-//! - Arguments are owned, since the work may outlive the call. Convert at the border, as above.
-//! - Answer from memory with [`Unfuture::ready`](crate::Unfuture::ready): it costs no thread.
-//!
-//! `examples/both_worlds.rs` is a small library in this manner, with a synchronous and an asynchronous
-//! caller.
