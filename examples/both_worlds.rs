@@ -4,6 +4,8 @@
 //! cargo run --example both_worlds
 //! ```
 
+mod support;
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::io;
@@ -65,6 +67,7 @@ async fn asynchronous(counts: &Counts) -> Result<usize, Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     unsync::init();
+    support::arguments("both_worlds", 0);
     let counts = Counts::default();
     let lines = synchronous(&counts)?;
     assert_eq!(unsync::block_on(asynchronous(&counts))?, lines);

@@ -2,6 +2,8 @@
 //!
 //! Run with `cargo run --release --example continuation`.
 
+mod support;
+
 use std::time::{Duration, Instant};
 
 use unsync::{Error, Unfuture};
@@ -21,6 +23,7 @@ async fn process(task: Unfuture<u64>) -> Result<u64, Error> {
 }
 
 fn main() -> Result<(), Error> {
+    support::arguments("continuation", 0);
     let start = Instant::now();
     let answer = initiate(3).then(process).flatten().result()?;
     println!("{answer} after {:.3} s", start.elapsed().as_secs_f64());

@@ -4,6 +4,8 @@
 //! Run with `cargo run --release --example crashproof`. What the crashes say themselves comes on
 //! standard error. The exit code is 0 if everything went as it should, and 1 if not.
 
+mod support;
+
 use std::hint::{black_box, spin_loop};
 use std::io::{self, Write};
 use std::ops::Range;
@@ -43,6 +45,7 @@ unsync::unsync! {
 
 fn main() -> ExitCode {
     unsync::init();
+    support::arguments("crashproof", 0);
     match crashproof() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

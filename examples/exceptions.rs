@@ -4,6 +4,8 @@
 //! Run with `cargo run --release --example exceptions`. The panics also report themselves on standard
 //! error, as panics do.
 
+mod support;
+
 use std::time::Instant;
 
 use unsync::{Error, Unfuture};
@@ -27,6 +29,7 @@ async fn observe(work: Unfuture<u32>) {
 
 fn main() -> Result<(), Error> {
     unsync::init();
+    support::arguments("exceptions", 0);
     let start = Instant::now();
     for (first, second) in [
         (on_the_ambient_thread(), on_the_ambient_thread()),

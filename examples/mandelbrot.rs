@@ -4,10 +4,11 @@
 //! Run with `cargo run --release --example mandelbrot [OUT.png]`; without OUT.png the picture goes to
 //! the directory for temporary files.
 
+mod support;
+
 use std::collections::HashSet;
 use std::env;
 use std::error::Error;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -33,13 +34,7 @@ const SAMPLES: usize = 2;
 
 fn main() -> ExitCode {
     unsync::init();
-    let mut arguments = env::args_os().skip(1);
-    let given = arguments.next();
-    let is_option = |path: &OsString| path.as_encoded_bytes().starts_with(b"-");
-    if given.as_ref().is_some_and(is_option) || arguments.next().is_some() {
-        say("usage: mandelbrot [OUT.png]\n");
-        return ExitCode::from(2);
-    }
+    let given = support::arguments("mandelbrot [OUT.png]", 1).pop();
     let path = given.map_or_else(|| env::temp_dir().join("mandelbrot.png"), PathBuf::from);
     match mandelbrot(&path) {
         Ok(()) => ExitCode::SUCCESS,
@@ -75,11 +70,8 @@ fn mandelbrot(path: &Path) -> Result<(), Box<dyn Error>> {
     let (workers, seconds) = (workers.len(), began.elapsed().as_secs_f64());
     let size = format!("{WIDTH} x {HEIGHT} pixels in {TILES} tiles");
     let effort = format!("worker processes: {workers}, {seconds:.3} s");
-    match writeln!(io::stdout().lock(), "{size}\n{effort}\n{}", path.display()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
-    }
+    println!("{size}\n{effort}\n{}", path.display());
+    Ok(())
 }
 
 /// The left upper corner of a tile.

@@ -3,6 +3,8 @@
 //!
 //! Run with `cargo run --release --example mixing_methods`.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,7 @@ async fn process((number, fetched): (u64, u64)) -> (u64, u64) {
 }
 
 fn main() -> Result<(), Error> {
+    support::arguments("mixing_methods", 0);
     let start = Instant::now();
     let works = (0..10)
         .map(|number| download(number).and_then(process))

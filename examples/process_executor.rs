@@ -2,6 +2,8 @@
 //!
 //! Run with `cargo run --release --example process_executor`.
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::process;
 use std::time::Instant;
@@ -18,6 +20,7 @@ unsync::register!(spin);
 
 fn main() -> Result<(), unsync::Error> {
     unsync::init();
+    support::arguments("process_executor", 0);
 
     let start = Instant::now();
     let serial: Vec<_> = (0..SPINS).map(spin).collect();

@@ -2,9 +2,12 @@
 //!
 //! Run with `cargo run --release --example sleep`.
 
+mod support;
+
 use std::time::{Duration, Instant};
 
 fn main() -> Result<(), unsync::Error> {
+    support::arguments("sleep", 0);
     let second = Duration::from_secs(1);
     let start = Instant::now();
     let one = unsync::spawn(unsync::sleep(second));

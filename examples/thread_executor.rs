@@ -3,6 +3,8 @@
 //!
 //! Run with `cargo run --release --example thread_executor`.
 
+mod support;
+
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ unsync::unsync! {
 }
 
 fn main() -> Result<(), unsync::Error> {
+    support::arguments("thread_executor", 0);
     let start = Instant::now();
     let dozing: Vec<_> = (0..10).map(|_| unsync::thread(|| sleep(TENTH))).collect();
     for one in dozing {

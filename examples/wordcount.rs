@@ -7,6 +7,8 @@
 //! symbolic links are passed over. What cannot be read or is not UTF-8 is left out, and named on
 //! standard error. However many files there are, only a few batches of text are in memory.
 
+mod support;
+
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::error::Error;
@@ -15,8 +17,8 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, thread};
 
 use unsync::Unfuture;
 
@@ -26,17 +28,13 @@ const BATCH_BYTES: usize = 256 << 10;
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// How many words are shown.
 const COMMONEST: usize = 20;
+/// How many characters of a word are shown.
+const WIDTH: usize = 60;
 
 fn main() -> ExitCode {
     unsync::init();
-    let mut arguments = env::args_os().skip(1);
-    let start = arguments
-        .next()
-        .unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-    if arguments.next().is_some() {
-        complain("usage: wordcount [DIR]");
-        return ExitCode::from(2);
-    }
+    let given = support::arguments("wordcount [DIR]", 1).pop();
+    let start = given.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     match wordcount(start.into()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -49,11 +47,8 @@ fn main() -> ExitCode {
 fn wordcount(start: PathBuf) -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
     let total = unsync::spawn(merge(Files::under(start)?)).result()??;
-    match total.print(began) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => Ok(printed?),
-    }
+    total.print(began);
+    Ok(())
 }
 
 // ------------------------------------------------------------------- async, on the ambient thread
@@ -110,12 +105,11 @@ impl Total {
         Ok(())
     }
 
-    fn print(&self, began: Instant) -> io::Result<()> {
+    fn print(&self, began: Instant) {
         let mut words: Vec<_> = self.words.iter().collect();
         words.sort_unstable_by_key(|&(word, times)| (Reverse(times), word));
-        let mut out = io::stdout().lock();
         for (word, times) in words.iter().take(COMMONEST) {
-            writeln!(out, "{times:>10} {word}")?;
+            println!("{times:>10} {}", shortened(word));
         }
         let Total {
             files,
@@ -125,8 +119,16 @@ impl Total {
             ..
         } = self;
         let (seconds, workers) = (began.elapsed().as_secs_f64(), workers.len());
-        writeln!(out, "{files} files, {bytes} bytes, {left_out} left out")?;
-        writeln!(out, "{seconds:.3} s, worker processes: {workers}")
+        println!("{files} files, {bytes} bytes, {left_out} left out");
+        println!("{seconds:.3} s, worker processes: {workers}");
+    }
+}
+
+/// What fits on a line: a file without any space is one word.
+fn shortened(word: &str) -> String {
+    match word.char_indices().nth(WIDTH) {
+        Some((end, _)) => format!("{}…", &word[..end]),
+        None => word.to_owned(),
     }
 }
 
