@@ -2,7 +2,7 @@
 //!
 //! There is no runtime to set up: [`spawn`] runs a future on an ambient thread, [`thread`] a closure
 //! on an elastic pool, [`cpu`](cpu()) a function in a worker process that can crash and be killed.
-//! Each starts at once and gives an [`Unfuture`], to be awaited from any executor or waited for with
+//! Each starts at once and returns an [`Unfuture`], to be awaited from any executor or waited for with
 //! [`result`](Unfuture::result).
 //!
 //! ```
@@ -35,8 +35,29 @@
 //! | [`unsync!`] | by the kind of function | as above |
 //! | [`block_on`] | on the calling thread | |
 //!
-//! Work goes on when its `Unfuture` is dropped. [`cancel_on_drop`](Unfuture::cancel_on_drop),
+//! Work continues when its `Unfuture` is dropped. [`cancel_on_drop`](Unfuture::cancel_on_drop),
 //! [`timeout`](Unfuture::timeout) and [`Canceller`] end it early.
+//!
+//! # What to use
+//!
+//! | to | use |
+//! | --- | --- |
+//! | start work | [`spawn`], [`spawn_local`], [`spawn_now`], [`thread`], [`cpu`](cpu()), [`cpu!`], [`unsync!`] |
+//! | keep a value on one thread | [`Pinned`] |
+//! | wait for it | `.await`, [`result`](Unfuture::result), [`wait`](Unfuture::wait), [`wait_timeout`](Unfuture::wait_timeout), [`block_on`] |
+//! | continue with its value | [`map`](Unfuture::map), [`and_then`](Unfuture::and_then), [`then`](Unfuture::then), [`map_thread`](Unfuture::map_thread), [`map_cpu`](Unfuture::map_cpu), [`flatten`](Unfuture::flatten), [`on_done`](Unfuture::on_done) |
+//! | gather many | [`join_all`], [`settle_all`], [`race`], [`as_completed`] |
+//! | have many waiters for one | [`shared`](Unfuture::shared) |
+//! | run at most so many at once | [`Limit`] |
+//! | end it early | [`cancel`](Unfuture::cancel), [`timeout`](Unfuture::timeout), [`run_timeout`](Unfuture::run_timeout), [`cancel_on_drop`](Unfuture::cancel_on_drop), [`canceller`](Unfuture::canceller), [`is_cancelled`] |
+//! | measure time | [`sleep`](sleep()), [`sleep_until`], [`timeout`](timeout()), [`interval`](interval()), [`yield_now`] |
+//! | set a value from elsewhere | [`promise`](promise()), [`Unfuture::ready`], [`Unfuture::failed`], `Unfuture::from` a thread or a channel |
+//! | make functions callable in workers | [`init`], [`register!`], [`test_worker!`], [`wire!`], [`Wire`], [`warm`], [`is_worker`] |
+//! | hear how far a call is | [`progress`], [`on_progress`](Unfuture::on_progress) |
+//! | look inside | [`stats`], [`tasks`], [`Config::on_unobserved`], [`Config::stall`] |
+//! | end | [`drain`], [`shutdown`] |
+//!
+//! The [`cookbook`] has everyday tasks as recipes that run.
 //!
 //! # What may go wrong
 //!
@@ -51,32 +72,87 @@
 //!
 //! # Worker processes
 //!
-//! A worker is a further process of the same executable, which [`init`] turns into one; in a test
-//! binary [`test_worker!`] does. Functions are made known by [`register!`], and their arguments and
-//! results travel as [`Wire`]. A worker that dies fails the one call that it ran; calls it had not
-//! started go to another. Workers end with the program, however that ends.
+//! A worker is another process running the same executable; [`init`] turns it into one, and in a test binary
+//! [`test_worker!`] does. [`register!`] makes functions known, and their arguments and results travel as
+//! [`Wire`]. A worker that dies fails the one call that it ran; calls it had not started go to another. Workers
+//! end with the program, however that ends.
 //!
 //! # The end of the program
 //!
-//! Like daemon threads, unfinished work ends unheard with the process. [`drain`] waits for it,
-//! [`shutdown`] waits, stops the rest and ends all threads and processes.
+//! When `main` returns, unfinished work ends with the process, as daemon threads do. [`drain`] waits for it;
+//! [`shutdown`] waits, stops the rest, and ends all threads and processes.
 //!
 //! If the program ends while a call runs, the worker process exits as by [`std::process::exit`]: its exit
 //! handlers run while the function still runs on another thread.
 //!
 //! # Settings
 //!
-//! None are needed. [`Config`] has them; `UNSYNC_THREADS` and `UNSYNC_PROCESSES` set the two limits
-//! from outside, `UNSYNC_DEBUG=1` reports on standard error stalls, failures that nobody looked at and
-//! workers that a signal has stopped, and `UNSYNC_LINK=tcp` makes workers connect over loopback TCP
-//! instead of a Unix socket. An empty variable counts as unset. Values that make no sense are refused:
-//! thread jobs, pinned values and worker calls resolve as [`ErrorKind::NotInitialised`], which says what is
-//! wrong; async tasks run with the defaults.
+//! None are needed. [`Config`] has them. Environment variables set some from outside:
+//!
+//! | variable | meaning |
+//! | --- | --- |
+//! | `UNSYNC_THREADS`, `UNSYNC_PROCESSES` | the two limits |
+//! | `UNSYNC_DEBUG=1` | reports on standard error: tasks that block the ambient thread, failures that nobody looked at, workers that a signal has stopped |
+//! | `UNSYNC_LINK=tcp` | workers connect over loopback TCP instead of a Unix socket |
+//!
+//! An empty variable counts as unset. Values that make no sense are refused: thread jobs, pinned values and
+//! worker calls resolve as [`ErrorKind::NotInitialised`], which says what is wrong; async tasks run with the
+//! defaults.
+//!
+//! # Compared with others
+//!
+//! | | what it does better | what this library does instead |
+//! | --- | --- | --- |
+//! | tokio | sockets, files and signals on a reactor; tasks on all cores; a large ecosystem | nothing to set up, no dependencies, `result()` from anywhere; CPU-bound work can be killed |
+//! | smol | the same in smaller parts; the executor can be one's own | one call each for the three kinds of work |
+//! | rayon | parallel iterators over borrowed data, at nanoseconds for each item | work that blocks, fails, crashes, or must be stopped |
+//! | procspawn | anything that serde can encode; standard streams of a worker as pipes | calls are batched; a worker that dies costs one call; no dependencies |
+//! | `concurrent.futures` (Python) | any picklable function, without registering it | a worker that dies fails one call, not the pool; running calls can be cancelled |
+//! | `unsync` (Python) | a decorator for any function of the language | types, real kills, no deadlock of nested waits |
+//!
+//! The repository measures against them; its README has the figures.
+//!
+//! # Versions
+//!
+//! Versions follow semver. Changes of the minimum Rust version, which is 1.90, come with a minor version. Kinds
+//! of errors may be added in any version; texts of errors and reports, and what crosses between a program and
+//! its workers, are no part of the interface.
 //!
 //! # What it is made of
 //!
 //! No dependencies, no unsafe code, std only. [`register!`] writes the one attribute that is outside
 //! safe Rust, `#[unsafe(link_section)]`, and says so.
+//!
+//! # For contributors
+//!
+//! An [`Unfuture`] holds a slot, the cell that its outcome goes into, behind whatever produces the outcome: an
+//! async task, a job of the thread pool, a call of the process pool, or a promise. The three engines resolve
+//! slots and know nothing of each other. Everything else (continuations, combinators, limits, shared values) is
+//! an async task over those, and uses the public face.
+//!
+//! - **Ambient thread** (`ambient/`): a loop over a run queue, a `std::sync::mpsc` channel that other threads
+//!   send to, and timers.
+//! - **Thread pool** (`threads`): a queue under one lock, and a pure function that decides when a thread is
+//!   woken or started.
+//! - **Process pool** (`processes/`): a scheduler without I/O takes events and gives effects. Reader threads,
+//!   one for each worker, and one supervisor thread feed it and carry out what it says.
+//!
+//! What never bends, and what guards it:
+//!
+//! | invariant | guarded by |
+//! | --- | --- |
+//! | no dependencies | `.ci/run`: "manifest" |
+//! | no unsafe code | `unsafe_code = "forbid"` in `Cargo.toml` |
+//! | each file uses only what lies below it; `cfg` in one file | `tests/floors.rs` |
+//! | every `Unfuture` resolves exactly once, whatever dies | `tests/combinations.rs`, `tests/beneath.rs`, `tests/crash_table.rs`, the simulation in `processes/simulation.rs` |
+//! | no lock is held while foreign code runs | tests named `…_may_call_back`, and `foreign_code_may_wait_while_an_outcome_is_handed_on` |
+//! | a panic ends a step, never a loop | tests named `…_panics_…` in `tests/ambient.rs`, `tests/threads.rs`, `tests/pinned.rs` |
+//! | `result` on the ambient thread never blocks | `by_state_on_the_ambient_thread`, `the_ambient_thread_refuses_to_block` |
+//! | foreign code on our own threads may not wait, and has stack enough | tests named `…_may_not_wait`, `large_values_are_decoded_wherever_they_arrive` |
+//! | nothing goes through a lock that the program can hold | `reports_do_not_wait_for_whoever_holds_standard_error` |
+//! | nothing that may have run is run again | `tests/crash_table.rs`, the simulation |
+//! | no worker outlives the program | `tests/faults/orphans.rs` |
+//! | idle costs nothing | `tests/idle.rs` |
 
 // Floors, from the ground up. Nothing imports a floor above its own, no engine imports another, and
 // platform differences stand in processes/transport.rs and in `register!` only. How to write to standard error
