@@ -445,36 +445,26 @@ fn duplicate(stream: &impl std::os::windows::io::AsHandle) -> io::Result<fs::Fil
 
 // ---------------------------------------------------------------------------------- for the codec
 
-/// The bytes of a platform string.
+/// What a platform string consists of: bytes, on Windows 16-bit units.
 #[cfg(unix)]
-pub(super) fn os_bytes(string: &OsStr) -> Cow<'_, [u8]> {
-    use std::os::unix::ffi::OsStrExt;
-    Cow::Borrowed(string.as_bytes())
+pub(super) fn os_units(string: &OsStr) -> Cow<'_, [u8]> {
+    std::os::unix::ffi::OsStrExt::as_bytes(string).into()
 }
 
-/// The platform string of these bytes.
 #[cfg(unix)]
-pub(super) fn os_string(bytes: Vec<u8>) -> Option<OsString> {
-    use std::os::unix::ffi::OsStringExt;
-    Some(OsString::from_vec(bytes))
+pub(super) fn os_string(units: Vec<u8>) -> OsString {
+    std::os::unix::ffi::OsStringExt::from_vec(units)
 }
 
-/// The 16-bit units of a platform string, little endian.
 #[cfg(windows)]
-pub(super) fn os_bytes(string: &OsStr) -> Cow<'_, [u8]> {
-    use std::os::windows::ffi::OsStrExt;
-    Cow::Owned(string.encode_wide().flat_map(u16::to_le_bytes).collect())
+pub(super) fn os_units(string: &OsStr) -> Cow<'_, [u16]> {
+    let units = std::os::windows::ffi::OsStrExt::encode_wide(string);
+    units.collect::<Vec<_>>().into()
 }
 
-/// The platform string of these units.
 #[cfg(windows)]
-pub(super) fn os_string(bytes: Vec<u8>) -> Option<OsString> {
-    use std::os::windows::ffi::OsStringExt;
-    let (pairs, rest) = (bytes.chunks_exact(2), bytes.len() % 2);
-    let units: Vec<u16> = pairs
-        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-        .collect();
-    (rest == 0).then(|| OsString::from_wide(&units))
+pub(super) fn os_string(units: Vec<u16>) -> OsString {
+    std::os::windows::ffi::OsStringExt::from_wide(&units)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::transport;
@@ -174,29 +175,24 @@ fn expected(what: impl Display, found: impl Display) -> Error {
     Error::new(ErrorKind::Codec, format!("expected {what}, found {found}"))
 }
 
-/// The next `count` bytes, which are `of` something.
+/// The bytes of the next `count` numbers.
 #[inline]
-fn take<'a>(count: usize, of: &str, input: &mut &'a [u8]) -> Result<&'a [u8], Error> {
-    let Some((taken, rest)) = input.split_at_checked(count) else {
-        return Err(expected(format_args!("{count} bytes of {of}"), input.len()));
+fn take<'a, T: Wire>(count: usize, input: &mut &'a [u8]) -> Result<&'a [u8], Error> {
+    let bytes = count.saturating_mul(T::BYTES_MIN);
+    let Some((taken, rest)) = input.split_at_checked(bytes) else {
+        let missing = format_args!("{bytes} bytes of `{}`", type_name::<T>());
+        return Err(expected(missing, input.len()));
     };
     *input = rest;
     Ok(taken)
 }
 
-/// The next `count` groups of `SIZE` bytes.
+/// Panics unless these are `N` bytes.
 #[inline]
-fn groups<const SIZE: usize>(
-    count: usize,
-    of: &str,
-    input: &mut &[u8],
-) -> Result<impl Iterator<Item = [u8; SIZE]>, Error> {
-    let bytes = take(count.saturating_mul(SIZE), of, input)?;
-    Ok(bytes.chunks_exact(SIZE).map(|chunk| {
-        let mut group = [0; SIZE];
-        group.copy_from_slice(chunk);
-        group
-    }))
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(bytes);
+    array
 }
 
 /// What a collection reserves before it is decoded; from there it grows. Its length may lie, and so
@@ -244,7 +240,7 @@ fn decode_collection<T: Wire>(input: &mut &[u8]) -> Result<Vec<T>, Error> {
     let length = decode_length(input)?;
     let rest_max = input.len() - length;
     let elements = T::decode_all(length, input)?;
-    take(input.len().saturating_sub(rest_max), "padding", input)?;
+    take::<u8>(input.len().saturating_sub(rest_max), input)?;
     Ok(elements)
 }
 
@@ -264,60 +260,60 @@ pub(crate) fn encode_within<T: Wire>(
     out: &mut Vec<u8>,
 ) -> Result<(), String> {
     let start = out.len();
-    let budget = Budget {
+    let outer = Outer(BUDGET.replace(Budget {
         buffer: ptr::from_ref(out).addr(),
         end_max: start.saturating_add(limit),
         end_min: 0,
-    };
-    let outer = Outer(BUDGET.replace(Some(budget)));
+    }));
     value.encode(out);
-    let end_min = BUDGET.get().map_or(0, |budget| budget.end_min);
-    drop(outer);
-    let (bytes, at_least) = match end_min {
-        0 => (out.len().saturating_sub(start), ""),
-        _ => (end_min - start, "at least "),
+    let (end, at_least) = match BUDGET.get().end_min {
+        0 => (out.len(), ""),
+        end_min => (end_min, "at least "),
     };
-    match bytes > limit {
-        true => Err(format!(
+    drop(outer);
+    match end.saturating_sub(start) {
+        bytes if bytes > limit => Err(format!(
             "{at_least}{bytes} bytes, more than the {limit} of a frame"
         )),
-        false => Ok(()),
+        _ => Ok(()),
     }
 }
 
 /// How long a buffer may become.
 #[derive(Clone, Copy)]
 struct Budget {
-    /// The address of the buffer. A value may encode a part of itself into another buffer and compress that.
+    /// The address of the buffer; zero for none. A value may encode a part of itself into another buffer
+    /// and compress that.
     buffer: usize,
     end_max: usize,
-    /// How long it would become at least; zero until that is too long.
+    /// How long the buffer would become at least; zero until that is too long.
     end_min: usize,
 }
 
 thread_local! {
     /// Set while this thread is in [`encode_within`].
-    static BUDGET: Cell<Option<Budget>> = const { Cell::new(None) };
+    static BUDGET: Cell<Budget> = const {
+        Cell::new(Budget { buffer: 0, end_max: 0, end_min: 0 })
+    };
 }
 
 impl Budget {
     /// Whether a buffer may become so long. Once it may not, it need not become any longer.
     fn allows(buffer: &Vec<u8>, end_min: usize) -> bool {
-        match BUDGET.get() {
-            Some(mut budget) if budget.buffer == ptr::from_ref(buffer).addr() => {
-                if budget.end_min == 0 && end_min > budget.end_max {
-                    budget.end_min = end_min;
-                    BUDGET.set(Some(budget));
-                }
-                budget.end_min == 0
-            }
-            _ => true,
+        let mut budget = BUDGET.get();
+        if budget.buffer != ptr::from_ref(buffer).addr() {
+            return true;
         }
+        if budget.end_min == 0 && end_min > budget.end_max {
+            budget.end_min = end_min;
+            BUDGET.set(budget);
+        }
+        budget.end_min == 0
     }
 }
 
-/// The budget of whoever encodes around this, which gets it back even after a panic.
-struct Outer(Option<Budget>);
+/// The budget of an encoding around this one, which gets it back even after a panic.
+struct Outer(Budget);
 
 impl Drop for Outer {
     fn drop(&mut self) {
@@ -341,7 +337,8 @@ struct Level;
 impl Level {
     fn enter() -> Result<Level, Error> {
         let nesting = NESTING.get();
-        if nesting == NESTING_MAX {
+        // A panic hook may encode what it knows of a panic, of one at the limit too.
+        if nesting >= NESTING_MAX * (1 + u32::from(thread::panicking())) {
             let message = format!("nested deeper than {NESTING_MAX}");
             return Err(Error::new(ErrorKind::Codec, message));
         }
@@ -351,12 +348,7 @@ impl Level {
 
     /// The same for `encode`, which has no other way to fail.
     fn enter_or_panic() -> Level {
-        let nesting = NESTING.get();
-        // A hook may encode what it knows of a panic, of this very one too.
-        let is_allowed = nesting < NESTING_MAX || std::thread::panicking();
-        assert!(is_allowed, "nested deeper than {NESTING_MAX}");
-        NESTING.set(nesting + 1);
-        Level
+        Level::enter().unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -379,8 +371,7 @@ impl Wire for u8 {
 
     #[inline]
     fn decode(input: &mut &[u8]) -> Result<u8, Error> {
-        let [byte] = u8::decode_array(input)?;
-        Ok(byte)
+        take::<u8>(1, input).map(|byte| byte[0])
     }
 
     fn encode_all(items: &[u8], out: &mut Vec<u8>) {
@@ -388,14 +379,12 @@ impl Wire for u8 {
     }
 
     fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<u8>, Error> {
-        take(count, "`u8`", input).map(<[u8]>::to_vec)
+        take::<u8>(count, input).map(<[u8]>::to_vec)
     }
 
     #[inline]
     fn decode_array<const N: usize>(input: &mut &[u8]) -> Result<[u8; N], Error> {
-        let mut items = [0; N];
-        items.copy_from_slice(take(N, "`u8`", input)?);
-        Ok(items)
+        take::<u8>(N, input).map(array)
     }
 }
 
@@ -403,7 +392,7 @@ impl Wire for u8 {
 /// cache when the numbers overwrite them.
 const BLOCK: usize = 4096;
 
-/// One number is `#[inline]`, because generic code in the caller's crate asks for one after the
+/// A single number is `#[inline]`, for generic code in the caller's crate that asks for one after the
 /// other. Many at once are written so that the compiler makes a plain copy of them.
 macro_rules! numbers {
     ($($number:ident)*) => {$(
@@ -417,33 +406,32 @@ macro_rules! numbers {
 
             #[inline]
             fn decode(input: &mut &[u8]) -> Result<$number, Error> {
-                let [number] = $number::decode_array(input)?;
-                Ok(number)
+                take::<Self>(1, input).map(|bytes| $number::from_le_bytes(array(bytes)))
             }
 
             fn encode_all(items: &[$number], out: &mut Vec<u8>) {
-                const SIZE: usize = size_of::<$number>();
                 out.reserve(size_of_val(items));
-                for items in items.chunks(BLOCK / SIZE) {
+                for items in items.chunks(BLOCK / Self::BYTES_MIN) {
                     let start = out.len();
                     out.resize(start + size_of_val(items), 0);
-                    for (bytes, item) in out[start..].chunks_exact_mut(SIZE).zip(items) {
-                        bytes.copy_from_slice(&item.to_le_bytes());
+                    let places = out[start..].chunks_exact_mut(Self::BYTES_MIN);
+                    for (place, item) in places.zip(items) {
+                        place.copy_from_slice(&item.to_le_bytes());
                     }
                 }
             }
 
             fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<$number>, Error> {
-                let groups = groups(count, concat!("`", stringify!($number), "`"), input)?;
-                Ok(groups.map($number::from_le_bytes).collect())
+                let bytes = take::<Self>(count, input)?.chunks_exact(Self::BYTES_MIN);
+                Ok(bytes.map(|bytes| $number::from_le_bytes(array(bytes))).collect())
             }
 
             #[inline]
             fn decode_array<const N: usize>(input: &mut &[u8]) -> Result<[$number; N], Error> {
+                let mut bytes = take::<Self>(N, input)?;
                 let mut items = [$number::default(); N];
-                let groups = groups(N, concat!("`", stringify!($number), "`"), input)?;
-                for (item, group) in items.iter_mut().zip(groups) {
-                    *item = $number::from_le_bytes(group);
+                for item in &mut items {
+                    *item = $number::decode(&mut bytes)?;
                 }
                 Ok(items)
             }
@@ -517,59 +505,32 @@ non_zero!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 
 // -------------------------------------------------------------------------------------------- text
 
-/// Text is checked before it is copied, and copied once.
-macro_rules! texts {
-    ($($text:ty)*) => {$(
-        impl Wire for $text {
+/// `[types] value => units, units => value`
+macro_rules! strings {
+    ($([$($string:ty)*] $value:ident => $units:expr, $arrived:ident => $back:expr;)*) => {$($(
+        impl Wire for $string {
             const BYTES_MIN: usize = LENGTH;
 
             fn encode(&self, out: &mut Vec<u8>) {
-                encode_slice(self.as_bytes(), out);
+                let $value = self;
+                encode_slice($units, out);
             }
 
-            fn decode(input: &mut &[u8]) -> Result<$text, Error> {
-                let length = decode_length(input)?;
-                match std::str::from_utf8(take(length, "text", input)?) {
-                    Ok(text) => Ok(text.into()),
-                    Err(error) => Err(expected("UTF-8", error)),
-                }
+            fn decode(input: &mut &[u8]) -> Result<Self, Error> {
+                let $arrived = Vec::decode(input)?;
+                $back.map(Self::from)
             }
         }
-    )*};
+    )*)*};
 }
 
-texts!(String Box<str> Rc<str> Arc<str>);
-
-impl Wire for Cow<'static, str> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        encode_slice(self.as_bytes(), out);
-    }
-
-    fn decode(input: &mut &[u8]) -> Result<Self, Error> {
-        String::decode(input).map(Cow::Owned)
-    }
-}
-
-impl Wire for OsString {
-    fn encode(&self, out: &mut Vec<u8>) {
-        encode_slice(&transport::os_bytes(self), out);
-    }
-
-    fn decode(input: &mut &[u8]) -> Result<OsString, Error> {
-        let bytes = Vec::decode(input)?;
-        transport::os_string(bytes)
-            .ok_or_else(|| expected("`OsString`", "bytes of another platform"))
-    }
-}
-
-impl Wire for PathBuf {
-    fn encode(&self, out: &mut Vec<u8>) {
-        encode_slice(&transport::os_bytes(self.as_os_str()), out);
-    }
-
-    fn decode(input: &mut &[u8]) -> Result<PathBuf, Error> {
-        OsString::decode(input).map(PathBuf::from)
-    }
+strings! {
+    [String Box<str> Rc<str> Arc<str> Cow<'static, str>]
+        text => text.as_bytes(),
+        bytes => String::from_utf8(bytes).map_err(|error| expected("UTF-8", error));
+    [OsString PathBuf]
+        text => &transport::os_units(text.as_ref()),
+        units => Ok(transport::os_string(units));
 }
 
 // ------------------------------------------------------------------------ pointers and collections
@@ -584,7 +545,7 @@ macro_rules! pointers {
 
             fn decode(input: &mut &[u8]) -> Result<Self, Error> {
                 let _level = Level::enter()?;
-                point_to(T::decode(input), $pointer::new)
+                T::decode(input).map($pointer::new)
             }
         }
     )*};
@@ -592,18 +553,10 @@ macro_rules! pointers {
 
 pointers!(Box Rc Arc);
 
-/// A function of its own: without optimisation, each step copies a value that may be large, and the stack
-/// that this takes is not taken while the value is decoded.
-fn point_to<T, P>(decoded: Result<T, Error>, new: fn(T) -> P) -> Result<P, Error> {
-    match decoded {
-        Ok(value) => Ok(new(value)),
-        Err(error) => Err(error),
-    }
-}
-
+/// `Slice[bounds]`
 macro_rules! slices {
-    ($($slice:ty)*) => {$(
-        impl<T: Wire> Wire for $slice {
+    ($($slice:ty[$($bounds:tt)*])*) => {$(
+        impl<$($bounds)*> Wire for $slice {
             const BYTES_MIN: usize = LENGTH;
 
             fn encode(&self, out: &mut Vec<u8>) {
@@ -617,16 +570,9 @@ macro_rules! slices {
     )*};
 }
 
-slices!(Vec<T> Box<[T]> Rc<[T]> Arc<[T]>);
-
-impl<T: Wire + Clone> Wire for Cow<'static, [T]> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        encode_slice(self, out);
-    }
-
-    fn decode(input: &mut &[u8]) -> Result<Self, Error> {
-        decode_collection(input).map(Cow::Owned)
-    }
+slices! {
+    Vec<T>[T: Wire] Box<[T]>[T: Wire] Rc<[T]>[T: Wire] Arc<[T]>[T: Wire]
+    Cow<'static, [T]>[T: Wire + Clone]
 }
 
 /// `Collection[bounds](parts of an element)`
@@ -664,32 +610,28 @@ collections! {
 
 // ----------------------------------------------------------------------------- values side by side
 
-impl Wire for () {
-    fn encode(&self, _: &mut Vec<u8>) {}
+/// `Type[bounds]: value`
+macro_rules! units {
+    ($($unit:ty[$($bounds:tt)*]: $value:expr;)*) => {$(
+        impl<$($bounds)*> Wire for $unit {
+            fn encode(&self, _: &mut Vec<u8>) {}
 
-    fn decode(_: &mut &[u8]) -> Result<(), Error> {
-        Ok(())
-    }
+            fn decode(_: &mut &[u8]) -> Result<Self, Error> {
+                Ok($value)
+            }
 
-    fn encode_all(_: &[()], _: &mut Vec<u8>) {}
+            fn encode_all(_: &[Self], _: &mut Vec<u8>) {}
 
-    fn decode_array<const N: usize>(_: &mut &[u8]) -> Result<[(); N], Error> {
-        Ok([(); N])
-    }
+            fn decode_array<const N: usize>(_: &mut &[u8]) -> Result<[Self; N], Error> {
+                Ok([$value; N])
+            }
+        }
+    )*};
 }
 
-impl<T: ?Sized> Wire for PhantomData<T> {
-    fn encode(&self, _: &mut Vec<u8>) {}
-
-    fn decode(_: &mut &[u8]) -> Result<Self, Error> {
-        Ok(PhantomData)
-    }
-
-    fn encode_all(_: &[Self], _: &mut Vec<u8>) {}
-
-    fn decode_array<const N: usize>(_: &mut &[u8]) -> Result<[Self; N], Error> {
-        Ok([PhantomData; N])
-    }
+units! {
+    ()[]: ();
+    PhantomData<T>[T: ?Sized]: PhantomData;
 }
 
 impl<T: Wire, const N: usize> Wire for [T; N] {
@@ -791,48 +733,20 @@ impl Wire for io::Error {
     }
 }
 
+macro_rules! io_kinds {
+    ($($kind:ident)*) => {
+        &[$(io::ErrorKind::$kind),*]
+    };
+}
+
 /// Those that have a name. What has none arrives as [`io::ErrorKind::Other`].
-const IO_KINDS: [io::ErrorKind; 37] = {
-    use io::ErrorKind::*;
-    [
-        NotFound,
-        PermissionDenied,
-        ConnectionRefused,
-        ConnectionReset,
-        HostUnreachable,
-        NetworkUnreachable,
-        ConnectionAborted,
-        NotConnected,
-        AddrInUse,
-        AddrNotAvailable,
-        NetworkDown,
-        BrokenPipe,
-        AlreadyExists,
-        WouldBlock,
-        NotADirectory,
-        IsADirectory,
-        DirectoryNotEmpty,
-        ReadOnlyFilesystem,
-        StaleNetworkFileHandle,
-        InvalidInput,
-        InvalidData,
-        TimedOut,
-        WriteZero,
-        StorageFull,
-        NotSeekable,
-        QuotaExceeded,
-        FileTooLarge,
-        ResourceBusy,
-        ExecutableFileBusy,
-        Deadlock,
-        CrossesDevices,
-        TooManyLinks,
-        ArgumentListTooLong,
-        Interrupted,
-        Unsupported,
-        UnexpectedEof,
-        OutOfMemory,
-    ]
+const IO_KINDS: &[io::ErrorKind] = io_kinds! {
+    NotFound PermissionDenied ConnectionRefused ConnectionReset HostUnreachable NetworkUnreachable
+    ConnectionAborted NotConnected AddrInUse AddrNotAvailable NetworkDown BrokenPipe AlreadyExists
+    WouldBlock NotADirectory IsADirectory DirectoryNotEmpty ReadOnlyFilesystem StaleNetworkFileHandle
+    InvalidInput InvalidData TimedOut WriteZero StorageFull NotSeekable QuotaExceeded FileTooLarge
+    ResourceBusy ExecutableFileBusy Deadlock CrossesDevices TooManyLinks ArgumentListTooLong Interrupted
+    Unsupported UnexpectedEof OutOfMemory
 };
 
 impl<T: Wire> Wire for Option<T> {
