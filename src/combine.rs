@@ -140,13 +140,12 @@ impl<T: Send + 'static> Settling<T> {
             .into_iter()
             .zip(&self.set.members);
         let stopped = |work: &Option<Unfuture<T>>| {
-            let (stopper, origin) = match work {
-                Some(work) => (work.stopper(), work.origin()),
-                None => (None, self.origin),
-            };
+            let running = work.as_ref().and_then(Unfuture::stopper);
+            let running = running.and_then(|work| reason.still_running(work));
             // What is not left running then has ended.
             work.as_ref().map(Unfuture::cancel);
-            Err(reason.error_of(stopper, "one of many", origin))
+            let origin = work.as_ref().map_or(self.origin, Unfuture::origin);
+            Err(running.unwrap_or_else(|| reason.error("one of many").started_at(origin)))
         };
         outcomes
             .map(|(outcome, work)| outcome.unwrap_or_else(|| stopped(work)))

@@ -6,20 +6,19 @@
 //!
 //! Floor 4: imports the engines and the future.
 
-use std::future::{Future, pending, poll_fn};
-use std::marker::PhantomData;
+use std::convert::identity;
+use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::pin;
-use std::sync::Arc;
-use std::task::Poll;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::ambient::{sleep, spawn, try_spawn, try_spawn_with};
+use crate::ambient::{Task, sleep, spawn, try_spawn, try_spawn_with};
 use crate::error::{Error, ErrorKind, Origin};
 use crate::processes::registry::{assert_captures_nothing, id_of};
 use crate::processes::{self, Entrypoint, Wire, is_worker};
-use crate::progress::Speaker;
-use crate::slot::already_taken;
+use crate::progress::{Progress, Speaker};
 use crate::threads::{thread_at, try_thread};
 use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
 
@@ -122,10 +121,8 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Send + 'static,
         F: FnOnce(T) -> U + Send + 'static,
     {
-        let is_tied = self.is_tied();
-        let progress = self.progress();
-        let mapped = try_spawn(Location::caller(), async move { self.await.map(f) });
-        mapped.hearing(progress).tied(is_tied)
+        let origin = Location::caller();
+        self.continued(origin, |work| async move { work.await.map(f) })
     }
 
     /// Goes on with a future made from the value, on the ambient thread; an error passes through.
@@ -146,10 +143,8 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Future + Send + 'static,
         U::Output: Send + 'static,
     {
-        let is_tied = self.is_tied();
-        let progress = self.progress();
-        let next = try_spawn(Location::caller(), async move { Ok(f(self.await?).await) });
-        next.hearing(progress).tied(is_tied)
+        let origin = Location::caller();
+        self.continued(origin, |work| async move { Ok(f(work.await?).await) })
     }
 
     /// Goes on with a future made from the finished `Unfuture`, on the ambient thread: it sees errors
@@ -169,13 +164,10 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Future + Send + 'static,
         U::Output: Send + 'static,
     {
-        let is_tied = self.is_tied();
-        let progress = self.progress();
-        let next = spawn(async move {
-            poll_fn(|cx| self.poll_done(cx)).await;
-            f(self).await
-        });
-        next.hearing(progress).tied(is_tied)
+        self.continued(Location::caller(), |work| async move {
+            poll_fn(|cx| work.poll_done(cx)).await;
+            Ok(f(work).await)
+        })
     }
 
     /// Turns the value into another on a pool thread; an error passes through.
@@ -193,13 +185,10 @@ impl<T: Send + 'static> Unfuture<T> {
         F: FnOnce(T) -> U + Send + 'static,
     {
         let origin = Location::caller();
-        let is_tied = self.is_tied();
-        let progress = self.progress();
-        let next = try_spawn(origin, async move {
-            let value = self.await?;
+        self.continued(origin, move |work| async move {
+            let value = work.await?;
             thread_at(origin, move || f(value)).cancel_on_drop().await
-        });
-        next.hearing(progress).tied(is_tied)
+        })
     }
 
     /// Turns the value into another in a worker process; an error passes through.
@@ -231,22 +220,15 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         const { assert_captures_nothing::<F>() }
         let origin = Location::caller();
-        let is_tied = self.is_tied();
-        let speaker = Speaker::new();
+        let speaker = Speaker::of(self.progress());
         let progress = Arc::clone(&speaker.0);
-        if let Some(source) = self.progress() {
-            source.join(&progress);
-        }
-        let mapped = try_spawn(origin, async move {
-            let value = self.await?;
+        let mapped = self.continued(origin, move |work| async move {
+            let value = work.await?;
             let call = cpu_at(origin, entrypoint, (value,)).cancel_on_drop();
-            if let Some(call) = call.progress() {
-                call.join(&speaker.0);
-            }
-            drop(speaker);
+            speaker.passes_on(call.progress());
             call.await
         });
-        mapped.hearing(Some(progress)).tied(is_tied)
+        mapped.hearing(Some(progress))
     }
 
     /// Calls `f` with the outcome on the ambient thread, whatever it is.
@@ -271,15 +253,8 @@ impl<T: Send + 'static> Unfuture<T> {
     where
         F: FnOnce(Result<T, Error>) + Send + 'static,
     {
-        let mut owed = Owed {
-            f: Some(f),
-            origin: Location::caller(),
-            outcome: PhantomData,
-        };
-        drop(spawn(async move {
-            let outcome = self.await;
-            owed.pay(outcome);
-        }));
+        let mut callback = Callback(Some((self, f)));
+        drop(spawn(poll_fn(move |cx| callback.poll(cx))));
     }
 
     /// Sets the work a deadline, `limit` from now; time in a queue counts.
@@ -342,38 +317,30 @@ impl<T: Send + 'static> Unfuture<T> {
         if self.is_done() {
             return self;
         }
-        let (origin, is_tied) = (self.origin(), self.is_tied());
-        let (source, progress) = (self.pass_on(), self.progress());
-        let work = self.cancel_on_drop();
-        let limited = try_spawn_with(origin, true, |itself| {
-            work.observed_by(itself);
-            async move {
-                let mut time_is_up = pin!(time_is_up);
-                poll_fn(|cx| match work.poll_done(cx) {
-                    Poll::Ready(()) => Poll::Ready(()),
-                    Poll::Pending => time_is_up.as_mut().poll(cx),
-                })
-                .await;
-                if work.is_done() {
-                    return work.await;
+        let (origin, progress) = (self.origin(), self.progress());
+        self.within(progress, |work, _| async move {
+            let mut time_is_up = pin!(time_is_up);
+            poll_fn(|cx| match work.poll_done(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => time_is_up.as_mut().poll(cx),
+            })
+            .await;
+            let stopper = match work.stopper() {
+                Some(stopper) if !work.is_done() => stopper,
+                _ => return work.await,
+            };
+            let reason = Reason::TimedOut(limit);
+            let outcome = match Arc::clone(&stopper).stop(reason) {
+                Stopping::No if !work.is_done() => Err(reason.error("work").started_at(origin)),
+                _ => work.await,
+            };
+            match outcome {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    Err(reason.still_running(stopper).unwrap_or(error))
                 }
-                let (reason, stopper) = (Reason::TimedOut(limit), work.stopper());
-                let late = |work| Err(reason.error_of(work, "work", origin));
-                let goes_on = |work: Arc<dyn Stop>| work.stop(reason) == Stopping::No;
-                if stopper.clone().is_some_and(goes_on) && !work.is_done() {
-                    return late(stopper);
-                }
-                let still_runs = |work: Arc<dyn Stop>| work.last_source().running().is_some();
-                let still_runs = stopper.clone().is_some_and(still_runs);
-                match work.await {
-                    Err(error) if still_runs && error.kind() == ErrorKind::TimedOut => {
-                        late(stopper)
-                    }
-                    outcome => outcome,
-                }
+                outcome => outcome,
             }
-        });
-        limited.with(None, source, progress).tied(is_tied)
+        })
     }
 
     /// Calls `f` on the ambient thread with what a call in a worker process says of its
@@ -445,17 +412,11 @@ impl<T: Send + 'static> Unfuture<Result<T, Error>> {
     /// assert_eq!(outer.flatten().result().unwrap(), 1);
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
-        let (origin, is_tied) = (self.origin(), self.is_tied());
         if self.is_done() {
-            return Unfuture::settled_at(origin, self.take().and_then(|inner| inner));
+            return Unfuture::settled_at(self.origin(), self.take().and_then(identity));
         }
-        let (source, progress) = (self.pass_on(), self.progress());
-        let work = self.cancel_on_drop();
-        let flat = try_spawn_with(origin, true, |itself| {
-            work.observed_by(itself);
-            async move { work.await.and_then(|inner| inner) }
-        });
-        flat.with(None, source, progress).tied(is_tied)
+        let progress = self.progress();
+        self.within(progress, |work, _| async { work.await.and_then(identity) })
     }
 }
 
@@ -476,51 +437,49 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
         let (origin, is_tied) = (self.origin(), self.is_tied());
         if self.is_done() {
             return match self.take() {
-                // Whatever it is, it can be cancelled from here.
-                Ok(inner) => inner.tied(is_tied).limited(Duration::MAX, pending()),
+                Ok(inner) if inner.is_done() => inner.tied(is_tied),
+                Ok(inner) => {
+                    let progress = inner.progress();
+                    inner.tied(is_tied).within(progress, |inner, _| inner)
+                }
                 Err(error) => Unfuture::settled_at(origin, Err(error)),
             };
         }
-        let speaker = Speaker::new();
+        let speaker = Speaker::of(self.progress());
         let progress = Arc::clone(&speaker.0);
-        if let Some(outer) = self.progress() {
-            outer.join(&progress);
-        }
-        let source = self.pass_on();
-        let flat = try_spawn_with(origin, true, |itself| {
-            self.observed_by(itself.clone());
-            let mut outer = Outer(Some(self));
+        self.within(Some(progress), |outer, itself| {
+            let mut outer = Outer(Some(outer));
             async move {
-                poll_fn(|cx| match &outer.0 {
-                    Some(outer) => outer.poll_done(cx),
-                    None => Poll::Ready(()),
-                })
-                .await;
-                let inner = outer.0.take().ok_or_else(already_taken)?.take()?;
+                let inner = poll_fn(|cx| outer.poll(cx)).await?;
                 let is_gone = || !itself.upgrade().is_some_and(|flat| flat.slot().tie());
                 if inner.is_tied() && is_gone() {
                     return Err(Reason::Cancelled.error("work"));
                 }
                 inner.observed_by(itself);
-                if let Some(inner) = inner.progress() {
-                    inner.join(&speaker.0);
-                }
-                drop(speaker);
+                speaker.passes_on(inner.progress());
                 inner.cancel_on_drop().await
             }
-        });
-        flat.with(None, source, Some(progress)).tied(is_tied)
+        })
     }
 }
 
 /// Outer work whose inner work is not known. Dropping it stops whichever of them there is, sooner or later.
 struct Outer<T: Send + 'static>(Option<Unfuture<Unfuture<T>>>);
 
+impl<T: Send + 'static> Outer<T> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Unfuture<T>, Error>> {
+        let is_done = |outer: &mut Unfuture<_>| outer.poll_done(cx).is_ready();
+        match self.0.take_if(is_done) {
+            Some(outer) => Poll::Ready(outer.take()),
+            None => Poll::Pending,
+        }
+    }
+}
+
 impl<T: Send + 'static> Drop for Outer<T> {
     fn drop(&mut self) {
-        let Some(outer) = self.0.take() else { return };
-        outer.cancel();
-        if !outer.is_done() {
+        if let Some(outer) = self.0.take() {
+            outer.cancel();
             // A job that runs may give the inner work all the same.
             drop(spawn(
                 async move { outer.await.map(Unfuture::cancel_on_drop) },
@@ -529,27 +488,56 @@ impl<T: Send + 'static> Drop for Outer<T> {
     }
 }
 
-/// A callback that has not been called. A task that ends before its time calls it still.
-struct Owed<T, F: FnOnce(Result<T, Error>)> {
-    f: Option<F>,
-    origin: Origin,
-    outcome: PhantomData<fn(T)>,
-}
+impl<T: Send + 'static> Unfuture<T> {
+    /// Starts a task that goes on from this work: tied if the work is, and listened to in its place.
+    fn continued<U, F>(self, origin: Origin, next: impl FnOnce(Unfuture<T>) -> F) -> Unfuture<U>
+    where
+        F: Future<Output = Result<U, Error>> + Send + 'static,
+        U: Send + 'static,
+    {
+        let (is_tied, progress) = (self.is_tied(), self.progress());
+        let next = try_spawn(origin, next(self));
+        next.hearing(progress).tied(is_tied)
+    }
 
-impl<T, F: FnOnce(Result<T, Error>)> Owed<T, F> {
-    fn pay(&mut self, outcome: Result<T, Error>) {
-        if let Some(f) = self.f.take() {
-            f(outcome);
-        }
+    /// Starts a task that stays the same work: cancelling it cancels this work, and whoever sees its outcome
+    /// sees this one's.
+    fn within<U, M, F>(self, progress: Option<Arc<Progress>>, make: M) -> Unfuture<U>
+    where
+        M: FnOnce(Unfuture<T>, Weak<Task<U>>) -> F,
+        F: Future<Output = Result<U, Error>> + Send + 'static,
+        U: Send + 'static,
+    {
+        let (origin, is_tied, source) = (self.origin(), self.is_tied(), self.pass_on());
+        let work = self.cancel_on_drop();
+        let whole = try_spawn_with(origin, true, |itself| {
+            work.observed_by(itself.clone());
+            make(work, itself)
+        });
+        whole.with(None, source, progress).tied(is_tied)
     }
 }
 
-impl<T, F: FnOnce(Result<T, Error>)> Drop for Owed<T, F> {
+/// A callback that was not called yet. If its task ends before the work, the drop calls it.
+struct Callback<T, F: FnOnce(Result<T, Error>)>(Option<(Unfuture<T>, F)>);
+
+impl<T, F: FnOnce(Result<T, Error>)> Callback<T, F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_done = |(work, _): &mut (Unfuture<T>, F)| work.poll_done(cx).is_ready();
+        let Some((work, f)) = self.0.take_if(is_done) else {
+            return Poll::Pending;
+        };
+        f(work.take());
+        Poll::Ready(())
+    }
+}
+
+impl<T, F: FnOnce(Result<T, Error>)> Drop for Callback<T, F> {
     fn drop(&mut self) {
-        let error = Error::new(
-            ErrorKind::ShutDown,
-            "no ambient thread is left to tell the outcome",
-        );
-        self.pay(Err(error.started_at(self.origin)));
+        if let Some((work, f)) = self.0.take() {
+            let text = "no ambient thread is left to report the outcome";
+            let error = Error::new(ErrorKind::ShutDown, text);
+            f(Err(error.started_at(work.origin())));
+        }
     }
 }

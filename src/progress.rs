@@ -178,6 +178,24 @@ impl Speaker {
     }
 }
 
+impl Speaker {
+    /// One for a whole of which this is a part.
+    pub(crate) fn of(part: Option<Arc<Progress>>) -> Speaker {
+        let speaker = Speaker::new();
+        if let Some(part) = part {
+            part.join(&speaker.0);
+        }
+        speaker
+    }
+
+    /// Leaves it to this part to speak.
+    pub(crate) fn passes_on(self, part: Option<Arc<Progress>>) {
+        if let Some(part) = part {
+            part.join(&self.0);
+        }
+    }
+}
+
 impl Drop for Speaker {
     fn drop(&mut self) {
         Progress::leave(Arc::clone(&self.0));

@@ -510,21 +510,14 @@ impl Reason {
         Error::new(self.kind(), text)
     }
 
-    /// The error of `work` that was stopped for this reason, and may run on all the same.
-    pub(crate) fn error_of(
-        self,
-        work: Option<Arc<dyn Stop>>,
-        culprit: &str,
-        origin: Origin,
-    ) -> Error {
-        match (self, work.and_then(|work| work.last_source().running())) {
-            (Reason::TimedOut(limit), Some((culprit, origin))) => Error::new(
-                ErrorKind::TimedOut,
-                format!("{culprit} took longer than its limit of {limit:?} and still runs"),
-            )
-            .started_at(origin),
-            _ => self.error(culprit).started_at(origin),
-        }
+    /// The error of work that took too long and runs on though it was stopped.
+    pub(crate) fn still_running(self, work: Arc<dyn Stop>) -> Option<Error> {
+        let Reason::TimedOut(limit) = self else {
+            return None;
+        };
+        let (culprit, origin) = work.last_source().running()?;
+        let text = format!("{culprit} took longer than its limit of {limit:?} and still runs");
+        Some(Error::new(ErrorKind::TimedOut, text).started_at(origin))
     }
 }
 

@@ -942,6 +942,34 @@ mod continuations {
         });
     }
 
+    /// The outer work has ended, and the ambient thread has not got round to its value.
+    #[test]
+    fn inner_work_that_nobody_has_looked_at_is_cancelled_too() {
+        quick(|| {
+            let (held, release, inner) = (Gate::new(), Gate::new(), Traces::default());
+            let started = unsync::spawn(inner.future());
+            inner.begun.wait();
+            let (promise, outer) = unsync::promise::<Unfuture<support::Token>>();
+            let flat = outer.flatten();
+            fence();
+            let holder = unsync::spawn({
+                let (held, release) = (held.clone(), release.clone());
+                async move {
+                    held.open();
+                    release.wait();
+                }
+            });
+            held.wait();
+            assert!(promise.set(started));
+            assert!(flat.cancel());
+            release.open();
+            holder.result().unwrap();
+            assert_kind(flat.result(), ErrorKind::Cancelled, "the flat one");
+            inner.body.wait_for(1);
+            assert_eq!(inner.value.count(), 0);
+        });
+    }
+
     #[test]
     fn cancelling_a_join_cancels_what_it_joins() {
         quick(|| {
