@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use crate::role::{assert_may_block, blocking};
+use crate::current::{assert_may_block, blocking};
 use crate::slot::run_behind;
 use crate::spin::Spin;
 

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use crate::ambient::{Task, try_spawn_with, yield_now};
 use crate::block_on::block_on_until;
+use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin, discard, lock};
-use crate::role::assert_may_block;
 use crate::slot::{Observed, already_taken};
 use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
 

@@ -157,9 +157,9 @@
 // Floors, from the ground up. Nothing imports a floor above its own, no engine imports another, and
 // platform differences stand in processes/transport.rs and in `register!` only. How to write to standard error
 // without its lock is one of them: so `log` is called from below.
+mod current;
 mod error;
 mod progress;
-mod role;
 mod spin;
 
 mod block_on;
@@ -192,13 +192,13 @@ pub use block_on::block_on;
 pub use combine::{AsCompleted, as_completed, join_all, race, settle_all};
 pub use config::Config;
 pub use continuations::cpu;
+pub use current::is_cancelled;
 pub use engine::{Stats, TaskInfo, WorkKind, WorkState};
 pub use error::{Error, ErrorKind};
 pub use lifecycle::{drain, shutdown, stats, tasks};
 pub use limit::Limit;
 pub use pinned::Pinned;
 pub use processes::{Entrypoint, Wire, init, is_worker, progress, warm};
-pub use role::is_cancelled;
 pub use shared::Shared;
 pub use threads::thread;
 pub use unfuture::{Canceller, Promise, Unfuture, promise};

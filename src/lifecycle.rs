@@ -4,9 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::current::{assert_may_block, must_not_block};
 use crate::engine::{self, Engine, OnIdle, Stats, TaskInfo};
 use crate::error::{Error, ErrorKind};
-use crate::role::{assert_may_block, role};
 use crate::unfuture::promise;
 
 /// Waits until all work has ended, or until the limit; returns whether all work has ended.
@@ -74,7 +74,7 @@ pub fn drain(limit: Duration) -> bool {
 /// # }
 /// ```
 pub fn shutdown(limit: Duration) -> Result<(), Error> {
-    if let Some(thread) = role().must_not_block() {
+    if let Some(thread) = must_not_block() {
         let text = format!("shutdown would block {thread}");
         return Err(Error::new(ErrorKind::WouldBlock, text));
     }
@@ -159,7 +159,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// assert!(unsync::tasks().iter().any(|task| task.started_at.line() == line));
 /// ```
 pub fn tasks() -> Vec<TaskInfo> {
-    let may_block = role().must_not_block().is_none();
+    let may_block = must_not_block().is_none();
     let mut all = Vec::new();
     for engine in engine::entered() {
         let (promise, answer) = promise();

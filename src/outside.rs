@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::current::blocking;
 use crate::error::{Error, ErrorKind, discard, lock};
-use crate::role::blocking;
 use crate::slot::already_taken;
 use crate::threads::{self, Culprit, thread, try_thread};
 use crate::unfuture::{Reason, Stop, Stopping, Unfuture};

@@ -9,15 +9,14 @@
 //!
 //! Floor 4: imports the settings, the error, the future, the job of the thread pool and the spin.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use crate::config::{new_thread, on_thread_start, settings};
+use crate::current;
 use crate::error::{Error, ErrorKind, Origin, discard, wall};
-use crate::role::{Role, set_role};
 use crate::spin::Spin;
 use crate::threads::{Closure, Culprit};
 use crate::unfuture::Unfuture;
@@ -39,8 +38,7 @@ use crate::unfuture::Unfuture;
 /// # Examples
 ///
 /// ```
-/// use std::cell::RefCell;
-/// use std::rc::Rc;
+/// /// use std::rc::Rc;
 ///
 /// let names = unsync::Pinned::new(|| Rc::new(RefCell::new(Vec::new())));
 /// names.call(|names| names.borrow_mut().push("Ada"));
@@ -106,9 +104,8 @@ impl<V: 'static> Pinned<V> {
         let call = Arc::new(Closure::new(f, Culprit::PinnedCall, Location::caller()));
         let work = Arc::clone(&call);
         let job: Job<V> = Box::new(move |value| {
-            RUNNING.set(Some(Arc::clone(&work) as _));
-            work.run_with(|f| value.map(f));
-            RUNNING.set(None);
+            let job = Arc::clone(&work);
+            current::run(job, move || work.run_with(|f| value.map(f)));
         });
         match &self.queue {
             Ok(queue) => {
@@ -133,7 +130,6 @@ impl<V> fmt::Debug for Pinned<V> {
 fn serve<V>(origin: Origin, make: impl FnOnce() -> V, jobs: Receiver<Job<V>>) {
     static SPIN: Spin = Spin::new();
     on_thread_start();
-    set_role(Role::Call { is_cancelled });
     let mut value = wall(make)
         .map_err(|payload| Error::panicked("making a pinned value", payload).started_at(origin));
     let next = || {
@@ -144,25 +140,4 @@ fn serve<V>(origin: Origin, make: impl FnOnce() -> V, jobs: Receiver<Job<V>>) {
         job(value.as_mut().map_err(|error| error.clone()));
     }
     discard(value);
-    // Thread-locals may ask for it that outlive this one's.
-    set_role(Role::Ordinary);
-}
-
-trait Running {
-    fn is_cancelled(&self) -> bool;
-}
-
-impl<F, R> Running for Closure<F, R> {
-    fn is_cancelled(&self) -> bool {
-        self.is_cancelled()
-    }
-}
-
-thread_local! {
-    /// The call that runs on this thread.
-    static RUNNING: RefCell<Option<Arc<dyn Running>>> = const { RefCell::new(None) };
-}
-
-fn is_cancelled() -> bool {
-    RUNNING.with_borrow(|running| running.as_ref().is_some_and(|call| call.is_cancelled()))
 }

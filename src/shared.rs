@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use crate::current::must_not_block;
 use crate::error::{Error, ErrorKind, discard, lock, wall};
-use crate::role::role;
 use crate::slot::would_block;
 use crate::unfuture::{Canceller, Unfuture};
 
@@ -125,7 +125,7 @@ impl<T: Clone> Shared<T> {
     /// ```
     pub fn result(&self) -> Result<T, Error> {
         if !self.is_done() {
-            if let Some(thread) = role().must_not_block() {
+            if let Some(thread) = must_not_block() {
                 return Err(would_block(thread, self.kept.source.origin()));
             }
             self.kept.source.wait();

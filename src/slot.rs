@@ -11,8 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::current::blocking;
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved, wall};
-use crate::role::blocking;
 use crate::spin::Spin;
 
 /// The place of one outcome.

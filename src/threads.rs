@@ -17,7 +17,6 @@
 //!
 //! Floor 3: imports the future, the error, the settings and the spin, no other engine.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -28,9 +27,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::config::{cores, new_thread, on_thread_start, settings};
+use crate::current::{self, Current};
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
-use crate::role::{Role, set_role};
 use crate::slot::Slot;
 use crate::spin::Spin;
 use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work, cancelled};
@@ -197,17 +196,22 @@ impl<F, T> Closure<F, T> {
         self.slot.finish(outcome.map_err(started_at));
         Ok(())
     }
+}
 
-    pub(crate) fn is_cancelled(&self) -> bool {
+impl<F, T> current::Job for Closure<F, T>
+where
+    F: Send,
+    T: Send,
+{
+    fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 }
 
-trait Job: Send + Sync {
-    fn run(&self);
+trait Job: current::Job {
+    fn run(self: Arc<Self>);
     /// Resolves the job without running it, if it is still queued.
     fn refuse(&self, error: Error);
-    fn is_cancelled(&self) -> bool;
     fn origin(&self) -> Origin;
 }
 
@@ -216,16 +220,13 @@ where
     F: FnOnce() -> Result<T, Error> + Send + 'static,
     T: Send + 'static,
 {
-    fn run(&self) {
-        self.run_with(|closure| closure());
+    fn run(self: Arc<Self>) {
+        let job = Arc::clone(&self);
+        current::run(job, move || self.run_with(|closure| closure()));
     }
 
     fn refuse(&self, error: Error) {
         let _ = self.refuse_with(error);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.is_cancelled()
     }
 
     fn origin(&self) -> Origin {
@@ -498,18 +499,18 @@ impl Pool {
         let thread = new_thread(NUMBER.fetch_add(1, Ordering::Relaxed));
         let body = move || {
             // The hook may wait for a job: this thread does not count meanwhile.
-            set_role(Role::Pool {
+            let pool = Current::Pool {
                 blocks: || POOL.blocks(),
                 resumes: || POOL.resumes(),
-                is_cancelled,
-            });
+            };
+            pool.set();
             on_thread_start();
             match duty {
                 Duty::Work => self.work(),
                 Duty::Watch => self.watch(),
             }
             // Thread-locals may ask for it that outlive this one's.
-            set_role(Role::Ordinary);
+            Current::Ordinary.set();
         };
         match thread.spawn(body) {
             Ok(_) => true,
@@ -592,10 +593,7 @@ impl Pool {
                 state.running[place] = Some((origin, now));
                 drop(state);
                 self.carry_out(order);
-                JOB.set(Some(job));
-                JOB.with_borrow(|job| job.iter().for_each(|job| job.run()));
-                // It may be the last to hold a value.
-                discard(JOB.take());
+                job.run();
                 let took = now.elapsed();
                 now += took;
                 state = self.lock();
@@ -803,15 +801,6 @@ fn close(call: OnIdle) {
         job.refuse(Reason::ShutDown.error(Culprit::Job.name()));
         discard(job);
     }
-}
-
-thread_local! {
-    /// What this thread runs.
-    static JOB: RefCell<Option<Arc<dyn Job>>> = const { RefCell::new(None) };
-}
-
-fn is_cancelled() -> bool {
-    JOB.with_borrow(|job| job.as_ref().is_some_and(|job| job.is_cancelled()))
 }
 
 fn keep_alive() -> Duration {

@@ -15,9 +15,9 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::current::{assert_may_block, must_not_block};
 use crate::error::{Error, ErrorKind, Origin, unobserved};
 use crate::progress::Progress;
-use crate::role::{assert_may_block, role};
 use crate::slot::{Observed, Observer, Slot, already_taken, nest, would_block};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
@@ -79,7 +79,7 @@ impl<T> Unfuture<T> {
         let work = self.work.take().ok_or_else(already_taken)?;
         let slot = work.slot();
         if !slot.is_done() {
-            if let Some(thread) = role().must_not_block() {
+            if let Some(thread) = must_not_block() {
                 let origin = slot.origin;
                 self.work = Some(work);
                 return Err(would_block(thread, origin));

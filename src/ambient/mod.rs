@@ -34,9 +34,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::config::{new_deep_thread, new_thread, on_thread_start, settings};
+use crate::current::Current;
 use crate::engine::{self, Engine, OnIdle, OnList, Stats};
 use crate::error::{discard, lock, wall};
-use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
 use crate::unfuture::Reason;
 use crate::watch::Stalls;
@@ -237,7 +237,7 @@ impl Message {
 
 /// The life of the ambient thread.
 fn run() {
-    set_role(Role::Ambient);
+    Current::Ambient.set();
     on_thread_start();
     let settings = settings().ok();
     let around_poll = settings.and_then(|settings| settings.around_poll.as_ref());

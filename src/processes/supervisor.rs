@@ -26,8 +26,8 @@ use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, setup};
 use super::{Pool, QueuedCall, apply, pool, settle, stop, update};
 use crate::config::{Settings, new_deep_thread, settings, stack_size};
+use crate::current::Current;
 use crate::error::{Error, discard, lock, wall};
-use crate::role::{Role, set_role};
 
 // ----------------------------------------------------------------------------------- the supervisor
 
@@ -46,7 +46,7 @@ pub(super) fn wake() {
 pub(super) fn start() {
     // It resolves calls that nobody else does.
     let thread = new_deep_thread("cpu").spawn(|| {
-        set_role(Role::Reader);
+        Current::Reader.set();
         supervise();
     });
     if let Err(error) = thread {
@@ -242,7 +242,7 @@ pub(super) fn spawn(number: u64) {
     // It decodes results: they may be as large as what a call has the stack for.
     let thread = new_deep_thread(format_args!("cpu-{number}"));
     let attended = thread.spawn(move || {
-        set_role(Role::Reader);
+        Current::Reader.set();
         attend(number);
         stand_in();
     });

@@ -21,7 +21,7 @@ use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ use super::registry;
 use super::transport::{self, Link, Rx, Tx};
 use super::wire::{Wire, encode_within};
 use crate::config::Config;
+use crate::current::{self, Current};
 use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
-use crate::role::{Role, set_role};
 use crate::spin::{self, Spin};
 
 /// The only argument of a worker process, by which it knows itself. Processes that it starts do not
@@ -223,14 +223,12 @@ const SLOW: Duration = Duration::from_millis(1);
 thread_local! {
     /// The call that this thread runs.
     static RUNNING: Cell<Option<u64>> = const { Cell::new(None) };
-    /// Whether this thread runs the calls.
-    static EXECUTOR: Cell<bool> = const { Cell::new(false) };
 }
 
 fn serve() -> ! {
     static SERVED: AtomicBool = AtomicBool::new(false);
     assert!(
-        !EXECUTOR.get(),
+        !matches!(Current::get(), Current::Worker),
         "`init` belongs to the first line of `main`: this is a call in a worker process"
     );
     while SERVED.swap(true, Ordering::Relaxed) {
@@ -381,19 +379,20 @@ impl Worker {
     }
 
     /// The life of the thread that runs the calls.
-    fn execute(&self) -> ! {
-        set_role(Role::Call { is_cancelled });
-        EXECUTOR.set(true);
-        let mut outbox = Vec::new();
-        loop {
-            let (call, payload) = self.next(&mut outbox);
-            frame::plain(&mut outbox, Kind::Start, call);
-            // Before the parent learns of it, and may want to end it.
-            self.begin(call);
-            self.send(&outbox, None);
-            outbox.clear();
-            self.run(call, payload, &mut outbox);
-        }
+    fn execute(&self) {
+        Current::Worker.set();
+        current::run(Arc::new(RunningCall), || {
+            let mut outbox = Vec::new();
+            loop {
+                let (call, payload) = self.next(&mut outbox);
+                frame::plain(&mut outbox, Kind::Start, call);
+                // Before the parent learns of it, and may want to end it.
+                self.begin(call);
+                self.send(&outbox, None);
+                outbox.clear();
+                self.run(call, payload, &mut outbox);
+            }
+        });
     }
 
     /// The next call from the link.
@@ -572,11 +571,16 @@ impl Worker {
     }
 }
 
-fn is_cancelled() -> bool {
-    WORKER.get().is_some_and(|worker| {
-        let running = worker.running.load(Ordering::Relaxed);
-        running != 0 && running == worker.cancelled.load(Ordering::Relaxed)
-    })
+/// The call that runs, whichever it is.
+struct RunningCall;
+
+impl current::Job for RunningCall {
+    fn is_cancelled(&self) -> bool {
+        WORKER.get().is_some_and(|worker| {
+            let running = worker.running.load(Ordering::Relaxed);
+            running != 0 && running == worker.cancelled.load(Ordering::Relaxed)
+        })
+    }
 }
 
 /// The longest message and backtrace of a panic that are told, in bytes.
@@ -630,7 +634,7 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 pub fn progress<P: Wire + 'static>(value: P) {
     let Some(worker) = WORKER.get() else { return };
     // Other threads of the function have no call of their own, and a pinned value is another's.
-    if !EXECUTOR.get() {
+    if !matches!(Current::get(), Current::Worker) {
         return;
     }
     let mut frame = Vec::new();

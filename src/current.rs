@@ -1,0 +1,118 @@
+//! What this thread is: whether it may block, and the job that it runs.
+//!
+//! The engines say what their threads are, and the future asks. So it need not know any engine.
+//!
+//! Floor 0: imports only how to drop foreign values.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use crate::error::discard;
+
+/// What a thread is.
+#[derive(Clone, Copy)]
+pub(crate) enum Current {
+    Ordinary,
+    /// Must never block.
+    Ambient,
+    /// Reads from a worker process. Every call depends on it, so it must never block either; and it runs
+    /// code of the program, such as the decoding of a result.
+    Reader,
+    /// Tells its pool before it blocks and after, so that it does not count against the limit.
+    Pool {
+        blocks: fn(),
+        resumes: fn(),
+    },
+    /// Runs the calls in a worker process.
+    Worker,
+}
+
+thread_local! {
+    /// It needs no drop, so it can be asked until the thread has ended.
+    static CURRENT: Cell<Current> = const { Cell::new(Current::Ordinary) };
+    static JOB: RefCell<Option<Arc<dyn Job>>> = const { RefCell::new(None) };
+}
+
+impl Current {
+    pub(crate) fn get() -> Current {
+        CURRENT.get()
+    }
+
+    /// Says what this thread is from now on.
+    pub(crate) fn set(self) {
+        CURRENT.set(self);
+    }
+}
+
+/// What this thread is, if it must never block.
+pub(crate) fn must_not_block() -> Option<&'static str> {
+    match Current::get() {
+        Current::Ambient => Some("the ambient thread"),
+        Current::Reader => Some("a thread that reads from a worker process"),
+        Current::Ordinary | Current::Pool { .. } | Current::Worker => None,
+    }
+}
+
+/// Panics on a thread that must never block. `complain` is given what that thread is.
+#[track_caller]
+pub(crate) fn assert_may_block(complain: impl FnOnce(&str) -> String) {
+    if let Some(thread) = must_not_block() {
+        panic!("{}", complain(thread));
+    }
+}
+
+/// Runs something that parks the thread.
+pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
+    struct Resume(fn());
+    impl Drop for Resume {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    let Current::Pool { blocks, resumes } = Current::get() else {
+        return park();
+    };
+    blocks();
+    let _resume = Resume(resumes);
+    park()
+}
+
+/// What a thread runs that may be cancelled meanwhile.
+pub(crate) trait Job: Send + Sync {
+    fn is_cancelled(&self) -> bool;
+}
+
+/// Runs a step of a job, which drops the job last of all.
+pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
+    JOB.set(Some(job));
+    step();
+    discard(JOB.take());
+}
+
+/// Whether the work that runs on this thread was cancelled, so that it can end by itself.
+///
+/// For the closure of a [`thread`](crate::thread()) job or of a call of a [`Pinned`](crate::Pinned)
+/// value, and the function of a [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it
+/// is `false`: an async task that is cancelled is not polled again.
+///
+/// # Examples
+///
+/// ```
+/// let (started, running) = std::sync::mpsc::channel();
+/// let job = unsync::thread(move || {
+///     started.send(()).unwrap();
+///     while !unsync::is_cancelled() {
+///         std::thread::yield_now();
+///     }
+///     "tidied up"
+/// });
+/// running.recv().unwrap();
+/// job.cancel();
+/// assert_eq!(job.result().unwrap(), "tidied up");
+/// ```
+pub fn is_cancelled() -> bool {
+    let is_cancelled = |job: &Arc<dyn Job>| job.is_cancelled();
+    let asked = JOB.try_with(|job| job.borrow().as_ref().is_some_and(is_cancelled));
+    // Destructors of thread-locals may ask after the job's own is gone.
+    asked.unwrap_or(false)
+}
