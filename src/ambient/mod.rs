@@ -1,26 +1,26 @@
-//! The ambient thread: a single-threaded executor that is simply there.
+//! The ambient thread: a single-threaded executor that starts with its first use.
 //!
 //! ```text
 //!   any thread                         the ambient thread
 //!   ──────────                         ───────────────────────────────────────────────
 //!   spawn ──Start──▶ injector ──▶ tick: 1. the local queue, as long as it was at the start
-//!   waker ──Wake───▶ (a lock)           2. the injector, one batch
+//!   waker ──Wake───▶ (a channel)        2. one burst of the injector
 //!   sleep ──Arm────▶                    3. the timers that are due
 //!                                       nothing left: spin, then park until a message or a deadline
-//!   own wakers, spawns and sleeps ──▶ local queue and timers, without a lock
+//!   own wakers, spawns and sleeps ──▶ local queue and timers, without the channel
 //! ```
 //!
-//! - **Message**: everything that asks something of the thread. From the thread itself it goes to the
-//!   local queue, from elsewhere through the injector. Both are FIFO.
-//! - **Tick**: nothing in it can starve the rest, because what is queued meanwhile waits for the next.
-//! - **Wall**: one around every step. The thread outlives every panic.
+//! - **Message**: a request to the thread. From the thread itself it goes to the local queue, from
+//!   elsewhere through the injector. Both are FIFO.
+//! - **Injector**: a channel of std. A flag beside it says whether it may hold something, so the thread's
+//!   own work never touches the channel.
+//! - **Tick**: what is queued meanwhile waits for the next tick, so nothing can starve the rest.
+//! - **Wall**: every step has one, so the thread outlives every panic.
 //!
-//! The injector has no limit, like every `spawn`: who spawns faster than the thread works fills the
-//! memory.
+//! The injector has no limit, like every `spawn`: spawning faster than the thread works fills the memory.
 //!
 //! Floor 3: imports the future, the error, the settings, the watch and the spin, no other engine.
 
-mod injector;
 mod local;
 mod task;
 mod timer;
@@ -29,8 +29,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use crate::config::{new_deep_thread, new_thread, on_thread_start, settings};
@@ -41,7 +43,6 @@ use crate::spin::{self, Spin};
 use crate::unfuture::Reason;
 use crate::watch::Stalls;
 
-use injector::{Injector, KEPT};
 use task::{Key, Newborn, Tasks, Ticket};
 use timer::{Alarm, TimerKey, Timers};
 
@@ -53,7 +54,7 @@ pub use timer::{
     yield_now,
 };
 
-/// What one can ask of the ambient thread.
+/// A request to the ambient thread.
 enum Message {
     /// Poll this future for the first time.
     Start(Newborn),
@@ -66,11 +67,11 @@ enum Message {
     /// Forget this timer.
     Disarm(TimerKey),
     /// Call this when no task is left.
-    WhenQuiet(OnIdle),
+    WhenIdle(OnIdle),
     /// Call this with a list of all tasks.
     List(OnList),
-    /// Drop every future, end the thread, and call this.
-    Close(OnIdle),
+    /// Drop every future and end the thread.
+    Close,
 }
 
 /// Why the ambient thread takes no message.
@@ -81,30 +82,23 @@ pub(crate) enum Refused {
     Closed,
 }
 
-/// Messages of the injector that one tick takes at most, so that timers are looked at in between.
-const BATCH: usize = 256;
+// ------------------------------------------------------------------------------------- the senders
 
-thread_local! {
-    /// Set while this thread is the ambient one and serves. It needs no drop, so it can be asked to
-    /// the last and costs one look; where it is set, `LOCAL` is there.
-    static IS_AMBIENT: Cell<bool> = const { Cell::new(false) };
-    static LOCAL: Local = const {
-        Local {
-            queue: RefCell::new(VecDeque::new()),
-            timers: RefCell::new(Timers::new()),
-            stops: RefCell::new(VecDeque::new()),
-        }
-    };
-}
+/// Made with the thread, and never dropped.
+static INJECTOR: OnceLock<Sender<Message>> = OnceLock::new();
+/// Whether something was sent since the thread last looked. Only a hint, because an exact flag would
+/// cost every message an atomic step, and a look into the channel a fence in every tick.
+static SENT: AtomicBool = AtomicBool::new(false);
+/// Locked while the thread is started.
+static LIFE: Mutex<Life> = Mutex::new(Life::Open);
 
-/// What the ambient thread keeps for itself. Elsewhere it stays empty.
-///
-/// No borrow of it lasts while foreign code runs.
-struct Local {
-    queue: RefCell<VecDeque<Message>>,
-    timers: RefCell<Timers>,
-    /// Tasks that this thread itself is to stop after the step that it is in.
-    stops: RefCell<VecDeque<(Arc<dyn Ticket>, Reason)>>,
+enum Life {
+    /// The thread serves, or will from the first message on. Left by the first `close`.
+    Open,
+    /// The thread was asked to end, and calls these when it has. Left by the thread.
+    Closing(Vec<OnIdle>),
+    /// The thread has ended, or was closed before it was ever started. Never left.
+    Ended,
 }
 
 /// Sends a message to the ambient thread and starts that thread if it is the first.
@@ -132,7 +126,7 @@ fn wake(key: Key) {
     }
 }
 
-/// Has the future of a task dropped, and the task resolved for this reason.
+/// Drops the future of a task, and resolves the task for this reason.
 fn stop(ticket: Arc<dyn Ticket>, reason: Reason) {
     if IS_AMBIENT.get() {
         LOCAL.with(|local| local.stops.borrow_mut().push_back((ticket, reason)));
@@ -144,99 +138,124 @@ fn stop(ticket: Arc<dyn Ticket>, reason: Reason) {
 /// Sends a message through the injector, even from the ambient thread itself.
 fn inject(message: Message) -> Result<(), (Message, Refused)> {
     match injector() {
-        Ok(injector) => injector
-            .send(message)
-            .map_err(|message| (message, Refused::Closed)),
+        Ok(injector) => send(injector, message).map_err(|message| (message, Refused::Closed)),
         Err(refused) => Err((message, refused)),
     }
 }
 
-static INJECTOR: Injector = Injector::new();
-/// Set when the thread was started.
-static STARTED: AtomicBool = AtomicBool::new(false);
-/// Who asked for its end when it took no message any more; `None` once it has ended.
-static LATE: Mutex<Option<Vec<Message>>> = Mutex::new(Some(Vec::new()));
-/// Held while the thread is started or closed; whether it was closed before it was ever started.
-static STARTING: Mutex<bool> = Mutex::new(false);
-
-fn injector() -> Result<&'static Injector, Refused> {
-    if STARTED.load(Ordering::Acquire) {
-        return Ok(&INJECTOR);
+fn injector() -> Result<&'static Sender<Message>, Refused> {
+    if let Some(injector) = INJECTOR.get() {
+        return Ok(injector);
     }
     // Racing first calls: one starts the thread, the others wait for it. A refusal is not kept: the
     // next call tries again.
     let open = engine::enter(&ENGINE);
-    let closed = lock(&STARTING);
-    if !open || *closed {
+    let life = lock(&LIFE);
+    if !open || !matches!(*life, Life::Open) {
         return Err(Refused::Closed);
     }
-    if !STARTED.load(Ordering::Acquire) {
-        new_deep_thread("ambient").spawn(run).map_err(Refused::Os)?;
-        STARTED.store(true, Ordering::Release);
+    if INJECTOR.get().is_none() {
+        let (sender, receiver) = mpsc::channel();
+        let thread = new_deep_thread("ambient").spawn(|| run(receiver));
+        thread.map_err(Refused::Os)?;
+        discard(INJECTOR.set(sender));
     }
-    Ok(&INJECTOR)
+    INJECTOR.get().ok_or(Refused::Closed)
 }
 
 const ENGINE: Engine = Engine {
     name: "async tasks",
     count,
     list,
-    when_idle: when_quiet,
+    when_idle,
     close,
 };
 
-/// Sends a message if there was ever an ambient thread.
-fn ask(message: Message) {
-    if !STARTED.load(Ordering::Acquire) {
-        return message.call();
+/// Gives the message back if the thread has ended.
+fn send(injector: &Sender<Message>, message: Message) -> Result<(), Message> {
+    injector.send(message).map_err(|refused| refused.0)?;
+    // Behind the message, so the thread finds it when it sees the flag. Nothing orders the load behind
+    // the channel's stores, so it may see a flag that the thread has just unset. Such a message waits
+    // for the next regular look, or until the thread is idle and waits at the channel itself.
+    if !SENT.load(Ordering::Relaxed) {
+        SENT.store(true, Ordering::Release);
     }
-    let Err(message) = INJECTOR.send(message) else {
-        return;
-    };
-    if let Message::WhenQuiet(_) | Message::Close(_) = message {
-        // It is closed, and may be dropping what is left: then the answer comes after that.
-        let mut late = lock(&LATE);
-        if let Some(late) = &mut *late {
-            return late.push(message);
-        }
+    Ok(())
+}
+
+/// Sends a message if there was ever an ambient thread; otherwise gives it back.
+fn ask(message: Message) -> Result<(), Message> {
+    match INJECTOR.get() {
+        Some(injector) => send(injector, message),
+        None => Err(message),
     }
-    message.call();
 }
 
 /// Calls once no async task is left; at once if there was never one.
-fn when_quiet(call: OnIdle) {
-    ask(Message::WhenQuiet(call));
+fn when_idle(call: OnIdle) {
+    if let Err(Message::WhenIdle(call)) = ask(Message::WhenIdle(call)) {
+        at_end(call);
+    }
 }
 
 /// Gives a list of the async tasks to `call`, which is dropped if there is no ambient thread.
 fn list(call: OnList) {
-    ask(Message::List(call));
+    discard(ask(Message::List(call)));
 }
 
 fn count(stats: &mut Stats) {
-    stats.async_tasks = task::LIVE.load(Ordering::Relaxed);
+    stats.async_tasks = task::LIVE.0.load(Ordering::Relaxed);
 }
 
 /// Ends the ambient thread; calls when it has ended.
 fn close(call: OnIdle) {
-    let mut closed = lock(&STARTING);
-    *closed = true;
-    drop(closed);
-    ask(Message::Close(call));
+    let mut life = lock(&LIFE);
+    if let Life::Open = *life {
+        *life = match INJECTOR.get() {
+            Some(_) => Life::Closing(Vec::new()),
+            None => Life::Ended,
+        };
+    }
+    drop(life);
+    discard(ask(Message::Close));
+    at_end(call);
 }
 
-impl Message {
-    /// The answer to who waits for the thread to be quiet or to end, where there is no thread. Other
-    /// messages are dropped.
-    fn call(self) {
-        if let Message::WhenQuiet(call) | Message::Close(call) = self {
-            call(0);
-        }
+/// Calls when the thread has ended; at once if it has, or never was.
+fn at_end(call: OnIdle) {
+    if let Life::Closing(calls) = &mut *lock(&LIFE) {
+        return calls.push(call);
     }
+    call(0);
+}
+
+// ------------------------------------------------------------------------------ the ambient thread
+
+thread_local! {
+    /// Set while this thread is the ambient one and serves. It needs no drop, so it can be asked to
+    /// the last and costs one look; where it is set, `LOCAL` is there.
+    static IS_AMBIENT: Cell<bool> = const { Cell::new(false) };
+    static LOCAL: Local = const {
+        Local {
+            queue: RefCell::new(VecDeque::new()),
+            timers: RefCell::new(Timers::new()),
+            stops: RefCell::new(VecDeque::new()),
+        }
+    };
+}
+
+/// What the ambient thread keeps for itself. Elsewhere it stays empty.
+///
+/// No borrow of it lasts while foreign code runs.
+struct Local {
+    queue: RefCell<VecDeque<Message>>,
+    timers: RefCell<Timers>,
+    /// Tasks that this thread itself is to stop after the step that it is in.
+    stops: RefCell<VecDeque<(Arc<dyn Ticket>, Reason)>>,
 }
 
 /// The life of the ambient thread.
-fn run() {
+fn run(injector: Receiver<Message>) {
     Current::Ambient.set();
     on_thread_start();
     let settings = settings().ok();
@@ -244,141 +263,187 @@ fn run() {
     let stalls = settings
         .and_then(|settings| settings.stall)
         .and_then(|longest| Stalls::watch(longest, new_thread("stalls")));
-    let mut tasks = Tasks::new(around_poll, stalls);
-    let closing = LOCAL.with(|local| {
+    LOCAL.with(|local| {
         IS_AMBIENT.set(true);
-        let mut arrived = VecDeque::new();
-        let closing = serve(local, &mut arrived, &mut tasks);
-        end(local, arrived, &mut tasks);
+        let mut executor = Executor {
+            local,
+            injector,
+            tasks: Tasks::new(around_poll, stalls),
+            ticks: 0,
+        };
+        // A panic in here is a defect of the executor. It ends the thread as a shutdown does, so that
+        // nobody waits for ever.
+        discard(wall(|| executor.serve()));
+        executor.end();
         IS_AMBIENT.set(false);
-        closing
     });
-    closing(0);
-    let late = lock(&LATE).take();
-    late.into_iter().flatten().for_each(Message::call);
-}
-
-/// Runs ticks until it is told to close; gives whom to tell that it has.
-fn serve(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> OnIdle {
-    loop {
-        tasks.tick();
-        if let Some(closing) = tick(local, arrived, tasks) {
-            return closing;
-        }
-        if arrived.is_empty() && local.queue.borrow().is_empty() {
-            for queue in [&mut *arrived, &mut local.queue.borrow_mut()] {
-                if queue.capacity() > KEPT {
-                    *queue = VecDeque::new();
-                }
-            }
-            idle(local, tasks);
-        }
+    let life = mem::replace(&mut *lock(&LIFE), Life::Ended);
+    if let Life::Closing(calls) = life {
+        calls.into_iter().for_each(|call| call(0));
     }
 }
 
-/// Drops everything that is left. Destructors may ask for more, which is refused.
-fn end(local: &Local, mut arrived: VecDeque<Message>, tasks: &mut Tasks) {
-    // What comes from now on finds nobody: it is given back to its sender.
-    arrived.extend(INJECTOR.close());
-    tasks.close();
-    let timers = local.timers.borrow_mut().drain();
-    drop(timers);
-    // All of them have ended by now.
-    discard(local.stops.take());
-    let queued = || local.queue.borrow_mut().pop_front();
-    while let Some(message) = queued().or_else(|| arrived.pop_front()) {
-        discard(wall(|| message.call()));
-    }
+struct Executor<'a> {
+    local: &'a Local,
+    injector: Receiver<Message>,
+    tasks: Tasks,
+    ticks: u32,
 }
 
-/// Gives whom to tell when it met the message to close.
-fn tick(local: &Local, arrived: &mut VecDeque<Message>, tasks: &mut Tasks) -> Option<OnIdle> {
-    let queued = local.queue.borrow().len();
-    for _ in 0..queued {
-        let message = local.queue.borrow_mut().pop_front();
-        let closing = message.and_then(|message| step(local, tasks, message));
-        if closing.is_some() {
-            return closing;
-        }
-    }
-    if arrived.is_empty() {
-        INJECTOR.take(arrived);
-    }
-    for _ in 0..BATCH.min(arrived.len()) {
-        let message = arrived.pop_front();
-        let closing = message.and_then(|message| step(local, tasks, message));
-        if closing.is_some() {
-            return closing;
-        }
-    }
-    if !local.timers.borrow().is_empty() {
-        let now = Instant::now();
+/// Messages that a tick takes out of the channel at most. Taking many in a row keeps the channel's memory,
+/// which the senders allocate and this thread frees, from being contended for all the time; more of them
+/// would let timers wait.
+const BURST: usize = 256;
+/// Ticks between two looks at the clock, and into the channel whatever the flag says.
+const LOOK: u32 = 64;
+/// Room that the local queue keeps when it is empty; the memory of a larger burst is freed.
+const KEPT: usize = 4096;
+/// Messages that are looked through at the end, at most: a thread that sends all the time must not hold
+/// it up.
+const LEFT_MAX: usize = 1 << 20;
+
+impl Executor<'_> {
+    /// Runs ticks until the message to close.
+    fn serve(&mut self) -> ControlFlow<()> {
         loop {
-            let due = local.timers.borrow_mut().due(now);
-            let Some(alarm) = due else { break };
-            drop(alarm);
-        }
-        stop_all(local, tasks);
-    }
-    None
-}
-
-/// One message. Gives whom to tell if it was the one to close.
-fn step(local: &Local, tasks: &mut Tasks, message: Message) -> Option<OnIdle> {
-    match message {
-        Message::Start(newborn) => tasks.start(newborn),
-        Message::Wake(key) => tasks.poll(key),
-        Message::Stop(ticket, reason) => local.stops.borrow_mut().push_back((ticket, reason)),
-        Message::Arm(key, alarm) => local.timers.borrow_mut().arm(key, alarm),
-        Message::Disarm(key) => {
-            let removed = local.timers.borrow_mut().disarm(key);
-            discard(removed);
-        }
-        Message::WhenQuiet(call) => tasks.when_quiet(call),
-        Message::List(call) => call(tasks.list()),
-        Message::Close(call) => return Some(call),
-    }
-    stop_all(local, tasks);
-    None
-}
-
-/// Stops the tasks that are to be stopped. Dropping the future of one may stop others that it owned: they
-/// lose their futures one after the other, and only then all of them resolve, so whoever sees that the first
-/// has ended sees nothing left of the others.
-fn stop_all(local: &Local, tasks: &mut Tasks) {
-    while !local.stops.borrow().is_empty() {
-        let roots = mem::take(&mut *local.stops.borrow_mut());
-        for root in roots {
-            let (mut next, mut ended) = (Some(root), Vec::new());
-            while let Some((ticket, reason)) = next {
-                if !ticket.is_placed() && !ticket.is_done() {
-                    // It was spawned on this very thread and stopped by another before its turn, or the
-                    // other way round.
-                    let later = Message::Stop(ticket, reason);
-                    local.queue.borrow_mut().push_back(later);
-                } else if let Some(error) = tasks.stop(&*ticket, reason) {
-                    ended.push((ticket, error));
+            self.tick()?;
+            let mut queue = self.local.queue.borrow_mut();
+            if queue.is_empty() {
+                queue.shrink_to(KEPT);
+                drop(queue);
+                if let Some(message) = self.idle() {
+                    self.step(message)?;
                 }
-                next = local.stops.borrow_mut().pop_front();
-            }
-            for (ticket, error) in ended.into_iter().rev() {
-                ticket.fail(error);
             }
         }
     }
-}
 
-/// Waits for a message or the next deadline.
-fn idle(local: &Local, tasks: &mut Tasks) {
-    static SPIN: Spin = Spin::new();
-    tasks.tell_if_quiet();
-    let deadline = local.timers.borrow().next();
-    // Of a deadline it is known when it comes, so looking for it would only burn the time until then;
-    // and parking takes several that are close to each other together.
-    let is_near = deadline.is_some_and(|at| at <= Instant::now() + spin::budget());
-    let arrived = || (!INJECTOR.is_empty()).then_some(());
-    if is_near || SPIN.attempt(arrived).is_none() {
-        INJECTOR.wait(deadline);
-        tasks.look_at_clock();
+    fn tick(&mut self) -> ControlFlow<()> {
+        self.ticks = self.ticks.wrapping_add(1);
+        let look = self.ticks % LOOK == 0;
+        if look {
+            self.tasks.look_at_clock();
+        }
+        let mut queue = self.local.queue.borrow_mut();
+        if look || SENT.load(Ordering::Acquire) {
+            // Unset before the channel is emptied: what comes later sets it again.
+            SENT.store(false, Ordering::Relaxed);
+            let full = queue.len() + BURST;
+            queue.extend(self.injector.try_iter().take(BURST));
+            if queue.len() == full {
+                SENT.store(true, Ordering::Relaxed);
+            }
+        }
+        let queued = queue.len();
+        drop(queue);
+        for _ in 0..queued {
+            let message = self.local.queue.borrow_mut().pop_front();
+            if let Some(message) = message {
+                self.step(message)?;
+            }
+        }
+        if !self.local.timers.borrow().is_empty() {
+            let now = Instant::now();
+            loop {
+                let due = self.local.timers.borrow_mut().due(now);
+                let Some(alarm) = due else { break };
+                drop(alarm);
+            }
+            self.stop_all();
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// One message; the one to close breaks.
+    fn step(&mut self, message: Message) -> ControlFlow<()> {
+        match message {
+            Message::Start(newborn) => self.tasks.start(newborn),
+            Message::Wake(key) => self.tasks.poll(key),
+            Message::Stop(ticket, reason) => {
+                self.local.stops.borrow_mut().push_back((ticket, reason));
+            }
+            Message::Arm(key, alarm) => self.local.timers.borrow_mut().arm(key, alarm),
+            Message::Disarm(key) => {
+                let removed = self.local.timers.borrow_mut().disarm(key);
+                discard(removed);
+            }
+            Message::WhenIdle(call) => self.tasks.when_idle(call),
+            Message::List(call) => call(self.tasks.list()),
+            Message::Close => return ControlFlow::Break(()),
+        }
+        self.stop_all();
+        ControlFlow::Continue(())
+    }
+
+    /// Stops the tasks that are to be stopped. Dropping the future of one may stop others that it owned: they
+    /// lose their futures one after the other, and only then all of them resolve, so whoever sees that the
+    /// first has ended sees nothing left of the others.
+    fn stop_all(&mut self) {
+        while !self.local.stops.borrow().is_empty() {
+            let roots = mem::take(&mut *self.local.stops.borrow_mut());
+            for root in roots {
+                let (mut next, mut ended) = (Some(root), Vec::new());
+                while let Some((ticket, reason)) = next {
+                    if !ticket.is_placed() && !ticket.is_done() {
+                        // It was spawned on this very thread and stopped by another before its turn, or
+                        // the other way round.
+                        let later = Message::Stop(ticket, reason);
+                        self.local.queue.borrow_mut().push_back(later);
+                    } else if let Some(error) = self.tasks.stop(&*ticket, reason) {
+                        ended.push((ticket, error));
+                    }
+                    next = self.local.stops.borrow_mut().pop_front();
+                }
+                for (ticket, error) in ended.into_iter().rev() {
+                    ticket.fail(error);
+                }
+            }
+        }
+    }
+
+    /// Waits for a message, which it gives, or the next deadline.
+    fn idle(&mut self) -> Option<Message> {
+        static SPIN: Spin = Spin::new();
+        self.tasks.tell_if_idle();
+        let deadline = self.local.timers.borrow().next();
+        // Of a deadline it is known when it comes, so looking for it would only burn the time until then;
+        // and parking takes several that are close to each other together.
+        let is_near = deadline.is_some_and(|at| at <= Instant::now() + spin::budget());
+        if !is_near {
+            let message = SPIN.attempt(|| self.injector.try_recv().ok());
+            if message.is_some() {
+                return message;
+            }
+        }
+        let message = match deadline {
+            None => self.injector.recv().ok(),
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                self.injector.recv_timeout(left).ok()
+            }
+        };
+        self.tasks.look_at_clock();
+        message
+    }
+
+    /// Drops everything that is left. Destructors may ask for more, which is refused.
+    fn end(mut self) {
+        let mut left = self.local.queue.take();
+        left.extend(self.injector.try_iter().take(LEFT_MAX));
+        // From now on messages go back to their senders. Before the first destructor, which may wait for
+        // one of them.
+        drop(self.injector);
+        self.tasks.close();
+        let timers = self.local.timers.borrow_mut().drain();
+        drop(timers);
+        // All of them have ended by now.
+        discard(self.local.stops.take());
+        let queued = || self.local.queue.borrow_mut().pop_front();
+        while let Some(message) = left.pop_front().or_else(queued) {
+            match message {
+                Message::WhenIdle(call) => at_end(call),
+                message => discard(message),
+            }
+        }
     }
 }

@@ -370,12 +370,11 @@ pub(super) struct Tasks {
     around_poll: Option<&'static AroundPoll>,
     stalls: Option<Stalls>,
     /// To be called when no task is left. Until then each `drain` that gave up is here.
-    when_quiet: Vec<OnIdle>,
+    when_idle: Vec<OnIdle>,
     /// Tasks that ever were.
     started: u64,
-    /// Ticks so far, and the time at one of the last: what a task's age is counted from. Looking at
-    /// the clock for each task would cost a tenth of what a task costs.
-    ticks: u32,
+    /// The time at one of the last ticks: what a task's age is counted from. Looking at the clock for
+    /// each task would cost a tenth of what a task costs.
     now: Instant,
 }
 
@@ -401,17 +400,9 @@ impl Tasks {
             free: Vec::new(),
             around_poll,
             stalls,
-            when_quiet: Vec::new(),
+            when_idle: Vec::new(),
             started: 0,
-            ticks: 0,
             now: Instant::now(),
-        }
-    }
-
-    pub(super) fn tick(&mut self) {
-        self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks % CLOCK == 0 {
-            self.look_at_clock();
         }
     }
 
@@ -458,7 +449,7 @@ impl Tasks {
             since: self.now,
             waker,
         });
-        LIVE.store(self.places.len() - self.free.len(), Ordering::Relaxed);
+        self.update_live();
         self.poll(key);
     }
 
@@ -507,21 +498,26 @@ impl Tasks {
             }
         }
         self.stalls.iter().for_each(Stalls::end);
-        LIVE.store(0, Ordering::Relaxed);
-        self.tell_if_quiet();
+        self.update_live();
+        self.tell_if_idle();
     }
 
-    pub(super) fn when_quiet(&mut self, call: OnIdle) {
-        self.when_quiet.push(call);
+    pub(super) fn when_idle(&mut self, call: OnIdle) {
+        self.when_idle.push(call);
     }
 
     /// For the loop when it has nothing to do: there may be nothing left at all.
-    pub(super) fn tell_if_quiet(&mut self) {
+    pub(super) fn tell_if_idle(&mut self) {
         if self.free.len() == self.places.len() {
-            for call in self.when_quiet.drain(..) {
+            for call in self.when_idle.drain(..) {
                 call(self.started);
             }
         }
+    }
+
+    fn update_live(&self) {
+        let live = self.places.len() - self.free.len();
+        LIVE.0.store(live, Ordering::Relaxed);
     }
 
     fn find(&mut self, key: Key) -> Option<&mut Live> {
@@ -540,7 +536,7 @@ impl Tasks {
         let ended = place.task.take();
         place.generation = place.generation.wrapping_add(1);
         self.free.push(index);
-        LIVE.store(self.places.len() - self.free.len(), Ordering::Relaxed);
+        self.update_live();
         if self.free.len() == self.places.len() && self.places.len() > PLACES_KEPT {
             (self.places, self.free) = (Vec::new(), Vec::new());
         }
@@ -576,10 +572,13 @@ fn step_within(
 }
 
 /// Async tasks that have begun and not ended, for those who ask on another thread.
-pub(super) static LIVE: AtomicUsize = AtomicUsize::new(0);
+pub(super) static LIVE: Apart<AtomicUsize> = Apart(AtomicUsize::new(0));
 
-/// Ticks between two looks at the clock.
-const CLOCK: u32 = 64;
+/// Alone in its cache line: the ambient thread writes it for every task, and would otherwise slow down
+/// the threads that read the flag of the injector.
+#[repr(align(64))]
+pub(super) struct Apart<T>(pub(super) T);
+
 /// Empty places that are kept for the next tasks; the memory of a larger burst is given back when its
 /// last task has ended.
 const PLACES_KEPT: usize = 4096;
