@@ -206,7 +206,7 @@ pub use unfuture::{Canceller, Promise, Unfuture, promise};
 /// For the macros, which expand in other crates.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::processes::registry::{Entry, Registered, Registration};
+    pub use crate::processes::registry::{Entry, Serve, id};
     pub use crate::processes::worker::{set_test_worker, test_worker};
 }
 

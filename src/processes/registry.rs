@@ -7,7 +7,6 @@
 
 use std::any::TypeId;
 use std::collections::HashMap;
-use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, OnceLock};
 
@@ -34,7 +33,7 @@ pub trait Entrypoint<A>: Copy + Send + Sync + 'static {
 }
 
 macro_rules! entrypoints {
-    ($($argument:ident)*) => {
+    (@ $($argument:ident)*) => {
         impl<F, R, $($argument),*> Entrypoint<($($argument,)*)> for F
         where
             F: Fn($($argument),*) -> R + Copy + Send + Sync + 'static,
@@ -51,27 +50,23 @@ macro_rules! entrypoints {
             F: Fn($($argument),*) -> R + Copy + Send + Sync + 'static,
             R: Wire,
         {
-            fn serve(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
+            fn serve(self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
                 serve(self, payload, limit, output)
             }
         }
     };
+    () => {
+        entrypoints!(@);
+    };
+    ($first:ident $($rest:ident)*) => {
+        entrypoints!(@ $first $($rest)*);
+        entrypoints!($($rest)*);
+    };
 }
-entrypoints!();
-entrypoints!(A);
-entrypoints!(A B);
-entrypoints!(A B C);
-entrypoints!(A B C D);
-entrypoints!(A B C D E);
-entrypoints!(A B C D E G);
-entrypoints!(A B C D E G H);
-entrypoints!(A B C D E G H I);
-entrypoints!(A B C D E G H I J);
-entrypoints!(A B C D E G H I J K);
-entrypoints!(A B C D E G H I J K L);
+
 entrypoints!(A B C D E G H I J K L M);
 
-/// The name of an entrypoint on the wire.
+/// The id of an entrypoint on the wire.
 ///
 /// A hash of the function's `TypeId`: the same in every process of one executable, and distinct for
 /// closures and for functions whose `type_name` is the same.
@@ -81,8 +76,12 @@ pub(crate) fn id_of<F: 'static>() -> u64 {
     hasher.finish()
 }
 
-/// What makes an entrypoint one: there is nothing in it but its type, so its type is all that has to
-/// travel.
+/// The same, for `register!`.
+pub fn id<F: 'static>(_: F) -> u64 {
+    id_of::<F>()
+}
+
+/// An entrypoint holds nothing but its type, so its type is all that has to travel.
 ///
 /// The public functions call it themselves, so that the compiler's last note shows the caller's line.
 pub(crate) const fn assert_captures_nothing<F>() {
@@ -96,14 +95,14 @@ pub(crate) const fn assert_captures_nothing<F>() {
 /// An entrypoint whose arguments and result are [`Wire`]. Each argument has a bound of its own, so the
 /// compiler names the argument that cannot cross and not the tuple, at the function that is registered.
 #[doc(hidden)]
-pub trait Serve<A>: Copy + Send + Sync + 'static {
-    /// Decodes the arguments, which stand behind the number of the function, calls it and appends what it
+pub trait Serve<A>: Entrypoint<A> {
+    /// Decodes the arguments, which stand behind the id of the function, calls it and appends what it
     /// returns, which may take `limit` bytes.
-    fn serve(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>;
+    fn serve(self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>;
 }
 
 fn serve<F, A>(
-    function: &F,
+    function: F,
     mut payload: Vec<u8>,
     limit: usize,
     output: &mut Vec<u8>,
@@ -112,6 +111,7 @@ where
     F: Entrypoint<A, Output: Wire>,
     A: Wire,
 {
+    const { assert_captures_nothing::<F>() }
     // The program's own `decode` may have given the error any kind.
     let arguments = A::decode(&mut &payload[size_of::<u64>()..])
         .map_err(|error| Error::new(ErrorKind::Codec, error.to_string()))?;
@@ -121,91 +121,45 @@ where
     encode_within(limit, &value, output).map_err(|text| Error::new(ErrorKind::TooLarge, text))
 }
 
-type ServeFn<F> = fn(&F, Vec<u8>, usize, &mut Vec<u8>) -> Result<(), Error>;
+type ServeFn = fn(Vec<u8>, usize, &mut Vec<u8>) -> Result<(), Error>;
 
-/// An entrypoint without the types of its arguments.
+/// A function named in a `register!`, without its types.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct Registration<F> {
-    function: F,
-    serve: ServeFn<F>,
-}
-
-impl<F> Registration<F> {
-    /// Takes the function itself, so that its type need not be written down.
-    pub const fn new<A>(function: F) -> Self
-    where
-        F: Entrypoint<A> + Serve<A>,
-    {
-        const { assert_captures_nothing::<F>() }
-        Registration {
-            function,
-            serve: <F as Serve<A>>::serve,
-        }
-    }
-}
-
-/// An entrypoint without its types.
-#[doc(hidden)]
-pub trait Registered: Sync {
-    /// See [`id_of`].
-    fn id(&self) -> u64;
-    /// See [`Serve::serve`].
-    fn run(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>;
-}
-
-impl<F: Sync + 'static> Registered for Registration<F> {
-    fn id(&self) -> u64 {
-        id_of::<F>()
-    }
-    fn run(&self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
-        (self.serve)(&self.function, payload, limit, output)
-    }
-}
-
-/// One function named in a `register!`.
-#[doc(hidden)]
 pub struct Entry {
     pub(crate) name: &'static str,
-    pub(crate) function: &'static dyn Registered,
-    next: OnceLock<&'static Entry>,
+    id: fn() -> u64,
+    /// See [`Serve::serve`].
+    pub(crate) serve: ServeFn,
+    next: OnceLock<Option<&'static Entry>>,
 }
 
 impl Entry {
     /// For `register!`.
-    pub const fn new(name: &'static str, function: &'static dyn Registered) -> Entry {
+    pub const fn new(name: &'static str, id: fn() -> u64, serve: ServeFn) -> Entry {
         Entry {
             name,
-            function,
+            id,
+            serve,
             next: OnceLock::new(),
         }
     }
 
     /// For the constructor that `register!` makes: runs once, before `main`.
     pub fn link(&'static self) {
-        let mut first = lock(&FIRST);
-        if let Some(first) = *first {
-            let _ = self.next.set(first);
-        }
-        *first = Some(self);
-    }
-}
-
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Entry({})", self.name)
+        self.next.get_or_init(|| lock(&FIRST).replace(self));
     }
 }
 
 static FIRST: Mutex<Option<&'static Entry>> = Mutex::new(None);
 
-/// The registered function with this name on the wire. One that was registered twice counts once.
+/// The registered function with this id. One that was registered twice counts once.
 pub(crate) fn find(id: u64) -> Option<&'static Entry> {
     static TABLE: OnceLock<HashMap<u64, &'static Entry>> = OnceLock::new();
     let table = TABLE.get_or_init(|| {
         let first = *lock(&FIRST);
-        let entries = std::iter::successors(first, |entry| entry.next.get().copied());
-        entries.map(|entry| (entry.function.id(), entry)).collect()
+        let entries = std::iter::successors(first, |entry| *entry.next.get()?);
+        entries.map(|entry| ((entry.id)(), entry)).collect()
     });
     table.get(&id).copied()
 }
@@ -266,7 +220,10 @@ macro_rules! __register {
         const _: () = {
             static __UNSYNC_ENTRY: $crate::__private::Entry = $crate::__private::Entry::new(
                 $name,
-                &$crate::__private::Registration::new($function),
+                || $crate::__private::id($function),
+                |payload, limit, output| {
+                    $crate::__private::Serve::serve($function, payload, limit, output)
+                },
             );
             $crate::__before_main! { __UNSYNC_ENTRY.link() }
         };

@@ -667,5 +667,5 @@ pub(crate) fn perform(payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> R
             "the worker process does not know this function",
         )
     })?;
-    entry.function.run(payload, limit, output)
+    (entry.serve)(payload, limit, output)
 }
