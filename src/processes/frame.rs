@@ -19,46 +19,30 @@ use super::wire::Wire;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
     /// Parent: run this. Entrypoint and arguments.
-    Call = 1,
+    Call,
     /// Parent: request to send a large call. Empty.
-    Rts = 2,
+    Rts,
     /// Parent: this call should end by itself. Empty.
-    Cancel = 3,
+    Cancel,
     /// Worker: the call runs from now on. Empty.
-    Start = 4,
+    Start,
     /// Worker: how far the call is. The name of a type, and a value of it, of the function's choice.
-    Progress = 5,
+    Progress,
     /// Worker: the call panicked. A report; the end of the call follows, or that of the worker.
-    Panic = 6,
+    Panic,
     /// Worker: the call is over. A byte that says how, and the value or a message.
-    Done = 7,
+    Done,
     /// Worker: these calls will not run here, because one takes long. Their numbers.
-    Returned = 8,
+    Returned,
     /// Worker: clear to send, the answer to a request. It does nothing but read the large call. Empty.
-    Cts = 9,
+    Cts,
     /// Worker: it cannot serve, and ends; no call has started. What the system refused it with, as a code
     /// and a text.
-    Refused = 10,
+    Refused,
 }
 
-impl TryFrom<u32> for Kind {
-    type Error = io::Error;
-
-    fn try_from(number: u32) -> io::Result<Kind> {
-        Ok(match number {
-            1 => Kind::Call,
-            2 => Kind::Rts,
-            3 => Kind::Cancel,
-            4 => Kind::Start,
-            5 => Kind::Progress,
-            6 => Kind::Panic,
-            7 => Kind::Done,
-            8 => Kind::Returned,
-            9 => Kind::Cts,
-            10 => Kind::Refused,
-            _ => return Err(broken("something that is no frame arrived")),
-        })
-    }
+crate::wire! {
+    enum Kind { Call, Rts, Cancel, Start, Progress, Panic, Done, Returned, Cts, Refused }
 }
 
 pub(crate) const HEADER: usize = 20;
@@ -104,8 +88,10 @@ fn header(bytes: &[u8], limit: usize) -> io::Result<Option<Header>> {
     let Some((mut head, _)) = bytes.split_at_checked(HEADER) else {
         return Ok(None);
     };
-    let (mark, call, length) = <(u32, u64, u64)>::decode(&mut head).map_err(io::Error::other)?;
-    let kind = Kind::try_from(mark ^ MARK)?;
+    let header = <(u32, u64, u64)>::decode(&mut head);
+    let (mark, call, length) = header.map_err(io::Error::other)?;
+    let kind = Kind::decode(&mut &(mark ^ MARK).to_le_bytes()[..])
+        .map_err(|_| broken("something that is no frame arrived"))?;
     match usize::try_from(length) {
         Ok(length) if length <= limit => Ok(Some(Header { kind, call, length })),
         _ => Err(broken("a frame longer than the limit arrived")),
@@ -155,10 +141,8 @@ pub(crate) struct FrameReader {
     /// `pop` leaves the reader shared: many frames can be held at once, and none beyond the next `fill`.
     start: Cell<usize>,
     end: usize,
-    /// A payload larger than the chunk, not all of which has arrived. The chunk is empty meanwhile.
-    partial: Option<(Header, Vec<u8>)>,
-    /// The same, all of which has arrived and which is not yet popped.
-    whole: Cell<Option<(Header, Vec<u8>)>>,
+    /// A payload larger than the chunk, as far as it has arrived. The chunk is empty meanwhile.
+    large: Cell<Option<(Header, Vec<u8>)>>,
 }
 
 impl FrameReader {
@@ -169,8 +153,7 @@ impl FrameReader {
             chunk: vec![0; CHUNK].into_boxed_slice(),
             start: Cell::new(0),
             end: 0,
-            partial: None,
-            whole: Cell::new(None),
+            large: Cell::new(None),
         }
     }
 
@@ -184,38 +167,39 @@ impl FrameReader {
     /// Those of the source; `UnexpectedEof` at the end of the stream within a frame; `InvalidData` for
     /// bytes that are not a frame and for a frame above the limit.
     pub(crate) fn fill(&mut self, source: &mut impl Source) -> io::Result<bool> {
-        while self.whole.get_mut().is_none() {
-            if let Some((header, payload)) = &mut self.partial {
+        loop {
+            if let Some((header, payload)) = self.large.get_mut() {
                 let missing = header.length - payload.len();
                 payload.reserve(missing.min(RESERVE));
                 source.read_many(missing, payload)?;
-                if payload.len() < header.length {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                self.whole.set(self.partial.take());
-                break;
+                return match payload.len() == header.length {
+                    true => Ok(true),
+                    false => Err(io::ErrorKind::UnexpectedEof.into()),
+                };
             }
             let unread = &self.chunk[self.start.get()..self.end];
             match header(unread, self.limit)? {
-                Some(header) if HEADER + header.length <= unread.len() => break,
+                Some(header) if HEADER + header.length <= unread.len() => return Ok(true),
                 Some(header) if HEADER + header.length > CHUNK => {
                     let mut payload = Vec::new();
                     buffers::enlarge(&mut payload);
                     payload.extend_from_slice(&unread[HEADER..]);
                     (self.start, self.end) = (Cell::default(), 0);
-                    self.partial = Some((header, payload));
+                    self.large.set(Some((header, payload)));
                 }
                 _ if !self.read_chunk(source)? => return Ok(false),
                 _ => {}
             }
         }
-        Ok(true)
     }
 
     /// Takes the next frame, if all of it has arrived.
     pub(crate) fn pop(&self) -> Option<Frame<'_>> {
-        if let Some((header, payload)) = self.whole.take() {
-            return Some(Frame::new(header, payload));
+        match self.large.take() {
+            Some((header, payload)) if payload.len() == header.length => {
+                return Some(Frame::new(header, payload));
+            }
+            partial => self.large.set(partial),
         }
         let unread = &self.chunk[self.start.get()..self.end];
         // `fill` reports an error.
@@ -304,11 +288,9 @@ mod tests {
     }
 
     /// The memory of a payload that has not arrived.
-    fn reserved(frames: &FrameReader) -> usize {
-        frames
-            .partial
-            .as_ref()
-            .map_or(0, |(_, payload)| payload.capacity())
+    fn reserved(frames: &mut FrameReader) -> usize {
+        let large = frames.large.get_mut().as_ref();
+        large.map_or(0, |(_, payload)| payload.capacity())
     }
 
     /// Numbers by xorshift (Marsaglia 2003), the same in every run.
@@ -357,7 +339,7 @@ mod tests {
                 }
             };
             assert!(given <= bytes.len(), "more than there was");
-            most = most.max(reserved(&frames));
+            most = most.max(reserved(&mut frames));
             assert!(most <= 4 * CHUNK, "{most} for {} bytes", bytes.len());
             match end {
                 None => whole += 1,
@@ -365,7 +347,7 @@ mod tests {
                 Some(io::ErrorKind::UnexpectedEof) => torn += 1,
                 Some(other) => panic!("{other}"),
             }
-            (frames.start, frames.end, frames.partial) = (Cell::default(), 0, None);
+            (frames.start, frames.end, frames.large) = (Cell::default(), 0, Cell::default());
         }
         let least = [whole, refused, torn].into_iter().min();
         assert!(
@@ -409,7 +391,7 @@ mod tests {
             assert_eq!(is_given_away, HEADER + length > CHUNK, "{length} bytes");
         }
         assert!(next(&mut frames, &mut source).unwrap().is_none());
-        assert_eq!(reserved(&frames), 0);
+        assert_eq!(reserved(&mut frames), 0);
     }
 
     #[test]
@@ -482,8 +464,9 @@ mod tests {
 
     #[test]
     fn every_kind_arrives_as_what_it_is() {
-        let kinds: Vec<_> = (0..=u32::from(u8::MAX)).flat_map(Kind::try_from).collect();
-        for (number, kind) in (1..).zip(&kinds) {
+        let decode = |number: u32| Kind::decode(&mut &number.to_le_bytes()[..]);
+        let kinds: Vec<_> = (0..=u32::from(u8::MAX)).flat_map(decode).collect();
+        for (number, kind) in (0..).zip(&kinds) {
             assert_eq!(*kind as u32, number);
         }
         assert_eq!(kinds.last(), Some(&Kind::Refused));
@@ -498,7 +481,7 @@ mod tests {
         let mut frames = FrameReader::new(1 << 30);
         let error = frames.fill(&mut lie.as_slice()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        assert!(reserved(&frames) <= 2 * RESERVE);
+        assert!(reserved(&mut frames) <= 2 * RESERVE);
 
         lie[12..20].copy_from_slice(&u64::MAX.to_le_bytes());
         assert_eq!(refused(&lie).kind(), io::ErrorKind::InvalidData);

@@ -98,10 +98,10 @@ unsync::wire!(
     }
 );
 
-const CALL: u32 = 1;
-const START: u32 = 4;
-const PROGRESS: u32 = 5;
-const DONE: u32 = 7;
+const CALL: u32 = 0;
+const START: u32 = 3;
+const PROGRESS: u32 = 4;
+const DONE: u32 = 6;
 const MARK: u32 = 0x756e_7300;
 
 fn frame(kind: u32, call: u64, length: u64, payload: &[u8]) -> Vec<u8> {
