@@ -40,12 +40,23 @@ pub(super) fn loader() -> Option<(PathBuf, PathBuf)> {
 
 /// Whether a child of this process has ended, without reaping it. Unknown of one that was reaped.
 pub(super) fn has_ended(child: u32) -> Option<bool> {
-    let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok()?;
-    // The name before may hold anything.
+    let (state, parent) = stat(child)?;
+    (parent == process::id()).then_some(matches!(&*state, "Z" | "X"))
+}
+
+/// Whether a signal has stopped a process, as a terminal does to one in the background that reads from it.
+pub(super) fn is_stopped(process: u32) -> bool {
+    stat(process).is_some_and(|(state, _)| state == "T")
+}
+
+/// The state of a process, and its parent.
+fn stat(process: u32) -> Option<(String, u32)> {
+    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The name in parentheses before them may hold anything.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();
-    let (state, parent) = (fields.next()?, fields.next()?);
-    (parent == process::id().to_string()).then_some(matches!(state, "Z" | "X"))
+    Some((fields.next()?.into(), fields.next()?.parse().ok()?))
 }
 
 /// The resident memory of a process.
@@ -56,14 +67,4 @@ pub(super) fn resident_bytes(process: u32) -> Option<u64> {
         .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes << 10)
-}
-
-/// Whether a signal has stopped a process, as a terminal does it to one in the background that reads from
-/// it.
-pub(super) fn is_stopped(process: u32) -> bool {
-    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
-    // The state comes behind the name, which stands in parentheses and may be anything.
-    let stat = String::from_utf8_lossy(&stat);
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, fields)| fields.starts_with('T'))
 }
