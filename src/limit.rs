@@ -1,41 +1,41 @@
-//! At most so many works at once.
+//! A limit on how many run at once: a semaphore, whose permits lie in the work itself.
 //!
 //! ```text
-//!   spawn, thread, cpu ──▶ prepared, with a permit inside ──▶ one is free ──▶ started
-//!                                     └──▶ none is ──▶ the line ──▶ started by whoever gives one back
+//!   spawn, thread, cpu ──▶ prepared, with its permit inside ──▶ one is free ──▶ started
+//!                                     └──▶ none is ──▶ waits ──▶ started by whoever releases one
 //! ```
 //!
-//! The permit lies in the work itself, and goes back when the future, the closure or the call is gone,
-//! whatever it ended as. It is handed to the one that has waited longest before anybody else can have it.
+//! A permit is released when the future, the closure or the call is gone, whatever it ended as. It goes
+//! straight to the one that has waited longest. The queue has no limit, as for every way to start work.
 //!
-//! Floor 4: imports the engines and the future. The queue has no limit, as for every way to start
-//! work.
+//! Floor 4: imports the engines and the future.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use crate::ambient::try_spawn_with;
 use crate::error::{Error, Origin, discard, lock};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::slot::nest;
-use crate::threads::{self, Culprit, Prepared};
+use crate::threads::{self, Culprit};
 use crate::unfuture::{Unfuture, Work};
 
-/// At most so many of its works run at once, of all three kinds together; the others wait in order.
+/// Runs at most so many of its tasks, jobs and calls at once; the others wait in order. Called `Semaphore` in
+/// tokio.
 ///
-/// What it gives is an [`Unfuture`] as any other. Cancelling one that waits takes it out of the
-/// line; once it runs, cancelling it does what it does to work of its kind, and
-/// [`run_timeout`](Unfuture::run_timeout) counts from there. A place is free again when the work
-/// has really ended: a thread job that runs on after its deadline keeps it.
+/// Each method returns an ordinary [`Unfuture`]. Cancelling work that waits takes it out of the queue; once it
+/// runs, cancelling it does what it does to work of its kind, and [`run_timeout`](Unfuture::run_timeout)
+/// counts from there. A place is free again when the work has really ended: a thread job that runs on after
+/// its deadline keeps it.
 ///
-/// Clones are the same limit. Work that waits for other work of the same limit keeps its place
-/// meanwhile, so enough of it waits for ever: give the inner work a limit of its own.
+/// Clones share the limit. Work that waits for other work of the same limit keeps its place meanwhile, so
+/// enough of it deadlocks: give the inner work a limit of its own.
 ///
 /// # Examples
 ///
@@ -45,10 +45,10 @@ use crate::unfuture::{Unfuture, Work};
 /// assert_eq!(unsync::join_all(pages).result().unwrap()[9], "page 10");
 /// ```
 #[derive(Clone)]
-pub struct Limit(Arc<Gate>);
+pub struct Limit(Arc<Semaphore>);
 
 impl Limit {
-    /// At most `at_once` works.
+    /// A limit of `at_once`.
     ///
     /// # Panics
     ///
@@ -56,27 +56,24 @@ impl Limit {
     #[track_caller]
     pub fn new(at_once: usize) -> Limit {
         assert!(at_once > 0, "under a limit of 0 nothing would ever run");
-        Limit(Arc::new(Gate {
+        Limit(Arc::new(Semaphore {
             at_once,
-            tickets: AtomicU64::new(0),
-            line: Mutex::new(Line {
+            state: Mutex::new(State {
                 free: at_once,
+                passed: 0,
                 waiting: VecDeque::new(),
-                left: 0,
             }),
         }))
     }
 
-    /// [`spawn`](crate::spawn), when its turn has come.
+    /// As [`spawn`](crate::spawn), once a place is free.
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> Unfuture<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let permit = self.0.permit();
-        self.0.admit(permit.ticket, Start::Task(None));
-        let held = (future, permit);
+        let held = (future, self.0.permit());
         try_spawn_with(Location::caller(), false, |itself| async move {
             let (future, permit) = held;
             poll_fn(|cx| permit.poll(cx)).await;
@@ -87,7 +84,7 @@ impl Limit {
         })
     }
 
-    /// [`thread`](crate::thread()), when its turn has come.
+    /// As [`thread`](crate::thread()), once a place is free.
     #[track_caller]
     pub fn thread<F, T>(&self, closure: F) -> Unfuture<T>
     where
@@ -97,7 +94,7 @@ impl Limit {
         self.job(Location::caller(), || Ok(closure()))
     }
 
-    /// [`cpu`](crate::cpu()), when its turn has come. The arguments are encoded at once.
+    /// As [`cpu`](crate::cpu()), once a place is free. The arguments are encoded at once.
     #[track_caller]
     pub fn cpu<F, A>(&self, entrypoint: F, args: A) -> Unfuture<F::Output>
     where
@@ -107,17 +104,16 @@ impl Limit {
     {
         const { assert_captures_nothing::<F>() }
         let origin = Location::caller();
-        let limited = match is_worker() {
-            true => processes::nested(entrypoint, args).map(|call| self.job(origin, call)),
-            false => processes::prepare(origin, entrypoint, args).map(|prepared| {
-                let call = prepared.unfuture();
-                let permit = self.0.permit();
-                let ticket = permit.ticket;
+        let limited = if is_worker() {
+            processes::nested(entrypoint, args).map(|call| self.job(origin, call))
+        } else {
+            processes::prepare(origin, entrypoint, args).map(|prepared| {
+                let (call, permit) = (prepared.unfuture(), self.0.permit());
+                let place = permit.place;
                 prepared.hold(Box::new(permit));
-                self.0
-                    .admit(ticket, Start::Call(Box::new(|| prepared.submit())));
+                self.0.start(place, || prepared.submit());
                 call
-            }),
+            })
         };
         limited.unwrap_or_else(|error| Unfuture::failed(error.started_at(origin)))
     }
@@ -128,38 +124,24 @@ impl Limit {
         T: Send + 'static,
     {
         let permit = self.0.permit();
-        let ticket = permit.ticket;
-        let held = Held { closure, permit };
-        let (job, prepared) = threads::prepare(origin, Culprit::Job, move || held.run());
-        self.0.admit(ticket, Start::Job(prepared));
+        let place = permit.place;
+        // In this order, so that the permit of one that never runs is released last.
+        let held = (closure, permit);
+        let (job, prepared) = threads::prepare(origin, Culprit::Job, move || {
+            let (closure, _permit) = held;
+            closure()
+        });
+        self.0.start(place, || prepared.submit());
         job
-    }
-}
-
-/// A closure, and the permit that is given back after it: it ran, panicked, or was dropped.
-struct Held<F> {
-    closure: F,
-    permit: Permit,
-}
-
-impl<F> Held<F> {
-    fn run<T>(self) -> T
-    where
-        F: FnOnce() -> T,
-    {
-        let _permit = self.permit;
-        (self.closure)()
     }
 }
 
 impl fmt::Debug for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (free, waiting) = {
-            let line = self.0.line();
-            (line.free, line.waiting.len() - line.left)
-        };
         let at_once = self.0.at_once;
-        let running = at_once - free;
+        let state = self.0.lock();
+        let (running, waiting) = (at_once - state.free, state.waiting.iter().flatten().count());
+        drop(state);
         write!(
             f,
             "Limit({running} of {at_once} running, {waiting} waiting)"
@@ -167,114 +149,95 @@ impl fmt::Debug for Limit {
     }
 }
 
-struct Gate {
+struct Semaphore {
     at_once: usize,
-    /// Given out so far. None is given twice.
-    tickets: AtomicU64,
-    line: Mutex<Line>,
+    state: Mutex<State>,
 }
 
-struct Line {
+struct State {
     /// Above zero only while nobody waits.
     free: usize,
-    /// By ticket. One that is not in here any more has its permit; without a start it has left the line.
-    waiting: VecDeque<(u64, Option<Start>)>,
-    /// How many in there have left.
-    left: usize,
+    /// How many have left the queue at its front. They have their permit, and the next place is the first.
+    passed: u64,
+    /// What is to be done when it is their turn; `None` for those that are gone.
+    waiting: VecDeque<Option<Start>>,
 }
 
-/// What waits for a permit: prepared, and not begun.
-enum Start {
-    /// To be woken; without a waker it was not polled yet, and sees at its first poll.
-    Task(Option<Waker>),
-    Job(Prepared),
-    Call(Box<dyn FnOnce() + Send>),
-}
+type Start = Box<dyn FnOnce() + Send>;
 
-impl Start {
-    fn start(self) {
-        match self {
-            Start::Task(waker) => discard(waker.map(Waker::wake)),
-            Start::Job(job) => job.submit(),
-            Start::Call(submit) => submit(),
+impl Semaphore {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// A permit, or a place at the end of the queue for it.
+    fn permit(self: &Arc<Semaphore>) -> Permit {
+        let mut state = self.lock();
+        let place = state.passed + state.waiting.len() as u64;
+        if state.free > 0 {
+            state.free -= 1;
+            state.passed += 1;
+        } else {
+            state.waiting.push_back(Some(Box::new(|| {})));
         }
-    }
-}
-
-impl Gate {
-    fn line(&self) -> MutexGuard<'_, Line> {
-        lock(&self.line)
-    }
-
-    /// A permit for what is to be [admitted](Gate::admit) at once.
-    fn permit(self: &Arc<Gate>) -> Permit {
         Permit {
-            gate: Arc::clone(self),
-            ticket: self.tickets.fetch_add(1, Ordering::Relaxed),
+            semaphore: Arc::clone(self),
+            place,
         }
     }
 
-    fn admit(&self, ticket: u64, start: Start) {
-        let mut line = self.line();
-        if line.free > 0 {
-            line.free -= 1;
-            drop(line);
-            return start.start();
+    /// Starts the work that has the permit with this place inside it, now or when it is its turn.
+    fn start(&self, place: u64, start: impl FnOnce() + Send + 'static) {
+        let mut state = self.lock();
+        if let Some(waiting) = state.waiting(place) {
+            *waiting = Box::new(start);
+        } else {
+            drop(state);
+            start();
         }
-        // Of several that come at once, one with a later ticket may be first.
-        let place = line.waiting.partition_point(|(before, _)| *before < ticket);
-        line.waiting.insert(place, (ticket, Some(start)));
     }
 }
 
-impl Line {
-    fn find(&mut self, ticket: u64) -> Option<&mut Option<Start>> {
-        let found = self
-            .waiting
-            .binary_search_by_key(&ticket, |(ticket, _)| *ticket);
-        found.ok().map(|place| &mut self.waiting[place].1)
+impl State {
+    fn place(&mut self, place: u64) -> Option<&mut Option<Start>> {
+        let index = place.checked_sub(self.passed)?;
+        self.waiting.get_mut(usize::try_from(index).ok()?)
     }
 
-    /// The first in the line, which has a permit from now on.
-    fn next(&mut self) -> Option<Start> {
-        while let Some((_, start)) = self.waiting.pop_front() {
-            if start.is_some() {
-                return start;
+    /// What waits in this place; `None` if it has its permit.
+    fn waiting(&mut self, place: u64) -> Option<&mut Start> {
+        self.place(place)?.as_mut()
+    }
+
+    /// Passes a permit on to the first in the queue.
+    fn release(&mut self) -> Option<Start> {
+        while let Some(first) = self.waiting.pop_front() {
+            self.passed += 1;
+            if first.is_some() {
+                return first;
             }
-            self.left -= 1;
         }
         self.free += 1;
         None
     }
-
-    /// Takes one out of the line, if it is in there.
-    fn leave(&mut self, ticket: u64) -> Option<Start> {
-        let start = self.find(ticket)?.take();
-        self.left += 1;
-        // So that they take no more memory than the others, and each costs no more than a look.
-        if self.left * 2 > self.waiting.len() {
-            self.waiting.retain(|(_, start)| start.is_some());
-            self.left = 0;
-        }
-        start
-    }
 }
 
-/// The right to run, or a place in the line for it. Dropping it passes it on, or leaves the line.
+/// The right to run, or a place in the queue for it. Dropping it releases it, or leaves the queue.
 struct Permit {
-    gate: Arc<Gate>,
-    ticket: u64,
+    semaphore: Arc<Semaphore>,
+    place: u64,
 }
 
 impl Permit {
+    /// Ready when it is the turn of this one.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let waker = cx.waker().clone();
-        let mut line = self.gate.line();
-        let Some(Some(Start::Task(place))) = line.find(self.ticket) else {
+        let mut state = self.semaphore.lock();
+        let Some(waiting) = state.waiting(self.place) else {
             return Poll::Ready(());
         };
-        let replaced = place.replace(waker);
-        drop(line);
+        let replaced = mem::replace(waiting, Box::new(|| waker.wake()));
+        drop(state);
         drop(replaced);
         Poll::Pending
     }
@@ -282,17 +245,19 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut line = self.gate.line();
-        let left = line.leave(self.ticket);
-        let next = match left {
-            Some(_) => None,
-            None => line.next(),
-        };
-        drop(line);
-        discard(left);
-        if let Some(next) = next {
-            // It may be refused, and drop the next permit.
-            nest(move || next.start());
+        let mut state = self.semaphore.lock();
+        let left = state.place(self.place).and_then(Option::take);
+        if left.is_none() {
+            let next = state.release();
+            drop(state);
+            // It may be refused, and release the next permit.
+            return next.into_iter().for_each(nest);
         }
+        // In the middle of the queue an empty place stays until it is its turn.
+        while let Some(None) = state.waiting.back() {
+            state.waiting.pop_back();
+        }
+        drop(state);
+        discard(left);
     }
 }
