@@ -1,17 +1,16 @@
-//! Many at once.
+//! Many at once: `join_all`, `settle_all`, `race` and `as_completed` on one ready-set.
 //!
-//! All of them wait with a [`ReadySet`]: each piece of work has a waker of its own, which reports that it
-//! has ended, so n pieces cost n steps, whatever their order.
+//! In a [`ReadySet`] each member has a waker of its own, which reports that this one has ended. So n members
+//! cost n steps, in whatever order they end.
 //!
 //! Floor 4: imports the ambient engine and the future.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::iter::FusedIterator;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use crate::ambient::{Task, try_spawn_with, yield_now};
 use crate::block_on::block_on_until;
 use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin, discard, lock};
-use crate::slot::{Observed, already_taken};
+use crate::slot::already_taken;
 use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
 
 // -------------------------------------------------------------------------------------- all of them
@@ -54,26 +53,20 @@ where
         let values = works.into_iter().map(Unfuture::take).collect();
         return Unfuture::settled_at(origin, values);
     }
-    let is_tied = works.iter().any(Unfuture::is_tied);
-    let mut set = ReadySet::new(works).cancelled_on_drop();
-    let joined = try_spawn_with(origin, true, |itself| {
-        set.observed_by(itself);
-        async move {
-            let mut values = Vec::from_iter(set.members.iter().map(|_| None));
-            while let Some((index, outcome)) = set.next().await {
-                match outcome {
-                    Ok(value) => values[index] = Some(value),
-                    Err(error) => {
-                        set.let_go();
-                        discard(values);
-                        return Err(error);
-                    }
+    combine(origin, works, |mut set, _| async move {
+        let mut values = Vec::from_iter(set.members.iter().map(|_| None));
+        while let Some((index, outcome)) = set.next().await {
+            match outcome {
+                Ok(value) => values[index] = Some(value),
+                Err(error) => {
+                    set.detach();
+                    discard(values);
+                    return Err(error);
                 }
             }
-            Ok(values.into_iter().flatten().collect())
         }
-    });
-    joined.tied(is_tied)
+        Ok(values.into_iter().flatten().collect())
+    })
 }
 
 /// Waits for all: what became of each, in the order of the input.
@@ -101,11 +94,9 @@ where
         let outcomes = works.into_iter().map(Unfuture::take).collect();
         return Unfuture::settled_at(origin, Ok(outcomes));
     }
-    let is_tied = works.iter().any(Unfuture::is_tied);
-    let set = ReadySet::new(works).cancelled_on_drop();
-    let stop = Arc::clone(&set.signal) as Arc<dyn Stop>;
-    let settled = try_spawn_with(origin, true, |itself| {
-        set.observed_by(itself.clone());
+    let mut stop = None;
+    let settled = combine(origin, works, |set, itself| {
+        stop = Some(Arc::clone(&set.signal) as Arc<dyn Stop>);
         let mut settling = Settling {
             outcomes: set.members.iter().map(|_| None).collect(),
             set,
@@ -119,7 +110,7 @@ where
             Ok(settling.settle())
         }
     });
-    settled.with(Some(stop), None, None).tied(is_tied)
+    settled.with(stop, None, None)
 }
 
 type Outcomes<T> = Vec<Result<T, Error>>;
@@ -136,18 +127,17 @@ struct Settling<T: Send + 'static> {
 impl<T: Send + 'static> Settling<T> {
     fn settle(&mut self) -> Outcomes<T> {
         let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
-        let outcomes = mem::take(&mut self.outcomes)
-            .into_iter()
-            .zip(&self.set.members);
         let stopped = |work: &Option<Unfuture<T>>| {
-            let running = work.as_ref().and_then(Unfuture::stopper);
-            let running = running.and_then(|work| reason.still_running(work));
+            let stopper = work.as_ref().and_then(Unfuture::stopper);
             // What is not left running then has ended.
             work.as_ref().map(Unfuture::cancel);
+            let running = stopper.and_then(|work| reason.still_running(work));
             let origin = work.as_ref().map_or(self.origin, Unfuture::origin);
             Err(running.unwrap_or_else(|| reason.error("one of many").started_at(origin)))
         };
+        let outcomes = mem::take(&mut self.outcomes).into_iter();
         outcomes
+            .zip(&self.set.members)
             .map(|(outcome, work)| outcome.unwrap_or_else(|| stopped(work)))
             .collect()
     }
@@ -205,23 +195,19 @@ where
     }
     if let Some(first) = works.iter().position(Unfuture::is_done) {
         let first = works.swap_remove(first);
-        drop(ReadySet::new(works).cancelled_on_drop());
+        works
+            .into_iter()
+            .for_each(|work| drop(work.cancel_on_drop()));
         return first;
     }
-    let is_tied = works.iter().any(Unfuture::is_tied);
-    let mut set = ReadySet::new(works).cancelled_on_drop();
-    let first = try_spawn_with(origin, true, |itself| {
-        set.observed_by(itself);
-        async move {
-            let first = set.next().await;
-            // The losers first: whoever sees the winner sees that it is over. What they stop in turn is
-            // stopped after this step.
-            drop(set);
-            yield_now().await;
-            first.map_or_else(|| Err(already_taken()), |(_, outcome)| outcome)
-        }
-    });
-    first.tied(is_tied)
+    combine(origin, works, |mut set, _| async move {
+        let first = set.next().await;
+        // The losers first: whoever sees the winner sees that it is over. What they stop in turn is stopped
+        // after this step.
+        drop(set);
+        yield_now().await;
+        first.map_or_else(|| Err(already_taken()), |(_, outcome)| outcome)
+    })
 }
 
 // --------------------------------------------------------------------------- one after the other
@@ -282,6 +268,7 @@ impl<T> AsCompleted<T> {
     /// # });
     /// ```
     pub async fn next_done(&mut self) -> Option<(usize, Result<T, Error>)> {
+        let _forgotten = ForgetWaker(Arc::clone(&self.set.signal));
         self.set.next().await
     }
 
@@ -317,7 +304,8 @@ impl<T> AsCompleted<T> {
 
     #[track_caller]
     fn next_until(&mut self, deadline: Option<Instant>) -> Option<(usize, Result<T, Error>)> {
-        if let Some(next) = self.set.next_ended() {
+        let poll = self.set.poll_next(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(next) = poll {
             return next;
         }
         assert_may_block(|thread| {
@@ -376,16 +364,35 @@ impl<T> fmt::Debug for AsCompleted<T> {
 
 // ------------------------------------------------------------------------------------ the ready-set
 
-/// Works, and which of them have ended: what wakes is one of many, so each has a waker of its own, which
-/// says which of them it was.
+/// Starts a task that waits for all of these, and cancels those that are left when it is dropped.
+fn combine<T, U, M, F>(origin: Origin, works: Vec<Unfuture<T>>, make: M) -> Unfuture<U>
+where
+    T: Send + 'static,
+    U: Send + 'static,
+    M: FnOnce(ReadySet<T>, Weak<Task<U>>) -> F,
+    F: Future<Output = Result<U, Error>> + Send + 'static,
+{
+    let is_tied = works.iter().any(Unfuture::is_tied);
+    let mut set = ReadySet::new(works);
+    set.cancels = true;
+    let whole = try_spawn_with(origin, true, |itself| {
+        for work in set.members.iter().flatten() {
+            work.observed_by(itself.clone());
+        }
+        make(set, itself)
+    });
+    whole.tied(is_tied)
+}
+
+/// Works, and which of them have ended.
 struct ReadySet<T> {
     /// `None` once its outcome was given away.
     members: Vec<Option<Unfuture<T>>>,
     left: usize,
-    /// Those that were seen to have ended, taken from the signal all at once.
+    /// Those that have ended, taken from the signal all at once.
     ended: VecDeque<usize>,
     signal: Arc<Signal>,
-    /// Whether all members are tied to this, and not only those that were tied before.
+    /// Whether the members that are left are cancelled when this is dropped.
     cancels: bool,
 }
 
@@ -401,6 +408,7 @@ struct Ended {
     stopped: Option<Reason>,
 }
 
+/// The waker of one member.
 struct Member {
     index: usize,
     signal: Arc<Signal>,
@@ -419,6 +427,16 @@ impl Signal {
         if let Some(waker) = waiting {
             waker.wake();
         }
+    }
+}
+
+/// Drops the waker of whoever waited.
+struct ForgetWaker(Arc<Signal>);
+
+impl Drop for ForgetWaker {
+    fn drop(&mut self) {
+        let waker = self.0.lock().waiting.take();
+        discard(waker);
     }
 }
 
@@ -459,90 +477,49 @@ impl<T> ReadySet<T> {
         }
     }
 
-    fn observed_by(&self, by: Weak<dyn Observed>) {
-        for work in self.members.iter().flatten() {
-            work.observed_by(by.clone());
-        }
-    }
-
-    fn cancelled_on_drop(mut self) -> ReadySet<T> {
-        self.cancels = true;
-        self
-    }
-
-    /// Drops the members, which go on, but for those that are tied themselves.
-    fn let_go(&mut self) {
+    /// Lets the members go on, but for those that are tied themselves.
+    fn detach(mut self) {
         self.cancels = false;
-        discard(mem::take(&mut self.members));
     }
 
-    /// One that has ended, if there is any; a `None` inside when all were given away, or when nothing more is
-    /// to be waited for.
-    fn next_ended(&mut self) -> Option<Option<(usize, Result<T, Error>)>> {
+    /// The next that has ended; `None` when all were given away, or when the waiting was stopped.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Result<T, Error>)>> {
         while self.left > 0 {
-            let Some(index) = self.ended.pop_front() else {
-                let mut ended = self.signal.lock();
-                if ended.members.is_empty() {
-                    return ended.stopped.map(|_| None);
+            if let Some(index) = self.ended.pop_front() {
+                if let Some(work) = self.members[index].take() {
+                    self.left -= 1;
+                    return Poll::Ready(Some((index, work.take())));
                 }
-                mem::swap(&mut self.ended, &mut ended.members);
                 continue;
-            };
-            if let Some(work) = self.members[index].take() {
-                self.left -= 1;
-                return Some(Some((index, work.take())));
+            }
+            // Cloning and dropping a waker is foreign code: it happens outside the lock.
+            let waker = cx.waker().clone();
+            let mut ended = self.signal.lock();
+            if !ended.members.is_empty() {
+                mem::swap(&mut self.ended, &mut ended.members);
+            } else if ended.stopped.is_some() {
+                break;
+            } else {
+                let replaced = ended.waiting.replace(waker);
+                drop(ended);
+                drop(replaced);
+                return Poll::Pending;
             }
         }
-        Some(None)
+        Poll::Ready(None)
     }
 
-    fn next(&mut self) -> Next<'_, T> {
-        Next {
-            set: self,
-            waits: false,
-        }
-    }
-}
-
-/// Dropping it loses nothing.
-struct Next<'a, T> {
-    set: &'a mut ReadySet<T>,
-    /// Whether it has left a waker.
-    waits: bool,
-}
-
-impl<T> Future for Next<'_, T> {
-    type Output = Option<(usize, Result<T, Error>)>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(next) = self.set.next_ended() {
-            return Poll::Ready(next);
-        }
-        self.waits = true;
-        // Cloning and dropping a waker is foreign code: it happens outside the lock.
-        let waker = cx.waker().clone();
-        let replaced = self.set.signal.lock().waiting.replace(waker);
-        drop(replaced);
-        // Looked at again: one may have ended just before.
-        self.set.next_ended().map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-impl<T> Drop for Next<'_, T> {
-    fn drop(&mut self) {
-        if self.waits {
-            let waker = self.set.signal.lock().waiting.take();
-            discard(waker);
-        }
+    /// Dropping it loses no outcome.
+    fn next(&mut self) -> impl Future<Output = Option<(usize, Result<T, Error>)>> + use<'_, T> {
+        poll_fn(|cx| self.poll_next(cx))
     }
 }
 
 impl<T> Drop for ReadySet<T> {
     fn drop(&mut self) {
-        let members = mem::take(&mut self.members).into_iter().flatten();
-        match self.cancels {
-            true => members.for_each(|work| drop(work.cancel_on_drop())),
-            false => members.for_each(drop),
+        if self.cancels {
+            let members = mem::take(&mut self.members).into_iter().flatten();
+            members.for_each(|work| drop(work.cancel_on_drop()));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! One run, many waiters.
 //!
-//! The outcome is kept for all; whoever asks gets a clone, made on the spot and outside of every
-//! lock. The clones share the `Unfuture`: it cancels, and threads wait for it. Only the wakers of tasks are
-//! kept here, because a slot wakes one and these are many.
+//! The outcome is kept for all; each clone gives a copy of it, made outside of every lock. The clones share
+//! the `Unfuture`, which cancels the work and which threads wait for. Only the wakers of tasks are kept here,
+//! because a slot has room for one.
 //!
 //! Floor 4: imports the future.
 
@@ -11,12 +11,13 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use crate::current::must_not_block;
-use crate::error::{Error, ErrorKind, discard, lock, wall};
+use crate::error::{Error, discard, lock, wall};
 use crate::slot::would_block;
 use crate::unfuture::{Canceller, Unfuture};
 
@@ -41,15 +42,16 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
                 outcome: OnceLock::new(),
                 waker: Waker::from(Arc::clone(&waiting)),
                 waiting,
+                clones: AtomicU64::new(1),
             }),
-            place: None,
+            id: 0,
         }
     }
 }
 
-/// An [`Unfuture`] with many owners, made by [`Unfuture::shared`]: many waiters, one run.
+/// An [`Unfuture`] with many owners, made by [`Unfuture::shared`]. Called `Shared` in futures too.
 ///
-/// Each clone waits for itself and gives a clone of the outcome, as often as it is asked. Put what
+/// Each clone waits for itself and gives a clone of the outcome, as often as it is asked. Put an outcome that
 /// is costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek).
 ///
 /// [`cancel`](Shared::cancel) on any clone stops the one work, and all clones give
@@ -60,7 +62,7 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 pub struct Shared<T> {
     kept: Arc<Kept<T>>,
     /// Under which the waker of this clone is kept.
-    place: Option<u64>,
+    id: u64,
 }
 
 /// What the clones have in common, dropped with the last of them.
@@ -71,39 +73,20 @@ struct Kept<T> {
     /// Wakes all who wait.
     waker: Waker,
     waiting: Arc<Waiting>,
+    /// How many there ever were.
+    clones: AtomicU64,
 }
 
+/// The wakers of the clones that wait, by their ids.
 #[derive(Default)]
-struct Waiting(Mutex<Wakers>);
-
-#[derive(Default)]
-struct Wakers {
-    /// By the place of the clone that waits. Places are never given twice.
-    wakers: BTreeMap<u64, Waker>,
-    places: u64,
-}
-
-impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, Wakers> {
-        lock(&self.0)
-    }
-}
+struct Waiting(Mutex<BTreeMap<u64, Waker>>);
 
 impl Wake for Waiting {
     fn wake(self: Arc<Self>) {
-        let wakers = mem::take(&mut self.lock().wakers);
+        let wakers = mem::take(&mut *lock(&self.0));
         for waker in wakers.into_values() {
             discard(wall(|| waker.wake()));
         }
-    }
-}
-
-impl<T> Kept<T> {
-    fn outcome(&self) -> Option<&Result<T, Error>> {
-        let take = || self.source.take_outcome();
-        self.source
-            .is_done()
-            .then(|| self.outcome.get_or_init(take))
     }
 }
 
@@ -128,18 +111,9 @@ impl<T: Clone> Shared<T> {
             if let Some(thread) = must_not_block() {
                 return Err(would_block(thread, self.kept.source.origin()));
             }
-            self.kept.source.wait();
+            self.wait();
         }
-        self.copy()
-    }
-
-    /// A clone of the outcome that is there.
-    fn copy(&self) -> Result<T, Error> {
-        let outcome = self.kept.outcome().cloned();
-        outcome.unwrap_or_else(|| {
-            let unfinished = Error::new(ErrorKind::WouldBlock, "the work has not ended");
-            Err(unfinished.started_at(self.kept.source.origin()))
-        })
+        self.outcome().clone()
     }
 }
 
@@ -155,7 +129,7 @@ impl<T> Shared<T> {
     /// assert_eq!(zeros.len(), 1 << 20);
     /// ```
     pub fn peek(&self) -> Option<&Result<T, Error>> {
-        self.kept.outcome()
+        self.is_done().then(|| self.outcome())
     }
 
     /// Blocks until the work has ended.
@@ -245,12 +219,14 @@ impl<T> Shared<T> {
         self.kept.source.canceller()
     }
 
-    /// Gives the place back, and the waker in it.
-    fn leave(&mut self) {
-        let Some(place) = self.place.take() else {
-            return;
-        };
-        let waker = self.kept.waiting.lock().wakers.remove(&place);
+    /// The outcome of work that has ended.
+    fn outcome(&self) -> &Result<T, Error> {
+        let kept = &self.kept;
+        kept.outcome.get_or_init(|| kept.source.take_outcome())
+    }
+
+    fn forget_waker(&self) {
+        let waker = lock(&self.kept.waiting.0).remove(&self.id);
         discard(waker);
     }
 }
@@ -259,25 +235,19 @@ impl<T: Clone> Future for Shared<T> {
     type Output = Result<T, Error>;
 
     /// May be polled again after it was ready, and is ready again.
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
         if !self.is_done() {
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
             let waker = cx.waker().clone();
-            let mut waiting = self.kept.waiting.lock();
-            waiting.places += 1;
-            let place = self.place.unwrap_or(waiting.places);
-            let replaced = waiting.wakers.insert(place, waker);
-            drop(waiting);
+            let replaced = lock(&self.kept.waiting.0).insert(self.id, waker);
             drop(replaced);
-            self.place = Some(place);
         }
         // Looked at again: who ends the work may have taken the wakers just before.
         let cx = &mut Context::from_waker(&self.kept.waker);
-        if self.kept.source.poll_done(cx).is_pending() {
-            return Poll::Pending;
-        }
-        self.leave();
-        Poll::Ready(self.copy())
+        self.kept.source.poll_done(cx).map(|()| {
+            self.forget_waker();
+            self.outcome().clone()
+        })
     }
 }
 
@@ -285,14 +255,14 @@ impl<T> Clone for Shared<T> {
     fn clone(&self) -> Shared<T> {
         Shared {
             kept: Arc::clone(&self.kept),
-            place: None,
+            id: self.kept.clones.fetch_add(1, Ordering::Relaxed),
         }
     }
 }
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        self.leave();
+        self.forget_waker();
     }
 }
 
