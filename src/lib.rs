@@ -176,11 +176,11 @@ mod threads;
 
 mod combine;
 mod continuations;
+mod convert;
 pub mod cookbook;
 mod lifecycle;
 mod limit;
 mod macros;
-mod outside;
 mod pinned;
 mod shared;
 

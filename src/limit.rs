@@ -23,7 +23,7 @@ use crate::error::{Error, Origin, discard, lock};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::slot::nest;
-use crate::threads::{self, Culprit};
+use crate::threads;
 use crate::unfuture::{Unfuture, Work};
 
 /// Runs at most so many of its tasks, jobs and calls at once; the others wait in order. Called `Semaphore` in
@@ -127,7 +127,7 @@ impl Limit {
         let place = permit.place;
         // In this order, so that the permit of one that never runs is released last.
         let held = (closure, permit);
-        let (job, prepared) = threads::prepare(origin, Culprit::Job, move || {
+        let (job, prepared) = threads::prepare(origin, move || {
             let (closure, _permit) = held;
             closure()
         });

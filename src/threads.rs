@@ -55,6 +55,16 @@ use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work, cancelled};
 /// let text = unsync::thread(|| std::fs::read_to_string("Cargo.toml"));
 /// assert!(text.result().unwrap().unwrap().contains("unsync"));
 /// ```
+///
+/// Waiting for a child process:
+///
+/// ```
+/// use std::process::{Command, Stdio};
+///
+/// let mut child = Command::new("whoami").stdout(Stdio::null()).spawn().unwrap();
+/// let status = unsync::thread(move || child.wait());
+/// assert!(status.result().unwrap().unwrap().success());
+/// ```
 #[track_caller]
 pub fn thread<F, T>(closure: F) -> Unfuture<T>
 where
@@ -78,18 +88,18 @@ where
     F: FnOnce() -> Result<T, Error> + Send + 'static,
     T: Send + 'static,
 {
-    let (job, prepared) = prepare(origin, Culprit::Job, closure);
+    let (job, prepared) = prepare(origin, closure);
     prepared.submit();
     job
 }
 
 /// A job, and what queues it.
-pub(crate) fn prepare<F, T>(origin: Origin, culprit: Culprit, closure: F) -> (Unfuture<T>, Prepared)
+pub(crate) fn prepare<F, T>(origin: Origin, closure: F) -> (Unfuture<T>, Prepared)
 where
     F: FnOnce() -> Result<T, Error> + Send + 'static,
     T: Send + 'static,
 {
-    let job = Arc::new(Closure::new(closure, culprit, origin));
+    let job = Arc::new(Closure::new(closure, Culprit::Job, origin));
     (Unfuture::of(job.clone()), Prepared(job))
 }
 
@@ -130,7 +140,6 @@ enum Stage<F> {
 pub(crate) enum Culprit {
     Job,
     PinnedCall,
-    Child,
 }
 
 impl Culprit {
@@ -138,7 +147,6 @@ impl Culprit {
         match self {
             Culprit::Job => "thread job",
             Culprit::PinnedCall => "call of a pinned value",
-            Culprit::Child => "child process",
         }
     }
 }
