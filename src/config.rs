@@ -5,6 +5,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -12,8 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, OnUnobserved, discard, on_unobserved, wall};
-use crate::processes::log;
-use crate::spin;
+use crate::{log, spin};
 
 /// The library's settings, to be installed before its first use.
 ///
@@ -39,17 +39,12 @@ use crate::spin;
 /// # }
 /// ```
 #[must_use = "settings do nothing unless they are installed"]
-pub struct Config {
-    threads: Option<usize>,
-    processes: Option<usize>,
-    settings: Settings,
-    on_unobserved: Option<OnUnobserved>,
-}
+pub struct Config(Settings);
 
 /// What the engines go by.
 pub(crate) struct Settings {
-    pub(crate) threads: usize,
-    pub(crate) processes: usize,
+    threads: Option<usize>,
+    processes: Option<usize>,
     pub(crate) keep_alive: Duration,
     pub(crate) thread_name: String,
     pub(crate) stack_size: Option<usize>,
@@ -66,6 +61,8 @@ pub(crate) struct Settings {
     pub(crate) worker_command: Option<WorkerCommand>,
     pub(crate) on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
     pub(crate) around_poll: Option<AroundPoll>,
+    /// Moved to where failures are told when the settings come into force.
+    on_unobserved: Option<OnUnobserved>,
 }
 
 type WorkerCommand = Box<dyn Fn(&Path) -> Command + Send + Sync>;
@@ -83,55 +80,51 @@ const MOST: usize = 1 << 20;
 impl Config {
     /// The defaults.
     pub fn new() -> Config {
-        Config {
+        Config(Settings {
             threads: None,
             processes: None,
-            settings: Settings {
-                threads: THREADS,
-                processes: 1,
-                keep_alive: Duration::from_secs(10),
-                thread_name: "unsync".into(),
-                stack_size: None,
-                spin: Duration::from_micros(50),
-                stall: None,
-                debug: false,
-                calls_per_worker: None,
-                memory_per_worker: None,
-                start_timeout: Duration::from_secs(30),
-                cancel_grace: Duration::ZERO,
-                frame_bytes_max: 1 << 30,
-                kill_children: false,
-                worker_command: None,
-                on_thread_start: None,
-                around_poll: None,
-            },
+            keep_alive: Duration::from_secs(10),
+            thread_name: "unsync".into(),
+            stack_size: None,
+            spin: Duration::from_micros(50),
+            stall: None,
+            debug: false,
+            calls_per_worker: None,
+            memory_per_worker: None,
+            start_timeout: Duration::from_secs(30),
+            cancel_grace: Duration::ZERO,
+            frame_bytes_max: 1 << 30,
+            kill_children: false,
+            worker_command: None,
+            on_thread_start: None,
+            around_poll: None,
             on_unobserved: None,
-        }
+        })
     }
 
     /// Threads of the pool that may run jobs at once; those that block in a wait of this library do
     /// not count. Default: 512.
     pub fn threads(mut self, most: usize) -> Config {
-        self.threads = Some(most);
+        self.0.threads = Some(most);
         self
     }
 
     /// Worker processes that may live at once. Default: the available parallelism, which respects
     /// affinity and cgroups.
     pub fn processes(mut self, most: usize) -> Config {
-        self.processes = Some(most);
+        self.0.processes = Some(most);
         self
     }
 
     /// How long an idle pool thread or worker process waits for work before it ends. Default: 10 s.
     pub fn keep_alive(mut self, time: Duration) -> Config {
-        self.settings.keep_alive = time;
+        self.0.keep_alive = time;
         self
     }
 
     /// The first part of the names of threads. Default: `unsync`. Linux shows 15 bytes of a name.
     pub fn thread_name(mut self, prefix: impl Into<String>) -> Config {
-        self.settings.thread_name = prefix.into();
+        self.0.thread_name = prefix.into();
         self
     }
 
@@ -140,40 +133,40 @@ impl Config {
     /// `RUST_MIN_STACK` where that is more, for the ambient thread, for calls in a worker process, and for
     /// the threads that decode their results.
     pub fn stack_size(mut self, bytes: usize) -> Config {
-        self.settings.stack_size = Some(bytes);
+        self.0.stack_size = Some(bytes);
         self
     }
 
     /// How long a waiting thread spins before it parks, up to 1 ms; timed waits may end later by that
     /// much. Default: 50 µs; zero turns it off. It turns itself off where it does not pay.
     pub fn spin(mut self, time: Duration) -> Config {
-        self.settings.spin = time;
+        self.0.spin = time;
         self
     }
 
     /// Reports on standard error when one poll holds up the ambient thread for longer than this.
     /// Default: no reports, or 100 ms if the environment variable `UNSYNC_DEBUG` is `1`.
     pub fn stall(mut self, longest: Duration) -> Config {
-        self.settings.stall = Some(longest);
+        self.0.stall = Some(longest);
         self
     }
 
     /// Replaces a worker process after so many calls. Default: never.
     pub fn calls_per_worker(mut self, calls: u64) -> Config {
-        self.settings.calls_per_worker = Some(calls);
+        self.0.calls_per_worker = Some(calls);
         self
     }
 
     /// Replaces a worker process whose resident memory is above this many bytes at the end of a call. It is
     /// no limit during the call, which may take as much as the system gives. Default: never. Costs a look at `/proc` for each call. On Linux only; elsewhere it has no effect.
     pub fn memory_per_worker(mut self, bytes: u64) -> Config {
-        self.settings.memory_per_worker = Some(bytes);
+        self.0.memory_per_worker = Some(bytes);
         self
     }
 
     /// How long a worker process may take until it is ready. Default: 30 s.
     pub fn start_timeout(mut self, limit: Duration) -> Config {
-        self.settings.start_timeout = limit;
+        self.0.start_timeout = limit;
         self
     }
 
@@ -205,14 +198,14 @@ impl Config {
     /// # }
     /// ```
     pub fn cancel_grace(mut self, time: Duration) -> Config {
-        self.settings.cancel_grace = time;
+        self.0.cancel_grace = time;
         self
     }
 
     /// The most bytes that the encoded arguments or the encoded result of a call may have. Default:
     /// 1 GiB.
     pub fn frame_bytes_max(mut self, bytes: usize) -> Config {
-        self.settings.frame_bytes_max = bytes;
+        self.0.frame_bytes_max = bytes;
         self
     }
 
@@ -232,7 +225,7 @@ impl Config {
     /// - if the program has its children reaped by somebody else, as by ignoring `SIGCHLD`. Linux shows
     ///   that; elsewhere do not use this setting in such a program.
     pub fn kill_children(mut self, kill: bool) -> Config {
-        self.settings.kill_children = kill;
+        self.0.kill_children = kill;
         self
     }
 
@@ -271,14 +264,14 @@ impl Config {
     where
         F: Fn(&Path) -> Command + Send + Sync + 'static,
     {
-        self.settings.worker_command = Some(Box::new(make));
+        self.0.worker_command = Some(Box::new(make));
         self
     }
 
     /// Runs on the ambient thread, on every thread of the pool and on those of [`Pinned`](crate::Pinned)
     /// values, before anything else does.
     pub fn on_thread_start(mut self, hook: impl Fn() + Send + Sync + 'static) -> Config {
-        self.settings.on_thread_start = Some(Box::new(hook));
+        self.0.on_thread_start = Some(Box::new(hook));
         self
     }
 
@@ -289,7 +282,7 @@ impl Config {
         mut self,
         hook: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static,
     ) -> Config {
-        self.settings.around_poll = Some(Box::new(hook));
+        self.0.around_poll = Some(Box::new(hook));
         self
     }
 
@@ -318,7 +311,7 @@ impl Config {
     /// # }
     /// ```
     pub fn on_unobserved(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Config {
-        self.on_unobserved = Some(Box::new(hook));
+        self.0.on_unobserved = Some(Box::new(hook));
         self
     }
 
@@ -329,73 +322,73 @@ impl Config {
     /// [`ErrorKind::NotInitialised`] if a value makes no sense, or if the library is in use already:
     /// then the settings in force stay.
     pub fn install(self) -> Result<(), Error> {
-        let (settings, hook) = self.resolve()?;
-        let spin = settings.spin;
-        match SETTINGS.set(Ok(settings)) {
-            Ok(()) => {
-                spin::set_budget(spin);
-                hook.into_iter().for_each(on_unobserved);
-                Ok(())
-            }
-            Err(_) => Err(refused(
-                "the library is in use already, install the settings before",
-            )),
+        let mut settings = self.0.checked()?;
+        let (spin, hook) = (settings.spin, settings.on_unobserved.take());
+        if SETTINGS.set(Ok(settings)).is_err() {
+            let text = "the library is in use already, install the settings before";
+            return Err(refused(text.into()));
         }
+        spin::set_budget(spin);
+        if let Some(hook) = hook {
+            on_unobserved(hook);
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    /// Threads of the pool that may run jobs at once.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.unwrap_or(THREADS)
     }
 
-    /// The hook is apart: it is set only when the settings are in force.
-    fn resolve(self) -> Result<(Settings, Option<OnUnobserved>), Error> {
-        let mut settings = self.settings;
-        settings.threads = chosen("threads", self.threads, "UNSYNC_THREADS", THREADS)?;
-        settings.processes = chosen("processes", self.processes, "UNSYNC_PROCESSES", cores())?;
-        let zeros = [
-            ("calls_per_worker", settings.calls_per_worker == Some(0)),
-            ("memory_per_worker", settings.memory_per_worker == Some(0)),
-            ("frame_bytes_max", settings.frame_bytes_max == 0),
-            ("stack_size", settings.stack_size == Some(0)),
-            ("start_timeout", settings.start_timeout.is_zero()),
+    /// Worker processes that may live at once.
+    pub(crate) fn processes(&self) -> usize {
+        self.processes.unwrap_or_else(cores)
+    }
+
+    /// Fills in what the environment says; refuses what makes no sense.
+    fn checked(mut self) -> Result<Settings, Error> {
+        self.threads = number("threads", self.threads, "UNSYNC_THREADS")?;
+        self.processes = number("processes", self.processes, "UNSYNC_PROCESSES")?;
+        self.debug = one_of("UNSYNC_DEBUG", ["0", "1"])? == Some("1");
+        one_of("UNSYNC_LINK", ["unix", "tcp"])?;
+        let (stack_size, spin) = (self.stack_size.unwrap_or(1), self.spin);
+        let mistakes = [
+            (self.calls_per_worker == Some(0), "calls_per_worker is 0"),
+            (self.memory_per_worker == Some(0), "memory_per_worker is 0"),
+            (self.frame_bytes_max == 0, "frame_bytes_max is 0"),
+            (stack_size == 0, "stack_size is 0"),
             (
-                "stall",
-                settings.stall.is_some_and(|longest| longest.is_zero()),
+                stack_size > isize::MAX as usize,
+                "stack_size is more than memory can be",
+            ),
+            (self.start_timeout.is_zero(), "start_timeout is 0"),
+            (self.stall == Some(Duration::ZERO), "stall is 0"),
+            (
+                self.thread_name.contains('\0'),
+                "thread_name holds a nul character",
             ),
         ];
-        if let Some((name, _)) = zeros.into_iter().find(|(_, zero)| *zero) {
-            return Err(refused(&format!("{name} is 0")));
+        if let Some((_, mistake)) = mistakes.iter().find(|(is_made, _)| *is_made) {
+            return Err(refused((*mistake).into()));
         }
-        if let Some(bytes) = settings
-            .stack_size
-            .filter(|bytes| *bytes > isize::MAX as usize)
-        {
-            return Err(refused(&format!(
-                "stack_size is {bytes}, more than memory can be"
-            )));
-        }
-        if settings.spin > SPIN_MAX {
-            return Err(refused(&format!(
-                "spin is {:?}, more than {SPIN_MAX:?}",
-                settings.spin
-            )));
-        }
-        if settings.thread_name.contains('\0') {
-            return Err(refused("thread_name holds a nul character"));
-        }
-        let debug = one_of("UNSYNC_DEBUG", ["0", "1"])? == Some("1");
-        settings.debug = debug;
-        one_of("UNSYNC_LINK", ["unix", "tcp"])?;
-        if debug {
-            settings.stall.get_or_insert(Duration::from_millis(100));
+        if spin > SPIN_MAX {
+            return Err(refused(format!("spin is {spin:?}, more than {SPIN_MAX:?}")));
         }
         for time in [
-            &mut settings.keep_alive,
-            &mut settings.start_timeout,
-            &mut settings.cancel_grace,
+            &mut self.keep_alive,
+            &mut self.start_timeout,
+            &mut self.cancel_grace,
         ] {
             *time = FOREVER.min(*time);
         }
-        let report: OnUnobserved = Box::new(|error| {
-            log(&format!("nobody looked at this: {error}"));
-        });
-        Ok((settings, self.on_unobserved.or(debug.then_some(report))))
+        if self.debug {
+            self.stall.get_or_insert(Duration::from_millis(100));
+            let report = |error: &Error| log(&format!("nobody looked at this: {error}"));
+            self.on_unobserved.get_or_insert(Box::new(report));
+        }
+        Ok(self)
     }
 }
 
@@ -415,31 +408,36 @@ static SETTINGS: OnceLock<Result<Settings, Error>> = OnceLock::new();
 
 /// The settings in force, or what is wrong with them. After this they cannot be changed.
 pub(crate) fn settings() -> Result<&'static Settings, Error> {
-    SETTINGS
-        .get_or_init(|| {
-            let (settings, hook) = Config::new().resolve()?;
-            hook.into_iter().for_each(on_unobserved);
-            Ok(settings)
-        })
-        .as_ref()
-        // Not a clone: each says where its work was started.
-        .map_err(|error| Error::new(error.kind(), error.to_string()))
+    let defaults = || {
+        let mut settings = Config::new().0.checked()?;
+        if let Some(hook) = settings.on_unobserved.take() {
+            on_unobserved(hook);
+        }
+        Ok(settings)
+    };
+    let settings = SETTINGS.get_or_init(defaults).as_ref();
+    // Not a clone: each says where its work was started.
+    settings.map_err(|error| Error::new(error.kind(), error.to_string()))
 }
 
-/// A thread that is to be started, with the name and the stack that the settings say.
-pub(crate) fn new_thread(name: impl fmt::Display) -> thread::Builder {
-    let settings = settings().ok();
-    let prefix = settings.map_or("unsync", |settings| &settings.thread_name);
-    let thread = thread::Builder::new().name(format!("{prefix}-{name}"));
-    match settings.and_then(|settings| settings.stack_size) {
-        Some(bytes) => thread.stack_size(bytes),
-        None => thread,
-    }
+/// Starts a thread with the name and the stack that the settings say.
+pub(crate) fn start_thread(name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    let stack_size = settings().ok().and_then(|settings| settings.stack_size);
+    start(name, stack_size, body)
 }
 
 /// The same for a thread on which functions of the program expect a main thread's stack.
-pub(crate) fn new_deep_thread(name: impl fmt::Display) -> thread::Builder {
-    new_thread(name).stack_size(stack_size())
+pub(crate) fn start_deep_thread(name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    start(name, Some(stack_size()), body)
+}
+
+fn start(name: &str, stack_size: Option<usize>, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    let prefix = settings().map_or("unsync", |settings| &settings.thread_name);
+    let mut thread = thread::Builder::new().name(format!("{prefix}-{name}"));
+    if let Some(bytes) = stack_size {
+        thread = thread.stack_size(bytes);
+    }
+    thread.spawn(body).map(drop)
 }
 
 /// The stack of a main thread, or what the settings or the environment say.
@@ -457,8 +455,9 @@ pub(crate) fn stack_size() -> usize {
 /// The first thing on a thread that runs code of the program: its hook.
 pub(crate) fn on_thread_start() {
     let settings = settings().ok();
-    let hook = settings.and_then(|settings| settings.on_thread_start.as_ref());
-    discard(wall(|| hook.iter().for_each(|hook| hook())));
+    if let Some(hook) = settings.and_then(|settings| settings.on_thread_start.as_ref()) {
+        discard(wall(hook));
+    }
 }
 
 /// The processors that this process may use; respects affinity and cgroups.
@@ -467,7 +466,8 @@ pub(crate) fn cores() -> usize {
     *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
-fn refused(what: &str) -> Error {
+#[cold]
+fn refused(what: String) -> Error {
     Error::new(
         ErrorKind::NotInitialised,
         format!("settings refused: {what}"),
@@ -480,38 +480,33 @@ fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// The value of a variable that has but a few.
-fn one_of<const N: usize>(
-    name: &str,
-    values: [&'static str; N],
-) -> Result<Option<&'static str>, Error> {
+/// The value of a variable that has but two.
+fn one_of(name: &str, values: [&'static str; 2]) -> Result<Option<&'static str>, Error> {
     let Some(value) = variable(name) else {
         return Ok(None);
     };
     let known = values.into_iter().find(|known| value == *known);
     known.map(Some).ok_or_else(|| {
-        let choice = values.join(" or ");
-        refused(&format!("{name} is {value:?}, not {choice}"))
+        let [one, other] = values;
+        refused(format!("{name} is {value:?}, not {one} or {other}"))
     })
 }
 
-fn chosen(name: &str, set: Option<usize>, outside: &str, default: usize) -> Result<usize, Error> {
-    match set {
-        Some(number @ 1..=MOST) => return Ok(number),
-        Some(number) => {
-            return Err(refused(&format!(
-                "{name} is {number}, not from 1 to {MOST}"
-            )));
-        }
-        None => {}
+/// A number that is set in code, or else by a variable of the environment.
+fn number(name: &str, set: Option<usize>, variable_name: &str) -> Result<Option<usize>, Error> {
+    if let Some(number) = set {
+        return match number {
+            1..=MOST => Ok(set),
+            _ => Err(refused(format!("{name} is {number}, not from 1 to {MOST}"))),
+        };
     }
-    let Some(value) = variable(outside) else {
-        return Ok(default);
+    let Some(value) = variable(variable_name) else {
+        return Ok(None);
     };
     match value.to_str().and_then(|text| text.trim().parse().ok()) {
-        Some(number @ 1..=MOST) => Ok(number),
-        _ => Err(refused(&format!(
-            "{outside} is {value:?}, not a whole number from 1 to {MOST}"
+        Some(number @ 1..=MOST) => Ok(Some(number)),
+        _ => Err(refused(format!(
+            "{variable_name} is {value:?}, not a whole number from 1 to {MOST}"
         ))),
     }
 }

@@ -156,7 +156,9 @@
 
 // Floors, from the ground up. Nothing imports a floor above its own, no engine imports another, and
 // platform differences stand in processes/transport.rs and in `register!` only. How to write to standard error
-// without its lock is one of them: so `log` is called from below.
+// without its lock is one of them: so `log` is handed down from there.
+use processes::log;
+
 mod current;
 mod error;
 mod progress;

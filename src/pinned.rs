@@ -14,7 +14,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
-use crate::config::{new_thread, on_thread_start, settings};
+use crate::config::{on_thread_start, settings, start_thread};
 use crate::current;
 use crate::error::{Error, ErrorKind, Origin, discard, wall};
 use crate::spin::Spin;
@@ -64,8 +64,8 @@ impl<V: 'static> Pinned<V> {
         let origin = Location::caller();
         let (queue, jobs) = mpsc::channel();
         let started = settings().and_then(|_| {
-            let thread = new_thread("pinned").spawn(move || serve(origin, make, jobs));
-            thread
+            let body = move || serve(origin, make, jobs);
+            start_thread("pinned", Box::new(body))
                 .map_err(|error| Error::os("no thread could be started for a pinned value", error))
         });
         Pinned {

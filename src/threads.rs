@@ -26,7 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::config::{cores, new_thread, on_thread_start, settings};
+use crate::config::{Settings, cores, on_thread_start, settings, start_thread};
 use crate::current::{self, Current};
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
@@ -391,7 +391,7 @@ impl State {
 
     /// How many more may work at once: idle threads, and new ones up to the limit.
     fn room(&self) -> usize {
-        let limit = settings().map_or(1, |settings| settings.threads);
+        let limit = settings().map_or(1, Settings::threads);
         self.idle + limit.saturating_sub(self.workers().saturating_sub(self.blocked))
     }
 
@@ -504,7 +504,7 @@ impl Pool {
     /// Starts a thread that is already counted; says whether there is one.
     fn start(&'static self, duty: Duty) -> bool {
         static NUMBER: AtomicUsize = AtomicUsize::new(1);
-        let thread = new_thread(NUMBER.fetch_add(1, Ordering::Relaxed));
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed).to_string();
         let body = move || {
             // The hook may wait for a job: this thread does not count meanwhile.
             let pool = Current::Pool {
@@ -520,8 +520,8 @@ impl Pool {
             // Thread-locals may ask for it that outlive this one's.
             Current::Ordinary.set();
         };
-        match thread.spawn(body) {
-            Ok(_) => true,
+        match start_thread(&number, Box::new(body)) {
+            Ok(()) => true,
             Err(error) => {
                 self.refused(duty, &error);
                 false

@@ -5,11 +5,11 @@
 //! Floor 2: imports only the error, and how to write a line to standard error.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::config::start_thread;
 use crate::error::{Origin, lock};
-use crate::processes::log;
+use crate::log;
 
 /// Where the ambient thread says what it polls.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ struct Poll {
 
 impl Stalls {
     /// Starts the watchdog. Without a thread to be had there are no reports.
-    pub(crate) fn watch(longest: Duration, thread: thread::Builder) -> Option<Stalls> {
+    pub(crate) fn watch(longest: Duration) -> Option<Stalls> {
         let poll = Mutex::new(Poll {
             current: None,
             number: 0,
@@ -47,7 +47,7 @@ impl Stalls {
             longest,
         });
         let watchdog = Arc::clone(&watched);
-        thread.spawn(move || watchdog.report()).ok()?;
+        start_thread("stalls", Box::new(move || watchdog.report())).ok()?;
         Some(Stalls(watched))
     }
 

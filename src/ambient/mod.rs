@@ -35,7 +35,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use crate::config::{new_deep_thread, new_thread, on_thread_start, settings};
+use crate::config::{on_thread_start, settings, start_deep_thread};
 use crate::current::Current;
 use crate::engine::{self, Engine, OnIdle, OnList, Stats};
 use crate::error::{discard, lock, wall};
@@ -156,8 +156,7 @@ fn injector() -> Result<&'static Sender<Message>, Refused> {
     }
     if INJECTOR.get().is_none() {
         let (sender, receiver) = mpsc::channel();
-        let thread = new_deep_thread("ambient").spawn(|| run(receiver));
-        thread.map_err(Refused::Os)?;
+        start_deep_thread("ambient", Box::new(|| run(receiver))).map_err(Refused::Os)?;
         discard(INJECTOR.set(sender));
     }
     INJECTOR.get().ok_or(Refused::Closed)
@@ -262,7 +261,7 @@ fn run(injector: Receiver<Message>) {
     let around_poll = settings.and_then(|settings| settings.around_poll.as_ref());
     let stalls = settings
         .and_then(|settings| settings.stall)
-        .and_then(|longest| Stalls::watch(longest, new_thread("stalls")));
+        .and_then(Stalls::watch);
     LOCAL.with(|local| {
         IS_AMBIENT.set(true);
         let mut executor = Executor {

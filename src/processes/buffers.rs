@@ -10,7 +10,7 @@ use std::mem;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::new_thread;
+use crate::config::start_thread;
 use crate::error::lock;
 
 /// A buffer is large if its capacity is above this.
@@ -68,7 +68,7 @@ pub(super) fn recycle(buffer: &mut Vec<u8>) {
     }
     pool.spare.push(buffer);
     drop(pool);
-    if !is_watched && new_thread("buffers").spawn(watch).is_err() {
+    if !is_watched && start_thread("buffers", Box::new(watch)).is_err() {
         free();
     }
 }

@@ -48,7 +48,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::config::settings;
+use crate::config::{Settings, settings};
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::progress::{Progress, Speaker};
@@ -89,7 +89,7 @@ fn pool() -> &'static Mutex<Pool> {
         // Without settings no call can be made.
         let settings = settings().ok();
         let mut state = State::new(Limits {
-            processes: settings.map_or(1, |settings| settings.processes),
+            processes: settings.map_or(1, Settings::processes),
             calls_per_worker: settings.and_then(|settings| settings.calls_per_worker),
             keep_alive: settings.map_or(Duration::ZERO, |settings| settings.keep_alive),
             cancel_grace: settings.map_or(Duration::ZERO, |settings| settings.cancel_grace),

@@ -17,7 +17,7 @@ use super::procfs;
 use super::scheduler::{DEATHS, Outcome};
 use super::transport;
 use super::worker::{Ending, PanicReport, Setup, TEST_MARK, setup};
-use crate::config::{Settings, new_thread};
+use crate::config::{Settings, start_thread};
 use crate::error::{Error, ErrorKind, lock};
 use crate::unfuture::Reason;
 
@@ -341,7 +341,7 @@ impl StderrTail {
             });
         };
         // Without the thread the pipe is closed; then what the worker prints is lost, and it lives on.
-        new_thread("stderr").spawn(forward).ok()?;
+        start_thread("stderr", Box::new(forward)).ok()?;
         Some(tail)
     }
 
@@ -433,7 +433,7 @@ fn forward_stdout(
         });
     };
     // Without the thread the pipe is closed, and printing fails in the worker.
-    let _ = new_thread("stdout").spawn(forward);
+    let _ = start_thread("stdout", Box::new(forward));
     over
 }
 

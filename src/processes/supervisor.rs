@@ -25,7 +25,7 @@ use super::transport::{self, Link, Rx, Tx};
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, setup};
 use super::{Pool, QueuedCall, apply, pool, settle, stop, update};
-use crate::config::{Settings, new_deep_thread, settings, stack_size};
+use crate::config::{Settings, settings, stack_size, start_deep_thread};
 use crate::current::Current;
 use crate::error::{Error, discard, lock, wall};
 
@@ -45,10 +45,13 @@ pub(super) fn wake() {
 /// stands in. Without any reader nobody would ever look at the calls that wait.
 pub(super) fn start() {
     // It resolves calls that nobody else does.
-    let thread = new_deep_thread("cpu").spawn(|| {
-        Current::Reader.set();
-        supervise();
-    });
+    let thread = start_deep_thread(
+        "cpu",
+        Box::new(|| {
+            Current::Reader.set();
+            supervise();
+        }),
+    );
     if let Err(error) = thread {
         let text = "no thread could be started for the worker processes";
         fail_start(&Error::os(text, error), |pool, _| {
@@ -240,13 +243,12 @@ impl Process {
 pub(super) fn spawn(number: u64) {
     lock(pool()).readers += 1;
     // It decodes results: they may be as large as what a call has the stack for.
-    let thread = new_deep_thread(format_args!("cpu-{number}"));
-    let attended = thread.spawn(move || {
+    let body = move || {
         Current::Reader.set();
         attend(number);
         stand_in();
-    });
-    if let Err(error) = attended {
+    };
+    if let Err(error) = start_deep_thread(&format!("cpu-{number}"), Box::new(body)) {
         let text = "no thread could be started for a worker process";
         let mut pool = lock(pool());
         pool.readers -= 1;
