@@ -5,7 +5,7 @@
 //!   ──────────                         ───────────────────────────────────────────────
 //!   spawn ──Start──▶ injector ──▶ tick: 1. the local queue, as long as it was at the start
 //!   waker ──Wake───▶ (a channel)        2. one burst of the injector
-//!   sleep ──Arm────▶                    3. the timers that are due
+//!   sleep ──Timer──▶                    3. the timers that are due
 //!                                       nothing left: spin, then park until a message or a deadline
 //!   own wakers, spawns and sleeps ──▶ local queue and timers, without the channel
 //! ```
@@ -25,7 +25,7 @@ mod local;
 mod task;
 mod timer;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -44,7 +44,7 @@ use crate::unfuture::Reason;
 use crate::watch::Stalls;
 
 use task::{Key, Newborn, Tasks, Ticket};
-use timer::{Alarm, TimerKey, Timers};
+use timer::{TimerEntry, Timers};
 
 pub use local::spawn_local;
 pub(crate) use task::{Task, try_spawn, try_spawn_with};
@@ -62,10 +62,10 @@ enum Message {
     Wake(Key),
     /// Drop the future of this task and resolve it for this reason.
     Stop(Arc<dyn Ticket>, Reason),
-    /// Set off this alarm at this time.
-    Arm(TimerKey, Alarm),
-    /// Forget this timer.
-    Disarm(TimerKey),
+    /// Set this timer.
+    SetTimer(TimerEntry),
+    /// Count a timer whose entry has no waker any more.
+    TimerCancelled,
     /// Call this when no task is left.
     WhenIdle(OnIdle),
     /// Call this with a list of all tasks.
@@ -108,7 +108,7 @@ enum Life {
 // more than all the rest.
 #[inline]
 fn post(message: Message) -> Result<(), (Message, Refused)> {
-    if IS_AMBIENT.get() {
+    if is_ambient() {
         LOCAL.with(|local| local.queue.borrow_mut().push_back(message));
         Ok(())
     } else {
@@ -118,7 +118,7 @@ fn post(message: Message) -> Result<(), (Message, Refused)> {
 
 /// Queues one more poll of a task that exists.
 fn wake(key: Key) {
-    if IS_AMBIENT.get() {
+    if is_ambient() {
         LOCAL.with(|local| local.queue.borrow_mut().push_back(Message::Wake(key)));
     } else {
         // Refused only after the end, when there is nothing left to poll.
@@ -128,7 +128,7 @@ fn wake(key: Key) {
 
 /// Drops the future of a task, and resolves the task for this reason.
 fn stop(ticket: Arc<dyn Ticket>, reason: Reason) {
-    if IS_AMBIENT.get() {
+    if is_ambient() {
         LOCAL.with(|local| local.stops.borrow_mut().push_back((ticket, reason)));
     } else {
         discard(inject(Message::Stop(ticket, reason)));
@@ -231,9 +231,6 @@ fn at_end(call: OnIdle) {
 // ------------------------------------------------------------------------------ the ambient thread
 
 thread_local! {
-    /// Set while this thread is the ambient one and serves. It needs no drop, so it can be asked to
-    /// the last and costs one look; where it is set, `LOCAL` is there.
-    static IS_AMBIENT: Cell<bool> = const { Cell::new(false) };
     static LOCAL: Local = const {
         Local {
             queue: RefCell::new(VecDeque::new()),
@@ -253,6 +250,11 @@ struct Local {
     stops: RefCell<VecDeque<(Arc<dyn Ticket>, Reason)>>,
 }
 
+/// Whether this is the ambient thread, and serves. Then its locals are there.
+fn is_ambient() -> bool {
+    matches!(Current::get(), Current::Ambient)
+}
+
 /// The life of the ambient thread.
 fn run(injector: Receiver<Message>) {
     Current::Ambient.set();
@@ -263,7 +265,6 @@ fn run(injector: Receiver<Message>) {
         .and_then(|settings| settings.stall)
         .and_then(Stalls::watch);
     LOCAL.with(|local| {
-        IS_AMBIENT.set(true);
         let mut executor = Executor {
             local,
             injector,
@@ -274,7 +275,7 @@ fn run(injector: Receiver<Message>) {
         // nobody waits for ever.
         discard(wall(|| executor.serve()));
         executor.end();
-        IS_AMBIENT.set(false);
+        Current::Ordinary.set();
     });
     let life = mem::replace(&mut *lock(&LIFE), Life::Ended);
     if let Life::Closing(calls) = life {
@@ -345,8 +346,8 @@ impl Executor<'_> {
             let now = Instant::now();
             loop {
                 let due = self.local.timers.borrow_mut().due(now);
-                let Some(alarm) = due else { break };
-                drop(alarm);
+                let Some(fires) = due else { break };
+                drop(fires);
             }
             self.stop_all();
         }
@@ -361,11 +362,8 @@ impl Executor<'_> {
             Message::Stop(ticket, reason) => {
                 self.local.stops.borrow_mut().push_back((ticket, reason));
             }
-            Message::Arm(key, alarm) => self.local.timers.borrow_mut().arm(key, alarm),
-            Message::Disarm(key) => {
-                let removed = self.local.timers.borrow_mut().disarm(key);
-                discard(removed);
-            }
+            Message::SetTimer(entry) => self.local.timers.borrow_mut().insert(entry),
+            Message::TimerCancelled => self.local.timers.borrow_mut().cancelled(),
             Message::WhenIdle(call) => self.tasks.when_idle(call),
             Message::List(call) => call(self.tasks.list()),
             Message::Close => return ControlFlow::Break(()),
@@ -404,7 +402,7 @@ impl Executor<'_> {
     fn idle(&mut self) -> Option<Message> {
         static SPIN: Spin = Spin::new();
         self.tasks.tell_if_idle();
-        let deadline = self.local.timers.borrow().next();
+        let deadline = self.local.timers.borrow_mut().next();
         // Of a deadline it is known when it comes, so looking for it would only burn the time until then;
         // and parking takes several that are close to each other together.
         let is_near = deadline.is_some_and(|at| at <= Instant::now() + spin::budget());

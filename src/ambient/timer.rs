@@ -1,27 +1,31 @@
 //! Time: the timers that the ambient thread keeps, and the futures that set them.
 
-use std::collections::BTreeMap;
+use std::cmp;
+use std::collections::BinaryHeap;
 use std::fmt;
 use std::future::Future;
-use std::num::NonZeroU64;
+use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{IS_AMBIENT, LOCAL, Message, Refused, inject};
+use super::{LOCAL, Message, Refused, ask, inject, is_ambient};
 use crate::error::{Error, Origin, discard, lock, wall};
 use crate::unfuture::Reason;
 
-/// When, and a number that tells timers of one instant apart.
-pub(super) type TimerKey = (Instant, u64);
-
-/// Alarms by deadline. Knows no clock: it is told what time it is.
+/// The timers that are set, in a heap. Knows no clock: `now` is passed in.
+///
+/// A timer whose sleep was dropped or reset stays as a cancelled entry until it comes to the front, or
+/// until more than half of the entries may be cancelled.
 pub(super) struct Timers {
-    alarms: BTreeMap<TimerKey, Alarm>,
-    /// When one was last taken out because it was due.
+    entries: BinaryHeap<TimerEntry>,
+    /// Entries that were ever inserted.
+    inserted: u64,
+    /// Timers cancelled since the last sweep. Some of them may have left the heap meanwhile.
+    cancelled: usize,
+    /// When a timer last fired.
     fired: Option<Instant>,
 }
 
@@ -31,101 +35,122 @@ const BUNDLE: Duration = Duration::from_micros(100);
 impl Timers {
     pub(super) const fn new() -> Timers {
         Timers {
-            alarms: BTreeMap::new(),
+            entries: BinaryHeap::new(),
+            inserted: 0,
+            cancelled: 0,
             fired: None,
         }
     }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.alarms.is_empty()
+        self.entries.is_empty()
     }
+
     /// When to look for those that are due.
-    pub(super) fn next(&self) -> Option<Instant> {
-        let (first, _) = self.alarms.first_key_value()?;
-        Some(self.fired.map_or(first.0, |at| first.0.max(at + BUNDLE)))
+    pub(super) fn next(&mut self) -> Option<Instant> {
+        while self.entries.peek()?.waker.is_empty() {
+            self.entries.pop();
+        }
+        let first = self.entries.peek()?.deadline;
+        Some(self.fired.map_or(first, |at| first.max(at + BUNDLE)))
     }
-    pub(super) fn arm(&mut self, key: TimerKey, alarm: Alarm) {
-        let replaced = self.alarms.insert(key, alarm);
-        debug_assert!(replaced.is_none(), "keys are not used again");
+
+    pub(super) fn insert(&mut self, mut entry: TimerEntry) {
+        entry.number = self.inserted;
+        self.inserted += 1;
+        self.entries.push(entry);
     }
-    /// Gives the alarm that stood there, to be dropped by the caller.
-    pub(super) fn disarm(&mut self, key: TimerKey) -> Option<Alarm> {
-        self.alarms.remove(&key)
+
+    /// Counts a timer that was cancelled; its entry may still be on its way here.
+    pub(super) fn cancelled(&mut self) {
+        self.cancelled += 1;
+        if self.cancelled * 2 > self.entries.len() {
+            self.cancelled = 0;
+            self.entries.retain(|entry| !entry.waker.is_empty());
+        }
     }
-    /// Takes out all of them, at the end.
-    pub(super) fn drain(&mut self) -> Vec<Alarm> {
-        std::mem::take(&mut self.alarms).into_values().collect()
+
+    /// Removes all timers, at the end.
+    pub(super) fn drain(&mut self) -> Vec<TimerEntry> {
+        mem::take(&mut self.entries).into_vec()
     }
-    /// Takes out one timer that is due.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Alarm> {
-        let first = self.alarms.first_entry()?;
-        if first.key().0 > now {
+
+    /// Removes one timer that is due. It fires when the caller drops it.
+    pub(super) fn due(&mut self, now: Instant) -> Option<TimerEntry> {
+        if self.entries.peek()?.deadline > now {
             return None;
         }
         self.fired = Some(now);
-        Some(first.remove())
+        self.entries.pop()
     }
 }
 
-/// Wakes its sleeper when it is dropped: because its time has come, or because it was lost on its
-/// way or at the end, when the sleeper has to see that there is no timer.
-pub(super) struct Alarm(Arc<Sleeper>);
+/// A timer. Dropping it wakes whoever waits for it: because its time has come, or because it was lost on
+/// its way or at the end, when the sleep has to see that there is no timer.
+pub(super) struct TimerEntry {
+    deadline: Instant,
+    /// Orders timers of one deadline. Given by [`Timers::insert`].
+    number: u64,
+    waker: Arc<WakerCell>,
+}
 
-impl Drop for Alarm {
+impl Drop for TimerEntry {
     fn drop(&mut self) {
-        if let Some(waker) = self.0.leave() {
+        if let Some(waker) = self.waker.take() {
             discard(wall(|| waker.wake()));
         }
     }
 }
 
-/// Who is to be woken: the one thing that a [`Sleep`] and its timer share. So a new waker needs no
-/// message, and a sleep that was woken or dropped holds none.
+/// The greatest is the one that fires first, because that is what the heap of std gives.
+impl Ord for TimerEntry {
+    fn cmp(&self, other: &TimerEntry) -> cmp::Ordering {
+        (other.deadline, other.number).cmp(&(self.deadline, self.number))
+    }
+}
+
+impl PartialOrd for TimerEntry {
+    fn partial_cmp(&self, other: &TimerEntry) -> Option<cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for TimerEntry {
+    fn eq(&self, other: &TimerEntry) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for TimerEntry {}
+
+/// What a [`Sleep`] and its timer share: the waker of the task that waits. So a new waker needs no message,
+/// and the timer of a sleep that was dropped has nobody to wake.
 #[derive(Debug)]
-struct Sleeper(Mutex<Option<Waker>>);
+struct WakerCell(Mutex<Option<Waker>>);
 
-impl Sleeper {
-    fn new(waker: Option<Waker>) -> Arc<Sleeper> {
-        Arc::new(Sleeper(Mutex::new(waker)))
+impl WakerCell {
+    fn new(waker: Option<Waker>) -> Arc<WakerCell> {
+        Arc::new(WakerCell(Mutex::new(waker)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
-        lock(&self.0)
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_none()
     }
 
-    /// Registers who polls. Says whether there was nobody, so that a timer has to be set.
-    fn enter(&self, waker: &Waker) -> bool {
-        if self.lock().as_ref().is_some_and(|old| old.will_wake(waker)) {
+    /// Registers the waker of a poll. Says whether there was none, so that a timer has to be set.
+    fn register(&self, waker: &Waker) -> bool {
+        let is_known = |old: &Waker| old.will_wake(waker);
+        if lock(&self.0).as_ref().is_some_and(is_known) {
             return false;
         }
         // Cloning and dropping a waker is foreign code: it happens outside the lock.
         let waker = waker.clone();
-        let replaced = self.lock().replace(waker);
+        let replaced = lock(&self.0).replace(waker);
         replaced.is_none()
     }
 
-    fn leave(&self) -> Option<Waker> {
-        self.lock().take()
-    }
-}
-
-/// What made a [`Sleep`].
-#[derive(Clone, Copy, Debug)]
-enum Maker {
-    Sleep,
-    SleepUntil,
-    Timeout,
-    Interval,
-}
-
-impl Maker {
-    /// Its name, as a user writes it.
-    fn name(self) -> &'static str {
-        match self {
-            Maker::Sleep => "sleep",
-            Maker::SleepUntil => "sleep_until",
-            Maker::Timeout => "timeout",
-            Maker::Interval => "interval",
-        }
+    fn take(&self) -> Option<Waker> {
+        lock(&self.0).take()
     }
 }
 
@@ -154,7 +179,7 @@ impl Maker {
 /// ```
 #[track_caller]
 pub fn sleep(duration: Duration) -> Sleep {
-    Sleep::new(Maker::Sleep, Instant::now().checked_add(duration))
+    Sleep::new("sleep", Instant::now().checked_add(duration))
 }
 
 /// Waits until a point in time. See [`sleep`].
@@ -174,7 +199,7 @@ pub fn sleep(duration: Duration) -> Sleep {
 /// ```
 #[track_caller]
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep::new(Maker::SleepUntil, Some(deadline))
+    Sleep::new("sleep_until", Some(deadline))
 }
 
 /// The future of [`sleep`] and [`sleep_until`]. Dropping it takes the timer back.
@@ -186,20 +211,18 @@ pub struct Sleep {
     /// `None`: never.
     deadline: Option<Instant>,
     /// `None` until it is polled.
-    sleeper: Option<Arc<Sleeper>>,
-    /// The number of the timer that was set for the sleeper, at the deadline.
-    armed: Option<NonZeroU64>,
-    maker: Maker,
+    waker: Option<Arc<WakerCell>>,
+    /// The function that made it.
+    maker: &'static str,
     origin: Origin,
 }
 
 impl Sleep {
     #[track_caller]
-    fn new(maker: Maker, deadline: Option<Instant>) -> Sleep {
+    fn new(maker: &'static str, deadline: Option<Instant>) -> Sleep {
         Sleep {
             deadline,
-            sleeper: None,
-            armed: None,
+            waker: None,
             maker,
             origin: Location::caller(),
         }
@@ -248,55 +271,50 @@ impl Sleep {
     }
 
     fn set(&mut self, deadline: Option<Instant>) {
-        let waker = self.disarm();
+        let waker = self.cancel();
         self.deadline = deadline;
         if waker.is_some() {
-            self.sleeper = Some(Sleeper::new(waker));
-            self.arm();
+            self.waker = Some(WakerCell::new(waker));
+            self.start();
         }
     }
 
-    /// Sets a timer for the sleeper, if there is one and a time for it.
-    fn arm(&mut self) {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let (Some(deadline), Some(sleeper)) = (self.deadline, &self.sleeper) else {
+    /// Sets a timer, unless the sleep never ends.
+    fn start(&self) {
+        let (Some(deadline), Some(waker)) = (self.deadline, &self.waker) else {
             return;
         };
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        if let Err(refused) = set_timer((deadline, number), Alarm(Arc::clone(sleeper))) {
-            let (name, origin) = (self.maker.name(), self.origin);
-            match refused {
-                Refused::Closed => {
-                    panic!("`{name}` after `unsync::shutdown` (started at {origin})")
-                }
-                Refused::Os(error) => panic!(
-                    "`{name}` without the ambient thread, which could not be started: {error} \
-                     (started at {origin})"
-                ),
-            }
+        let entry = TimerEntry {
+            deadline,
+            number: 0,
+            waker: Arc::clone(waker),
+        };
+        if is_ambient() {
+            return LOCAL.with(|local| local.timers.borrow_mut().insert(entry));
         }
-        self.armed = NonZeroU64::new(number);
+        let Err((_, refused)) = inject(Message::SetTimer(entry)) else {
+            return;
+        };
+        let (maker, origin) = (self.maker, self.origin);
+        match refused {
+            Refused::Closed => panic!("`{maker}` after `unsync::shutdown` (started at {origin})"),
+            Refused::Os(error) => panic!(
+                "`{maker}` without the ambient thread, which could not be started: {error} \
+                 (started at {origin})"
+            ),
+        }
     }
 
-    /// Takes the timer back. Gives who was to be woken.
-    fn disarm(&mut self) -> Option<Waker> {
-        // First the waker, so that the alarm has nobody to wake when it is dropped.
-        let waker = self.sleeper.take().and_then(|sleeper| sleeper.leave());
-        // Without one there is no alarm any more: it takes the waker along when it goes, and nobody else
-        // does. So a timer that fired costs the ambient thread no message.
-        let armed = self.deadline.zip(self.armed.take());
-        let (Some((deadline, number)), true) = (armed, waker.is_some()) else {
-            return waker;
-        };
-        let key = (deadline, number.get());
-        let removed = match IS_AMBIENT.get() {
-            true => LOCAL.with(|local| local.timers.borrow_mut().disarm(key)),
-            false => None,
-        };
-        match removed {
-            Some(alarm) => drop(alarm),
-            // It may still be on its way from another thread: this goes in behind it.
-            None => discard(inject(Message::Disarm(key))),
+    /// Cancels the timer. Gives the waker that it was to wake.
+    fn cancel(&mut self) -> Option<Waker> {
+        let waker = self.waker.take().and_then(|waker| waker.take());
+        // A timer that fired has taken the waker, so it costs the ambient thread no message.
+        if waker.is_some() && self.deadline.is_some() {
+            if is_ambient() {
+                LOCAL.with(|local| local.timers.borrow_mut().cancelled());
+            } else {
+                discard(ask(Message::TimerCancelled));
+            }
         }
         waker
     }
@@ -311,13 +329,13 @@ impl Future for Sleep {
     /// it, or it was shut down.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_elapsed() {
-            drop(self.disarm());
+            drop(self.cancel());
             return Poll::Ready(());
         }
-        let sleeper = self.sleeper.get_or_insert_with(|| Sleeper::new(None));
-        // There was somebody, but no more, if the timer fired just now, or was lost at a shutdown.
-        if sleeper.enter(cx.waker()) {
-            self.arm();
+        let waker = self.waker.get_or_insert_with(|| WakerCell::new(None));
+        // There was one, but no more, if the timer fired just now, or was lost at a shutdown.
+        if waker.register(cx.waker()) {
+            self.start();
         }
         Poll::Pending
     }
@@ -325,16 +343,8 @@ impl Future for Sleep {
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        drop(self.disarm());
+        drop(self.cancel());
     }
-}
-
-fn set_timer(key: TimerKey, alarm: Alarm) -> Result<(), Refused> {
-    if IS_AMBIENT.get() {
-        LOCAL.with(|local| local.timers.borrow_mut().arm(key, alarm));
-        return Ok(());
-    }
-    inject(Message::Arm(key, alarm)).map_err(|(_, refused)| refused)
 }
 
 /// Sets a future a deadline, `limit` from now.
@@ -367,7 +377,7 @@ fn set_timer(key: TimerKey, alarm: Alarm) -> Result<(), Refused> {
 pub fn timeout<F: Future>(limit: Duration, future: F) -> Timeout<F> {
     Timeout {
         future: Box::pin(future),
-        deadline: Sleep::new(Maker::Timeout, Instant::now().checked_add(limit)),
+        deadline: Sleep::new("timeout", Instant::now().checked_add(limit)),
         limit,
         origin: Location::caller(),
     }
@@ -426,7 +436,7 @@ impl<F> fmt::Debug for Timeout<F> {
 pub fn interval(period: Duration) -> Interval {
     assert!(!period.is_zero(), "the period of an interval is zero");
     Interval {
-        next: Sleep::new(Maker::Interval, Some(Instant::now())),
+        next: Sleep::new("interval", Some(Instant::now())),
         period,
         missed: MissedTicks::Burst,
     }
@@ -514,9 +524,10 @@ impl Interval {
         let due = self.next.deadline().unwrap_or(now);
         // Who waited gets it a little late all the same. That is no reason to shift what follows.
         let in_time = awaited && now - due < self.period;
-        let next = match in_time {
-            true => due.checked_add(self.period),
-            false => self.missed.next(due, now, self.period),
+        let next = if in_time {
+            due.checked_add(self.period)
+        } else {
+            self.missed.next(due, now, self.period)
         };
         self.next.set(next);
         due
@@ -598,5 +609,83 @@ impl Future for YieldNow {
         self.yielded = true;
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn insert(timers: &mut Timers, deadline: Instant) -> (Arc<WakerCell>, Arc<Count>) {
+        let count = Arc::new(Count::default());
+        let waker = WakerCell::new(Some(Waker::from(Arc::clone(&count))));
+        timers.insert(TimerEntry {
+            deadline,
+            number: 0,
+            waker: Arc::clone(&waker),
+        });
+        (waker, count)
+    }
+
+    #[test]
+    fn timers_fire_in_the_order_of_their_deadlines_and_then_of_their_insertion() {
+        let (mut timers, start) = (Timers::new(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let counts = [3, 1, 2, 1].map(|ms| insert(&mut timers, at(ms)).1);
+        let fired = || {
+            counts
+                .each_ref()
+                .map(|count| count.0.load(Ordering::Relaxed))
+        };
+        assert_eq!(timers.next(), Some(at(1)));
+        assert!(timers.due(at(0)).is_none());
+        drop(timers.due(at(2)));
+        assert_eq!(fired(), [0, 1, 0, 0]);
+        drop(timers.due(at(2)));
+        assert_eq!(fired(), [0, 1, 0, 1]);
+        drop(timers.due(at(2)));
+        assert_eq!(fired(), [0, 1, 1, 1]);
+        assert!(timers.due(at(2)).is_none());
+        assert_eq!(timers.next(), Some(at(3)));
+        drop(timers.drain());
+        assert_eq!(fired(), [1, 1, 1, 1]);
+        assert!(timers.is_empty() && timers.next().is_none());
+    }
+
+    #[test]
+    fn timers_that_are_close_to_the_last_one_are_looked_at_together() {
+        let (mut timers, start) = (Timers::new(), Instant::now());
+        let last = [0, 1].map(|us| insert(&mut timers, start + Duration::from_micros(us)));
+        drop(timers.due(start));
+        assert_eq!(timers.next(), Some(start + BUNDLE));
+        assert_eq!(last[1].1.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn cancelled_timers_are_never_looked_for_and_hold_little_memory() {
+        let (mut timers, start) = (Timers::new(), Instant::now());
+        let last = start + Duration::from_secs(100);
+        let (_kept, count) = insert(&mut timers, last);
+        for ms in 0..1000 {
+            let (waker, _) = insert(&mut timers, start + Duration::from_millis(ms));
+            drop(waker.take());
+            timers.cancelled();
+            assert!(timers.entries.len() <= 4);
+        }
+        assert_eq!(timers.next(), Some(last));
+        assert_eq!(timers.entries.len(), 1);
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
     }
 }
