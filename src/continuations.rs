@@ -384,10 +384,11 @@ impl<T: Send + 'static> Unfuture<T> {
         P: Wire + 'static,
     {
         if let Some(progress) = self.progress() {
-            let listener = progress.listen(id_of::<P>());
+            let (kind, mut seen) = (id_of::<P>(), 0);
             let _detached = spawn(async move {
-                while let Some(bytes) = poll_fn(|cx| progress.poll(listener, cx)).await {
-                    let mut rest = &bytes[..];
+                while let Some(report) = poll_fn(|cx| progress.poll(kind, seen, cx)).await {
+                    seen = report.order;
+                    let mut rest = &report.bytes[..];
                     match P::decode(&mut rest) {
                         Ok(value) if rest.is_empty() => f(value),
                         Ok(_) | Err(_) => {}

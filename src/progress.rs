@@ -1,8 +1,8 @@
-//! Progress: values that work reports while it runs, and who listens to them.
+//! Progress: values that a call reports while it runs, and who listens to them.
 //!
 //! ```text
-//!   call ──say──▶ Progress ──▶ listeners         shared by the call and the steps made on it
-//!                     └─join─▶ Progress of the whole that the call is a part of: `flatten`, `map_cpu`
+//!   call ──report──▶ Progress ──▶ listeners      shared by the call and the steps made on it
+//!                        └─join─▶ Progress of the whole that the call is a part of: `flatten`, `map_cpu`
 //! ```
 //!
 //! Values are encoded, and each carries a hash of its type. Of each type only the newest is kept.
@@ -16,34 +16,27 @@ use std::task::{Context, Poll, Waker};
 
 use crate::error::lock;
 
-/// The values that were reported, and the listeners.
+/// The values that were reported, and who waits for the next.
 pub(crate) struct Progress(Mutex<State>);
 
 struct State {
-    /// The newest value of each type that has no listener yet. At most one for each type of the program.
-    unheard: Vec<Said>,
-    listeners: Vec<Listener>,
-    /// Count of [`Speaker`]s and of joined parts. Listeners end when it reaches zero.
+    /// The newest of each type: at most one for each type of the program.
+    newest: Vec<Report>,
+    /// Of listeners, to values of whatever type.
+    wakers: Vec<Waker>,
+    /// Count of [`Speaker`]s and of joined parts. Listening ends when it reaches zero.
     speakers: usize,
     /// Gets every value too, and counts this as one of its speakers.
     whole: Option<Arc<Progress>>,
 }
 
+/// A value that was reported.
 #[derive(Clone)]
-struct Said {
+pub(crate) struct Report {
     kind: u64,
     /// Greater for a newer value. A value may be overtaken while its part joins a whole.
-    order: u64,
-    bytes: Arc<[u8]>,
-}
-
-struct Listener {
-    kind: u64,
-    /// Of the newest value that came.
-    order: u64,
-    /// That value, until it is heard.
-    newest: Option<Arc<[u8]>>,
-    waker: Option<Waker>,
+    pub(crate) order: u64,
+    pub(crate) bytes: Arc<[u8]>,
 }
 
 impl Progress {
@@ -53,72 +46,55 @@ impl Progress {
 
     /// Passes a value on to those who listen to this type.
     pub(crate) fn say(self: &Arc<Progress>, kind: u64, bytes: &[u8]) {
-        static ORDER: AtomicU64 = AtomicU64::new(0);
-        self.spread(Said {
+        static ORDER: AtomicU64 = AtomicU64::new(1);
+        self.spread(Report {
             kind,
-            order: ORDER.fetch_add(1, Ordering::Relaxed) + 1,
+            order: ORDER.fetch_add(1, Ordering::Relaxed),
             bytes: bytes.into(),
         });
     }
 
     /// A loop and no recursion: wholes may be nested more deeply than the stack allows.
-    fn spread(self: &Arc<Progress>, said: Said) {
+    fn spread(self: &Arc<Progress>, report: Report) {
         let mut next = Some(Arc::clone(self));
         while let Some(progress) = next {
             let mut state = progress.lock();
-            let wakers = state.put(&said);
+            let wakers = state.put(&report);
             next = state.whole.clone();
             drop(state);
             wakers.into_iter().for_each(Waker::wake);
         }
     }
 
-    /// From now on `whole` gets every value, beginning with those that had no listener so far.
+    /// From now on `whole` gets every value, beginning with the newest.
     pub(crate) fn join(self: &Arc<Progress>, whole: &Arc<Progress>) {
         whole.lock().speakers += 1;
         let mut state = self.lock();
-        let unheard = mem::take(&mut state.unheard);
+        let newest = state.newest.clone();
         let is_over = state.speakers == 0;
         if !is_over {
             state.whole = Some(Arc::clone(whole));
         }
         drop(state);
-        unheard.into_iter().for_each(|said| whole.spread(said));
+        newest.into_iter().for_each(|report| whole.spread(report));
         if is_over {
             Progress::leave(Arc::clone(whole));
         }
     }
 
-    /// Adds a listener to values of one type; gives its index.
-    pub(crate) fn listen(&self, kind: u64) -> usize {
-        let mut state = self.lock();
-        let before = state.unheard.iter().position(|said| said.kind == kind);
-        let before = before.map(|at| state.unheard.swap_remove(at));
-        state.listeners.push(Listener {
-            kind,
-            order: before.as_ref().map_or(0, |said| said.order),
-            newest: before.map(|said| said.bytes),
-            waker: None,
-        });
-        state.listeners.len() - 1
-    }
-
-    /// The newest value that this listener has not been given; `None` at the end.
-    pub(crate) fn poll(&self, listener: usize, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+    /// The newest value of this type, if it is newer than `after`; `None` at the end.
+    pub(crate) fn poll(&self, kind: u64, after: u64, cx: &mut Context<'_>) -> Poll<Option<Report>> {
         let waker = cx.waker().clone();
         let mut state = self.lock();
-        let is_over = state.speakers == 0;
-        let listener = &mut state.listeners[listener];
-        match listener.newest.take() {
-            None if is_over => Poll::Ready(None),
-            None => {
-                let replaced = listener.waker.replace(waker);
-                drop(state);
-                drop(replaced);
-                Poll::Pending
-            }
-            newest => Poll::Ready(newest),
+        let mut newest = state.newest.iter();
+        let newer = newest.find(|report| report.kind == kind && report.order > after);
+        if newer.is_some() || state.speakers == 0 {
+            return Poll::Ready(newer.cloned());
         }
+        if !state.wakers.iter().any(|known| known.will_wake(&waker)) {
+            state.wakers.push(waker);
+        }
+        Poll::Pending
     }
 
     /// Takes one speaker away. The last one also leaves the whole.
@@ -130,8 +106,7 @@ impl Progress {
             if state.speakers > 0 {
                 return;
             }
-            let listeners = state.listeners.iter_mut();
-            let wakers: Vec<_> = listeners.filter_map(|it| it.waker.take()).collect();
+            let wakers = mem::take(&mut state.wakers);
             next = state.whole.take();
             drop(state);
             wakers.into_iter().for_each(Waker::wake);
@@ -141,26 +116,13 @@ impl Progress {
 
 impl State {
     /// Stores a value; gives the wakers to be woken.
-    fn put(&mut self, said: &Said) -> Vec<Waker> {
-        let mut wakers = Vec::new();
-        let mut heard = self.whole.is_some();
-        let listeners = self.listeners.iter_mut();
-        for listener in listeners.filter(|listener| listener.kind == said.kind) {
-            heard = true;
-            if listener.order < said.order {
-                listener.order = said.order;
-                listener.newest = Some(Arc::clone(&said.bytes));
-                wakers.extend(listener.waker.take());
-            }
+    fn put(&mut self, report: &Report) -> Vec<Waker> {
+        match self.newest.iter_mut().find(|it| it.kind == report.kind) {
+            Some(newest) if newest.order > report.order => return Vec::new(),
+            Some(newest) => *newest = report.clone(),
+            None => self.newest.push(report.clone()),
         }
-        if !heard {
-            match self.unheard.iter_mut().find(|it| it.kind == said.kind) {
-                Some(older) if older.order < said.order => *older = said.clone(),
-                Some(_) => {}
-                None => self.unheard.push(said.clone()),
-            }
-        }
-        wakers
+        mem::take(&mut self.wakers)
     }
 }
 
@@ -170,15 +132,13 @@ pub(crate) struct Speaker(pub(crate) Arc<Progress>);
 impl Speaker {
     pub(crate) fn new() -> Speaker {
         Speaker(Arc::new(Progress(Mutex::new(State {
-            unheard: Vec::new(),
-            listeners: Vec::new(),
+            newest: Vec::new(),
+            wakers: Vec::new(),
             speakers: 1,
             whole: None,
         }))))
     }
-}
 
-impl Speaker {
     /// One for a whole of which this is a part.
     pub(crate) fn of(part: Option<Arc<Progress>>) -> Speaker {
         let speaker = Speaker::new();
