@@ -1,9 +1,8 @@
-//! The error: what became of work that did not give a value; and the wall that keeps panics in.
+//! The error of work that gave no value, and how panics are caught.
 //!
 //! Floor 0: imports nothing of the crate.
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -17,9 +16,9 @@ pub(crate) type Payload = Box<dyn Any + Send>;
 /// Where work was started: the caller's file and line.
 pub(crate) type Origin = &'static Location<'static>;
 
-/// Why a piece of work gave no value.
+/// Why work gave no value.
 ///
-/// The error is opaque: [`kind`](Error::kind) tells what happened, `Display` tells it to a person, with the culprit and the line
+/// The error is opaque: [`kind`](Error::kind) says what happened, and the text names the culprit and the line
 /// that started the work. It is cheap to clone; all clones are the same error.
 ///
 /// `?` turns it into an [`io::Error`], and an `io::Error` into it.
@@ -34,8 +33,8 @@ pub(crate) type Origin = &'static Location<'static>;
 /// assert!(error.to_string().contains("out of cheese"));
 /// ```
 ///
-/// A library with an error type of its own gives it a variant for work that was not done. What its functions
-/// return inside the work is the same type, so one `?` is for the work and one for the function.
+/// A library with its own error type adds a variant for work that was not done. Its functions return that type
+/// inside the work too, so one `?` is for the work and one for the function.
 ///
 /// ```
 /// use std::fmt;
@@ -103,7 +102,7 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     /// What happened, the culprit first, without the origin.
-    message: Cow<'static, str>,
+    message: String,
     origin: Option<Origin>,
     cause: Option<Cause>,
     exit: Option<ExitStatus>,
@@ -111,56 +110,57 @@ struct Inner {
     payload: Mutex<Option<Payload>>,
 }
 
-/// What is behind an error.
+/// What an error was made from.
 #[derive(Clone)]
 enum Cause {
-    /// The operating system's own error, or one that a program took for such.
+    /// The operating system's error, or another `io::Error` that was converted.
     Io(Arc<io::Error>),
-    /// An error that the one who made this gave as its message: what stands behind that is behind this.
-    Told(Arc<dyn StdError + Send + Sync>),
-    Remote(Arc<RemoteBacktrace>),
+    /// The error that gave the message. Its source is the source.
+    Message(Arc<dyn StdError + Send + Sync>),
+    /// The backtrace of a panic in a worker process.
+    Backtrace(Arc<dyn StdError + Send + Sync>),
 }
 
 /// The kinds of [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The work panicked, or a destructor of it did. [`Error::into_panic`] gives the payload.
+    /// The work panicked, or one of its destructors did. [`Error::into_panic`] gives the payload.
     Panicked,
     /// The work was cancelled before it gave a value.
     Cancelled,
-    /// The work did not end within its deadline.
+    /// The work did not end by its deadline.
     TimedOut,
     /// The [`Promise`](crate::Promise) was dropped unfulfilled, or the value was already taken.
     Abandoned,
-    /// Blocking was asked for on the ambient thread, or on one that reads from a worker process, where it
-    /// would stop everything.
+    /// The wait would have blocked the ambient thread, or a thread that reads from a worker process, and
+    /// everything with it.
     WouldBlock,
-    /// The worker process died while it ran the call, or one after the other before they could.
-    /// [`Error::worker_exit`] tells how.
+    /// The worker process died while it ran the call, or several died before they could.
+    /// [`Error::worker_exit`] says how.
     WorkerLost,
     /// The function was not named in a [`register!`](crate::register).
     NotRegistered,
-    /// The set-up is missing or wrong: no [`init`](crate::init), a setting that makes no sense, or one
-    /// that comes after the first use.
+    /// The set-up is missing or wrong: no [`init`](crate::init), an invalid setting, or one that comes after
+    /// the first use.
     NotInitialised,
     /// Arguments or a result could not be decoded.
     Codec,
     /// Arguments or a result exceed the limit of one frame.
     TooLarge,
-    /// The operating system refused a thread, a process or a connection, or an [`io::Error`] was turned into
-    /// this. [`source`](std::error::Error::source) has its error.
+    /// The operating system refused a thread, a process or a connection, or an [`io::Error`] was converted.
+    /// [`source`](std::error::Error::source) is that error.
     Os,
     /// The library was shut down.
     ShutDown,
 }
 
 impl Error {
-    /// An error of the program's own, for [`Wire::decode`](crate::Wire::decode) and
+    /// Makes an error, for [`Wire::decode`](crate::Wire::decode) and
     /// [`Promise::fail`](crate::Promise::fail).
     ///
-    /// As for [`io::Error::new`], the message is a string or another error. The text of that becomes the
-    /// message, its source the [`source`](std::error::Error::source).
+    /// As for [`io::Error::new`], the message is a string or another error, whose text becomes the message and
+    /// whose source becomes the [`source`](std::error::Error::source).
     ///
     /// # Examples
     ///
@@ -187,21 +187,23 @@ impl Error {
     /// assert_eq!(Even::decode(&mut &bytes[..]).unwrap_err().to_string(), "3 is odd");
     /// ```
     pub fn new(kind: ErrorKind, message: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
-        let told = message.into();
-        // The text is made here, by whoever made the error: nobody else runs foreign code for it.
-        let error = Error::plain(kind, told.to_string());
-        match told.source() {
-            Some(_) => error.with(|inner| inner.cause = Some(Cause::Told(told.into()))),
-            None => error,
-        }
+        let message = message.into();
+        // Formatting is foreign code: it runs here, on the caller's thread, and never again.
+        let text = message.to_string();
+        let has_source = message.source().is_some();
+        Error::made_from(
+            kind,
+            text,
+            has_source.then(|| Cause::Message(message.into())),
+        )
     }
 
-    fn plain(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Error {
+    fn made_from(kind: ErrorKind, message: String, cause: Option<Cause>) -> Error {
         Error(Arc::new(Inner {
             kind,
-            message: message.into(),
+            message,
             origin: None,
-            cause: None,
+            cause,
             exit: None,
             payload: Mutex::new(None),
         }))
@@ -213,36 +215,37 @@ impl Error {
             Some(text) => format!("{culprit} panicked: {text}"),
             None => format!("{culprit} panicked"),
         };
-        Error::new(ErrorKind::Panicked, message)
+        Error::made_from(ErrorKind::Panicked, message, None)
             .with(|inner| inner.payload = Mutex::new(Some(payload)))
     }
 
     /// The operating system refused what `attempt` names.
-    pub(crate) fn os(attempt: impl Into<Cow<'static, str>>, source: io::Error) -> Error {
-        Error::plain(ErrorKind::Os, attempt)
-            .with(|inner| inner.cause = Some(Cause::Io(Arc::new(source))))
+    pub(crate) fn os(attempt: impl Into<String>, source: io::Error) -> Error {
+        let source = Cause::Io(Arc::new(source));
+        Error::made_from(ErrorKind::Os, attempt.into(), Some(source))
     }
 
     /// A panic in another process: its message is the payload, its backtrace the source.
     pub(crate) fn with_remote_panic(self, message: String, backtrace: Option<String>) -> Error {
         self.with(|inner| {
             inner.payload = Mutex::new(Some(Box::new(message)));
-            inner.cause = backtrace.map(|text| Cause::Remote(Arc::new(RemoteBacktrace(text))));
+            inner.cause = backtrace.map(|text| {
+                let text = format!("backtrace in the worker process:\n{text}");
+                Cause::Backtrace(Box::<dyn StdError + Send + Sync>::from(text).into())
+            });
         })
     }
 
-    /// The same trouble, told of this culprit.
+    /// The same error with this culprit.
     pub(crate) fn about(&self, culprit: &str) -> Error {
         let message = match &*self.0.message {
             "" => culprit.to_owned(),
             message => format!("{culprit}: {message}"),
         };
-        Error::plain(self.0.kind, message)
-            .exited(self.0.exit)
-            .with(|inner| inner.cause = self.0.cause.clone())
+        Error::made_from(self.0.kind, message, self.0.cause.clone()).exited(self.0.exit)
     }
 
-    /// The `io::Error` that this was made from, if there is nothing else to tell.
+    /// The `io::Error` that this was converted from, if nothing was added to it.
     fn take_io(&mut self) -> Option<io::Error> {
         let Some(Cause::Io(source)) = &self.0.cause else {
             return None;
@@ -286,12 +289,12 @@ impl Error {
 
     /// The payload of the panic, to pass it on with [`std::panic::resume_unwind`].
     ///
-    /// A panic in a worker process arrives as a `String` with its message. Clones of one error share one payload: the first to ask gets
-    /// it, later ones get the message.
+    /// A panic in a worker process arrives as a `String` with its message. Clones of an error share one payload:
+    /// the first call gets it, later ones get the message.
     ///
     /// # Errors
     ///
-    /// Gives the error back if its [`kind`](Error::kind) is not [`ErrorKind::Panicked`].
+    /// Returns the error itself if its [`kind`](Error::kind) is not [`ErrorKind::Panicked`].
     ///
     /// # Examples
     ///
@@ -304,10 +307,10 @@ impl Error {
             return Err(self);
         }
         let payload = lock(&self.0.payload).take();
-        Ok(payload.unwrap_or_else(|| Box::new(self.0.message.to_string())))
+        Ok(payload.unwrap_or_else(|| Box::new(self.0.message.clone())))
     }
 
-    /// How the worker process ended, for [`ErrorKind::WorkerLost`] and for a panic or a deadline that cost the worker its life.
+    /// How the worker process ended: for [`ErrorKind::WorkerLost`], and for a panic or a deadline that ended it.
     pub fn worker_exit(&self) -> Option<ExitStatus> {
         self.0.exit
     }
@@ -337,13 +340,14 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self.0.cause.as_ref()? {
             Cause::Io(error) => Some(&**error),
-            Cause::Told(error) => error.source(),
-            Cause::Remote(backtrace) => Some(&**backtrace),
+            Cause::Message(error) => error.source(),
+            Cause::Backtrace(text) => Some(&**text),
         }
     }
 }
 
-/// As [`ErrorKind::Os`], with the error as its source. One that was made from an [`Error`] gives that back.
+/// Converts into [`ErrorKind::Os`], with the error as its source. One that was converted from an [`Error`] gives
+/// that back.
 ///
 /// # Examples
 ///
@@ -362,8 +366,8 @@ impl From<io::Error> for Error {
     }
 }
 
-/// One that was made from an [`io::Error`] gives that back. Any other becomes the inner error of one of this
-/// kind:
+/// One that was converted from an [`io::Error`] gives that back. Any other becomes the inner error of an
+/// [`io::Error`] of this kind:
 ///
 /// | [`ErrorKind`] | [`io::ErrorKind`] |
 /// | --- | --- |
@@ -394,34 +398,16 @@ impl From<Error> for io::Error {
             (ErrorKind::TimedOut, _) => io::ErrorKind::TimedOut,
             (ErrorKind::WouldBlock, _) => io::ErrorKind::WouldBlock,
             (ErrorKind::Codec, _) => io::ErrorKind::InvalidData,
-            // Callers act upon most kinds: they try again what was `Interrupted`, make what is `NotFound`,
-            // and end quietly at a `BrokenPipe`.
+            // Callers act upon the other kinds: they retry what was `Interrupted`, create what is `NotFound`,
+            // and exit quietly on `BrokenPipe`.
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)
     }
 }
 
-/// The backtrace of a panic in a worker process, as the source of the error.
-#[derive(Debug)]
-struct RemoteBacktrace(String);
-
-impl fmt::Display for RemoteBacktrace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "backtrace in the worker process:\n{}", self.0)
-    }
-}
-
-impl StdError for RemoteBacktrace {}
-
-const _: () = {
-    const fn sound<
-        T: Send + Sync + Unpin + std::panic::UnwindSafe + std::panic::RefUnwindSafe + 'static,
-    >() {
-    }
-    sound::<Error>();
-};
-
+// A panic payload and a foreign error cannot be seen half-written: both are set once, before anybody else has
+// the error.
 impl std::panic::UnwindSafe for Inner {}
 impl std::panic::RefUnwindSafe for Inner {}
 
@@ -429,7 +415,7 @@ pub(crate) type OnUnobserved = Box<dyn Fn(&Error) + Send + Sync>;
 
 static UNOBSERVED: OnceLock<OnUnobserved> = OnceLock::new();
 
-/// Sets who is told of failures that nobody looked at. The first one stays.
+/// Sets the hook for failures that nobody looked at. The first one stays.
 pub(crate) fn on_unobserved(hook: OnUnobserved) {
     discard(UNOBSERVED.set(hook));
 }
@@ -450,19 +436,19 @@ pub(crate) fn panic_message(payload: &Payload) -> Option<&str> {
     text.or_else(|| payload.downcast_ref::<&'static str>().copied())
 }
 
-/// The wall: runs foreign code and turns its panic into a value, so that no panic ends a thread of ours.
+/// Runs foreign code and turns its panic into a value, so that no panic ends a thread of ours.
 pub(crate) fn wall<R>(step: impl FnOnce() -> R) -> Result<R, Payload> {
     catch_unwind(AssertUnwindSafe(step))
 }
 
-/// Locks what no panic leaves half-written: nothing foreign runs while a lock is held, so poison says
-/// nothing.
+/// Locks, and ignores poison: no foreign code runs while a lock is held, so no panic leaves anything
+/// half-written.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Drops foreign values behind the wall. A payload's own destructor may panic too; the one after that is leaked, since there is no end
-/// to it.
+/// Drops a foreign value and catches its panic. The destructor of a payload may panic too; the payload of that
+/// is leaked, since there is no end to it.
 pub(crate) fn discard<T>(value: T) {
     if let Err(payload) = wall(|| drop(value)) {
         if let Err(again) = wall(|| drop(payload)) {

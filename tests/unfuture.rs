@@ -1613,6 +1613,7 @@ fn the_question_mark_works_in_all_directions() {
 /// The auto traits, for a value that is `Send` and nothing else.
 const _: () = {
     const fn sound<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe + Debug + 'static>() {}
+    sound::<Error>();
     sound::<Unfuture<Cell<u8>>>();
     sound::<Promise<Cell<u8>>>();
     sound::<Canceller>();
