@@ -120,7 +120,7 @@ type Outcomes<T> = Vec<Result<T, Error>>;
 struct Settling<T: Send + 'static> {
     outcomes: Vec<Option<Result<T, Error>>>,
     set: ReadySet<T>,
-    itself: Weak<Task<Outcomes<T>>>,
+    itself: Weak<Task<Option<Outcomes<T>>>>,
     origin: Origin,
 }
 
@@ -149,9 +149,11 @@ impl<T: Send + 'static> Drop for Settling<T> {
         if self.outcomes.is_empty() {
             return;
         }
-        let outcomes = self.settle();
+        let mut outcomes = Some(self.settle());
         if let Some(itself) = self.itself.upgrade() {
-            itself.slot().finish(Ok(outcomes));
+            itself
+                .slot()
+                .resolve(None, |value, wanted| value.put(&mut outcomes, wanted));
         }
     }
 }
@@ -369,7 +371,7 @@ fn combine<T, U, M, F>(origin: Origin, works: Vec<Unfuture<T>>, make: M) -> Unfu
 where
     T: Send + 'static,
     U: Send + 'static,
-    M: FnOnce(ReadySet<T>, Weak<Task<U>>) -> F,
+    M: FnOnce(ReadySet<T>, Weak<Task<Option<U>>>) -> F,
     F: Future<Output = Result<U, Error>> + Send + 'static,
 {
     let is_tied = works.iter().any(Unfuture::is_tied);

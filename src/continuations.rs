@@ -505,7 +505,7 @@ impl<T: Send + 'static> Unfuture<T> {
     /// sees this one's.
     fn within<U, M, F>(self, progress: Option<Arc<Progress>>, make: M) -> Unfuture<U>
     where
-        M: FnOnce(Unfuture<T>, Weak<Task<U>>) -> F,
+        M: FnOnce(Unfuture<T>, Weak<Task<Option<U>>>) -> F,
         F: Future<Output = Result<U, Error>> + Send + 'static,
         U: Send + 'static,
     {

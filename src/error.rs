@@ -443,7 +443,7 @@ pub(crate) fn wall<R>(step: impl FnOnce() -> R) -> Result<R, Payload> {
 
 /// Locks, and ignores poison: no foreign code runs while a lock is held, so no panic leaves anything
 /// half-written.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

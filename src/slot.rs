@@ -2,25 +2,36 @@
 //!
 //! Floor 1: imports the error, the role and the spin.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::mem;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::current::blocking;
+use crate::current::{blocking, must_not_block};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved, wall};
 use crate::spin::Spin;
 
 /// The place of one outcome.
 ///
+/// All of it but the value needs no type: the code is there once, for a `Slot` whose `V` is not known.
+///
 /// Finishing it: store, unlock, then notify and wake; setting is the last thing that its owner does.
 /// Whoever waits looks under the same lock, so no wake-up is lost.
-pub(crate) struct Slot<T> {
-    /// `PENDING`, or how it ended. Set under the lock, read without it by those who spin. Never unset.
+pub(crate) struct Slot<V: ?Sized = dyn Value> {
+    header: Header,
+    state: Mutex<State<V>>,
+}
+
+/// What can be seen of a slot without its lock.
+pub(crate) struct Header {
+    /// `PENDING`, or how it ended, and whether the outcome was `TAKEN`. Set under the lock, read without it by
+    /// those who spin. Never unset.
     ended: AtomicU8,
     /// Whether the work is to be stopped when the `Unfuture` is dropped.
     pub(crate) tied: AtomicBool,
@@ -29,44 +40,89 @@ pub(crate) struct Slot<T> {
     /// One of `QUEUED`, `WATCHED`, `BEGUN`, in this order.
     phase: AtomicU8,
     pub(crate) origin: Origin,
-    state: Mutex<State<T>>,
+    /// For threads that wait, because a `Condvar` of std takes no lock of an unsized type.
+    gate: Mutex<()>,
     finished: Condvar,
 }
 
-enum State<T> {
+struct State<V: ?Sized> {
+    core: Core,
+    /// There in the stage `Done`.
+    value: V,
+}
+
+struct Core {
+    stage: Stage,
+    /// Boxed, because most slots have none.
+    watchers: Option<Box<Watchers>>,
+}
+
+enum Stage {
     /// Set by `new`. Left by the first `finish`.
     Pending {
-        next: Next,
-        /// Threads in `finished.wait`. Counted because notifying a `Condvar` of std is a system call
-        /// even when nobody waits.
-        waiting: u32,
-        /// What the outcome goes into, if that is not seen by whoever waits for it.
-        observed: Option<Weak<dyn Observed>>,
-        /// Set in the phase `WATCHED`. A slice, because a `Vec` would be 8 bytes too many for the task around
-        /// it: glibc has a fast path for allocations of up to 120 bytes.
-        on_begin: Box<[Waker]>,
+        /// Of the last one to ask, since an `Unfuture` has one owner.
+        waker: Option<Waker>,
+        /// Whether a thread waits. Notifying a `Condvar` of std is a system call even when nobody does.
+        waiting: bool,
     },
-    /// Set by `finish` while somebody may still want the outcome. Left by `take` and `detach`.
-    Done(Result<T, Error>, Option<Shell>),
+    /// The `Unfuture` was dropped before the end: so will be the outcome. Set by `detach`, left by `finish`.
+    Detached,
+    /// There is a value. Set by `finish`, left by `take`.
+    Done(Option<Spent>),
+    /// Set by `finish`, left by `take`.
+    Failed(Error),
     /// Set when the outcome was handed on or dropped. Never left.
     Taken,
 }
 
-/// Who gets the outcome. The last one to ask, since an `Unfuture` has one owner.
-enum Next {
-    Nobody,
-    Wake(Waker),
-    /// The `Unfuture` was dropped: so will be the outcome.
-    Drop,
+/// Those who want to know more than the outcome, until it is there.
+#[derive(Default)]
+struct Watchers {
+    /// What the outcome goes into, if that is not seen by whoever waits for it.
+    observed: Option<Weak<dyn Observed>>,
+    /// Set in the phase `WATCHED`.
+    on_begin: Vec<Waker>,
 }
 
 const PENDING: u8 = 0;
 const CANCELLED: u8 = 1;
 const OTHERWISE: u8 = 2;
+const TAKEN: u8 = 4;
 
 const QUEUED: u8 = 0;
 const WATCHED: u8 = 1;
 const BEGUN: u8 = 2;
+
+/// A value that comes, seen without its type.
+pub(crate) trait Value: Send {
+    /// Takes the output of a future out of an `Option` of it, if it is wanted. It is the value, or a `Result`
+    /// whose error is given.
+    fn put(&mut self, output: &mut dyn Any, wanted: bool) -> Option<Error>;
+    /// Gives the value, to be dropped.
+    fn remove(&mut self) -> Option<Box<dyn Send>>;
+}
+
+impl<T: Send + 'static> Value for Option<T> {
+    fn put(&mut self, output: &mut dyn Any, wanted: bool) -> Option<Error> {
+        if let Some(value) = output.downcast_mut::<Option<T>>() {
+            if wanted {
+                *self = value.take();
+            }
+            return None;
+        }
+        let output = output.downcast_mut::<Option<Result<T, Error>>>()?;
+        match output.take()? {
+            Ok(value) if wanted => *self = Some(value),
+            Ok(value) => *output = Some(Ok(value)),
+            Err(error) => return Some(error),
+        }
+        None
+    }
+
+    fn remove(&mut self) -> Option<Box<dyn Send>> {
+        self.take().map(|value| Box::new(value) as _)
+    }
+}
 
 /// Who can see an outcome that is to come.
 pub(crate) enum Observer {
@@ -99,47 +155,177 @@ impl Observer {
     }
 }
 
-/// An emptied allocation that travels back with the outcome to the thread that made it: freeing
+/// The emptied allocation of a future. It travels back with the outcome to the thread that made it: freeing
 /// memory where it was allocated is much cheaper than freeing it elsewhere.
-pub(crate) type Shell = Pin<Box<dyn Remains>>;
-pub(crate) trait Remains: Send {}
-impl<T: Send> Remains for T {}
+pub(crate) type Spent = Pin<Box<dyn Send>>;
 
-impl<T> Slot<T> {
-    pub(crate) fn new(origin: Origin) -> Slot<T> {
-        Slot::with(
-            origin,
-            State::Pending {
-                next: Next::Nobody,
-                waiting: 0,
-                observed: None,
-                on_begin: Box::default(),
-            },
-        )
-    }
-
-    pub(crate) fn settled(origin: Origin, outcome: Result<T, Error>) -> Slot<T> {
-        Slot::with(origin, State::Done(outcome, None))
-    }
-
-    fn with(origin: Origin, state: State<T>) -> Slot<T> {
-        let ended = match &state {
-            State::Done(outcome, _) => ending(outcome),
-            State::Pending { .. } | State::Taken => PENDING,
-        };
-        Slot {
-            ended: AtomicU8::new(ended),
-            tied: AtomicBool::new(false),
-            asked: AtomicBool::new(false),
-            phase: AtomicU8::new(QUEUED),
-            origin,
-            state: Mutex::new(state),
-            finished: Condvar::new(),
+impl Core {
+    /// Whether an outcome is still wanted; `None` if there is one, or was.
+    fn is_wanted(&self) -> Option<bool> {
+        match self.stage {
+            Stage::Pending { .. } => Some(true),
+            Stage::Detached => Some(false),
+            Stage::Done(_) | Stage::Failed(_) | Stage::Taken => None,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        lock(&self.state)
+    /// Gives what is left to [announce](Header::announce): who waits, or an outcome that is not wanted.
+    fn end(&mut self, header: &Header, error: Option<Error>, spent: Option<Spent>) -> Stage {
+        let (ended, outcome) = match error {
+            Some(error) if error.kind() == ErrorKind::Cancelled => {
+                (CANCELLED, Stage::Failed(error))
+            }
+            Some(error) => (OTHERWISE, Stage::Failed(error)),
+            None => (OTHERWISE, Stage::Done(spent)),
+        };
+        header.ended.store(ended, Ordering::Release);
+        if let Stage::Detached = self.stage {
+            self.stage = Stage::Taken;
+            return outcome;
+        }
+        mem::replace(&mut self.stage, outcome)
+    }
+
+    /// Whether there is a value, or the error; `None` if the outcome was taken before.
+    fn take(&mut self, header: &Header) -> Option<Result<(), Error>> {
+        let ended = header.ended.load(Ordering::Relaxed);
+        if ended == PENDING {
+            let text = "the work has not ended";
+            return Some(Err(Error::new(ErrorKind::WouldBlock, text)));
+        }
+        header.ended.store(ended | TAKEN, Ordering::Relaxed);
+        match mem::replace(&mut self.stage, Stage::Taken) {
+            Stage::Done(spent) => {
+                // It is empty: nothing foreign runs.
+                drop(spent);
+                Some(Ok(()))
+            }
+            Stage::Failed(error) => Some(Err(error)),
+            _ => None,
+        }
+    }
+}
+
+impl<T> Slot<Option<T>> {
+    pub(crate) fn new(origin: Origin) -> Slot<Option<T>> {
+        let stage = Stage::Pending {
+            waker: None,
+            waiting: false,
+        };
+        Slot {
+            header: Header {
+                ended: AtomicU8::new(PENDING),
+                tied: AtomicBool::new(false),
+                asked: AtomicBool::new(false),
+                phase: AtomicU8::new(QUEUED),
+                origin,
+                gate: Mutex::new(()),
+                finished: Condvar::new(),
+            },
+            state: Mutex::new(State {
+                core: Core {
+                    stage,
+                    watchers: None,
+                },
+                value: None,
+            }),
+        }
+    }
+
+    pub(crate) fn settled(origin: Origin, outcome: Result<T, Error>) -> Slot<Option<T>> {
+        let slot = Slot::new(origin);
+        slot.finish(outcome);
+        slot
+    }
+
+    /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
+    pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
+        let mut error = None;
+        let mut value = outcome.map_err(|failed| error = Some(failed)).ok();
+        let first = self.resolve(None, |place, wanted| {
+            if wanted {
+                *place = value.take();
+            }
+            error.take()
+        });
+        discard((value, error));
+        first
+    }
+
+    /// Takes the outcome of a slot that is done; `None` if it was taken before.
+    pub(crate) fn take(&self) -> Option<Result<T, Error>> {
+        let mut state = lock(&self.state);
+        match state.core.take(&self.header)? {
+            Ok(()) => state.value.take().map(Ok),
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl Slot {
+    /// Resolves the slot with an error; says whether this was the first time.
+    pub(crate) fn fail(&self, error: Error) -> bool {
+        let mut error = Some(error);
+        let first = self.resolve(None, |_, _| error.take());
+        discard(error);
+        first
+    }
+
+    /// Drops the error in an output of work that ends in another way.
+    #[cold]
+    pub(crate) fn reject(&self, output: &mut dyn Any) {
+        let error = lock(&self.state).value.put(output, false);
+        if let Some(error) = error {
+            unobserved::<()>(Err(error));
+        }
+    }
+
+    /// The `Unfuture` is gone; says whether the work is to be stopped.
+    pub(crate) fn detach(&self) -> bool {
+        let mut state = lock(&self.state);
+        let State { core, value } = &mut *state;
+        if core.is_wanted().is_some() {
+            let before = mem::replace(&mut core.stage, Stage::Detached);
+            drop(state);
+            discard(before);
+            // Looked at after that: whoever ties it from now on sees that the `Unfuture` is gone.
+            return self.is_tied() && !self.is_done();
+        }
+        let outcome = core
+            .take(&self.header)
+            .map(|ended| ended.map(|()| value.remove()));
+        drop(state);
+        if let Some(outcome) = outcome {
+            unobserved(outcome);
+        }
+        false
+    }
+}
+
+impl<V: ?Sized> Deref for Slot<V> {
+    type Target = Header;
+
+    fn deref(&self) -> &Header {
+        &self.header
+    }
+}
+
+impl Header {
+    fn announce(&self, left: Stage) {
+        match left {
+            Stage::Pending { waker, waiting } => {
+                if waiting {
+                    // Whoever has seen it pending waits by now.
+                    drop(lock(&self.gate));
+                    self.finished.notify_all();
+                }
+                if let Some(waker) = waker {
+                    discard(wall(|| waker.wake()));
+                }
+            }
+            Stage::Failed(error) => unobserved::<()>(Err(error)),
+            Stage::Done(_) | Stage::Detached | Stage::Taken => {}
+        }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -148,16 +334,41 @@ impl<T> Slot<T> {
 
     /// Whether the work has ended as cancelled, also when the outcome was taken since.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.ended.load(Ordering::Acquire) == CANCELLED
+        self.ended.load(Ordering::Acquire) & !TAKEN == CANCELLED
     }
 
-    /// Whether the outcome is no longer here.
+    /// Whether the outcome was taken.
     pub(crate) fn is_taken(&self) -> bool {
-        matches!(*self.lock(), State::Taken)
+        self.ended.load(Ordering::Acquire) & TAKEN != 0
     }
 
     pub(crate) fn is_tied(&self) -> bool {
         self.tied.load(Ordering::Relaxed)
+    }
+}
+
+impl<V: ?Sized> Slot<V> {
+    /// Resolves the slot with what `put` stores if it is wanted, or the error that it gives; says whether this
+    /// was the first time.
+    pub(crate) fn resolve(
+        &self,
+        spent: Option<Spent>,
+        put: impl FnOnce(&mut V, bool) -> Option<Error>,
+    ) -> bool {
+        let mut state = lock(&self.state);
+        let Some(wanted) = state.core.is_wanted() else {
+            return false;
+        };
+        let error = put(&mut state.value, wanted);
+        let left = state.core.end(&self.header, error, spent);
+        // Of work that never began.
+        let watchers = state.core.watchers.take();
+        drop(state);
+        if let Some(watchers) = watchers {
+            drop(watchers);
+        }
+        self.header.announce(left);
+        true
     }
 
     /// Ties the work to its scope while it is under way; says whether that scope is still there.
@@ -166,36 +377,39 @@ impl<T> Slot<T> {
         !self.is_detached()
     }
 
+    /// Whether nobody will ever take the outcome.
+    fn is_detached(&self) -> bool {
+        matches!(lock(&self.state).core.stage, Stage::Detached | Stage::Taken)
+    }
+
     pub(crate) fn observed_by(&self, by: Weak<dyn Observed>) {
-        if let State::Pending { observed, .. } = &mut *self.lock() {
-            *observed = Some(by);
+        let mut state = lock(&self.state);
+        if state.core.is_wanted().is_some() {
+            state.core.watchers.get_or_insert_default().observed = Some(by);
         }
     }
 
     /// Who can still see an outcome. One that is there has been seen, or will be, and another does not come.
     pub(crate) fn observer(&self) -> Observer {
-        match &*self.lock() {
-            State::Pending {
-                next: Next::Drop, ..
-            }
-            | State::Done(..)
-            | State::Taken => Observer::Nobody,
-            State::Pending { observed: None, .. } => Observer::Somebody,
-            State::Pending {
-                observed: Some(observed),
-                ..
-            } => observed.upgrade().map_or(Observer::Nobody, Observer::Of),
+        let core = &lock(&self.state).core;
+        if core.is_wanted() != Some(true) {
+            return Observer::Nobody;
+        }
+        let watchers = core.watchers.as_ref();
+        match watchers.and_then(|watchers| watchers.observed.as_ref()) {
+            None => Observer::Somebody,
+            Some(observed) => observed.upgrade().map_or(Observer::Nobody, Observer::Of),
         }
     }
 
     /// The work begins to run.
     pub(crate) fn begin(&self) {
         if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
-            let wakers = match &mut *self.lock() {
-                State::Pending { on_begin, .. } => mem::take(on_begin),
-                State::Done(..) | State::Taken => return,
-            };
-            for waker in wakers {
+            let mut state = lock(&self.state);
+            let watchers = state.core.watchers.as_mut();
+            let wakers = watchers.map(|watchers| mem::take(&mut watchers.on_begin));
+            drop(state);
+            for waker in wakers.into_iter().flatten() {
                 discard(wall(|| waker.wake()));
             }
         }
@@ -205,10 +419,10 @@ impl<T> Slot<T> {
     pub(crate) fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
         // Cloning and dropping a waker is foreign code: it happens outside the lock.
         let waker = cx.waker().clone();
-        let mut state = self.lock();
-        let State::Pending { on_begin, .. } = &mut *state else {
+        let mut state = lock(&self.state);
+        if state.core.is_wanted().is_none() {
             return Poll::Ready(());
-        };
+        }
         let queued =
             self.phase
                 .compare_exchange(QUEUED, WATCHED, Ordering::AcqRel, Ordering::Acquire);
@@ -216,151 +430,55 @@ impl<T> Slot<T> {
             return Poll::Ready(());
         }
         // `begin` takes it from here, and waits for this lock.
+        let on_begin = &mut state.core.watchers.get_or_insert_default().on_begin;
         if !on_begin.iter().any(|known| known.will_wake(&waker)) {
-            let mut wakers = mem::take(on_begin).into_vec();
-            wakers.push(waker);
-            *on_begin = wakers.into();
+            on_begin.push(waker);
         }
         Poll::Pending
     }
 
-    /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
-    pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
-        self.finish_with(outcome, None).map_err(discard).is_ok()
-    }
-
-    /// The same; a later outcome is given back.
-    pub(crate) fn finish_with(
-        &self,
-        outcome: Result<T, Error>,
-        shell: Option<Shell>,
-    ) -> Result<(), Result<T, Error>> {
-        let mut state = self.lock();
-        let State::Pending {
-            next,
-            waiting,
-            on_begin,
-            observed,
-        } = &mut *state
-        else {
-            drop(state);
-            discard(shell);
-            return Err(outcome);
-        };
-        let (next, waiting) = (mem::replace(next, Next::Nobody), *waiting);
-        let ended = ending(&outcome);
-        // Of work that never began. To be dropped without the lock.
-        let _unneeded = (mem::take(on_begin), observed.take());
-        let unwanted = match next {
-            Next::Drop => {
-                *state = State::Taken;
-                Some(outcome)
-            }
-            Next::Nobody | Next::Wake(_) => {
-                *state = State::Done(outcome, shell);
-                None
-            }
-        };
-        self.ended.store(ended, Ordering::Release);
-        drop(state);
-        if waiting > 0 {
-            self.finished.notify_all();
-        }
-        if let Next::Wake(waker) = next {
-            discard(wall(|| waker.wake()));
-        }
-        if let Some(outcome) = unwanted {
-            unobserved(outcome);
-        }
-        Ok(())
-    }
-
-    /// Takes the outcome of a slot that is done; `None` if it was taken before.
-    pub(crate) fn take(&self) -> Option<Result<T, Error>> {
-        let mut state = self.lock();
-        match mem::replace(&mut *state, State::Taken) {
-            State::Done(outcome, shell) => {
-                drop(state);
-                drop(shell);
-                Some(outcome)
-            }
-            State::Taken => None,
-            pending @ State::Pending { .. } => {
-                *state = pending;
-                Some(Err(Error::new(
-                    ErrorKind::WouldBlock,
-                    "the work has not ended",
-                )))
-            }
-        }
-    }
-
-    /// Whether nobody will ever take the outcome.
-    pub(crate) fn is_detached(&self) -> bool {
-        match &*self.lock() {
-            State::Pending { next, .. } => matches!(next, Next::Drop),
-            State::Done(..) => false,
-            State::Taken => true,
-        }
-    }
-
-    /// The `Unfuture` is gone.
-    pub(crate) fn detach(&self) {
-        let mut state = self.lock();
-        match &mut *state {
-            State::Pending { next, .. } => {
-                let waker = mem::replace(next, Next::Drop);
-                drop(state);
-                discard(waker);
-            }
-            State::Done(..) => {
-                let ended = mem::replace(&mut *state, State::Taken);
-                drop(state);
-                if let State::Done(outcome, _) = ended {
-                    unobserved(outcome);
-                }
-            }
-            State::Taken => {}
-        }
-    }
-
     /// The `Unfuture` is passed on: whoever polled it is not woken.
     pub(crate) fn forget_waker(&self) {
-        if !self.asked.load(Ordering::Relaxed) {
-            return;
+        if self.asked.load(Ordering::Relaxed) {
+            discard(self.replace_waker(None));
         }
-        let mut waker = Next::Nobody;
-        if let State::Pending { next, .. } = &mut *self.lock() {
-            mem::swap(next, &mut waker);
+    }
+
+    /// Leaves a waker, if an outcome is to come; gives the one that is of no more use.
+    fn replace_waker(&self, new: Option<Waker>) -> Option<Waker> {
+        match &mut lock(&self.state).core.stage {
+            Stage::Pending { waker, .. } => mem::replace(waker, new),
+            _ => new,
         }
-        discard(waker);
     }
 
     pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let known = |state: &State<T>| match state {
-            State::Pending {
-                next: Next::Wake(old),
-                ..
-            } => old.will_wake(cx.waker()),
-            State::Pending { .. } => false,
-            State::Done(..) | State::Taken => true,
+        let is_known = || match &lock(&self.state).core.stage {
+            Stage::Pending { waker, .. } => waker
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(cx.waker())),
+            _ => true,
         };
         // Only the `Unfuture` polls, so nobody else writes this.
         let first = !self.asked.load(Ordering::Relaxed);
-        if !self.is_done() && (first || !known(&self.lock())) {
+        if !self.is_done() && (first || !is_known()) {
             self.asked.store(true, Ordering::Relaxed);
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
-            let mut waker = Next::Wake(cx.waker().clone());
-            if let State::Pending { next, .. } = &mut *self.lock() {
-                mem::swap(next, &mut waker);
-            }
-            drop(waker);
+            drop(self.replace_waker(Some(cx.waker().clone())));
         }
-        if self.is_done() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
+        match self.is_done() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
+    }
+
+    /// Blocks until the slot, which is not done, is done; an error on a thread that must not block.
+    pub(crate) fn wait(&self) -> Result<(), Error> {
+        if let Some(thread) = must_not_block() {
+            return Err(would_block(thread, self.origin));
+        }
+        self.wait_until(None);
+        Ok(())
     }
 
     /// Blocks until the slot is done or the deadline has passed; says whether it is done.
@@ -371,39 +489,27 @@ impl<T> Slot<T> {
             return true;
         }
         blocking(|| {
-            let mut state = self.lock();
-            loop {
-                let State::Pending { waiting, .. } = &mut *state else {
-                    return true;
-                };
-                let left = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+            match &mut lock(&self.state).core.stage {
+                Stage::Pending { waiting, .. } => *waiting = true,
+                _ => return true,
+            }
+            let mut gate = lock(&self.gate);
+            while !self.is_done() {
+                let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                gate = match left {
+                    None => {
+                        let woken = self.finished.wait(gate);
+                        woken.unwrap_or_else(PoisonError::into_inner)
+                    }
                     Some(Duration::ZERO) => return false,
-                    left => left,
-                };
-                *waiting += 1;
-                state = match left {
-                    None => self
-                        .finished
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner),
                     Some(left) => {
-                        let woken = self.finished.wait_timeout(state, left);
+                        let woken = self.finished.wait_timeout(gate, left);
                         woken.unwrap_or_else(PoisonError::into_inner).0
                     }
                 };
-                if let State::Pending { waiting, .. } = &mut *state {
-                    *waiting -= 1;
-                }
             }
+            true
         })
-    }
-}
-
-/// How work ended that has this outcome.
-fn ending<T>(outcome: &Result<T, Error>) -> u8 {
-    match outcome {
-        Err(error) if error.kind() == ErrorKind::Cancelled => CANCELLED,
-        _ => OTHERWISE,
     }
 }
 

@@ -119,7 +119,7 @@ impl Prepared {
 
 /// A closure and the slot of its value, in one allocation.
 pub(crate) struct Closure<F, T> {
-    slot: Slot<T>,
+    slot: Slot<Option<T>>,
     /// Whoever takes the closure out of it resolves the slot.
     stage: Mutex<Stage<F>>,
     /// Set when it was to be stopped and ran already.
@@ -275,8 +275,11 @@ where
     F: Send + 'static,
     T: Send + 'static,
 {
-    fn slot(&self) -> &Slot<T> {
+    fn slot(&self) -> &Slot {
         &self.slot
+    }
+    fn take(&self) -> Option<Result<T, Error>> {
+        self.slot.take()
     }
     fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
         self

@@ -15,10 +15,10 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::current::{assert_may_block, must_not_block};
+use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin, unobserved};
 use crate::progress::Progress;
-use crate::slot::{Observed, Observer, Slot, already_taken, nest, would_block};
+use crate::slot::{Observed, Observer, Slot, already_taken, nest};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
 ///
@@ -75,18 +75,14 @@ impl<T> Unfuture<T> {
     /// ```
     /// assert_eq!(unsync::thread(|| 1 + 1).result().unwrap(), 2);
     /// ```
-    pub fn result(mut self) -> Result<T, Error> {
-        let work = self.work.take().ok_or_else(already_taken)?;
-        let slot = work.slot();
-        if !slot.is_done() {
-            if let Some(thread) = must_not_block() {
-                let origin = slot.origin;
-                self.work = Some(work);
-                return Err(would_block(thread, origin));
+    pub fn result(self) -> Result<T, Error> {
+        if let Some(work) = &self.work {
+            let slot = work.slot();
+            if !slot.is_done() {
+                slot.wait()?;
             }
-            slot.wait_until(None);
         }
-        slot.take().unwrap_or_else(|| Err(already_taken()))
+        self.take()
     }
 
     /// Blocks until the work has ended, without taking its outcome.
@@ -427,7 +423,7 @@ impl<T> Future for Unfuture<T> {
     /// If polled again after it gave its outcome.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
         self.poll_done(cx).map(|()| {
-            let outcome = self.work.as_ref().and_then(|work| work.slot().take());
+            let outcome = self.work.as_ref().and_then(|work| work.take());
             outcome.expect("`Unfuture` polled after completion")
         })
     }
@@ -436,16 +432,17 @@ impl<T> Future for Unfuture<T> {
 impl<T> Drop for Unfuture<T> {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
-        // Before the tie is looked at: who ties it after that sees that it is gone.
-        work.slot().detach();
-        if work.slot().is_tied() && !work.slot().is_done() {
-            // What it drops may own the next that is tied, and so on.
-            let tied = work.stopper();
-            nest(move || {
-                tied.stop(Reason::Cancelled);
-            });
+        if !work.slot().is_taken() && work.slot().detach() {
+            stop_tied(work.stopper());
         }
     }
+}
+
+/// What it drops may own the next that is tied, and so on.
+fn stop_tied(work: Arc<dyn Stop>) {
+    nest(move || {
+        work.stop(Reason::Cancelled);
+    });
 }
 
 impl<T> fmt::Debug for Unfuture<T> {
@@ -631,7 +628,9 @@ impl dyn Stop {
 
 /// Something that fills a slot: what an engine hands out behind an [`Unfuture`].
 pub(crate) trait Work<T>: Stop {
-    fn slot(&self) -> &Slot<T>;
+    fn slot(&self) -> &Slot;
+    /// Takes the outcome of work that has ended; `None` if it was taken before.
+    fn take(&self) -> Option<Result<T, Error>>;
     /// The same work without its type.
     fn stopper(self: Arc<Self>) -> Arc<dyn Stop>;
 }
@@ -717,13 +716,13 @@ impl<T> Unfuture<T> {
 
     /// Takes the outcome of work that has ended.
     pub(crate) fn take(mut self) -> Result<T, Error> {
-        let outcome = self.work.take().and_then(|work| work.slot().take());
+        let outcome = self.work.take().and_then(|work| work.take());
         outcome.unwrap_or_else(|| Err(already_taken()))
     }
 
     /// The same for one of many owners.
     pub(crate) fn take_outcome(&self) -> Result<T, Error> {
-        let outcome = self.work.as_ref().and_then(|work| work.slot().take());
+        let outcome = self.work.as_ref().and_then(|work| work.take());
         outcome.unwrap_or_else(|| Err(already_taken()))
     }
 
@@ -736,7 +735,7 @@ impl<T> Unfuture<T> {
 }
 
 struct Promised<T> {
-    slot: Slot<T>,
+    slot: Slot<Option<T>>,
 }
 
 impl<T: Send + 'static> Stop for Promised<T> {
@@ -751,8 +750,11 @@ impl<T: Send + 'static> Stop for Promised<T> {
 }
 
 impl<T: Send + 'static> Work<T> for Promised<T> {
-    fn slot(&self) -> &Slot<T> {
+    fn slot(&self) -> &Slot {
         &self.slot
+    }
+    fn take(&self) -> Option<Result<T, Error>> {
+        self.slot.take()
     }
     fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
         self
@@ -791,8 +793,11 @@ impl<T: 'static> Stop for Facade<T> {
 }
 
 impl<T: 'static> Work<T> for Facade<T> {
-    fn slot(&self) -> &Slot<T> {
+    fn slot(&self) -> &Slot {
         self.work.slot()
+    }
+    fn take(&self) -> Option<Result<T, Error>> {
+        self.work.take()
     }
     fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
         self

@@ -43,7 +43,7 @@ use crate::spin::{self, Spin};
 use crate::unfuture::Reason;
 use crate::watch::Stalls;
 
-use task::{Key, Newborn, Tasks, Ticket};
+use task::{Key, Newborn, Tasks};
 use timer::{TimerEntry, Timers};
 
 pub use local::spawn_local;
@@ -61,7 +61,7 @@ enum Message {
     /// Poll the task with this key, if it still lives.
     Wake(Key),
     /// Drop the future of this task and resolve it for this reason.
-    Stop(Arc<dyn Ticket>, Reason),
+    Stop(Arc<Task>, Reason),
     /// Set this timer.
     SetTimer(TimerEntry),
     /// Count a timer whose entry has no waker any more.
@@ -127,7 +127,7 @@ fn wake(key: Key) {
 }
 
 /// Drops the future of a task, and resolves the task for this reason.
-fn stop(ticket: Arc<dyn Ticket>, reason: Reason) {
+fn stop(ticket: Arc<Task>, reason: Reason) {
     if is_ambient() {
         LOCAL.with(|local| local.stops.borrow_mut().push_back((ticket, reason)));
     } else {
@@ -247,7 +247,7 @@ struct Local {
     queue: RefCell<VecDeque<Message>>,
     timers: RefCell<Timers>,
     /// Tasks that this thread itself is to stop after the step that it is in.
-    stops: RefCell<VecDeque<(Arc<dyn Ticket>, Reason)>>,
+    stops: RefCell<VecDeque<(Arc<Task>, Reason)>>,
 }
 
 /// Whether this is the ambient thread, and serves. Then its locals are there.
@@ -386,7 +386,7 @@ impl Executor<'_> {
                         // the other way round.
                         let later = Message::Stop(ticket, reason);
                         self.local.queue.borrow_mut().push_back(later);
-                    } else if let Some(error) = self.tasks.stop(&*ticket, reason) {
+                    } else if let Some(error) = self.tasks.stop(&ticket, reason) {
                         ended.push((ticket, error));
                     }
                     next = self.local.stops.borrow_mut().pop_front();

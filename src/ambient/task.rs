@@ -14,7 +14,7 @@ use super::{Message, Refused, post, stop, wake};
 use crate::config::AroundPoll;
 use crate::engine::{OnIdle, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, Payload, discard, unobserved, wall};
-use crate::slot::{Observed, Observer, Shell, Slot, already_taken};
+use crate::slot::{Observed, Observer, Slot, Spent, Value};
 use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 use crate::watch::Stalls;
 
@@ -51,7 +51,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let task = Arc::new(Task::<F::Output>::new(Location::caller(), true));
+    let task = Arc::new(Task::<Option<F::Output>>::new(Location::caller(), true));
     launch(Box::pin(Some(future)), task.clone());
     Unfuture::of(task)
 }
@@ -68,11 +68,11 @@ where
 /// The same for a future that has to do with its own work, and may say itself when that begins.
 pub(crate) fn try_spawn_with<M, F, T>(origin: Origin, begins: bool, make: M) -> Unfuture<T>
 where
-    M: FnOnce(Weak<Task<T>>) -> F,
+    M: FnOnce(Weak<Task<Option<T>>>) -> F,
     F: Future<Output = Result<T, Error>> + Send + 'static,
     T: Send + 'static,
 {
-    let task = Arc::new(Task::<T>::new(origin, begins));
+    let task = Arc::new(Task::new(origin, begins));
     let itself = Arc::downgrade(&task);
     launch(Box::pin(Some(make(itself))), task.clone());
     Unfuture::of(task)
@@ -101,11 +101,11 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let task = Arc::new(Task::<F::Output>::new(Location::caller(), true));
+    let task = Arc::new(Task::<Option<F::Output>>::new(Location::caller(), true));
     let body: Body = Box::pin(Some(future));
     // It counts as queued, so wakes are not lost: the ambient thread polls it again in any case.
     let waker = Waker::from(Arc::clone(&task));
-    if let Some(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
+    if let Polled::Pending(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
         launch(body, task.clone());
     }
     Unfuture::of(task)
@@ -117,8 +117,10 @@ fn launch(body: Body, ticket: Arc<dyn Ticket>) {
     // Refused for another reason, it resolves as shut down.
     if let Err((Message::Start(mut newborn), Refused::Os(error))) = post(Message::Start(newborn)) {
         if let Some((body, ticket)) = newborn.0.take() {
-            discard(wall(|| drop(body)));
-            ticket.fail(Error::os("the ambient thread could not be started", error));
+            discard(body);
+            ticket
+                .task()
+                .fail(Error::os("the ambient thread could not be started", error));
         }
     }
 }
@@ -130,7 +132,7 @@ pub(super) struct Newborn(Option<(Body, Arc<dyn Ticket>)>);
 impl Drop for Newborn {
     fn drop(&mut self) {
         if let Some((body, ticket)) = self.0.take() {
-            ticket.fail(body.stop(Reason::ShutDown));
+            ticket.task().fail(drop_body(Some(body), Reason::ShutDown));
         }
     }
 }
@@ -146,7 +148,7 @@ const PLACE_BITS: u32 = 32;
 /// What is shared of a task: its slot, and whether it is queued. It is the waker as well.
 ///
 /// The future is not in here: the ambient thread owns it, so polling takes no lock.
-pub(crate) struct Task<T> {
+pub(crate) struct Task<V: ?Sized = dyn Value> {
     /// Set once, by the ambient thread, before the first poll; no waker exists before that.
     key: AtomicU64,
     /// Set from the wake that queues the task until just before the poll that follows, and for ever
@@ -157,14 +159,14 @@ pub(crate) struct Task<T> {
     /// Decided when the future is ready, or when the task is stopped, before the message is sent: from
     /// then on it is not polled, though a wake may stand in the queue before the message.
     fate: Fate,
-    slot: Slot<T>,
+    slot: Slot<V>,
 }
 
 /// A key that no task ever has.
 const UNPLACED: Key = Key::MAX;
 
-impl<T> Task<T> {
-    fn new(origin: Origin, begins: bool) -> Task<T> {
+impl<T> Task<Option<T>> {
+    fn new(origin: Origin, begins: bool) -> Task<Option<T>> {
         Task {
             key: AtomicU64::new(UNPLACED),
             queued: AtomicBool::new(true),
@@ -175,84 +177,78 @@ impl<T> Task<T> {
     }
 }
 
-/// A task without the type of its value.
-pub(super) trait Ticket: Any + Send + Sync {
-    fn begin(&self);
-    fn key(&self) -> &AtomicU64;
-    fn queued(&self) -> &AtomicBool;
-    fn waker(self: Arc<Self>) -> Waker;
-    fn as_any(&self) -> &dyn Any;
-    fn is_done(&self) -> bool;
-    fn is_stopped(&self) -> bool;
-    fn origin(&self) -> Origin;
-    /// The future has given its output; `false` if the task was stopped before that.
-    fn end(&self) -> bool;
-    /// Resolves the task. The outcome is an `Option` of that of a future which gives a `Result`. Without
-    /// the emptied box of that future nobody will look at it.
-    fn finish(&self, outcome: &mut dyn Any, shell: Option<Shell>);
-    fn fail(&self, error: Error);
-}
-
-impl dyn Ticket {
+impl Task {
     /// Whether it has its place; otherwise its start is still queued.
     pub(super) fn is_placed(&self) -> bool {
-        self.key().load(Ordering::Relaxed) != UNPLACED
+        self.key.load(Ordering::Relaxed) != UNPLACED
     }
-}
 
-impl<T: Send + 'static> Ticket for Task<T> {
-    fn begin(&self) {
-        if self.begins {
-            self.slot.begin();
-        }
-    }
-    fn key(&self) -> &AtomicU64 {
-        &self.key
-    }
-    fn queued(&self) -> &AtomicBool {
-        &self.queued
-    }
-    fn waker(self: Arc<Self>) -> Waker {
-        Waker::from(self)
-    }
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.slot.is_done()
     }
-    fn is_stopped(&self) -> bool {
-        self.fate.is_stopped()
-    }
-    fn origin(&self) -> Origin {
-        self.slot.origin
-    }
-    fn end(&self) -> bool {
-        self.fate.end()
-    }
-    fn finish(&self, outcome: &mut dyn Any, shell: Option<Shell>) {
-        let outcome = outcome.downcast_mut::<Option<Result<Result<T, Error>, Error>>>();
-        let outcome = outcome
-            .and_then(Option::take)
-            .unwrap_or_else(|| Err(already_taken()));
-        let outcome = outcome.and_then(|outcome| outcome);
-        match shell {
-            Some(_) => discard(self.slot.finish_with(outcome, shell)),
-            None => unobserved(outcome),
+
+    /// Resolves the task with the output of its future; `false` if the task was stopped before that.
+    fn finish(&self, output: &mut dyn Any, spent: Spent) -> bool {
+        let ended = self.fate.end();
+        if ended {
+            self.slot
+                .resolve(Some(spent), |value, wanted| value.put(output, wanted));
+        } else {
+            self.slot.reject(output);
         }
+        ended
     }
-    fn fail(&self, error: Error) {
+
+    /// The same for a future that panicked.
+    #[cold]
+    fn panicked(&self, payload: Payload) -> bool {
+        let error = Error::panicked(CULPRIT, payload).started_at(self.slot.origin);
+        let ended = self.fate.end();
+        match ended {
+            true => _ = self.slot.fail(error),
+            false => unobserved::<()>(Err(error)),
+        }
+        ended
+    }
+
+    fn abort(task: Arc<Task>, reason: Reason) -> Stopping {
+        if let Err(decided) = task.fate.stop(reason) {
+            return decided;
+        }
+        // The future is dropped where it lives, never on the thread of the one who stops it.
+        stop(task, reason);
+        Stopping::Yes
+    }
+
+    pub(super) fn fail(&self, error: Error) {
         self.fate.end();
-        let outcome = match Err(error.started_at(self.slot.origin)) {
-            failed if self.fate.is_cancelled() => cancelled(failed, CULPRIT),
-            failed => failed,
+        let failed = Err::<(), _>(error.started_at(self.slot.origin));
+        let failed = match self.fate.is_cancelled() {
+            true => cancelled(failed, CULPRIT),
+            false => failed,
         };
-        let outcome = outcome.map_err(|error| error.started_at(self.slot.origin));
-        self.slot.finish(outcome);
+        if let Err(error) = failed {
+            self.slot.fail(error.started_at(self.slot.origin));
+        }
     }
 }
 
-impl<T: Send + 'static> Wake for Task<T> {
+/// A task on its way to its place.
+pub(super) trait Ticket: Send + Sync {
+    fn task(&self) -> &Task;
+    fn place(self: Arc<Self>) -> (Arc<Task>, Waker);
+}
+
+impl<T: Send + 'static> Ticket for Task<Option<T>> {
+    fn task(&self) -> &Task {
+        self
+    }
+    fn place(self: Arc<Self>) -> (Arc<Task>, Waker) {
+        (self.clone(), Waker::from(self))
+    }
+}
+
+impl<T: Send + 'static> Wake for Task<Option<T>> {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -263,30 +259,28 @@ impl<T: Send + 'static> Wake for Task<T> {
     }
 }
 
-impl<T: Send + 'static> Stop for Task<T> {
+impl<T: Send + 'static> Stop for Task<Option<T>> {
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        if let Err(decided) = self.fate.stop(reason) {
-            return decided;
-        }
-        // The future is dropped where it lives, never on the thread of the one who stops it.
-        stop(self, reason);
-        Stopping::Yes
+        Task::abort(self, reason)
     }
 
     fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.slot.poll_begun(cx)
+        self.slot().poll_begun(cx)
     }
 }
 
-impl<T: Send> Observed for Task<T> {
+impl<T: Send + 'static> Observed for Task<Option<T>> {
     fn observer(&self) -> Observer {
-        self.slot.observer()
+        self.slot().observer()
     }
 }
 
-impl<T: Send + 'static> Work<T> for Task<T> {
-    fn slot(&self) -> &Slot<T> {
+impl<T: Send + 'static> Work<T> for Task<Option<T>> {
+    fn slot(&self) -> &Slot {
         &self.slot
+    }
+    fn take(&self) -> Option<Result<T, Error>> {
+        self.slot.take()
     }
     fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
         self
@@ -298,11 +292,17 @@ impl<T: Send + 'static> Work<T> for Task<T> {
 /// It is kept as `Pin<Box<Option<F>>>`: so it can be dropped where it lies, without unsafe code, while
 /// the allocation goes back with the value to the thread that made it.
 pub(super) trait Step: Send {
-    /// Polls once. A future that is not ready comes back; of one that is, the value goes to the
-    /// task's slot.
-    fn step(self: Pin<Box<Self>>, ticket: &dyn Ticket, cx: &mut Context<'_>) -> Option<Body>;
-    /// Drops the future in place; gives what its task ends as: `reason`, or the panic of a destructor.
-    fn stop(self: Pin<Box<Self>>, reason: Reason) -> Error;
+    /// Polls once. Of a future that is ready, the value goes to the task's slot.
+    fn step(self: Pin<Box<Self>>, task: &Task, cx: &mut Context<'_>) -> Polled;
+}
+
+/// What became of a future by a poll.
+pub(super) enum Polled {
+    Pending(Body),
+    /// The task is resolved.
+    Ended,
+    /// The task was stopped meanwhile. The message that resolves it is on its way.
+    Stopped,
 }
 
 const CULPRIT: &str = "async task";
@@ -312,55 +312,43 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn step(mut self: Pin<Box<Self>>, ticket: &dyn Ticket, cx: &mut Context<'_>) -> Option<Body> {
-        let polled = wall(|| match self.as_mut().as_pin_mut() {
-            Some(future) => future.poll(cx),
-            None => Poll::Pending,
+    fn step(mut self: Pin<Box<Self>>, task: &Task, cx: &mut Context<'_>) -> Polled {
+        let mut output = None;
+        let polled = wall(|| {
+            let future = self.as_mut().as_pin_mut();
+            if let Some(Poll::Ready(value)) = future.map(|future| future.poll(cx)) {
+                output = Some(value);
+                // The future is gone before anybody sees its value.
+                self.set(None);
+            }
         });
-        let outcome = match polled {
-            Ok(Poll::Pending) => return Some(self),
-            Ok(Poll::Ready(value)) => Ok(value),
-            Err(payload) => Err(panicked(payload, ticket)),
-        };
-        // The future is gone before anybody sees its value. Of two panics the first is the cause.
-        let outcome = match (wall(|| self.set(None)), outcome) {
-            (Err(payload), Ok(value)) => {
-                discard(value);
-                Err(panicked(payload, ticket))
-            }
-            (dropped, outcome) => {
-                discard(dropped);
-                outcome
-            }
-        };
-        let Some(task) = ticket.as_any().downcast_ref::<Task<F::Output>>() else {
-            let ended = ticket.end();
-            let (shell, body): (Option<Shell>, Option<Body>) = match ended {
-                true => (Some(self), None),
-                false => (None, Some(self)),
-            };
-            ticket.finish(&mut Some(outcome), shell);
-            return body;
-        };
-        if !task.fate.end() {
-            // It was stopped meanwhile. The message that does so is on its way, and finds an empty box.
-            unobserved(outcome);
-            return Some(self);
+        if polled.is_ok() && output.is_none() {
+            return Polled::Pending(self);
         }
-        discard(task.slot.finish_with(outcome, Some(self)));
-        None
-    }
-
-    fn stop(mut self: Pin<Box<Self>>, reason: Reason) -> Error {
-        match wall(|| self.set(None)) {
-            Ok(()) => reason.error(CULPRIT),
-            Err(payload) => Error::panicked(CULPRIT, payload),
+        let spent: Spent = self;
+        let ended = match polled {
+            Ok(()) => task.finish(&mut output, spent),
+            Err(payload) => {
+                // Of two panics the first is the cause.
+                discard(spent);
+                discard(output.take());
+                task.panicked(payload)
+            }
+        };
+        discard(output);
+        match ended {
+            true => Polled::Ended,
+            false => Polled::Stopped,
         }
     }
 }
 
-fn panicked(payload: Payload, ticket: &dyn Ticket) -> Error {
-    Error::panicked(CULPRIT, payload).started_at(ticket.origin())
+/// Drops a future; gives what its task ends as: `reason`, or the panic of a destructor.
+fn drop_body(body: Option<Body>, reason: Reason) -> Error {
+    match wall(|| drop(body)) {
+        Ok(()) => reason.error(CULPRIT),
+        Err(payload) => Error::panicked(CULPRIT, payload),
+    }
 }
 
 /// The tasks that have not ended, in a slab. Owned by the loop of the ambient thread.
@@ -385,9 +373,9 @@ struct Place {
 }
 
 struct Live {
-    /// `None` while it is being polled.
+    /// `None` while it is being polled, and after that if it was stopped meanwhile.
     body: Option<Body>,
-    ticket: Arc<dyn Ticket>,
+    task: Arc<Task>,
     since: Instant,
     /// Made once, so that it stays `will_wake`-equal across polls and polling counts no references.
     waker: Waker,
@@ -416,7 +404,7 @@ impl Tasks {
             kind: WorkKind::Async,
             state: WorkState::Running,
             age: Some(live.since.elapsed()),
-            started_at: live.ticket.origin(),
+            started_at: live.task.slot.origin,
             name: None,
         };
         live.map(info).collect()
@@ -440,12 +428,14 @@ impl Tasks {
         self.started += 1;
         let place = &mut self.places[index];
         let key = Key::from(place.generation) << PLACE_BITS | index as Key;
-        ticket.key().store(key, Ordering::Relaxed);
-        ticket.begin();
-        let waker = Arc::clone(&ticket).waker();
+        let (task, waker) = ticket.place();
+        task.key.store(key, Ordering::Relaxed);
+        if task.begins {
+            task.slot.begin();
+        }
         place.task = Some(Live {
             body: Some(body),
-            ticket,
+            task,
             since: self.now,
             waker,
         });
@@ -459,31 +449,32 @@ impl Tasks {
         // Only while stalls are watched for.
         let watched = self.stalls.clone();
         let Some(live) = self.find(key) else { return };
-        if live.ticket.is_stopped() {
+        if live.task.fate.is_stopped() {
             return;
         }
         let Some(body) = live.body.take() else { return };
         // Before the poll, so that a wake during it is one more poll. A swap and not a store: it
         // must see what was written before a wake that found the flag set.
-        live.ticket.queued().swap(false, Ordering::AcqRel);
+        live.task.queued.swap(false, Ordering::AcqRel);
         let _polling = watched
             .as_ref()
-            .map(|stalls| stalls.polling(live.ticket.origin()));
+            .map(|stalls| stalls.polling(live.task.slot.origin));
         let cx = &mut Context::from_waker(&live.waker);
-        live.body = match around {
-            None => body.step(&*live.ticket, cx),
-            Some(around) => step_within(around, body, &*live.ticket, cx),
+        let polled = match around {
+            None => body.step(&live.task, cx),
+            Some(around) => step_within(around, body, &live.task, cx),
         };
-        if live.body.is_none() {
-            self.remove(key);
+        match polled {
+            Polled::Pending(body) => live.body = Some(body),
+            Polled::Ended => self.remove(key),
+            Polled::Stopped => {}
         }
     }
 
     /// Drops the future of a task; gives what the task ends as, unless it has ended.
-    pub(super) fn stop(&mut self, ticket: &dyn Ticket, reason: Reason) -> Option<Error> {
-        let key = ticket.key().load(Ordering::Relaxed);
-        let body = self.find(key)?.body.take()?;
-        let error = body.stop(reason);
+    pub(super) fn stop(&mut self, task: &Task, reason: Reason) -> Option<Error> {
+        let key = task.key.load(Ordering::Relaxed);
+        let error = drop_body(self.find(key)?.body.take(), reason);
         self.remove(key);
         Some(error)
     }
@@ -493,9 +484,7 @@ impl Tasks {
         self.free = Vec::new();
         for place in mem::take(&mut self.places) {
             let Some(live) = place.task else { continue };
-            if let Some(body) = live.body {
-                live.ticket.fail(body.stop(Reason::ShutDown));
-            }
+            live.task.fail(drop_body(live.body, Reason::ShutDown));
         }
         self.stalls.iter().for_each(Stalls::end);
         self.update_live();
@@ -541,7 +530,7 @@ impl Tasks {
             (self.places, self.free) = (Vec::new(), Vec::new());
         }
         if let Some(ended) = &ended {
-            ended.ticket.queued().store(true, Ordering::Release);
+            ended.task.queued.store(true, Ordering::Release);
         }
         discard(ended);
     }
@@ -549,26 +538,21 @@ impl Tasks {
 
 /// One poll inside a hook, which calls it once; after it, if the hook has not called, or has panicked
 /// before it did.
-fn step_within(
-    around: &AroundPoll,
-    body: Body,
-    ticket: &dyn Ticket,
-    cx: &mut Context<'_>,
-) -> Option<Body> {
-    let (mut body, mut polled) = (Some(body), false);
+fn step_within(around: &AroundPoll, body: Body, task: &Task, cx: &mut Context<'_>) -> Polled {
+    let (mut body, mut polled) = (Some(body), Polled::Stopped);
     let entered = wall(|| {
         around(&mut || {
-            if !mem::replace(&mut polled, true) {
-                body = body.take().and_then(|body| body.step(ticket, cx));
+            if let Some(body) = body.take() {
+                polled = body.step(task, cx);
             }
         });
     });
     discard(entered);
-    if polled {
-        return body;
+    match body {
+        // Without this poll nobody might ever ask for another.
+        Some(body) => body.step(task, cx),
+        None => polled,
     }
-    // Without this poll nobody might ever ask for another.
-    body.and_then(|body| body.step(ticket, cx))
 }
 
 /// Async tasks that have begun and not ended, for those who ask on another thread.

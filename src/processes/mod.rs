@@ -312,7 +312,7 @@ impl dyn CallHandle {
 
 /// What an `Unfuture` of a call holds.
 struct Call<T> {
-    slot: Slot<T>,
+    slot: Slot<Option<T>>,
     id: u64,
     name: &'static str,
     parcel: Mutex<Parcel>,
@@ -589,8 +589,11 @@ impl<T: Wire + Send + 'static> Stop for Call<T> {
 }
 
 impl<T: Wire + Send + 'static> Work<T> for Call<T> {
-    fn slot(&self) -> &Slot<T> {
+    fn slot(&self) -> &Slot {
         &self.slot
+    }
+    fn take(&self) -> Option<Result<T, Error>> {
+        self.slot.take()
     }
     fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
         self
