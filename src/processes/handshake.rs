@@ -5,9 +5,9 @@
 //!   starts the child                               …
 //!   stdin: the path of the socket ───────────────▶ removes it, whatever happens to the parent
 //!   listens
-//!   stdin: endpoint, tokens, settings; then EOF ─▶ connects
-//!   checks it ◀────────────────────────── link: a token on each connection
-//!   link: the other token of each ───────────────▶ checks it
+//!   stdin: port, tokens, settings; then EOF ─────▶ connects
+//!   checks it ◀────────────────────────── link: its token, on each connection
+//!   link: the other token, on each ──────────────▶ checks it
 //! ```
 //!
 //! So nothing secret is in arguments or the environment, a stranger at either end is found out, and the
@@ -20,20 +20,23 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::path::{self, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::procfs;
-use super::transport::{self, Endpoint, Link, Listener, Socket};
+use super::transport::{self, Link, Listener, Socket};
 use super::wire::Wire;
 
 /// What the parent tells the child on its standard input, after the path of the socket.
 struct Handshake {
-    endpoint: Endpoint,
-    /// One for a Unix socket. Two for TCP: the first connection is for what the parent says.
-    tokens: Vec<Tokens>,
+    /// If the parent listens there, and not at the path.
+    port: Option<u16>,
+    /// What the child says first on each connection.
+    child: Token,
+    /// What the parent answers.
+    parent: Token,
     /// What the child is to be called, as in [`procfs::name`].
     name: Vec<u8>,
     config: WorkerConfig,
@@ -50,14 +53,11 @@ pub(super) struct WorkerConfig {
     pub(super) spin: Duration,
 }
 
-crate::wire!(struct Handshake { endpoint, tokens, name, config });
+crate::wire!(struct Handshake { port, child, parent, name, config });
 crate::wire!(struct WorkerConfig { frame_bytes_max, stack_size, spin });
 
 /// 128 random bits, by which one side proves itself to the other.
 type Token = u128;
-
-/// What the child says first on a connection, and what the parent answers.
-type Tokens = (Token, Token);
 
 /// Random bits from the only source that std has: the keys of its hash maps.
 fn token() -> Token {
@@ -81,15 +81,17 @@ impl Drop for SocketPath {
 /// parent can write it before the child reads.
 const PATH_MAX: usize = 108;
 
-/// Where the parent listens, if it can: a name that nobody can guess.
-fn socket_path() -> Option<SocketPath> {
+/// Where the parent listens, if it can: a name that nobody can guess. Empty where it cannot.
+fn socket_path() -> SocketPath {
     let is_wanted =
         transport::HAS_PATHS && env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp");
+    let path = format!("unsync-{:032x}/link", token());
     // The worker may have another working directory.
-    let temporary = path::absolute(env::temp_dir()).ok()?;
-    let path = temporary.join(format!("unsync-{:032x}", token()));
-    let path = path.join("link");
-    (is_wanted && path.as_os_str().len() < PATH_MAX).then(|| SocketPath(path))
+    let path = path::absolute(env::temp_dir().join(path)).unwrap_or_default();
+    SocketPath(match is_wanted && path.as_os_str().len() < PATH_MAX {
+        true => path,
+        false => PathBuf::new(),
+    })
 }
 
 // --------------------------------------------------------------------------------- the parent side
@@ -112,51 +114,38 @@ impl From<io::Error> for SpawnError {
     }
 }
 
-/// A child that has not connected yet.
-pub(super) struct Starting {
-    pub(super) child: Child,
+/// Waits until a child has connected, for `limit` at most and while `is_needed`. A child that does not
+/// connect is killed and reaped.
+///
+/// The handshake begins when `ready` is disconnected: a test binary may end before it reads its
+/// standard input.
+pub(super) fn connect(
+    mut child: Child,
     stdin: Box<dyn Write>,
-}
-
-impl Starting {
-    pub(super) fn spawn(command: Command) -> io::Result<Starting> {
-        let (child, stdin) = transport::spawn(command)?;
-        Ok(Starting { child, stdin })
-    }
-
-    /// Waits until the child has connected, for `limit` at most and while `is_needed`. A child that does
-    /// not connect is killed and reaped.
-    ///
-    /// The handshake begins when `ready` is disconnected: a test binary may end before it reads its
-    /// standard input.
-    pub(super) fn connect(
-        self,
-        config: WorkerConfig,
-        limit: Duration,
-        ready: &Receiver<Infallible>,
-        is_needed: impl Fn() -> bool,
-    ) -> Result<(Child, Link), SpawnError> {
-        let Starting { mut child, stdin } = self;
-        let deadline = Instant::now().checked_add(limit);
-        let mut check = || {
-            if let Some(status) = child.try_wait()? {
-                return Err(SpawnError::Died(status));
-            }
-            if deadline.is_some_and(|at| at <= Instant::now()) {
-                return Err(SpawnError::TimedOut);
-            }
-            match is_needed() {
-                true => Ok(()),
-                false => Err(SpawnError::Unneeded),
-            }
-        };
-        let linked = invite(stdin, config, ready, &mut check);
-        if linked.is_err() {
-            let _ = child.kill();
-            let _ = child.wait();
+    config: WorkerConfig,
+    limit: Duration,
+    ready: &Receiver<Infallible>,
+    is_needed: impl Fn() -> bool,
+) -> Result<(Child, Link), SpawnError> {
+    let deadline = Instant::now().checked_add(limit);
+    let mut check = || {
+        if let Some(status) = child.try_wait()? {
+            return Err(SpawnError::Died(status));
         }
-        linked.map(|link| (child, link))
+        if deadline.is_some_and(|at| at <= Instant::now()) {
+            return Err(SpawnError::TimedOut);
+        }
+        match is_needed() {
+            true => Ok(()),
+            false => Err(SpawnError::Unneeded),
+        }
+    };
+    let linked = invite(stdin, config, ready, &mut check);
+    if linked.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
     }
+    linked.map(|link| (child, link))
 }
 
 /// Fails when there is no reason to wait any longer.
@@ -170,29 +159,29 @@ fn invite(
 ) -> Result<Link, SpawnError> {
     // The path comes first: if this process ends before the handshake, the child removes what is there.
     // Nothing is created there before the child is sure to read this.
-    let path = socket_path();
+    let SocketPath(path) = &socket_path();
     // This fails if the child is gone or has closed its standard input, and the checks notice that.
-    let _ = stdin.write_all(&encoded(&path.as_ref().map(|path| path.0.clone())));
+    let _ = stdin.write_all(&encoded(path));
     while let Err(RecvTimeoutError::Timeout) = ready.recv_timeout(PAUSE_MAX) {
         check()?;
     }
-    let listener = Listener::open(path.as_ref().map(|path| &*path.0))?;
-    let endpoint = listener.endpoint()?;
-    let first = (token(), token());
-    let second = matches!(endpoint, Endpoint::Tcp(_)).then(|| (token(), token()));
+    let listener = Listener::open(path)?;
     let handshake = Handshake {
-        endpoint,
-        tokens: [first].into_iter().chain(second).collect(),
+        port: listener.port()?,
+        child: token(),
+        parent: token(),
         name: procfs::name(),
         config,
     };
     // As above.
     let _ = stdin.write_all(&encoded(&handshake));
     drop(stdin);
-    let first = accept(&listener, first, check)?;
-    Ok(match second {
+    let mut accept = || accept(&listener, &handshake, check);
+    let first = accept()?;
+    Ok(match handshake.port {
         None => Link::new(first, None),
-        Some(second) => Link::new(accept(&listener, second, check)?, Some(first)),
+        // The first connection is for what the parent says.
+        Some(_) => Link::new(accept()?, Some(first)),
     })
 }
 
@@ -204,13 +193,17 @@ const PAUSE_MAX: Duration = Duration::from_millis(10);
 ///
 /// Polls, because std has no event for "connected or dead". A child usually connects within a millisecond
 /// or two, so the pauses are short at first. They delay a start by a sixteenth at most.
-fn accept(listener: &Listener, tokens: Tokens, check: Check<'_>) -> Result<Socket, SpawnError> {
+fn accept(
+    listener: &Listener,
+    handshake: &Handshake,
+    check: Check<'_>,
+) -> Result<Socket, SpawnError> {
     let started = Instant::now();
     loop {
         match listener.accept() {
             Ok(socket) => {
                 // Otherwise it was a stranger, or the child has died, as the check tells.
-                if greet(&socket, tokens).is_ok() {
+                if greet(&socket, handshake).is_ok() {
                     return Ok(socket);
                 }
             }
@@ -227,14 +220,14 @@ fn accept(listener: &Listener, tokens: Tokens, check: Check<'_>) -> Result<Socke
     }
 }
 
-/// How long a connection may take to say its token.
+/// How long a connection may be silent before it has said its token.
 const GREETING: Duration = Duration::from_secs(1);
 
-fn greet(socket: &Socket, (child, parent): Tokens) -> io::Result<()> {
+fn greet(socket: &Socket, handshake: &Handshake) -> io::Result<()> {
     // Some systems let it inherit this from the listener.
     socket.set_nonblocking(false)?;
-    expect(socket, child, GREETING)?;
-    say(socket, parent)
+    expect(socket, handshake.child, GREETING)?;
+    say(socket, handshake.parent)
 }
 
 // ---------------------------------------------------------------------------------- the child side
@@ -252,31 +245,21 @@ pub(super) fn connect_back() -> io::Result<(Link, WorkerConfig)> {
     stdin.take(HANDSHAKE_MAX).read_to_end(&mut bytes)?;
     let mut bytes = bytes.as_slice();
     // No other process connects there, and the parent may be gone and unable to remove it.
-    let path = decoded::<Option<PathBuf>>(&mut bytes)?.map(SocketPath);
-    let handshake: Handshake = decoded(&mut bytes)?;
+    let SocketPath(path) = &SocketPath(PathBuf::decode(&mut bytes)?);
+    let handshake = Handshake::decode(&mut bytes)?;
     procfs::set_name(&handshake.name);
-    let mut sockets = Vec::new();
-    for (child, parent) in handshake.tokens {
-        let socket = handshake.endpoint.connect().map_err(|error| {
-            match (&handshake.endpoint, &path) {
-                // The parent comes to this only if it could not have that.
-                (Endpoint::Tcp(_), Some(SocketPath(path))) => {
-                    let text = format!("{error}; `{}` could not be made", path.display());
-                    io::Error::new(error.kind(), text)
-                }
-                _ => error,
-            }
-        })?;
-        say(&socket, child)?;
-        sockets.push((socket, parent));
-    }
-    for (socket, parent) in &sockets {
+    let connect = || -> io::Result<Socket> {
+        let socket = transport::connect(handshake.port, path)?;
+        say(&socket, handshake.child)?;
+        Ok(socket)
+    };
+    let incoming = connect()?;
+    let outgoing = handshake.port.map(|_| connect()).transpose()?;
+    for socket in [&incoming].into_iter().chain(&outgoing) {
         // The real parent may be gone, and a stranger at its port.
-        expect(socket, *parent, PATIENCE)?;
+        expect(socket, handshake.parent, PATIENCE)?;
     }
-    let mut sockets = sockets.into_iter().map(|(socket, _)| socket);
-    let incoming = sockets.next().ok_or(io::ErrorKind::InvalidData)?;
-    Ok((Link::new(incoming, sockets.next()), handshake.config))
+    Ok((Link::new(incoming, outgoing), handshake.config))
 }
 
 // --------------------------------------------------------------------------------- the messages
@@ -287,30 +270,16 @@ fn encoded(what: &impl Wire) -> Vec<u8> {
     bytes
 }
 
-fn decoded<T: Wire>(bytes: &mut &[u8]) -> io::Result<T> {
-    T::decode(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
 fn say(mut socket: &Socket, token: Token) -> io::Result<()> {
     // Nothing else is in transit: there is room for it.
     socket.write_all(&token.to_le_bytes())
 }
 
-/// Reads a token within the limit; any other is an error.
+/// Reads a token; any other is an error. It is written at once, so `limit` counts for all of it.
 fn expect(mut socket: &Socket, token: Token, limit: Duration) -> io::Result<()> {
+    socket.set_read_timeout(Some(limit))?;
     let mut found = [0; size_of::<Token>()];
-    let (mut filled, started) = (0, Instant::now());
-    while filled < found.len() {
-        let left = limit.saturating_sub(started.elapsed());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        socket.set_read_timeout(Some(left))?;
-        match socket.read(&mut found[filled..])? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => filled += read,
-        }
-    }
+    socket.read_exact(&mut found)?;
     match found == token.to_le_bytes() {
         true => socket.set_read_timeout(None),
         false => Err(io::ErrorKind::PermissionDenied.into()),
@@ -330,15 +299,16 @@ mod tests {
         let mut command = transport::command().unwrap();
         command.args(["--list", "no such test"]);
         command.stdout(Stdio::null());
-        let mut starting = Starting::spawn(command).unwrap();
-        let ended = starting.child.wait().unwrap();
+        let (mut child, stdin) = transport::spawn(command).unwrap();
+        let ended = child.wait().unwrap();
         let config = WorkerConfig {
             frame_bytes_max: 1 << 20,
             stack_size: 1 << 20,
             spin: Duration::ZERO,
         };
         let ready = mpsc::channel().1;
-        let connected = starting.connect(config, Duration::from_secs(60), &ready, || true);
+        let limit = Duration::from_secs(60);
+        let connected = connect(child, stdin, config, limit, &ready, || true);
         match connected.map(drop) {
             Err(SpawnError::Died(status)) => assert_eq!(status, ended),
             Err(SpawnError::Os(error)) => panic!("{error}"),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
-use super::handshake::{SpawnError, Starting, WorkerConfig};
+use super::handshake::{self, SpawnError, WorkerConfig};
 use super::procfs;
 use super::report::{self, ExitReport, Output, StderrTail};
 use super::scheduler::{Call, Exit, Heard, Message, Outbox, Outcome, SpawnFailure};
@@ -320,11 +320,12 @@ fn launch() -> Result<(Child, Link, Output), (SpawnFailure, Error)> {
     let (mut output, mut program) = (None, String::new());
     let launched = command.map_err(SpawnError::Os).and_then(|command| {
         program = report::describe(&command);
-        let mut starting = Starting::spawn(command)?;
-        let (attached, ready) = Output::attach(&mut starting.child);
+        let (mut child, stdin) = transport::spawn(command)?;
+        let (attached, ready) = Output::attach(&mut child);
         output = Some(attached);
         let is_needed = || !lock(pool()).state.is_closed();
-        starting.connect(config, settings.start_timeout, &ready, is_needed)
+        let limit = settings.start_timeout;
+        handshake::connect(child, stdin, config, limit, &ready, is_needed)
     });
     let refusal = match (launched, output.take()) {
         (Ok((child, link)), Some(output)) => return Ok((child, link, output)),

@@ -172,57 +172,49 @@ impl Tx {
 
 /// Whether this is how a link ends when the other side is gone.
 pub(super) fn is_end(error: &io::Error) -> bool {
-    let ends = [
-        io::ErrorKind::UnexpectedEof,
-        io::ErrorKind::ConnectionReset,
-        io::ErrorKind::ConnectionAborted,
-        io::ErrorKind::BrokenPipe,
-    ];
-    ends.contains(&error.kind())
+    use io::ErrorKind::{BrokenPipe, UnexpectedEof};
+    is_reset(error) || matches!(error.kind(), UnexpectedEof | BrokenPipe)
 }
 
 /// Whether a link that ended so may have lost what the other side said last: on Windows a process that
 /// ends without a word resets its connections, and that throws away what was not read yet. Then nobody
 /// knows what had started.
 pub(super) fn loses_frames(error: &io::Error) -> bool {
-    let lost = [
-        io::ErrorKind::ConnectionReset,
-        io::ErrorKind::ConnectionAborted,
-    ];
-    cfg!(windows) && lost.contains(&error.kind())
+    cfg!(windows) && is_reset(error)
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), ConnectionReset | ConnectionAborted)
 }
 
 // ---------------------------------------------------------------------------------- the connection
 
-/// Where the parent listens.
-pub(super) enum Endpoint {
-    Unix(PathBuf),
-    Tcp(u16),
+/// Connects to a parent that listens at this port, or else at this path.
+pub(super) fn connect(port: Option<u16>, path: &Path) -> io::Result<Socket> {
+    let Some(port) = port else {
+        return connect_unix(path).map_err(|error| of(&path.display(), error));
+    };
+    let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    let stream = TcpStream::connect(address).map_err(|error| of(&address, error));
+    stream.map(undelayed).map_err(|error| match path.parent() {
+        // The parent comes to a port only if it could not have the path.
+        Some(_) => {
+            let text = format!("{error}; `{}` could not be made", path.display());
+            io::Error::new(error.kind(), text)
+        }
+        None => error,
+    })
 }
 
-crate::wire!(
-    enum Endpoint {
-        Unix(path),
-        Tcp(port),
-    }
-);
+#[cfg(unix)]
+fn connect_unix(path: &Path) -> io::Result<Socket> {
+    UnixStream::connect(path)
+}
 
-impl Endpoint {
-    pub(super) fn connect(&self) -> io::Result<Socket> {
-        match self {
-            #[cfg(unix)]
-            Endpoint::Unix(path) => {
-                UnixStream::connect(path).map_err(|error| of(&path.display(), error))
-            }
-            #[cfg(not(unix))]
-            Endpoint::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
-            Endpoint::Tcp(port) => {
-                let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, *port);
-                let stream = TcpStream::connect(address).map_err(|error| of(&address, error));
-                stream.map(undelayed)
-            }
-        }
-    }
+#[cfg(not(unix))]
+fn connect_unix(_: &Path) -> io::Result<Socket> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn undelayed(stream: TcpStream) -> Socket {
@@ -237,60 +229,53 @@ fn undelayed(stream: TcpStream) -> Socket {
 /// A listener that does not block.
 pub(super) enum Listener {
     #[cfg(unix)]
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener),
     Tcp(TcpListener),
 }
 
 impl Listener {
     /// Listens at this path, or else on loopback.
-    pub(super) fn open(path: Option<&Path>) -> io::Result<Listener> {
-        #[cfg(unix)]
-        let refused = match path.map(Listener::open_unix) {
-            Some(Ok(listener)) => return Ok(listener),
-            Some(Err(error)) => Some(error),
-            None => None,
-        };
-        #[cfg(not(unix))]
-        let refused: Option<io::Error> = path.and(None);
-        Listener::open_loopback().map_err(|error| match refused {
-            Some(refused) => io::Error::new(error.kind(), format!("{error}; {refused}")),
-            None => error,
+    pub(super) fn open(path: &Path) -> io::Result<Listener> {
+        Listener::open_unix(path).or_else(|refused| {
+            let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+            let listener = TcpListener::bind(loopback).map_err(|error| {
+                let refused = of(&path.display(), refused);
+                io::Error::new(error.kind(), format!("`{loopback}`: {error}; {refused}"))
+            })?;
+            listener.set_nonblocking(true)?;
+            Ok(Listener::Tcp(listener))
         })
-    }
-
-    fn open_loopback() -> io::Result<Listener> {
-        let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
-        let listener = TcpListener::bind(loopback).map_err(|error| of(&loopback, error))?;
-        listener.set_nonblocking(true)?;
-        Ok(Listener::Tcp(listener))
     }
 
     #[cfg(unix)]
     fn open_unix(path: &Path) -> io::Result<Listener> {
         use std::os::unix::fs::DirBuilderExt;
-        let bound = || {
-            let directory = path.parent().ok_or(io::ErrorKind::NotFound)?;
-            fs::DirBuilder::new().mode(0o700).create(directory)?;
-            let listener = UnixListener::bind(path)?;
-            listener.set_nonblocking(true)?;
-            Ok(Listener::Unix(listener, path.into()))
-        };
-        bound().map_err(|error| of(&path.display(), error))
+        let directory = path.parent().ok_or(io::ErrorKind::Unsupported)?;
+        fs::DirBuilder::new().mode(0o700).create(directory)?;
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Listener::Unix(listener))
     }
 
-    pub(super) fn endpoint(&self) -> io::Result<Endpoint> {
-        Ok(match self {
+    #[cfg(not(unix))]
+    fn open_unix(_: &Path) -> io::Result<Listener> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The port to connect to; `None` for a path.
+    pub(super) fn port(&self) -> io::Result<Option<u16>> {
+        match self {
             #[cfg(unix)]
-            Listener::Unix(_, path) => Endpoint::Unix(path.clone()),
-            Listener::Tcp(listener) => Endpoint::Tcp(listener.local_addr()?.port()),
-        })
+            Listener::Unix(_) => Ok(None),
+            Listener::Tcp(listener) => Ok(Some(listener.local_addr()?.port())),
+        }
     }
 
     /// Fails with `WouldBlock` if no connection waits. The socket may be non-blocking.
     pub(super) fn accept(&self) -> io::Result<Socket> {
         match self {
             #[cfg(unix)]
-            Listener::Unix(listener, _) => Ok(listener.accept()?.0),
+            Listener::Unix(listener) => Ok(listener.accept()?.0),
             Listener::Tcp(listener) => Ok(undelayed(listener.accept()?.0)),
         }
     }
@@ -378,16 +363,13 @@ pub(super) fn kill_children(worker: u32) {
         // Somebody else has reaped it: a program that ignores SIGCHLD has the system do so.
         return;
     }
-    let mut command = match cfg!(windows) {
-        true => Command::new("taskkill"),
-        false => Command::new("kill"),
-    };
-    match cfg!(windows) {
-        true => command.args(["/T", "/F", "/PID"]).arg(worker.to_string()),
-        false => command.args(["-KILL", "--"]).arg(format!("-{worker}")),
+    let (program, arguments) = match cfg!(windows) {
+        true => ("taskkill", format!("/T /F /PID {worker}")),
+        false => ("kill", format!("-KILL -- -{worker}")),
     };
     // It fails if the group is empty, which is what is wanted.
-    let _ = command
+    let _ = Command::new(program)
+        .args(arguments.split(' '))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -476,7 +458,7 @@ mod tests {
     fn pair() -> (Socket, Socket) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let near = Endpoint::Tcp(port).connect().unwrap();
+        let near = connect(Some(port), Path::new("")).unwrap();
         (near, undelayed(listener.accept().unwrap().0))
     }
 

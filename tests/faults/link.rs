@@ -71,12 +71,13 @@ type Secrets = (u128, u128);
 
 /// What the parent writes to the standard input of a worker.
 struct Invitation {
-    /// The socket, if the parent could have one. This comes first, and the rest when it listens.
-    place: Option<PathBuf>,
-    address: Address,
-    /// What the worker has to say first on each connection, and the answer. Over TCP there are two: the
-    /// first for what the worker is told, the second for what it says.
-    secrets: Vec<Secrets>,
+    /// The socket, empty if the parent could have none. This comes first, and the rest when it listens.
+    place: PathBuf,
+    /// Where it listens if not there. Then there are two connections: the first for what the worker is
+    /// told, the second for what it says.
+    port: Option<u16>,
+    /// What the worker has to say first on each connection, and the answer.
+    secrets: Secrets,
     /// What the worker is to be called.
     name: Vec<u8>,
     frame_bytes_max: u64,
@@ -84,19 +85,26 @@ struct Invitation {
     spin: Duration,
 }
 
+unsync::wire!(struct Invitation { place, port, secrets, name, frame_bytes_max, stack_size, spin });
+
+impl Invitation {
+    fn address(&self) -> Address {
+        match self.port {
+            Some(port) => Address::Port(port),
+            None => Address::Path(self.place.clone()),
+        }
+    }
+
+    fn connections(&self) -> usize {
+        1 + usize::from(self.port.is_some())
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Address {
     Path(PathBuf),
     Port(u16),
 }
-
-unsync::wire!(struct Invitation { place, address, secrets, name, frame_bytes_max, stack_size, spin });
-unsync::wire!(
-    enum Address {
-        Path(path),
-        Port(port),
-    }
-);
 
 const CALL: u32 = 0;
 const START: u32 = 3;
@@ -218,7 +226,7 @@ fn pretend() -> (Both, u64) {
 }
 
 /// With `strangers` who come before each connection.
-fn pretend_amid(strangers: impl Fn(&Invitation, Secrets)) -> (Both, u64) {
+fn pretend_amid(strangers: impl Fn(&Invitation, usize)) -> (Both, u64) {
     let mut link = accept_invitation(strangers);
     let mut header = [0; 20];
     link.read_exact(&mut header).unwrap();
@@ -236,11 +244,11 @@ fn invitation() -> Invitation {
     Invitation::decode(&mut bytes.as_slice()).unwrap()
 }
 
-fn accept_invitation(strangers: impl Fn(&Invitation, Secrets)) -> Both {
+fn accept_invitation(strangers: impl Fn(&Invitation, usize)) -> Both {
     let invitation = invitation();
-    let mut reached = invitation.secrets.iter().map(|&secrets| {
-        strangers(&invitation, secrets);
-        let connection = introduce(&invitation, secrets, 0);
+    let mut reached = (0..invitation.connections()).map(|number| {
+        strangers(&invitation, number);
+        let connection = introduce(&invitation, 0);
         connection.expect("the parent answers")
     });
     Both {
@@ -250,12 +258,9 @@ fn accept_invitation(strangers: impl Fn(&Invitation, Secrets)) -> Both {
 }
 
 /// Connects with this much wrong in its secret; gives the connection if the parent answers.
-fn introduce(
-    invitation: &Invitation,
-    (child, parent): Secrets,
-    wrong: u128,
-) -> Option<Box<dyn Stream>> {
-    let mut connection = invitation.address.connect().unwrap();
+fn introduce(invitation: &Invitation, wrong: u128) -> Option<Box<dyn Stream>> {
+    let (child, parent) = invitation.secrets;
+    let mut connection = invitation.address().connect().unwrap();
     let secret = child ^ wrong;
     connection.write_all(&secret.to_le_bytes()).unwrap();
     let mut answer = [0; 16];
@@ -285,12 +290,12 @@ fn serve_in_drips() {
 
 /// Those who know all but one bit of the secret, or do not come to say anything.
 fn serve_amid_strangers() {
-    serve(pretend_amid(|invitation, secrets| {
+    serve(pretend_amid(|invitation, _| {
         for bit in [0, 77, 127] {
-            let answered = introduce(invitation, secrets, 1 << bit);
+            let answered = introduce(invitation, 1 << bit);
             assert!(answered.is_none(), "answered with bit {bit} wrong");
         }
-        drop(invitation.address.connect().unwrap());
+        drop(invitation.address().connect().unwrap());
     }));
 }
 
@@ -383,9 +388,9 @@ fn tear_a_header() {
 
 /// On the last connection, or the only one.
 fn show_a_wrong_secret() {
-    let _link = accept_invitation(|invitation, secrets| {
-        if Some(&secrets) == invitation.secrets.last() {
-            assert!(introduce(invitation, secrets, 1).is_none());
+    let _link = accept_invitation(|invitation, number| {
+        if number + 1 == invitation.connections() {
+            assert!(introduce(invitation, 1).is_none());
             process::exit(9);
         }
     });
@@ -393,8 +398,8 @@ fn show_a_wrong_secret() {
 
 /// The same with the secret that it never says.
 fn stop_halfway() {
-    let _link = accept_invitation(|invitation, secrets| {
-        if Some(&secrets) == invitation.secrets.last() {
+    let _link = accept_invitation(|invitation, number| {
+        if number + 1 == invitation.connections() {
             drop(wait_at(&env::var("GATE").unwrap()));
         }
     });
@@ -733,39 +738,38 @@ fn meet() -> (Child, Vec<Met>) {
 }
 
 fn meet_by(invite: impl FnOnce(&[u8]) -> Child) -> (Child, Vec<Met>) {
-    let invite_to = |place: Option<PathBuf>, address, secrets: &[Secrets]| {
+    let secrets = (0x1234_5678_9abc, 0xdef0_1234);
+    let invite_to = |place, port| {
         invite(&encoded(&Invitation {
             place,
-            address,
-            secrets: secrets.to_vec(),
+            port,
+            secrets,
             name: Vec::new(),
             frame_bytes_max: 1 << 20,
             stack_size: 1 << 20,
             spin: Duration::ZERO,
         }))
     };
-    let secrets = [(0x1234_5678_9abc, 0xdef0_1234), (0x4321, 0x5678)];
     let (worker, streams): (_, Vec<Box<dyn Stream>>) = match link() {
         Link::Unix => {
             let path = PathBuf::from(file("link"));
             let listener = UnixListener::bind(&path).unwrap();
-            let worker = invite_to(Some(path.clone()), Address::Path(path), &secrets[..1]);
+            let worker = invite_to(path, None);
             (worker, vec![Box::new(listener.accept().unwrap().0)])
         }
         Link::Tcp => {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let port = listener.local_addr().unwrap().port();
-            let worker = invite_to(None, Address::Port(port), &secrets);
+            let worker = invite_to(PathBuf::new(), Some(port));
             let accept = || Box::new(listener.accept().unwrap().0) as Box<dyn Stream>;
             (worker, vec![accept(), accept()])
         }
     };
-    let met = streams.into_iter().zip(secrets);
-    let met = met.map(|(mut stream, (child, parent))| {
+    let met = streams.into_iter().map(|mut stream| {
         let mut secret = [0; 16];
         stream.read_exact(&mut secret).unwrap();
-        assert_eq!(secret, child.to_le_bytes());
-        (stream, parent)
+        assert_eq!(secret, secrets.0.to_le_bytes());
+        (stream, secrets.1)
     });
     (worker, met.collect())
 }
@@ -807,7 +811,7 @@ fn worker_without_an_invitation_leaves() {
 fn worker_clears_up_after_a_parent_that_is_gone() {
     let directory = PathBuf::from(file("directory"));
     fs::create_dir(&directory).unwrap();
-    let place = encoded(&Some(directory.join("link")));
+    let place = encoded(&directory.join("link"));
     let (code, words) = end_of(invite(&place));
     assert_eq!(code, Some(1), "{words}");
     assert!(!directory.exists(), "left behind");
