@@ -61,15 +61,15 @@ impl PanicReport {
     /// The error of a call that panicked; `message` is what was caught, if anything was.
     fn error(&self, name: &str, message: Option<String>, suffix: &str) -> Error {
         let text = message.filter(|text| !text.is_empty());
-        let text = text.or_else(|| self.text.clone());
-        let after = |mark: &str, part: &Option<String>| {
-            part.as_ref()
-                .map_or_else(String::new, |part| format!("{mark}{part}"))
-        };
-        let (place, said) = (after(" at ", &self.place), after(": ", &text));
-        let text_of_error = format!("`{name}` panicked{place}{said}{suffix}");
-        Error::new(ErrorKind::Panicked, text_of_error)
-            .with_remote_panic(text.unwrap_or_default(), self.backtrace.clone())
+        let text = text.or_else(|| self.text.clone()).unwrap_or_default();
+        let mut said = format!("`{name}` panicked");
+        for (mark, part) in [(" at ", self.place.as_ref()), (": ", Some(&text))] {
+            if let Some(part) = part.filter(|part| !part.is_empty()) {
+                said = said + mark + part;
+            }
+        }
+        Error::new(ErrorKind::Panicked, said + suffix)
+            .with_remote_panic(text, self.backtrace.clone())
     }
 }
 
@@ -162,29 +162,35 @@ impl ExitReport<'_> {
     /// The error of a call that the end of the worker leaves without a value.
     pub(super) fn error(&self, call: &QueuedCall, outcome: Outcome) -> Error {
         let name = call.name();
-        match (outcome, self.refusal) {
-            (Outcome::Lost { ran, stop, .. }, _) if stop.is_some() => {
+        let what = match (outcome, self.refusal) {
+            (
+                Outcome::Lost {
+                    ran,
+                    stop: Some(reason),
+                    ..
+                },
+                _,
+            ) => {
                 let place = match self.was_stopped {
                     true => " in a worker process that a signal had stopped",
                     false => "",
                 };
-                let reason = stop.unwrap_or(Reason::Cancelled);
-                stopped(name, reason, ran, place).exited(self.status)
+                return stopped(name, reason, ran, place).exited(self.status);
             }
-            (Outcome::Lost { ran: Some(ran), .. }, _) => self.ran(call, ran),
-            (_, Some(refusal)) => unstartable(name, refusal),
+            (Outcome::Lost { ran: Some(ran), .. }, _) => return self.ran(call, ran),
+            (_, Some(refusal)) => return unstartable(name, refusal),
             // It may have started, and nobody will ever know.
-            (Outcome::Lost { deaths: 0, .. }, _) => {
-                self.lost(format!("`{name}` lost its worker process"))
-            }
-            (Outcome::Lost { .. }, _) => self.lost(format!(
+            (Outcome::Lost { deaths: 0, .. }, _) => format!("`{name}` lost its worker process"),
+            (Outcome::Lost { .. }, _) => format!(
                 "`{name}` was not started by any of {DEATHS} worker processes, the last was"
-            )),
-            _ => self.lost(format!(
+            ),
+            _ => format!(
                 "`{name}` was not started: one worker process after the other ended before it \
                  started anything, the last was"
-            )),
-        }
+            ),
+        };
+        let text = format!("{what} {}: {}", self.pid, self.how());
+        Error::new(ErrorKind::WorkerLost, text).exited(self.status)
     }
 
     /// That of a call that ran.
@@ -204,12 +210,6 @@ impl ExitReport<'_> {
         error.exited(self.status)
     }
 
-    /// The error of a call that cannot have a value, from what is said before the number of the worker.
-    fn lost(&self, what: String) -> Error {
-        let text = format!("{what} {}: {}", self.pid, self.how());
-        Error::new(ErrorKind::WorkerLost, text).exited(self.status)
-    }
-
     /// Whether a panic that was reported may be what ended it: one that cannot unwind aborts. The function
     /// may have caught it, and have ended in any other way later.
     fn may_be_panic(&self) -> bool {
@@ -218,13 +218,12 @@ impl ExitReport<'_> {
 
     /// What made std abort without a panic, if it was heard to say so.
     fn abort_without_panic(&self) -> Option<&'static str> {
-        const SAID: [(&str, &str); 2] = [
-            ("has overflowed its stack", "stack overflow"),
-            ("memory allocation of ", "out of memory"),
-        ];
-        let tail = self.tail();
-        let said = SAID.into_iter().find(|(text, _)| tail.contains(text));
-        said.map(|(_, why)| why)
+        let said = |text| self.tail().contains(text);
+        match said("memory allocation of ") {
+            _ if said("has overflowed its stack") => Some("stack overflow"),
+            true => Some("out of memory"),
+            false => None,
+        }
     }
 
     fn tail(&self) -> &str {
@@ -232,8 +231,6 @@ impl ExitReport<'_> {
     }
 
     fn how(&self) -> String {
-        /// What a system that runs out of memory ends a worker with; others may do it too.
-        const KILLED: &str = "SIGKILL";
         let mut how = match self.status {
             Some(status) if status.success() => format!("{status}, without a result"),
             Some(status) => status.to_string(),
@@ -241,14 +238,14 @@ impl ExitReport<'_> {
         };
         if let Some(cause) = self.cause.filter(|cause| !transport::is_end(cause)) {
             how = format!("{how}; {cause}");
-        } else if how.contains(KILLED) {
-            how.push_str(", perhaps for want of memory");
+        } else if how.contains("SIGKILL") {
+            // So a system that runs out of memory ends a worker; others may do it too.
+            how += ", perhaps for want of memory";
         }
-        let tail = self.tail();
-        match self.abort_without_panic() {
-            Some(why) => format!("{why}, {how}{tail}"),
-            None => format!("{how}{tail}"),
+        if let Some(why) = self.abort_without_panic() {
+            how = format!("{why}, {how}");
         }
+        how + self.tail()
     }
 }
 
@@ -290,7 +287,8 @@ impl Output {
             return String::new();
         };
         let _ = self.drained.recv_timeout(TAIL_WAIT);
-        match lock(&stderr.0).text() {
+        let text = lock(&stderr.0).clone();
+        match excerpt(&String::from_utf8_lossy(&text)) {
             text if text.is_empty() => text,
             text => format!("; its last words: {text}"),
         }
@@ -302,40 +300,31 @@ impl Output {
     }
 }
 
-/// What a worker wrote to standard error since its call began, the middle left out.
+/// What a worker wrote to standard error since its call began, without the middle of what is much.
 ///
 /// Where standard error is a terminal, it is the worker's own. Elsewhere it passes through here on its
 /// way, so that an error can quote it: nothing is taken away from the user.
-pub(super) struct StderrTail(Mutex<Excerpt>);
-
 #[derive(Default)]
-struct Excerpt {
-    /// Whole lines from the beginning, which tell the cause.
-    first: String,
-    /// The newest lines, once there is no more room for first ones.
-    last: String,
-    /// Whether there were lines between the two.
-    omitted: bool,
-    /// What there is of the line that is under way.
-    line: Vec<u8>,
-    /// The line before was one of a backtrace.
-    in_backtrace: bool,
-}
+pub(super) struct StderrTail(Mutex<Vec<u8>>);
 
-/// How much is quoted of the first lines, and of the last.
+/// How much is kept of the beginning, which tells the cause, and of the end.
+const KEPT: usize = 32 << 10;
+/// How much is quoted of each, in whole lines.
 const QUOTED: usize = 1024;
 /// How much is quoted of one line.
 const LINE: usize = 512;
+/// Stands for what is left out.
+const OMITTED: &str = "[...]";
 
 impl StderrTail {
     fn forward(child: &mut Child, copying: Sender<Infallible>) -> Option<Arc<StderrTail>> {
         let mut stderr = child.stderr.take()?;
-        let tail = Arc::new(StderrTail(Mutex::default()));
+        let tail = Arc::<StderrTail>::default();
         let copied = Arc::clone(&tail);
         let forward = move || {
             let _copying = copying;
             copy(&mut stderr, |bytes| {
-                lock(&copied.0).add(bytes);
+                copied.add(bytes);
                 // A closed standard error is no reason to stop listening.
                 let _ = transport::stderr().and_then(|mut stderr| stderr.write_all(bytes));
             });
@@ -345,56 +334,53 @@ impl StderrTail {
         Some(tail)
     }
 
+    fn add(&self, bytes: &[u8]) {
+        let mut text = lock(&self.0);
+        text.extend(bytes);
+        let end = text.len().saturating_sub(KEPT);
+        if end > KEPT {
+            text.splice(KEPT..end, format!("\n{OMITTED}\n").into_bytes());
+        }
+    }
+
     /// What the worker prints from now on is printed by another call.
     pub(super) fn clear(&self) {
-        *lock(&self.0) = Excerpt::default();
+        lock(&self.0).clear();
     }
 }
 
-impl Excerpt {
-    fn add(&mut self, bytes: &[u8]) {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let room = LINE - self.line.len();
-            self.line.extend(&piece[..piece.len().min(room)]);
-            if piece.ends_with(b"\n") {
-                self.end_line();
-            }
+/// The first and the last lines of a text, without backtraces: they would leave no room for anything else,
+/// and that of a call's panic is the source of the error anyway.
+fn excerpt(text: &str) -> String {
+    let mut in_backtrace = false;
+    let mut lines = Vec::new();
+    for line in text.trim().lines() {
+        in_backtrace = is_backtrace(line, in_backtrace);
+        if !in_backtrace {
+            let cut = line.char_indices().nth(LINE);
+            lines.push(match cut {
+                Some((at, _)) => format!("{}...", &line[..at]),
+                None => line.trim_end().to_owned(),
+            });
         }
     }
-
-    fn end_line(&mut self) {
-        let cut = if self.line.len() == LINE { "..." } else { "" };
-        let line = String::from_utf8_lossy(&self.line);
-        let line = format!("{}{cut}\n", line.trim_end());
-        self.line.clear();
-        self.in_backtrace = is_backtrace(&line, self.in_backtrace);
-        if self.in_backtrace {
-            return;
-        }
-        if self.last.is_empty() && self.first.len() + line.len() <= QUOTED {
-            self.first.push_str(&line);
-            return;
-        }
-        self.last.push_str(&line);
-        while self.last.len() > QUOTED {
-            let end = self.last.find('\n').map_or(self.last.len(), |at| at + 1);
-            self.last.drain(..end);
-            self.omitted = true;
-        }
+    let fit = |lines: &mut dyn Iterator<Item = &String>| {
+        let mut bytes = 0;
+        let fits = |line: &&String| {
+            bytes += line.len() + 1;
+            bytes <= QUOTED
+        };
+        lines.take_while(fits).count()
+    };
+    let first = fit(&mut lines.iter());
+    let last = lines.len() - fit(&mut lines.iter().rev());
+    if first < last {
+        lines.splice(first..last, [OMITTED.to_owned()]);
     }
-
-    fn text(&mut self) -> String {
-        if !self.line.is_empty() {
-            self.end_line();
-        }
-        let between = if self.omitted { "[...]\n" } else { "" };
-        let text = [&self.first, between, &self.last].concat();
-        text.trim().to_owned()
-    }
+    lines.join("\n")
 }
 
-/// Whether this is a line of a backtrace as the standard library prints it, which would leave no room for
-/// anything else. That of a call's panic is the source of the error anyway.
+/// Whether this is a line of a backtrace as the standard library prints it.
 fn is_backtrace(line: &str, after_another: bool) -> bool {
     let number = |character: char| character.is_ascii_digit();
     let begins = line.trim().eq_ignore_ascii_case("stack backtrace:");
