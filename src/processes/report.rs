@@ -162,21 +162,19 @@ impl ExitReport<'_> {
     /// The error of a call that the end of the worker leaves without a value.
     pub(super) fn error(&self, call: &QueuedCall, outcome: Outcome) -> Error {
         let name = call.name();
+        if let Outcome::Lost {
+            ran,
+            stop: Some(reason),
+            ..
+        } = outcome
+        {
+            let place = match self.was_stopped {
+                true => " in a worker process that a signal had stopped",
+                false => "",
+            };
+            return stopped(name, reason, ran, place).exited(self.status);
+        }
         let what = match (outcome, self.refusal) {
-            (
-                Outcome::Lost {
-                    ran,
-                    stop: Some(reason),
-                    ..
-                },
-                _,
-            ) => {
-                let place = match self.was_stopped {
-                    true => " in a worker process that a signal had stopped",
-                    false => "",
-                };
-                return stopped(name, reason, ran, place).exited(self.status);
-            }
             (Outcome::Lost { ran: Some(ran), .. }, _) => return self.ran(call, ran),
             (_, Some(refusal)) => return unstartable(name, refusal),
             // It may have started, and nobody will ever know.
@@ -218,11 +216,13 @@ impl ExitReport<'_> {
 
     /// What made std abort without a panic, if it was heard to say so.
     fn abort_without_panic(&self) -> Option<&'static str> {
-        let said = |text| self.tail().contains(text);
-        match said("memory allocation of ") {
-            _ if said("has overflowed its stack") => Some("stack overflow"),
-            true => Some("out of memory"),
-            false => None,
+        let tail = self.tail();
+        if tail.contains("has overflowed its stack") {
+            Some("stack overflow")
+        } else if tail.contains("memory allocation of ") {
+            Some("out of memory")
+        } else {
+            None
         }
     }
 
