@@ -1,6 +1,4 @@
 //! Running a future on the calling thread.
-//!
-//! Floor 1: imports only the role (how a thread waits), the slot and the spin.
 
 use std::future::Future;
 use std::pin::pin;

@@ -2,8 +2,6 @@
 //!
 //! In a [`ReadySet`] each member has a waker of its own, which reports that this one has ended. So n members
 //! cost n steps, in whatever order they end.
-//!
-//! Floor 4: imports the ambient engine and the future.
 
 use std::collections::VecDeque;
 use std::fmt;

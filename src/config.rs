@@ -1,6 +1,4 @@
 //! Limits and switches: read once, at first use.
-//!
-//! Floor 2: imports only the error and the spin, and how to write a line to standard error.
 
 use std::env;
 use std::ffi::OsString;

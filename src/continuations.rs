@@ -3,8 +3,6 @@
 //! They cross from one engine to another, so they stand above them. Each is an async block that waits
 //! for its source and owns it; so cancelling a continuation drops the source's `Unfuture` and leaves
 //! the source alone. Only [`flatten`](Unfuture::flatten) and deadlines tie the source to themselves.
-//!
-//! Floor 4: imports the engines and the future.
 
 use std::convert::identity;
 use std::future::{Future, poll_fn};

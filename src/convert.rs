@@ -2,8 +2,6 @@
 //!
 //! Each costs a pool thread that waits, since std has no other way to learn of the end. It does not
 //! count against the limit of the pool, as no thread does that waits.
-//!
-//! Floor 4: imports the thread pool and the future.
 
 use std::panic::Location;
 use std::sync::mpsc::Receiver;

@@ -1,8 +1,6 @@
 //! What this thread is: whether it may block, and the job that it runs.
 //!
 //! The engines say what their threads are, and the future asks. So it need not know any engine.
-//!
-//! Floor 0: imports only how to drop foreign values.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;

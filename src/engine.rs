@@ -3,8 +3,6 @@
 //! An engine enters itself when it is first used. So [`drain`](crate::drain), [`shutdown`](crate::shutdown),
 //! [`stats`](crate::stats) and [`tasks`](crate::tasks) name no engine, and a program that never uses one
 //! does not contain its code.
-//!
-//! Floor 2: imports only the error.
 
 use std::sync::Mutex;
 use std::time::Duration;

@@ -1,6 +1,4 @@
 //! The error of work that gave no value, and how panics are caught.
-//!
-//! Floor 0: imports nothing of the crate.
 
 use std::any::Any;
 use std::error::Error as StdError;

@@ -154,9 +154,9 @@
 //! | no worker outlives the program | `tests/faults/orphans.rs` |
 //! | idle costs nothing | `tests/idle.rs` |
 
-// Floors, from the ground up. Nothing imports a floor above its own, no engine imports another, and
-// platform differences stand in processes/transport.rs and in `register!` only. How to write to standard error
-// without its lock is one of them: so `log` is handed down from there.
+// In the order of the floors, from the ground up: `tests/floors.rs` has the list, and checks that every file uses
+// only what lies below it. How to write to standard error without its lock differs by platform, so `log` is
+// handed down from the file for that.
 use processes::log;
 
 mod current;

@@ -1,6 +1,4 @@
 //! The program as a whole: waiting for its work, shutting it down, and looking at it.
-//!
-//! Floor 4: imports the engines' register and the future.
 
 use std::time::{Duration, Instant};
 

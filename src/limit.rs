@@ -7,8 +7,6 @@
 //!
 //! A permit is released when the future, the closure or the call is gone, whatever it ended as. It goes
 //! straight to the one that has waited longest. The queue has no limit, as for every way to start work.
-//!
-//! Floor 4: imports the engines and the future.
 
 use std::collections::VecDeque;
 use std::fmt;

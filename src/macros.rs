@@ -1,6 +1,4 @@
 //! The macros that say where a function runs.
-//!
-//! Floor 4: name the engines.
 
 /// Makes functions that run elsewhere: the decorator.
 ///

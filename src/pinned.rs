@@ -6,8 +6,6 @@
 //!
 //! The thread is the value's own, so its calls may block as long as they like and count against no
 //! limit. The queue has none either, as for every way to start work.
-//!
-//! Floor 4: imports the settings, the error, the future, the job of the thread pool and the spin.
 
 use std::fmt;
 use std::panic::Location;

@@ -6,8 +6,6 @@
 //! ```
 //!
 //! Values are encoded, and each carries a hash of its type. Of each type only the newest is kept.
-//!
-//! Floor 0: imports the error.
 
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -3,8 +3,6 @@
 //! The outcome is kept for all; each clone gives a copy of it, made outside of every lock. The clones share
 //! the `Unfuture`, which cancels the work and which threads wait for. Only the wakers of tasks are kept here,
 //! because a slot has room for one.
-//!
-//! Floor 4: imports the future.
 
 use std::collections::BTreeMap;
 use std::fmt;

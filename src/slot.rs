@@ -1,6 +1,4 @@
 //! The slot: the place of one outcome, filled once.
-//!
-//! Floor 1: imports the error, the role and the spin.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};

@@ -4,8 +4,6 @@
 //! a virtual machine. Work that is about to finish is cheaper to wait for by looking again: about
 //! 1 µs. So every wait of the crate looks for a while before it parks, gives its core away between
 //! two looks, and stops doing so where it does not pay.
-//!
-//! Floor 0: imports nothing of the crate.
 
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::thread;

@@ -14,8 +14,6 @@
 //!   stand in the queue. Idle threads retire.
 //! - **Queue**: no limit, as for `spawn`. A job that no thread can be had for fails; one that merely
 //!   waits for a thread stays.
-//!
-//! Floor 3: imports the future, the error, the settings and the spin, no other engine.
 
 use std::collections::VecDeque;
 use std::io;

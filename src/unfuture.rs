@@ -3,8 +3,6 @@
 //! Whoever does the work holds a [`Slot`] inside something that is [`Work`], and finishes it; whoever
 //! wants the value holds an [`Unfuture`]. This file knows no engine: how work is stopped is the
 //! business of the [`Work`], and how a thread may wait is told by its role.
-//!
-//! Floor 1: imports the slot, the role, the progress and the error.
 
 use std::fmt;
 use std::future::Future;

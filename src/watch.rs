@@ -1,8 +1,6 @@
 //! The watchdog: reports polls that hold up the ambient thread.
 //!
 //! It is a thread that is there only if stalls are to be reported, and that sleeps while nothing is polled.
-//!
-//! Floor 2: imports only the error, and how to write a line to standard error.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

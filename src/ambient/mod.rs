@@ -18,8 +18,6 @@
 //! - **Wall**: every step has one, so the thread outlives every panic.
 //!
 //! The injector has no limit, like every `spawn`: spawning faster than the thread works fills the memory.
-//!
-//! Floor 3: imports the future, the error, the settings, the watch and the spin, no other engine.
 
 mod local;
 mod task;

@@ -24,8 +24,6 @@
 //!    queue, one that ran fails and never runs again.
 //! 6. The supervisor, one thread for all workers, feeds the scheduler the time: it kills for calls that were
 //!    stopped, looks after frozen workers, and retires idle ones.
-//!
-//! Floor 3: imports the future, the error, the settings and the spin, no other engine.
 
 mod beside;
 mod buffers;
