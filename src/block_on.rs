@@ -32,42 +32,25 @@ use crate::spin::Spin;
 #[track_caller]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     assert_may_block(|thread| format!("block_on would block {thread}; `.await` in a task instead"));
-    match block_on_until(future, None) {
-        Some(output) => output,
-        None => unreachable!("it waits without a deadline"),
-    }
+    block_on_until(future, None).expect("without a deadline it waits to the end")
 }
 
 /// The same on a thread that may block; `None` when the deadline has passed.
 pub(crate) fn block_on_until<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
-    static SPIN: Spin = Spin::new();
     let mut future = pin!(future);
-    let bell = Arc::new(Bell {
-        rung: AtomicBool::new(false),
+    let signal = Arc::new(Signal {
+        is_set: AtomicBool::new(false),
         thread: thread::current(),
     });
-    let waker = Waker::from(Arc::clone(&bell));
+    let waker = Waker::from(Arc::clone(&signal));
     let mut cx = Context::from_waker(&waker);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return Some(output);
         }
         run_behind();
-        let rung = || bell.rung.swap(false, Ordering::Acquire).then_some(());
-        if SPIN.attempt(rung).is_none() {
-            let in_time = blocking(|| {
-                while rung().is_none() {
-                    match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
-                        None => thread::park(),
-                        Some(Duration::ZERO) => return false,
-                        Some(left) => thread::park_timeout(left),
-                    }
-                }
-                true
-            });
-            if !in_time {
-                return None;
-            }
+        if !signal.wait_until(deadline) {
+            return None;
         }
     }
 }
@@ -75,17 +58,38 @@ pub(crate) fn block_on_until<F: Future>(future: F, deadline: Option<Instant>) ->
 /// The waker. The flag is what counts and the park token only a hint: code inside `poll` may block
 /// through std and eat the token (a plain `mpsc::Receiver::recv` is enough), and then a wake-up that
 /// was nothing but the token would be lost.
-struct Bell {
-    rung: AtomicBool,
+struct Signal {
+    is_set: AtomicBool,
     thread: Thread,
 }
 
-impl Wake for Bell {
+impl Signal {
+    /// Waits until it is set, and unsets it; `false` when the deadline has passed.
+    fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        static SPIN: Spin = Spin::new();
+        let take = || self.is_set.swap(false, Ordering::Acquire).then_some(());
+        if SPIN.attempt(take).is_some() {
+            return true;
+        }
+        blocking(|| {
+            while take().is_none() {
+                match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                    None => thread::park(),
+                    Some(Duration::ZERO) => return false,
+                    Some(left) => thread::park_timeout(left),
+                }
+            }
+            true
+        })
+    }
+}
+
+impl Wake for Signal {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.rung.swap(true, Ordering::Release) {
+        if !self.is_set.swap(true, Ordering::Release) {
             self.thread.unpark();
         }
     }

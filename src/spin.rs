@@ -13,10 +13,8 @@ use std::time::{Duration, Instant};
 static BUDGET_NS: AtomicU64 = AtomicU64::new(50_000);
 
 pub(crate) fn set_budget(budget: Duration) {
-    BUDGET_NS.store(
-        u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX),
-        Relaxed,
-    );
+    // The settings allow no more than a millisecond.
+    BUDGET_NS.store(budget.as_nanos() as u64, Relaxed);
 }
 
 /// How long a wait looks at most.
@@ -26,32 +24,29 @@ pub(crate) fn budget() -> Duration {
 
 /// A place that waits, with what it learned about its waits.
 pub(crate) struct Spin {
-    /// What looking has saved here, less what it has cost, in microseconds: while there is nothing
-    /// left, waits park at once.
+    /// What spinning has saved here, less what it has cost, in microseconds. While there is nothing left,
+    /// waits park at once.
     credit: AtomicI32,
 }
 
 /// What a place may lose before it has saved anything.
-const LOAN: i32 = 400;
+const CREDIT_INITIAL: i32 = 400;
 /// More than this is not saved: a place learns soon that things have changed.
-const MOST: i32 = 4_000;
-/// What a look that finds something saves, about: the wake-up of a parked thread.
+const CREDIT_MAX: i32 = 4_000;
+/// What a spin that finds something saves, about: the wake-up of a parked thread.
 const SAVED: i32 = 40;
 /// What a wait that parks at once adds: a fraction of what it takes, so that the trials after it cost
 /// no more than that.
-const BACK: i32 = 2;
+const REFILL: i32 = 2;
 
 impl Spin {
     pub(crate) const fn new() -> Spin {
         Spin {
-            credit: AtomicI32::new(LOAN),
+            credit: AtomicI32::new(CREDIT_INITIAL),
         }
     }
 
     /// Tries until `attempt` gives something or the budget is used up.
-    ///
-    /// A success that comes after the budget counts as a miss: the thread lost its core to somebody
-    /// else, so the machine is busy and parking would have been as quick.
     pub(crate) fn attempt<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
         let found = attempt();
         if found.is_some() || !self.pays() {
@@ -72,8 +67,15 @@ impl Spin {
             thread::yield_now();
             let found = attempt();
             let took = started.elapsed();
-            if found.is_some() || took > budget {
-                self.learn(took <= budget, took);
+            if took > budget {
+                // A success this late counts as a miss: the thread lost its core to another one, so the
+                // machine is busy and parking would have been as quick.
+                let lost = took.as_micros().min(CREDIT_MAX as u128);
+                self.learn(-(lost as i32));
+                return found;
+            }
+            if found.is_some() {
+                self.learn(SAVED);
                 return found;
             }
         }
@@ -84,21 +86,17 @@ impl Spin {
         if budget().is_zero() {
             return false;
         }
-        let credit = self.credit.load(Relaxed);
-        if credit <= 0 {
-            // Lost updates between threads only shift the next trial by a wait or two.
-            self.credit.store(credit + BACK, Relaxed);
+        let pays = self.credit.load(Relaxed) > 0;
+        if !pays {
+            self.learn(REFILL);
         }
-        credit > 0
+        pays
     }
 
-    fn learn(&self, hit: bool, took: Duration) {
-        let gain = match hit {
-            true => SAVED,
-            false => -i32::try_from(took.as_micros()).unwrap_or(MOST).min(MOST),
-        };
+    fn learn(&self, gain: i32) {
+        // Lost updates between threads only shift the next trial by a wait or two.
         let credit = self.credit.load(Relaxed);
-        let next = (credit + gain).min(MOST);
+        let next = (credit + gain).min(CREDIT_MAX);
         if next != credit {
             self.credit.store(next, Relaxed);
         }

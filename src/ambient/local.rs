@@ -40,23 +40,20 @@ where
     F: Future + 'static,
     F::Output: Send + 'static,
 {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
     spawn(Proxy {
-        state: State::Unmade(make),
+        number: NUMBER.fetch_add(1, Ordering::Relaxed),
+        make: Some(make),
         future: PhantomData,
     })
 }
 
-/// Stands in the slab for a future that may not travel: it can be sent, because it holds nothing but
-/// the closure, or the number under which the future lies in a local of the ambient thread.
+/// Stands in the slab for a future that is not `Send`. It can be sent itself, because it holds only the
+/// closure and the number under which the future lies in a thread-local of the ambient thread.
 struct Proxy<M, F> {
-    state: State<M>,
+    number: u64,
+    make: Option<M>,
     future: PhantomData<fn() -> F>,
-}
-
-enum State<M> {
-    Unmade(M),
-    Made(u64),
-    Ended,
 }
 
 thread_local! {
@@ -75,38 +72,26 @@ where
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let (number, mut future) = match std::mem::replace(&mut self.state, State::Ended) {
-            State::Unmade(make) => {
-                let future: Box<dyn Any> = Box::new(Box::pin(make()));
-                (NEXT.fetch_add(1, Ordering::Relaxed), future)
-            }
-            State::Made(number) => {
-                let future = FUTURES.with_borrow_mut(|futures| futures.remove(&number));
-                (
-                    number,
-                    future.expect("a local future stays where it was put"),
-                )
-            }
-            State::Ended => panic!("local future polled after completion"),
+        let mut future: Box<dyn Any> = match self.make.take() {
+            Some(make) => Box::new(Box::pin(make())),
+            None => FUTURES
+                .with_borrow_mut(|futures| futures.remove(&self.number))
+                .expect("a local future stays where it was put"),
         };
         let pinned = future
             .downcast_mut::<Pin<Box<F>>>()
             .expect("the number is this future's");
         let polled = wall(|| pinned.as_mut().poll(cx));
-        // Back it goes in any case, to be dropped with the proxy, behind the wall that is there.
-        FUTURES.with_borrow_mut(|futures| futures.insert(number, future));
-        self.state = State::Made(number);
+        // It goes back in any case, to be dropped with the proxy, behind the wall that is there.
+        FUTURES.with_borrow_mut(|futures| futures.insert(self.number, future));
         polled.unwrap_or_else(|payload| resume_unwind(payload))
     }
 }
 
 impl<M, F> Drop for Proxy<M, F> {
     fn drop(&mut self) {
-        if let State::Made(number) = self.state {
-            // Out of the map first: the destructor is foreign code.
-            let future = FUTURES.try_with(|futures| futures.borrow_mut().remove(&number));
-            drop(future);
-        }
+        // Out of the map first: the destructor is foreign code.
+        let future = FUTURES.try_with(|futures| futures.borrow_mut().remove(&self.number));
+        drop(future);
     }
 }

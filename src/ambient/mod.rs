@@ -116,6 +116,7 @@ fn post(message: Message) -> Result<(), (Message, Refused)> {
 
 /// Queues one more poll of a task that exists.
 fn wake(key: Key) {
+    // Not by `post`, whose answer would cost more than the rest.
     if is_ambient() {
         LOCAL.with(|local| local.queue.borrow_mut().push_back(Message::Wake(key)));
     } else {
@@ -135,10 +136,19 @@ fn stop(ticket: Arc<Task>, reason: Reason) {
 
 /// Sends a message through the injector, even from the ambient thread itself.
 fn inject(message: Message) -> Result<(), (Message, Refused)> {
-    match injector() {
-        Ok(injector) => send(injector, message).map_err(|message| (message, Refused::Closed)),
-        Err(refused) => Err((message, refused)),
+    let injector = match injector() {
+        Ok(injector) => injector,
+        Err(refused) => return Err((message, refused)),
+    };
+    let sent = injector.send(message);
+    sent.map_err(|refused| (refused.0, Refused::Closed))?;
+    // Behind the message, so the thread finds it when it sees the flag. Nothing orders the load behind
+    // the channel's stores, so it may see a flag that the thread has just unset. Such a message waits
+    // for the next regular look, or until the thread is idle and waits at the channel itself.
+    if !SENT.load(Ordering::Relaxed) {
+        SENT.store(true, Ordering::Release);
     }
+    Ok(())
 }
 
 fn injector() -> Result<&'static Sender<Message>, Refused> {
@@ -168,36 +178,16 @@ const ENGINE: Engine = Engine {
     close,
 };
 
-/// Gives the message back if the thread has ended.
-fn send(injector: &Sender<Message>, message: Message) -> Result<(), Message> {
-    injector.send(message).map_err(|refused| refused.0)?;
-    // Behind the message, so the thread finds it when it sees the flag. Nothing orders the load behind
-    // the channel's stores, so it may see a flag that the thread has just unset. Such a message waits
-    // for the next regular look, or until the thread is idle and waits at the channel itself.
-    if !SENT.load(Ordering::Relaxed) {
-        SENT.store(true, Ordering::Release);
-    }
-    Ok(())
-}
-
-/// Sends a message if there was ever an ambient thread; otherwise gives it back.
-fn ask(message: Message) -> Result<(), Message> {
-    match INJECTOR.get() {
-        Some(injector) => send(injector, message),
-        None => Err(message),
-    }
-}
-
-/// Calls once no async task is left; at once if there was never one.
+/// Calls once no async task is left.
 fn when_idle(call: OnIdle) {
-    if let Err(Message::WhenIdle(call)) = ask(Message::WhenIdle(call)) {
+    if let Err((Message::WhenIdle(call), _)) = inject(Message::WhenIdle(call)) {
         at_end(call);
     }
 }
 
 /// Gives a list of the async tasks to `call`, which is dropped if there is no ambient thread.
 fn list(call: OnList) {
-    discard(ask(Message::List(call)));
+    discard(inject(Message::List(call)));
 }
 
 fn count(stats: &mut Stats) {
@@ -214,7 +204,7 @@ fn close(call: OnIdle) {
         };
     }
     drop(life);
-    discard(ask(Message::Close));
+    discard(inject(Message::Close));
     at_end(call);
 }
 

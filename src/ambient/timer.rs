@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{LOCAL, Message, Refused, ask, inject, is_ambient};
+use super::{LOCAL, Message, Refused, inject, is_ambient};
 use crate::error::{Error, Origin, discard, lock, wall};
 use crate::unfuture::Reason;
 
@@ -313,7 +313,7 @@ impl Sleep {
             if is_ambient() {
                 LOCAL.with(|local| local.timers.borrow_mut().cancelled());
             } else {
-                discard(ask(Message::TimerCancelled));
+                discard(inject(Message::TimerCancelled));
             }
         }
         waker
