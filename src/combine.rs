@@ -22,17 +22,18 @@ use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
 
 // -------------------------------------------------------------------------------------- all of them
 
-/// Waits for all: the values in the order of the input, or the first error.
+/// Waits for all: gives the values in the order of the input, or the first error. Called `try_join_all` in
+/// futures.
 ///
-/// The first error resolves it at once; the other works go on, unless they are tied by
-/// [`cancel_on_drop`](Unfuture::cancel_on_drop). Cancelling it cancels them all. If any of them is tied, it
-/// is tied too. Of nothing it is ready.
+/// The first error resolves it at once. The others run on, unless they are tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop). Cancelling the whole cancels all of them. If any of them is
+/// tied, the whole is tied too. Without any, it is ready.
 ///
 /// # Errors
 ///
-/// Resolves as the work that failed first. If not all of them have ended, and no ambient thread is there to
-/// wait for them: as [`ErrorKind::ShutDown`] after a shutdown, as [`ErrorKind::Os`] if the operating system
-/// refuses the thread; the works are cancelled then.
+/// Resolves as the one that failed first. If some have not ended, and no ambient thread is there to wait for
+/// them, they are cancelled, and it resolves as [`ErrorKind::ShutDown`] after a shutdown and as
+/// [`ErrorKind::Os`] if the operating system refuses the thread.
 ///
 /// # Examples
 ///
@@ -67,12 +68,12 @@ where
     })
 }
 
-/// Waits for all: what became of each, in the order of the input.
+/// Waits for all: gives the outcome of each, in the order of the input. Called `join_all` in futures.
 ///
-/// It does not fail. Cancelling it, a deadline, and a shutdown end it at once with the outcomes that are
-/// there: works that have not ended are cancelled and appear as such among them, and
-/// [`cancel`](Unfuture::cancel) returns `false`. If any work is tied by
-/// [`cancel_on_drop`](Unfuture::cancel_on_drop), it is tied too. Of nothing it is ready.
+/// It does not fail. A cancellation, a deadline and a shutdown end it at once with the outcomes that are there:
+/// what has not ended is cancelled and appears as such among them, and [`cancel`](Unfuture::cancel) returns
+/// `false`. If any of them is tied by [`cancel_on_drop`](Unfuture::cancel_on_drop), the whole is tied too.
+/// Without any, it is ready.
 ///
 /// # Examples
 ///
@@ -113,8 +114,7 @@ where
 
 type Outcomes<T> = Vec<Result<T, Error>>;
 
-/// The outcomes that are there, and what is still to come. However it ends, that is what
-/// [`settle_all`] gives.
+/// The outcomes that are there, and those that are to come. However it ends, [`settle_all`] gives them.
 struct Settling<T: Send + 'static> {
     outcomes: Vec<Option<Result<T, Error>>>,
     set: ReadySet<T>,
@@ -158,17 +158,17 @@ impl<T: Send + 'static> Drop for Settling<T> {
 
 // ------------------------------------------------------------------------------------ one of them
 
-/// The first to finish wins, with a value or an error; the others are cancelled.
+/// Gives the outcome of the first to finish, a value or an error, and cancels the others. Like `select_all` in
+/// futures, which leaves the others to the caller.
 ///
-/// A losing call in a worker process is killed. A losing thread job that runs goes on unheard,
-/// since a thread cannot be stopped. Cancelling the race cancels them all. If any of them is tied by
+/// A losing call in a worker process is killed. A losing thread job that runs cannot be stopped: it keeps
+/// running, and its value is discarded. Cancelling the race cancels all of them. If any of them is tied by
 /// [`cancel_on_drop`](Unfuture::cancel_on_drop), the race is tied too.
 ///
 /// # Errors
 ///
-/// Resolves as the winner if that failed, and as [`ErrorKind::Abandoned`] if there is nobody to
-/// win. If none of them has ended, and no ambient thread is there to wait for them: as
-/// [`join_all`].
+/// Resolves as the first to finish if that failed, and as [`ErrorKind::Abandoned`] without any. If none has
+/// ended, and no ambient thread is there to wait for them: as [`join_all`].
 ///
 /// # Examples
 ///
@@ -212,10 +212,10 @@ where
 
 // --------------------------------------------------------------------------- one after the other
 
-/// Gives the outcomes as they come, each with its place in the input.
+/// Gives the outcomes as they come, each with its index in the input. Called `FuturesUnordered` in futures.
 ///
-/// In the sync world it is an [`Iterator`], and [`next_timeout`](AsCompleted::next_timeout) bounds the wait;
-/// in the async one there is [`next_done`](AsCompleted::next_done), under any executor.
+/// Synchronous code uses it as an [`Iterator`], and [`next_timeout`](AsCompleted::next_timeout) bounds the wait.
+/// Async code awaits [`next_done`](AsCompleted::next_done), under any executor.
 ///
 /// # Examples
 ///
@@ -242,16 +242,15 @@ where
 
 /// Outcomes as they come. Made by [`as_completed`].
 ///
-/// It keeps nothing that it has given away; `len()` says how many outcomes are still to come. Dropping it
-/// lets the works go on, but for those that are tied by [`cancel_on_drop`](Unfuture::cancel_on_drop); see
-/// [`cancel`](AsCompleted::cancel).
+/// `len()` says how many outcomes are still to come. After a drop the rest runs on, except what is tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop); see [`cancel`](AsCompleted::cancel).
 pub struct AsCompleted<T> {
     set: ReadySet<T>,
     origin: Origin,
 }
 
 impl<T> AsCompleted<T> {
-    /// Waits for the next outcome; `None` when all were given away.
+    /// Waits for the next outcome; `None` after the last. Called `next` in futures.
     ///
     /// The future may be dropped before it is ready: no outcome is lost.
     ///
@@ -272,14 +271,14 @@ impl<T> AsCompleted<T> {
         self.set.next().await
     }
 
-    /// Blocks until the next work has ended, for `limit` at most, and keeps the rest.
+    /// Blocks until the next outcome is there, for `limit` at most.
     ///
-    /// `None` when none ended in time, and at once when all outcomes were given away. `len()` tells the two
-    /// apart: it counts the outcomes that are still to come.
+    /// `None` if none came in time, and at once after the last. `len()` tells the two apart: it counts the
+    /// outcomes that are still to come.
     ///
     /// # Panics
     ///
-    /// If none has ended, whatever the limit, on the ambient thread and wherever else
+    /// If no outcome is there, whatever the limit, on the ambient thread and wherever else
     /// [`result`](Unfuture::result) does not block.
     ///
     /// # Examples
@@ -298,7 +297,7 @@ impl<T> AsCompleted<T> {
     /// ```
     #[track_caller]
     pub fn next_timeout(&mut self, limit: Duration) -> Option<(usize, Result<T, Error>)> {
-        // A deadline too far to be told is no deadline.
+        // A deadline that overflows is no deadline.
         self.next_until(Instant::now().checked_add(limit))
     }
 
@@ -318,7 +317,7 @@ impl<T> AsCompleted<T> {
         block_on_until(self.set.next(), deadline).flatten()
     }
 
-    /// Cancels all works that have not ended. Their outcomes come as those of all others.
+    /// Cancels everything that has not ended. Those outcomes come like all others.
     pub fn cancel(&self) {
         for work in self.set.members.iter().flatten() {
             work.cancel();
@@ -329,12 +328,11 @@ impl<T> AsCompleted<T> {
 impl<T> Iterator for AsCompleted<T> {
     type Item = (usize, Result<T, Error>);
 
-    /// Blocks until the next work has ended.
+    /// Blocks until the next outcome is there.
     ///
     /// # Panics
     ///
-    /// If none has, on the ambient thread and wherever else [`result`](Unfuture::result) does not
-    /// block.
+    /// If none is, on the ambient thread and wherever else [`result`](Unfuture::result) does not block.
     #[track_caller]
     fn next(&mut self) -> Option<(usize, Result<T, Error>)> {
         self.next_until(None)

@@ -1,8 +1,8 @@
-//! Continuations: what is to be done with the outcome, and where.
+//! Continuations: what happens with an outcome, and where.
 //!
-//! They cross from one engine to another, so they stand above them. Each is an async block that waits
-//! for its source and owns it; so cancelling a continuation drops the source's `Unfuture` and leaves
-//! the source alone. Only [`flatten`](Unfuture::flatten) and deadlines tie the source to themselves.
+//! They lead from one engine to another, so they stand above all of them. Each is an async block that owns its
+//! source and awaits it. Cancelling a continuation drops the source's `Unfuture`, so the source runs on. Only
+//! [`flatten`](Unfuture::flatten) and deadlines tie the source to themselves.
 
 use std::convert::identity;
 use std::future::{Future, poll_fn};
@@ -20,43 +20,40 @@ use crate::progress::{Progress, Speaker};
 use crate::threads::{thread_at, try_thread};
 use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
 
-/// Calls a function in a worker process: for work that computes for long, may crash or hang.
+/// Calls a function in a worker process: for work that computes for long, may crash, or may hang.
 ///
-/// `args` is the tuple of the function's arguments, checked at compile time. They and the result
-/// travel encoded, see [`Wire`], and the way there and back takes some 10 µs for one call, 2 µs for each
-/// of many; the start of a worker takes 1 to 2 ms. So calls are worth their way from some microseconds of
-/// work on. The function must be named in a [`register!`](crate::register), and `main` must begin with
-/// [`init`](crate::init).
+/// `args` is the tuple of the function's arguments, checked at compile time. They and the result cross encoded,
+/// see [`Wire`]. A round trip takes some 10 µs for one call and 2 µs for each of many, and starting a worker
+/// takes 1 to 2 ms; so a call pays from some microseconds of work on. The function must be named in a
+/// [`register!`](crate::register), and `main` must begin with [`init`](crate::init).
 ///
 /// In a worker process a call runs on a thread of that process: nested pools do not multiply.
 ///
-/// Workers print where the program prints. Where standard error is no terminal it passes through the
-/// program, so that errors can quote a worker's last words; what a worker prints last is lost then if
-/// the program ends without [`shutdown`](crate::shutdown()).
+/// Workers print where the program prints. Standard error passes through the program unless it is a terminal, so
+/// that errors can quote its last lines; the very last are lost if the program ends without
+/// [`shutdown`](crate::shutdown()).
 ///
-/// A worker cannot ask the user at the terminal: on Unix the system stops one that reads from `/dev/tty`, and
-/// the call never ends. So it is with programs that the function starts, such as `ssh`; see
+/// A worker cannot read from the terminal: on Unix the system stops a process that reads from `/dev/tty`, and
+/// the call never ends. The same holds for programs that the function starts, such as `ssh`; see
 /// [`init`](crate::init).
 ///
-/// A worker costs the program one thread and one descriptor; one more of each for a standard error that
-/// passes through, and one more descriptor where the link is TCP: on Windows, and where no socket can be
-/// made in the temporary directory because it is missing, not writable, or has no room. One further thread
-/// watches the time for all workers together.
+/// A worker costs the program one thread and one descriptor, another of each for a standard error that passes
+/// through, and another descriptor where the link is TCP: on Windows, and where no socket can be made in the
+/// temporary directory. One more thread watches the time for all workers.
 ///
 /// # Errors
 ///
 /// The `Unfuture` resolves as
-/// - [`ErrorKind::Panicked`](crate::ErrorKind) with message and place if the function panics; where
+/// - [`ErrorKind::Panicked`](crate::ErrorKind) with message and place if the function panics; if
 ///   `RUST_BACKTRACE` is set in the worker's environment, the backtrace is the
 ///   [`source`](std::error::Error::source),
-/// - [`ErrorKind::WorkerLost`](crate::ErrorKind) with the exit status if the worker dies while it runs
-///   the function; a call that had not started is given to another worker instead (on Windows the
-///   end of a process may take along what it said last: if nobody knows whether a call had started, it
-///   fails too),
+/// - [`ErrorKind::WorkerLost`](crate::ErrorKind) with the exit status if the worker dies while it runs the
+///   function; a call that had not started goes to another worker instead (on Windows a dying process may lose
+///   what it sent last: a call that may have started fails too),
 /// - [`ErrorKind::NotRegistered`](crate::ErrorKind) or
 ///   [`ErrorKind::NotInitialised`](crate::ErrorKind) at once, with the line to add,
 /// - [`ErrorKind::Codec`](crate::ErrorKind) or [`ErrorKind::TooLarge`](crate::ErrorKind) if arguments
-///   or result cannot travel,
+///   or result cannot cross,
 /// - [`ErrorKind::Os`](crate::ErrorKind) if no worker process can be started,
 /// - [`ErrorKind::Cancelled`](crate::ErrorKind), [`ErrorKind::TimedOut`](crate::ErrorKind) or
 ///   [`ErrorKind::ShutDown`](crate::ErrorKind) if it was stopped.
@@ -104,8 +101,8 @@ where
 impl<T: Send + 'static> Unfuture<T> {
     /// Turns the value into another on the ambient thread; an error passes through.
     ///
-    /// For quick steps. A step that blocks or computes belongs in
-    /// [`map_thread`](Unfuture::map_thread) or [`map_cpu`](Unfuture::map_cpu).
+    /// For quick steps. A step that blocks belongs in [`map_thread`](Unfuture::map_thread), one that computes in
+    /// [`map_cpu`](Unfuture::map_cpu).
     ///
     /// # Examples
     ///
@@ -123,7 +120,7 @@ impl<T: Send + 'static> Unfuture<T> {
         self.continued(origin, |work| async move { work.await.map(f) })
     }
 
-    /// Goes on with a future made from the value, on the ambient thread; an error passes through.
+    /// Makes a future from the value and runs it on the ambient thread; an error passes through.
     ///
     /// # Examples
     ///
@@ -145,8 +142,8 @@ impl<T: Send + 'static> Unfuture<T> {
         self.continued(origin, |work| async move { Ok(f(work.await?).await) })
     }
 
-    /// Goes on with a future made from the finished `Unfuture`, on the ambient thread: it sees errors
-    /// too, and [`result`](Unfuture::result) inside it never blocks.
+    /// Makes a future from the finished `Unfuture` and runs it on the ambient thread: it sees errors too, and
+    /// [`result`](Unfuture::result) inside it never blocks.
     ///
     /// # Examples
     ///
@@ -229,14 +226,14 @@ impl<T: Send + 'static> Unfuture<T> {
         mapped.hearing(Some(progress))
     }
 
-    /// Calls `f` with the outcome on the ambient thread, whatever it is.
+    /// Calls `f` with the outcome on the ambient thread.
     ///
-    /// A [`shutdown`](crate::shutdown) that comes before the outcome is one too: `f` gets
+    /// If a [`shutdown`](crate::shutdown) comes before the outcome, `f` gets
     /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown). After a shutdown, and if the operating system
-    /// refuses the ambient thread, it gets that at once, on the calling thread. A panic of `f` is reported
-    /// to [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
+    /// refuses the ambient thread, it gets that at once, on the calling thread. A panic of `f` is reported to
+    /// [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
     ///
-    /// It consumes the `Unfuture` and lets go of a tie: work tied by
+    /// The `Unfuture` is consumed and its tie undone: work tied by
     /// [`cancel_on_drop`](Unfuture::cancel_on_drop) runs to its end.
     ///
     /// # Examples
@@ -255,18 +252,17 @@ impl<T: Send + 'static> Unfuture<T> {
         drop(spawn(poll_fn(move |cx| callback.poll(cx))));
     }
 
-    /// Sets the work a deadline, `limit` from now; time in a queue counts.
+    /// Sets a deadline for the work, `limit` from now. Time in a queue counts.
     ///
-    /// When the time is up the work is cancelled, as [`cancel`](Unfuture::cancel) does it: a call in a
-    /// worker process is killed. A thread job that runs cannot be stopped; its `Unfuture` resolves all
-    /// the same, and the error names the job and says that it still runs, unless the job is one of many.
+    /// At the deadline the work is cancelled as by [`cancel`](Unfuture::cancel): a call in a worker process is
+    /// killed. A thread job that runs cannot be stopped. Its `Unfuture` resolves all the same, and the error
+    /// names the job and says that it still runs, unless the job is one of many.
     ///
     /// # Errors
     ///
-    /// Resolves as [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline; and at once, if there is
-    /// no ambient thread to keep it: as [`ErrorKind::ShutDown`](crate::ErrorKind) after a shutdown, as
-    /// [`ErrorKind::Os`](crate::ErrorKind) if the operating system refuses the thread. The work is
-    /// cancelled in these cases too.
+    /// Resolves as [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline. Without an ambient thread that
+    /// watches it, the work is cancelled at once, and resolves as [`ErrorKind::ShutDown`](crate::ErrorKind)
+    /// after a shutdown and as [`ErrorKind::Os`](crate::ErrorKind) if the operating system refuses the thread.
     ///
     /// # Examples
     ///
@@ -281,7 +277,7 @@ impl<T: Send + 'static> Unfuture<T> {
         self.limited(limit, sleep(limit))
     }
 
-    /// Sets the work a deadline, `limit` after it has begun to run; time in a queue does not count.
+    /// Sets a deadline for the work, `limit` after it has begun to run. Time in a queue does not count.
     ///
     /// # Errors
     ///
@@ -341,22 +337,21 @@ impl<T: Send + 'static> Unfuture<T> {
         })
     }
 
-    /// Calls `f` on the ambient thread with what a call in a worker process says of its
-    /// [`progress`](crate::progress()).
+    /// Calls `f` on the ambient thread with the [`progress`](crate::progress()) that a call in a worker process
+    /// reports.
     ///
-    /// `f` gets the newest value of type `P` whenever it is free, so values may be skipped, but not the
-    /// last one. Values of other types are ignored, even if their bytes would decode as a `P`. `f` is
-    /// dropped after the call has ended. There may be several listeners, also of one type.
+    /// `f` gets the newest value of type `P` whenever it is free, so it may miss values, but not the last one.
+    /// Values of other types are ignored, even if their bytes would decode as a `P`. `f` is dropped after the
+    /// call has ended. There may be several listeners, also of one type.
     ///
-    /// The call is heard through every step made on it: [`map`](Unfuture::map) and the other
-    /// continuations, [`flatten`](Unfuture::flatten), [`timeout`](Unfuture::timeout),
-    /// [`Limit`](crate::Limit). After [`map_cpu`](Unfuture::map_cpu), `f` hears both calls.
+    /// Progress passes through every step made on the call: [`map`](Unfuture::map) and the other continuations,
+    /// [`flatten`](Unfuture::flatten), [`timeout`](Unfuture::timeout), [`Limit`](crate::Limit). After
+    /// [`map_cpu`](Unfuture::map_cpu), `f` gets that of both calls.
     ///
-    /// `f` does not hear calls that some other future awaits, such as the one that
-    /// [`and_then`](Unfuture::and_then) makes. Nor does it hear the parts of
-    /// [`join_all`](crate::join_all), [`settle_all`](crate::settle_all) and [`race`](crate::race), whose
-    /// values could not be told apart. Listen to those calls themselves. Work that involves no call reports
-    /// nothing, and `f` is dropped at once.
+    /// `f` gets nothing from calls that another future awaits, such as the one that
+    /// [`and_then`](Unfuture::and_then) makes, nor from the parts of [`join_all`](crate::join_all),
+    /// [`settle_all`](crate::settle_all) and [`race`](crate::race), which could not be told apart. Listen to
+    /// those calls themselves. Without a call `f` is dropped at once.
     ///
     /// # Examples
     ///
@@ -401,8 +396,8 @@ impl<T: Send + 'static> Unfuture<T> {
 impl<T: Send + 'static> Unfuture<Result<T, Error>> {
     /// Turns an error inside the value into an error of the `Unfuture`.
     ///
-    /// It stays the same work: cancelling the flat `Unfuture` cancels it. It waits on the ambient thread,
-    /// unless the work has ended.
+    /// Cancelling the flat `Unfuture` cancels the work. It waits on the ambient thread, unless the work has
+    /// ended.
     ///
     /// # Examples
     ///
@@ -422,9 +417,9 @@ impl<T: Send + 'static> Unfuture<Result<T, Error>> {
 impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// Waits for the inner work too.
     ///
-    /// It stays the same work: cancelling the flat `Unfuture` cancels the outer work while that
-    /// runs, and the inner afterwards. If the outer work is a running job, which cannot be stopped, the inner
-    /// work is cancelled as soon as it is known.
+    /// Cancelling the flat `Unfuture` cancels the outer work while that runs, and the inner work afterwards. If
+    /// the outer work is a running job, which cannot be stopped, the inner work is cancelled as soon as it
+    /// exists.
     ///
     /// # Examples
     ///
@@ -462,7 +457,7 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     }
 }
 
-/// Outer work whose inner work is not known. Dropping it stops whichever of them there is, sooner or later.
+/// Outer work whose inner work is not known. Dropping it stops the one, and the other as soon as it exists.
 struct Outer<T: Send + 'static>(Option<Unfuture<Unfuture<T>>>);
 
 impl<T: Send + 'static> Outer<T> {
@@ -479,7 +474,7 @@ impl<T: Send + 'static> Drop for Outer<T> {
     fn drop(&mut self) {
         if let Some(outer) = self.0.take() {
             outer.cancel();
-            // A job that runs may give the inner work all the same.
+            // A running job may still give the inner work.
             drop(spawn(
                 async move { outer.await.map(Unfuture::cancel_on_drop) },
             ));

@@ -1,20 +1,19 @@
 //! The macros that say where a function runs.
 
-/// Makes functions that run elsewhere: the decorator.
+/// Decorates functions, so that a call starts them elsewhere.
 ///
-/// Inside it an `async fn` runs on the ambient thread, a plain `fn` on the thread pool, and a
-/// `#[cpu] fn` in a worker process (registered where it stands). Each returns an
-/// [`Unfuture`](crate::Unfuture) of what it says it returns, and keeps its visibility, attributes,
-/// docs and arguments.
+/// An `async fn` runs on the ambient thread, a plain `fn` on the thread pool, and a `#[cpu] fn`, which is
+/// registered where it stands, in a worker process. Each returns an [`Unfuture`](crate::Unfuture) of its return
+/// type, and keeps its visibility, attributes, docs and arguments.
 ///
-/// Arguments move to another thread, so they are owned: no references but `&'static`, no `self`. They
-/// are names with types, and the functions have no generics.
+/// Arguments move to another thread, so they are owned: no references but `&'static`, no `self`. They are names
+/// with types, and the functions have no generics.
 ///
-/// A report names the line that calls the function; called through a function pointer, which does not
-/// know its caller, it names the line of `unsync!`.
+/// Errors and reports name the line that calls the function; through a function pointer, which does not know
+/// its caller, they name the line of `unsync!`.
 ///
-/// Inside a body the function's own name means the decorated function, which starts further work;
-/// inside a `#[cpu]` body it means the plain one, since that runs in a worker already.
+/// Inside a body the function's own name means the decorated function, which starts more work; inside a
+/// `#[cpu]` body it means the plain one, since that runs in a worker already.
 ///
 /// # Examples
 ///
@@ -90,7 +89,7 @@ macro_rules! unsync {
             $crate::cpu(__unsync_entry(), ($($crate::__argument!($first $($second)?),)*))
         }
     };
-    // What did not match above: without these two it would match the last one, for ever.
+    // What did not match above: without these two the last one would match it for ever.
     (@$kind:ident $kept:tt $visibility:vis $(async)? fn $name:ident $($rest:tt)*) => {
         ::core::compile_error!(::core::concat!(
             "`unsync!` takes no function like `",
@@ -185,8 +184,7 @@ macro_rules! cpu {
     };
 }
 
-/// A closure of `cpu!` as the function that it is: only a function can be named twice, once to be
-/// registered and once to be called.
+/// A closure of `cpu!` as a function: only a function can be named twice, to be registered and to be called.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __cpu {
@@ -212,7 +210,7 @@ macro_rules! __argument {
     };
 }
 
-/// What a function returns that may not say so.
+/// The return type of a function, which may be left out.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __output {

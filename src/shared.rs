@@ -1,4 +1,4 @@
-//! One run, many waiters.
+//! An `Unfuture` with many waiters.
 //!
 //! The outcome is kept for all; each clone gives a copy of it, made outside of every lock. The clones share
 //! the `Unfuture`, which cancels the work and which threads wait for. Only the wakers of tasks are kept here,
@@ -52,11 +52,11 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 /// Each clone waits for itself and gives a clone of the outcome, as often as it is asked. Put an outcome that
 /// is costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek).
 ///
-/// [`cancel`](Shared::cancel) on any clone stops the one work, and all clones give
-/// [`ErrorKind::Cancelled`](crate::ErrorKind); dropping a clone, or cancelling a task that awaits one,
-/// stops nothing. The last clone to be dropped lets the work go on, or cancels it if it is tied by
-/// [`cancel_on_drop`](Unfuture::cancel_on_drop). At a [`shutdown`](crate::shutdown) all clones give
-/// [`ErrorKind::ShutDown`](crate::ErrorKind) if the work ends so; an outcome that is there stays.
+/// [`cancel`](Shared::cancel) on any clone stops the work, and all clones give
+/// [`ErrorKind::Cancelled`](crate::ErrorKind). Dropping a clone, or cancelling a task that awaits one, stops
+/// nothing. When the last clone is dropped the work runs on, or is cancelled if it is tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop). A [`shutdown`](crate::shutdown) ends pending work as
+/// [`ErrorKind::ShutDown`](crate::ErrorKind) for all clones; an outcome that is there stays.
 pub struct Shared<T> {
     kept: Arc<Kept<T>>,
     /// Under which the waker of this clone is kept.
@@ -93,9 +93,9 @@ impl<T: Clone> Shared<T> {
     ///
     /// # Errors
     ///
-    /// What became of the work if it gave no value, and
-    /// [`ErrorKind::WouldBlock`](crate::ErrorKind::WouldBlock) for a pending one where
-    /// [`Unfuture::result`] does not block.
+    /// The error of the work if it gave no value, and
+    /// [`ErrorKind::WouldBlock`](crate::ErrorKind::WouldBlock) for pending work where [`Unfuture::result`] does
+    /// not block.
     ///
     /// # Examples
     ///
@@ -240,7 +240,7 @@ impl<T: Clone> Future for Shared<T> {
             let replaced = lock(&self.kept.waiting.0).insert(self.id, waker);
             drop(replaced);
         }
-        // Looked at again: who ends the work may have taken the wakers just before.
+        // Polled after that: whoever ends the work may have taken the wakers just before.
         let cx = &mut Context::from_waker(&self.kept.waker);
         self.kept.source.poll_done(cx).map(|()| {
             self.forget_waker();

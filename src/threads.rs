@@ -32,7 +32,7 @@ use crate::slot::Slot;
 use crate::spin::Spin;
 use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work, cancelled};
 
-/// Runs a closure that may block on a thread of the pool.
+/// Runs a closure that may block on a thread of the pool. Called `spawn_blocking` in tokio.
 ///
 /// The pool grows on demand, far past the number of cores, and shrinks again. A closure that waits
 /// for other work of the pool gets it: threads that block in [`result`](Unfuture::result) do not

@@ -40,7 +40,8 @@ pub struct Unfuture<T> {
     work: Option<Arc<dyn Work<T>>>,
 }
 
-/// The end of an [`Unfuture`] that is set by hand, from any thread. Made by [`promise`].
+/// The end of an [`Unfuture`] that is set by hand, from any thread. Made by [`promise`]. Called
+/// `oneshot::Sender` in tokio and futures.
 ///
 /// Dropping it unfulfilled resolves the `Unfuture` as [`ErrorKind::Abandoned`], so nobody waits for
 /// ever.
@@ -146,7 +147,8 @@ impl<T> Unfuture<T> {
         slot.wait_until(deadline)
     }
 
-    /// Stops the work; returns whether it ends, or has ended, as [`ErrorKind::Cancelled`].
+    /// Stops the work; returns whether it ends, or has ended, as [`ErrorKind::Cancelled`]. Called `abort` in
+    /// tokio.
     ///
     /// - An async task: its future is dropped on the ambient thread. A poll in progress finishes first,
     ///   and what it returns is discarded.
@@ -293,7 +295,8 @@ impl<T> Unfuture<T> {
     }
 }
 
-/// Cancels one piece of work, from anywhere. Made by [`Unfuture::canceller`].
+/// Cancels one piece of work, from anywhere. Made by [`Unfuture::canceller`]. Called `AbortHandle` in tokio and
+/// futures.
 ///
 /// It keeps neither the work nor its value alive, only a little memory that remembers how it ended.
 #[derive(Clone)]

@@ -450,7 +450,8 @@ pub struct Interval {
     missed: MissedTicks,
 }
 
-/// What an [`Interval`] does when a tick is taken late: nobody waited for it at its time.
+/// What an [`Interval`] does when a tick is taken late: nobody waited for it at its time. Called
+/// `MissedTickBehavior` in tokio.
 ///
 /// With a period of 10 ms, and one tick, due at 10, that is taken only at 35:
 ///
