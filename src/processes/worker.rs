@@ -199,12 +199,8 @@ struct Worker {
     incoming: Mutex<Option<Incoming>>,
     /// The standby reader has put it back.
     put_back: Condvar,
-    /// The same, for the executor while it looks without the lock.
-    is_put_back: AtomicBool,
-    /// The call that runs or ran last.
+    /// The call that the executor is at, which does not read the link meanwhile. Zero while it reads.
     running: AtomicU64,
-    /// Whether the executor has something to do, and does not read the link.
-    busy: AtomicBool,
     /// Whether the standby reader has to be woken when a call begins.
     asleep: AtomicBool,
     standby: OnceLock<Thread>,
@@ -255,9 +251,7 @@ fn serve() -> ! {
         writing: Mutex::new(()),
         incoming: Mutex::new(None),
         put_back: Condvar::new(),
-        is_put_back: AtomicBool::new(false),
         running: AtomicU64::new(0),
-        busy: AtomicBool::new(false),
         asleep: AtomicBool::new(false),
         standby: OnceLock::new(),
         cancelled: AtomicU64::new(0),
@@ -419,7 +413,7 @@ impl Worker {
     /// Nothing follows that the end of the last call could travel with.
     fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Rx>) {
         // Before the parent learns of the end: what it sends after that is not returned.
-        self.busy.store(false, Ordering::SeqCst);
+        self.running.store(0, Ordering::SeqCst);
         if !outbox.is_empty() {
             self.send(outbox, reader);
             buffers::recycle(outbox);
@@ -429,26 +423,20 @@ impl Worker {
     /// Waits for the standby reader to put back the link, which it does when something has arrived.
     fn await_incoming(&self) -> Incoming {
         static SPIN: Spin = Spin::new();
-        SPIN.attempt(|| self.is_put_back.load(Ordering::Relaxed).then_some(()));
-        let mut slot = lock(&self.incoming);
-        loop {
-            match slot.take() {
-                Some(incoming) => return incoming,
-                None => {
-                    slot = self
-                        .put_back
-                        .wait(slot)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
-            }
-        }
+        let look = || lock(&self.incoming).take();
+        SPIN.attempt(look).unwrap_or_else(|| {
+            let waited = self
+                .put_back
+                .wait_while(lock(&self.incoming), |incoming| incoming.is_none());
+            let mut incoming = waited.unwrap_or_else(PoisonError::into_inner);
+            incoming.take().expect("it was waited for")
+        })
     }
 
     /// From now on the executor cannot read the link.
     fn begin(&self, call: u64) {
-        self.running.store(call, Ordering::Relaxed);
         // Either this sees that the standby reader sleeps, or that one sees this before it does.
-        self.busy.store(true, Ordering::SeqCst);
+        self.running.store(call, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
             if let Some(standby) = self.standby.get() {
                 standby.unpark();
@@ -463,10 +451,11 @@ impl Worker {
         loop {
             let before = self.running.load(Ordering::Relaxed);
             thread::park_timeout(SLOW);
-            if self.running.load(Ordering::Relaxed) != before {
+            let running = self.running.load(Ordering::SeqCst);
+            if running != before {
                 continue;
             }
-            if self.busy.load(Ordering::SeqCst) {
+            if running != 0 {
                 // Without it the executor has just begun to read.
                 let incoming = lock(&self.incoming).take();
                 if let Some(incoming) = incoming {
@@ -475,7 +464,7 @@ impl Worker {
                 continue;
             }
             self.asleep.store(true, Ordering::SeqCst);
-            if !self.busy.load(Ordering::SeqCst) {
+            if self.running.load(Ordering::SeqCst) == 0 {
                 thread::park();
             }
             self.asleep.store(false, Ordering::SeqCst);
@@ -488,8 +477,7 @@ impl Worker {
     /// A write may wait here for the executor to finish one. It can, because the parent reads: it makes no
     /// write that blocks while anything of this worker is under way.
     fn take_over(&self, mut incoming: Incoming) {
-        self.is_put_back.store(false, Ordering::Relaxed);
-        while self.busy.load(Ordering::SeqCst) {
+        while self.running.load(Ordering::SeqCst) != 0 {
             // The executor may be at a write that finds no room.
             incoming.source.make_blocking();
             let mut returned = Vec::new();
@@ -507,7 +495,6 @@ impl Worker {
             self.fill(&mut incoming);
         }
         *lock(&self.incoming) = Some(incoming);
-        self.is_put_back.store(true, Ordering::Relaxed);
         self.put_back.notify_one();
     }
 
