@@ -39,10 +39,11 @@ pub(crate) mod wire;
 pub(crate) mod worker;
 
 use std::any::type_name;
+use std::cell::Cell;
+use std::iter;
 use std::mem;
-use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,7 @@ use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work, cancelled};
 
 use beside::beside;
 use frame::Kind;
-use scheduler::{FRAME_OVERHEAD, Limits, Outcome, State};
+use scheduler::{Effects, Limits, Outcome, State};
 use supervisor::Process;
 use wire::encode_within;
 use worker::{Ending, PanicReport};
@@ -68,15 +69,11 @@ pub use worker::{init, is_worker, progress};
 // --------------------------------------------------------------------------------------- the pool
 
 struct Pool {
-    state: State<QueuedCall, Arc<Process>>,
-    /// To be called when no call is queued or in flight. Until then each `drain` that gave up is here.
-    when_quiet: Vec<OnIdle>,
+    state: State<CallHandle, Arc<Process>>,
     /// To be called when no worker is left.
     when_empty: Vec<OnIdle>,
     /// Whether there is a supervisor thread. Left by it when there is nothing to look after.
     supervised: bool,
-    /// Reader threads. The last one stands in for the supervisor if the system refuses that thread.
-    readers: usize,
 }
 
 static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
@@ -91,90 +88,121 @@ fn pool() -> &'static Mutex<Pool> {
             calls_per_worker: settings.and_then(|settings| settings.calls_per_worker),
             keep_alive: settings.map_or(Duration::ZERO, |settings| settings.keep_alive),
             cancel_grace: settings.map_or(Duration::ZERO, |settings| settings.cancel_grace),
+            eager: transport::EAGER,
         });
         if !engine::enter(&ENGINE) {
             state.close(Instant::now());
         }
         Mutex::new(Pool {
             state,
-            when_quiet: Vec::new(),
             when_empty: Vec::new(),
             supervised: false,
-            readers: 0,
         })
     })
 }
 
 /// Feeds an event to the scheduler, and carries out what follows from it: the only way in. `resolve` resolves
-/// the calls. Gives how many there were, for [`settle`].
-fn apply(
-    event: &mut dyn FnMut(&mut Pool, Instant),
-    resolve: &mut dyn FnMut(&QueuedCall, Outcome),
-) -> usize {
+/// the calls that were not stopped.
+fn apply(event: impl FnOnce(&mut Pool, Instant), resolve: &mut dyn FnMut(&CallHandle, Outcome)) {
     let mut pool = lock(pool());
     let now = Instant::now();
     event(&mut pool, now);
-    let effects = pool.state.schedule(now);
-    let mut waiting = Vec::new();
-    if effects.quiet {
-        waiting.append(&mut pool.when_quiet);
-    }
-    if effects.empty {
-        waiting.append(&mut pool.when_empty);
-    }
-    let accepted = pool.state.accepted();
-    let wakes = pool.supervised && (effects.wake_supervisor || effects.empty);
-    let starts = !pool.supervised && pool.state.next_deadline().is_some();
-    pool.supervised |= starts;
-    drop(pool);
-    if wakes {
-        supervisor::wake();
-    } else if starts {
-        supervisor::start();
-    }
-    for (process, outbox) in effects.sends {
-        process.send(outbox);
-    }
-    effects.kills.iter().for_each(|process| process.kill());
-    effects
-        .retirements
-        .iter()
-        .for_each(|process| process.retire());
-    effects.probes.iter().for_each(|process| process.probe());
-    effects.spawns.into_iter().for_each(supervisor::spawn);
-    for call in effects.begun {
-        // Its frame is of no more use.
-        buffers::recycle(&mut call.take_frame());
-        call.begin();
-    }
-    let resolutions = effects.resolutions.len();
-    for (call, outcome) in effects.resolutions {
-        resolve(&call, outcome);
-    }
-    waiting.into_iter().for_each(|call| call(accepted));
-    resolutions
-}
-
-/// Tells the scheduler that so many calls are resolved.
-fn settle(mut resolved: usize) {
-    while resolved > 0 {
-        resolved = apply(&mut |pool, _| pool.state.resolved(resolved), &mut stop);
-    }
+    pool.state.schedule(now);
+    carry_out(pool, resolve);
 }
 
 /// Feeds an event that makes no call succeed or fail, but may stop some.
-fn update(mut event: impl FnMut(&mut Pool, Instant)) {
-    settle(apply(&mut event, &mut stop));
+fn update(event: impl FnOnce(&mut Pool, Instant)) {
+    apply(event, &mut |_, _| {
+        unreachable!("no worker has ended or done anything")
+    });
 }
 
-/// Resolves a call that was stopped.
-fn stop(call: &QueuedCall, outcome: Outcome) {
-    let (reason, ran) = match outcome {
-        Outcome::Stopped { reason, ran } => (reason, ran),
-        // Only a worker's own thread hears of these.
-        Outcome::Done | Outcome::Lost { .. } | Outcome::Unstartable => (Reason::Cancelled, None),
+/// What carrying out effects takes, with the room that it had the last time.
+#[derive(Default)]
+struct Scratch {
+    effects: Effects<CallHandle, Arc<Process>>,
+    frames: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: &mut dyn FnMut(&CallHandle, Outcome)) {
+    // The new one is for what comes of this on the same thread, and for a thread that ends.
+    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+    let Scratch { effects, frames } = &mut scratch;
+    mem::swap(effects, &mut pool.state.fx);
+    let is_empty = pool.state.is_empty();
+    let when_empty = match is_empty {
+        true => mem::take(&mut pool.when_empty),
+        false => Vec::new(),
     };
-    call.fail(report::stopped(call.name(), reason, ran, ""));
+    let wakes = mem::take(&mut effects.wake_supervisor) || is_empty;
+    let supervised = pool.supervised;
+    pool.supervised |= pool.state.next_deadline().is_some();
+    let starts = pool.supervised && !supervised;
+    drop(pool);
+    if starts {
+        supervisor::start();
+    } else if wakes && supervised {
+        supervisor::wake();
+    }
+    let mut sends = effects.sends.drain(..).peekable();
+    while let Some((process, _)) = sends.peek() {
+        let process = Arc::clone(process);
+        let next = || sends.next_if(|(other, _)| Arc::ptr_eq(other, &process));
+        process.send(iter::from_fn(next).map(|(_, message)| message), frames);
+    }
+    drop(sends);
+    effects.kills.drain(..).for_each(|process| process.kill());
+    let retirements = effects.retirements.drain(..);
+    retirements.for_each(|process| process.retire());
+    effects.probes.drain(..).for_each(|process| process.probe());
+    effects.spawns.drain(..).for_each(supervisor::spawn);
+    for call in effects.begun.drain(..) {
+        // Its frame is of no more use.
+        buffers::recycle(&mut call.request().take_frame());
+        call.begin();
+    }
+    let resolutions = effects.resolutions.len();
+    for (call, outcome) in effects.resolutions.drain(..) {
+        match outcome {
+            Outcome::Stopped { reason, ran } => {
+                call.fail(report::stopped(call.request().name, reason, ran, ""));
+            }
+            outcome => resolve(&call, outcome),
+        }
+    }
+    if resolutions > 0 {
+        RESOLVED.fetch_add(resolutions as u64, Ordering::SeqCst);
+        tell_idle();
+    }
+    let submitted = SUBMITTED.load(Ordering::SeqCst);
+    when_empty.into_iter().for_each(|call| call(submitted));
+    let _ = SCRATCH.try_with(|spare| spare.set(scratch));
+}
+
+/// Calls that the scheduler was ever given, and those of them that are resolved.
+static SUBMITTED: AtomicU64 = AtomicU64::new(0);
+static RESOLVED: AtomicU64 = AtomicU64::new(0);
+/// To be called when all calls are resolved. Until then each `drain` that gave up is here.
+static WHEN_IDLE: Mutex<Vec<OnIdle>> = Mutex::new(Vec::new());
+
+/// Calls once no call is queued or in flight.
+fn when_idle(call: OnIdle) {
+    lock(&WHEN_IDLE).push(call);
+    tell_idle();
+}
+
+/// To be called after one of the three has changed: so the last change is seen.
+fn tell_idle() {
+    let resolved = RESOLVED.load(Ordering::SeqCst);
+    if resolved == SUBMITTED.load(Ordering::SeqCst) {
+        let waiting = mem::take(&mut *lock(&WHEN_IDLE));
+        waiting.into_iter().for_each(|call| call(resolved));
+    }
 }
 
 /// Starts worker processes up to the limit, so that the first calls need not wait for them.
@@ -190,21 +218,21 @@ const ENGINE: Engine = Engine {
     name: "worker processes",
     count,
     list,
-    when_idle: when_quiet,
+    when_idle,
     close,
 };
 
 /// Lists the calls that are queued or in flight.
 fn list(on_list: OnList) {
-    let info = |(call, started): (&QueuedCall, Option<Instant>)| TaskInfo {
+    let info = |(call, started): (&CallHandle, Option<Instant>)| TaskInfo {
         kind: WorkKind::Cpu,
         state: match started {
             Some(_) => WorkState::Running,
             None => WorkState::Queued,
         },
-        age: Some(started.unwrap_or(call.queued).elapsed()),
-        started_at: call.origin(),
-        name: Some(call.name()),
+        age: Some(started.unwrap_or(call.request().made).elapsed()),
+        started_at: call.request().origin,
+        name: Some(call.request().name),
     };
     let calls = lock(pool()).state.calls().map(info).collect();
     on_list(calls);
@@ -215,110 +243,113 @@ fn count(stats: &mut Stats) {
     (stats.calls_queued, stats.calls_running, stats.workers) = counts;
 }
 
-/// Calls once no call is queued or in flight.
-fn when_quiet(call: OnIdle) {
-    let mut call = Some(call);
-    update(|pool, _| pool.when_quiet.extend(call.take()));
-}
-
 /// Stops all calls and takes no more; calls once the last worker process has ended.
 fn close(call: OnIdle) {
-    let mut call = Some(call);
     update(|pool, now| {
-        pool.when_empty.extend(call.take());
+        pool.when_empty.push(call);
         pool.state.close(now);
     });
 }
 
 // --------------------------------------------------------------------------------------- the calls
 
+/// What an `Unfuture` of a call holds.
+pub(crate) struct Call<T> {
+    slot: Slot<Option<T>>,
+    request: Request,
+}
+
+/// All of a call that needs no type of its result.
+struct Request {
+    id: u64,
+    name: &'static str,
+    origin: Origin,
+    made: Instant,
+    /// The length of its frame.
+    bytes: usize,
+    fate: Fate,
+    parts: Mutex<Parts>,
+}
+
+/// What a call consists of while it is under way.
+#[derive(Default)]
+struct Parts {
+    /// The whole frame, until the start is acknowledged.
+    frame: Vec<u8>,
+    /// The first that was reported, and the last.
+    panics: Vec<PanicReport>,
+    /// What the call has reported. Made when something is reported or somebody listens.
+    progress: Option<Arc<Progress>>,
+    /// Keeps the listeners waiting until the call is over.
+    speaker: Option<Speaker>,
+    held: Option<Held>,
+    is_over: bool,
+}
+
+/// What a call holds until just before its outcome is seen.
+pub(crate) type Held = Box<dyn Send>;
+
 /// A call without the type of its result.
-trait CallHandle: Send + Sync {
-    fn name(&self) -> &'static str;
-    fn origin(&self) -> Origin;
-    fn parcel(&self) -> &Mutex<Parcel>;
+type CallHandle = Arc<dyn AnyCall>;
+
+trait AnyCall: Send + Sync {
+    fn request(&self) -> &Request;
     fn begin(&self);
-    fn progress(&self, payload: &[u8]);
     /// Resolves the call from the payload of its `Done`.
     fn done(&self, payload: &[u8]);
     fn fail(&self, error: Error);
 }
 
-/// What a call consists of while it is under way.
-#[derive(Default)]
-struct Parcel {
-    /// The whole frame, until the start is acknowledged.
-    frame: Vec<u8>,
-    /// The first that was reported, and the last.
-    panics: Vec<PanicReport>,
-}
-
-/// A call as the scheduler has it.
-#[derive(Clone)]
-struct QueuedCall {
-    id: u64,
-    bytes: usize,
-    queued: Instant,
-    handle: Arc<dyn CallHandle>,
-}
-
-impl scheduler::Call for QueuedCall {
-    fn id(&self) -> u64 {
-        self.id
-    }
-
-    fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn is_large(&self) -> bool {
-        self.bytes + FRAME_OVERHEAD > transport::EAGER
-    }
-}
-
-impl Deref for QueuedCall {
-    type Target = dyn CallHandle;
-
-    fn deref(&self) -> &Self::Target {
-        &*self.handle
-    }
-}
-
-impl dyn CallHandle {
+impl Request {
     fn copy_frame(&self, into: &mut Vec<u8>) {
-        into.extend_from_slice(&lock(self.parcel()).frame);
+        into.extend_from_slice(&lock(&self.parts).frame);
     }
 
     fn take_frame(&self) -> Vec<u8> {
-        mem::take(&mut lock(self.parcel()).frame)
+        mem::take(&mut lock(&self.parts).frame)
     }
 
     fn put_frame(&self, frame: Vec<u8>) {
-        lock(self.parcel()).frame = frame;
+        lock(&self.parts).frame = frame;
     }
 
     fn panicked(&self, report: PanicReport) {
-        let panics = &mut lock(self.parcel()).panics;
+        let panics = &mut lock(&self.parts).panics;
         panics.truncate(1);
         panics.push(report);
     }
 
     fn take_panics(&self) -> Vec<PanicReport> {
-        mem::take(&mut lock(self.parcel()).panics)
+        mem::take(&mut lock(&self.parts).panics)
     }
-}
 
-/// What an `Unfuture` of a call holds.
-struct Call<T> {
-    slot: Slot<Option<T>>,
-    id: u64,
-    name: &'static str,
-    parcel: Mutex<Parcel>,
-    fate: Fate,
-    held: Mutex<Option<Held>>,
-    progress: Arc<Progress>,
-    /// `None` once the call is over.
-    speaker: Mutex<Option<Speaker>>,
+    fn progress(&self) -> Option<Arc<Progress>> {
+        let mut parts = lock(&self.parts);
+        if parts.progress.is_none() {
+            let speaker = Speaker::new();
+            parts.progress = Some(Arc::clone(&speaker.0));
+            parts.speaker = Some(speaker);
+        }
+        let is_over = parts.is_over;
+        let ended = parts.speaker.take_if(|_| is_over);
+        let progress = parts.progress.clone();
+        drop(parts);
+        drop(ended);
+        progress
+    }
+
+    /// The call is about to be resolved. The `Unfuture` may be kept for long after that.
+    fn end(&self) {
+        let mut parts = lock(&self.parts);
+        let over = Parts {
+            progress: parts.progress.clone(),
+            is_over: true,
+            ..Parts::default()
+        };
+        let parts = mem::replace(&mut *parts, over);
+        self.fate.end();
+        discard(parts.held);
+    }
 }
 
 /// Queues a call to a worker process.
@@ -329,24 +360,21 @@ where
     F::Output: Wire + Send + 'static,
 {
     match prepare(origin, entrypoint, arguments) {
-        Ok(prepared) => {
-            let call = prepared.unfuture();
-            prepared.submit();
-            call
+        Ok(call) => {
+            let unfuture = call.unfuture();
+            call.submit();
+            unfuture
         }
         Err(error) => Unfuture::failed(error),
     }
 }
 
-/// What a call holds until just before its outcome is seen.
-pub(crate) type Held = Box<dyn Send>;
-
-/// Encodes a call.
+/// Makes a call that is not in the queue yet.
 pub(crate) fn prepare<F, A>(
     origin: Origin,
     _: F,
     arguments: A,
-) -> Result<Prepared<F::Output>, Error>
+) -> Result<Arc<Call<F::Output>>, Error>
 where
     F: Entrypoint<A>,
     A: Wire,
@@ -354,57 +382,47 @@ where
 {
     let encoded = encode::<F, A>(&arguments);
     let (id, name, frame) = encoded.map_err(|error| error.started_at(origin))?;
-    let bytes = frame.len();
-    let speaker = Speaker::new();
-    let call = Arc::new(Call {
+    Ok(Arc::new(Call {
         slot: Slot::new(origin),
-        id,
-        name,
-        parcel: Mutex::new(Parcel {
-            frame,
-            panics: Vec::new(),
-        }),
-        fate: Fate::default(),
-        held: Mutex::new(None),
-        progress: Arc::clone(&speaker.0),
-        speaker: Mutex::new(Some(speaker)),
-    });
-    let queued = QueuedCall {
-        id,
-        bytes,
-        queued: Instant::now(),
-        handle: call.clone(),
-    };
-    Ok(Prepared { call, queued })
+        request: Request {
+            id,
+            name,
+            origin,
+            made: Instant::now(),
+            bytes: frame.len(),
+            fate: Fate::default(),
+            parts: Mutex::new(Parts {
+                frame,
+                ..Parts::default()
+            }),
+        },
+    }))
 }
 
-/// A call that is not in the queue yet.
-pub(crate) struct Prepared<T> {
-    call: Arc<Call<T>>,
-    queued: QueuedCall,
-}
-
-impl<T: Wire + Send + 'static> Prepared<T> {
-    pub(crate) fn unfuture(&self) -> Unfuture<T> {
-        Unfuture::of(self.call.clone())
+impl<T: Wire + Send + 'static> Call<T> {
+    pub(crate) fn unfuture(self: &Arc<Self>) -> Unfuture<T> {
+        Unfuture::of(self.clone())
     }
 
     /// Keeps this for the call until just before its outcome is seen.
     pub(crate) fn hold(&self, held: Held) {
-        *lock(&self.call.held) = Some(held);
+        lock(&self.request.parts).held = Some(held);
     }
 
-    pub(crate) fn submit(self) {
-        let Prepared { call, queued } = self;
-        let mut queued = Some(queued);
-        update(|pool, _| {
-            // Whoever has stopped it resolves it, unless it is found here.
-            if !call.fate.is_stopped() {
-                let queued = queued.take().into_iter();
-                queued.for_each(|queued| pool.state.submit(queued));
-            }
-        });
+    pub(crate) fn submit(self: Arc<Self>) {
+        submit(self);
     }
+}
+
+fn submit(call: CallHandle) {
+    update(|pool, _| {
+        let (id, bytes) = (call.request().id, call.request().bytes);
+        // Whoever has stopped it resolves it, unless it is found here.
+        if !call.request().fate.is_stopped() {
+            SUBMITTED.fetch_add(1, Ordering::SeqCst);
+            pool.state.submit(id, bytes, call);
+        }
+    });
 }
 
 /// Stops a call; says whether the pool has it.
@@ -495,31 +513,18 @@ where
     Ok((id, entry.name, frame))
 }
 
-impl<T: Wire + Send + 'static> CallHandle for Call<T> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn origin(&self) -> Origin {
-        self.slot.origin
-    }
-
-    fn parcel(&self) -> &Mutex<Parcel> {
-        &self.parcel
+impl<T: Wire + Send + 'static> AnyCall for Call<T> {
+    fn request(&self) -> &Request {
+        &self.request
     }
 
     fn begin(&self) {
         self.slot.begin();
     }
 
-    fn progress(&self, mut payload: &[u8]) {
-        if let Ok(kind) = u64::decode(&mut payload) {
-            self.progress.say(kind, payload);
-        }
-    }
-
     fn done(&self, mut payload: &[u8]) {
-        let culprit = || format!("decoding the result of `{}`", self.name);
+        let name = self.request.name;
+        let culprit = || format!("decoding the result of `{name}`");
         let outcome = match u8::decode(&mut payload) {
             Ok(ending) if ending == Ending::Value as u8 => match wall(|| T::decode(&mut payload)) {
                 Ok(decoded) => decoded.map_err(|error| error.about(&culprit())),
@@ -527,13 +532,8 @@ impl<T: Wire + Send + 'static> CallHandle for Call<T> {
             },
             Ok(ending) => {
                 let message = String::decode(&mut payload).unwrap_or_default();
-                let call: &dyn CallHandle = self;
-                Err(report::failed(
-                    self.name,
-                    ending,
-                    message,
-                    call.take_panics(),
-                ))
+                let panics = self.request.take_panics();
+                Err(report::failed(name, ending, message, panics))
             }
             Err(error) => Err(error),
         };
@@ -547,19 +547,12 @@ impl<T: Wire + Send + 'static> CallHandle for Call<T> {
 
 impl<T> Call<T> {
     fn resolve(&self, outcome: Result<T, Error>) {
-        // Listeners end before the call does: they have been given its last value.
-        let speaker = lock(&self.speaker).take();
-        drop(speaker);
-        // The `Unfuture` may be kept for long.
-        let parcel = mem::take(&mut *lock(&self.parcel));
-        drop(parcel);
-        self.fate.end();
-        let outcome = match self.fate.is_cancelled() {
-            true => cancelled(outcome, &format!("`{}`", self.name)),
+        self.request.end();
+        let Request { fate, name, .. } = &self.request;
+        let outcome = match fate.is_cancelled() {
+            true => cancelled(outcome, &format!("`{name}`")),
             false => outcome,
         };
-        let held = lock(&self.held).take();
-        discard(held);
         self.slot
             .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
     }
@@ -567,12 +560,13 @@ impl<T> Call<T> {
 
 impl<T: Wire + Send + 'static> Stop for Call<T> {
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        if let Err(decided) = self.fate.stop(reason) {
+        let Request { fate, id, name, .. } = &self.request;
+        if let Err(decided) = fate.stop(reason) {
             return decided;
         }
-        if !stop_call(self.id, reason) {
+        if !stop_call(*id, reason) {
             // It waits for its turn, or is over.
-            self.resolve(Err(reason.error(&format!("`{}`", self.name))));
+            self.resolve(Err(reason.error(&format!("`{name}`"))));
         }
         Stopping::Yes
     }
@@ -582,7 +576,7 @@ impl<T: Wire + Send + 'static> Stop for Call<T> {
     }
 
     fn progress(&self) -> Option<Arc<Progress>> {
-        Some(Arc::clone(&self.progress))
+        self.request.progress()
     }
 }
 

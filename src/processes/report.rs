@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::QueuedCall;
+use super::Request;
 use super::handshake::SpawnError;
 use super::procfs;
 use super::scheduler::{DEATHS, Outcome};
@@ -160,8 +160,8 @@ pub(super) struct ExitReport<'a> {
 
 impl ExitReport<'_> {
     /// The error of a call that the end of the worker leaves without a value.
-    pub(super) fn error(&self, call: &QueuedCall, outcome: Outcome) -> Error {
-        let name = call.name();
+    pub(super) fn error(&self, call: &Request, outcome: Outcome) -> Error {
+        let name = call.name;
         if let Outcome::Lost {
             ran,
             stop: Some(reason),
@@ -192,8 +192,8 @@ impl ExitReport<'_> {
     }
 
     /// That of a call that ran.
-    fn ran(&self, call: &QueuedCall, ran: Duration) -> Error {
-        let (name, pid, how) = (call.name(), self.pid, self.how());
+    fn ran(&self, call: &Request, ran: Duration) -> Error {
+        let (name, pid, how) = (call.name, self.pid, self.how());
         let panics = call.take_panics();
         let error = match panics.first().filter(|_| self.may_be_panic()) {
             Some(report) => {

@@ -32,8 +32,8 @@
 //!   exception is a worker that small calls leave alone for an older large one.
 //! - Bytes that are written to a worker and not known to be read never exceed what its link holds, except
 //!   those of a large call, which the worker reads as they are written.
-//! - After `schedule(now)` the next deadline is later than `now`. An idle pool has none but those of
-//!   `keep_alive`.
+//! - After `schedule(now)` the next deadline is later than `now`, except that of a check that is due. An idle
+//!   pool has none but those of `keep_alive`.
 //!
 //! `simulation.rs` lets all this happen at random and checks the invariants after each event.
 
@@ -41,12 +41,12 @@ mod effects;
 mod queue;
 mod worker;
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-pub(super) use effects::{Effects, Message, Outbox, Outcome};
-use queue::{Queue, Queued};
-pub(super) use worker::FRAME_OVERHEAD;
-use worker::{InFlight, Phase, Stop, Worker};
+pub(super) use effects::{Effects, Message, Outcome};
+use queue::Queue;
+use worker::{Entry, FRAME_OVERHEAD, Phase, Stop, Worker};
 
 use crate::unfuture::Reason;
 
@@ -66,16 +66,6 @@ const RETIRE_TIMEOUT: Duration = Duration::from_secs(1);
 const BACKOFF: Duration = Duration::from_millis(10);
 const BACKOFF_STEPS: u32 = 4;
 
-/// What the scheduler has to know of a call. A clone is another handle to the same call.
-pub(super) trait Call: Clone {
-    /// Unique and ascending in the order of submission.
-    fn id(&self) -> u64;
-    /// The length of its frame.
-    fn bytes(&self) -> usize;
-    /// Whether its frame is too long to be written to a worker that does not read.
-    fn is_large(&self) -> bool;
-}
-
 /// The settings that concern the scheduler.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
@@ -84,6 +74,8 @@ pub(super) struct Limits {
     pub(super) calls_per_worker: Option<u64>,
     pub(super) keep_alive: Duration,
     pub(super) cancel_grace: Duration,
+    /// Bytes that the link of a worker holds while the worker does not read.
+    pub(super) eager: usize,
 }
 
 /// What is heard of a worker that is connected.
@@ -102,36 +94,23 @@ pub(super) enum Heard {
     Loaded,
     /// Something that concerns one call only, or that the link has taken further bytes of a large call.
     Progressed,
-    /// Its reader is about to decode results, and hears nothing until `Decoded`. To be fed together with
-    /// `Done`, so that no call is assigned in between to one that decodes a large result.
-    Decoding {
-        large: bool,
-    },
+    /// Its reader is about to decode a large result, and hears nothing until `Decoded`. To be fed together
+    /// with `Done`, so that no call is assigned in between.
+    Decoding,
     Decoded,
     /// It takes too much memory, say: another one takes its place once it is idle.
     Outgrown,
 }
 
-/// Why no worker came up.
+/// Why no worker came up, and after how many such failures in a row the calls fail, if there is no worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SpawnFailure {
-    /// The system is short of something.
-    Refused,
-    /// The process ended before it was connected.
-    Died,
     /// Another try would end alike.
-    Final,
-}
-
-impl SpawnFailure {
-    /// After how many failures in a row the calls fail, if there is no worker.
-    fn tries(self) -> u32 {
-        match self {
-            SpawnFailure::Refused => 5,
-            SpawnFailure::Died => DEATHS,
-            SpawnFailure::Final => 1,
-        }
-    }
+    Final = 1,
+    /// The process ended before it was connected.
+    Died = DEATHS as isize,
+    /// The system is short of something.
+    Refused = 5,
 }
 
 /// How the link of a worker has ended.
@@ -155,48 +134,43 @@ pub(super) struct State<C, W> {
     starting: usize,
     /// Workers whose link has ended and whose process is not reaped yet.
     reaping: usize,
-    /// Calls whose resolution is an effect that is not carried out yet.
-    resolving: usize,
     /// Numbers given to workers.
     spawned: u64,
-    /// Calls that were ever submitted.
-    accepted: u64,
     /// Failures in a row: starts that failed, and workers that died before they started a call. Those
     /// within one back-off count once. Reset when a worker starts its first call.
     failures: u32,
     /// When the next worker may be started. Set and reset with `failures`.
     not_before: Option<Instant>,
-    /// Set while a worker has something to do, and for up to two checks after that, so that single calls
-    /// one after the other do not wake the supervisor each.
+    /// Set when a worker has something to do, and stays set till then, so that single calls one after the
+    /// other do not wake the supervisor each.
     next_check: Option<Instant>,
-    /// Something was assigned since the last check.
-    active: bool,
     deadline: Option<Instant>,
     /// The deadline that the supervisor knows, or is woken for.
     planned: Option<Instant>,
     /// Set by the shutdown, for good.
     closed: bool,
     /// What the events since the last `schedule` ask for.
-    fx: Effects<C, W>,
+    pub(super) fx: Effects<C, W>,
 }
 
 // -------------------------------------------------------------------------------------- the events
 
-impl<C: Call, W: Clone> State<C, W> {
+impl<C: Clone, W: Clone> State<C, W> {
     pub(super) fn new(limits: Limits) -> State<C, W> {
         State {
+            queue: Queue {
+                small: VecDeque::new(),
+                large: VecDeque::new(),
+                eager: limits.eager,
+            },
             limits,
-            queue: Queue::new(),
             workers: Vec::new(),
             starting: 0,
             reaping: 0,
-            resolving: 0,
             spawned: 0,
-            accepted: 0,
             failures: 0,
             not_before: None,
             next_check: None,
-            active: false,
             deadline: None,
             planned: None,
             closed: false,
@@ -204,13 +178,21 @@ impl<C: Call, W: Clone> State<C, W> {
         }
     }
 
-    /// A call is made.
-    pub(super) fn submit(&mut self, call: C) {
-        if self.closed {
-            return self.resolve(call, Outcome::unstarted(Reason::ShutDown));
+    /// A call is made, of which the frame has so many bytes. Ids ascend in the order of submission.
+    pub(super) fn submit(&mut self, id: u64, bytes: usize, call: C) {
+        let entry = Entry {
+            id,
+            bytes: bytes + FRAME_OVERHEAD,
+            call,
+            deaths: 0,
+            started: None,
+            stop: None,
+            resolved: false,
+        };
+        match self.closed {
+            true => self.resolve(entry, Outcome::unstarted(Reason::ShutDown)),
+            false => self.queue.insert(entry),
         }
-        self.accepted += 1;
-        self.queue.insert(Queued { call, deaths: 0 });
     }
 
     /// Workers are wanted up to the limit, whatever there is to do.
@@ -218,10 +200,10 @@ impl<C: Call, W: Clone> State<C, W> {
         while self.reserve_slot(now) {}
     }
 
-    /// A worker has connected. Its link holds so many bytes that it does not read.
-    pub(super) fn ready(&mut self, number: u64, handle: W, eager: usize, now: Instant) {
+    /// A worker has connected.
+    pub(super) fn ready(&mut self, number: u64, handle: W, now: Instant) {
         self.starting -= 1;
-        let mut worker = Worker::new(number, handle, eager, now);
+        let mut worker = Worker::new(number, handle, self.limits.eager, now);
         worker.assigned_max = self.limits.calls_per_worker.unwrap_or(u64::MAX);
         self.workers.push(worker);
     }
@@ -230,40 +212,35 @@ impl<C: Call, W: Clone> State<C, W> {
     /// end.
     pub(super) fn spawn_failed(&mut self, failure: SpawnFailure, now: Instant) {
         self.starting -= 1;
-        self.fail(failure.tries(), now);
+        self.fail(failure as u32, now);
     }
 
     /// There is no worker, and nobody who could start one.
     pub(super) fn strand(&mut self) {
-        for queued in self.queue.drain() {
-            self.resolve(queued.call, Outcome::Unstartable);
+        for entry in self.queue.drain() {
+            self.resolve(entry, Outcome::Unstartable);
         }
     }
 
     /// A worker says something, or its reader does.
     pub(super) fn heard(&mut self, number: u64, heard: Heard, now: Instant) {
-        let Some(worker) = self
-            .workers
-            .iter_mut()
-            .find(|worker| worker.number == number)
-        else {
+        let mut workers = self.workers.iter_mut();
+        let Some(worker) = workers.find(|worker| worker.number == number) else {
             return;
         };
         worker.last_active = now;
         match heard {
             Heard::Started(id) => {
-                let was_proven = worker.proven;
-                self.fx
-                    .begun
-                    .extend(worker.start(id, now, self.limits.cancel_grace));
-                if worker.proven && !was_proven {
+                let begun = worker.start(id, now, self.limits.cancel_grace);
+                self.fx.begun.extend(begun);
+                if !std::mem::replace(&mut worker.proven, true) {
                     (self.failures, self.not_before) = (0, None);
                 }
             }
             Heard::Done(id) => {
                 if let Some(entry) = worker.finish(id, now) {
                     let outcome = entry.outcome(now);
-                    self.resolve_entry(entry, outcome);
+                    self.resolve(entry, outcome);
                 }
             }
             Heard::Returned(ids) => {
@@ -273,21 +250,16 @@ impl<C: Call, W: Clone> State<C, W> {
             Heard::ClearToSend => worker.load(),
             Heard::Loaded => worker.loaded(),
             Heard::Progressed => {}
-            Heard::Decoding { large } => {
-                (worker.decoding, worker.decoding_large) = (true, large);
-            }
-            Heard::Decoded => (worker.decoding, worker.decoding_large) = (false, false),
+            Heard::Decoding => worker.decoding = true,
+            Heard::Decoded => worker.decoding = false,
             Heard::Outgrown => worker.assigned_max = 0,
         }
     }
 
     /// The link of a worker has ended. [`State::reaped`] follows.
     pub(super) fn exited(&mut self, number: u64, exit: Exit, now: Instant) {
-        let Some(at) = self
-            .workers
-            .iter()
-            .position(|worker| worker.number == number)
-        else {
+        let mut workers = self.workers.iter();
+        let Some(at) = workers.position(|worker| worker.number == number) else {
             return;
         };
         let worker = self.workers.remove(at);
@@ -309,11 +281,11 @@ impl<C: Call, W: Clone> State<C, W> {
             } else {
                 let deaths = if certain { entry.deaths } else { 0 };
                 let stop = entry.stop.map(|stop| stop.reason);
-                self.resolve_entry(entry, Outcome::Lost { ran, deaths, stop });
+                self.resolve(entry, Outcome::Lost { ran, deaths, stop });
             }
         }
         if refused {
-            self.fail(SpawnFailure::Refused.tries(), now);
+            self.fail(SpawnFailure::Refused as u32, now);
         } else if failed {
             self.fail(LOST_WORKERS, now);
         }
@@ -324,15 +296,10 @@ impl<C: Call, W: Clone> State<C, W> {
         self.reaping -= 1;
     }
 
-    /// So many calls of [`Effects::resolutions`] are resolved.
-    pub(super) fn resolved(&mut self, calls: usize) {
-        self.resolving -= calls;
-    }
-
     /// A call is to be stopped. Says whether it will be, which is false for one that is over.
     pub(super) fn stop(&mut self, id: u64, reason: Reason, now: Instant) -> bool {
-        if let Some(queued) = self.queue.remove(id) {
-            self.resolve(queued.call, Outcome::unstarted(reason));
+        if let Some(entry) = self.queue.remove(id) {
+            self.resolve(entry, Outcome::unstarted(reason));
             return true;
         }
         for worker in &mut self.workers {
@@ -341,10 +308,9 @@ impl<C: Call, W: Clone> State<C, W> {
             };
             // Of a large call nothing is written before the worker is clear for it.
             if worker.phase == Phase::Rendezvous {
-                let unsent = worker.take_back(&[id]);
-                let call = unsent.into_iter().next();
-                call.into_iter()
-                    .for_each(|entry| self.resolve(entry.call, Outcome::unstarted(reason)));
+                for unsent in worker.take_back(&[id]) {
+                    self.resolve(unsent, Outcome::unstarted(reason));
+                }
             } else if worker.in_flight[at].stop.is_none() {
                 worker.stop(at, reason, now, self.limits.cancel_grace);
             }
@@ -357,8 +323,8 @@ impl<C: Call, W: Clone> State<C, W> {
     pub(super) fn close(&mut self, now: Instant) {
         let reason = Reason::ShutDown;
         self.closed = true;
-        for queued in self.queue.drain() {
-            self.resolve(queued.call, Outcome::unstarted(reason));
+        for entry in self.queue.drain() {
+            self.resolve(entry, Outcome::unstarted(reason));
         }
         for worker in self.workers.iter_mut().filter(|worker| worker.is_busy()) {
             for entry in &mut worker.in_flight {
@@ -369,26 +335,49 @@ impl<C: Call, W: Clone> State<C, W> {
         }
     }
 
-    /// What follows from the events since the last time, and from the time that has passed. To be called
-    /// after each event, and by the supervisor at the deadline.
-    pub(super) fn schedule(&mut self, now: Instant) -> Effects<C, W> {
-        self.check_health(now);
-        self.kill_due(now);
+    /// A tick of the supervisor: looks after workers that owe something, but not while their readers decode
+    /// and hear nothing. A check that is late judges nobody: the program was frozen itself, and has not
+    /// heard what they said.
+    pub(super) fn check(&mut self, now: Instant, decodes: impl Fn(&W) -> bool) {
+        let Some(at) = self.next_check.filter(|at| *at <= now) else {
+            return;
+        };
+        self.next_check = None;
+        if now > at + CHECK / 2 {
+            return;
+        }
+        for worker in &mut self.workers {
+            if decodes(&worker.handle) {
+                continue;
+            }
+            if worker.is_frozen(now) {
+                self.fx.kills.push(worker.kill(now));
+            } else if worker.running().is_some() {
+                let silent = worker.is_silent(now, CHECK).then(|| worker.handle.clone());
+                self.fx.probes.extend(silent);
+                self.fx.resolutions.extend(worker.resolve_overdue(now));
+            }
+        }
+    }
+
+    /// Decides what follows from the events since the last time, and from the time that has passed: adds it
+    /// to the effects. To be called after each event, and by the supervisor at the deadline.
+    pub(super) fn schedule(&mut self, now: Instant) {
         self.assign(now);
-        self.retire(now);
+        let of_workers = self.end_workers(now);
         while self.is_short() && self.reserve_slot(now) {}
-        self.plan(now);
-        let sends = self.workers.iter_mut().filter_map(Worker::take_outbox);
-        self.fx.sends.extend(sends);
-        self.fx.quiet = self.is_quiet();
-        self.fx.empty = self.is_empty();
-        std::mem::take(&mut self.fx)
+        self.plan(of_workers, now);
+        for worker in &mut self.workers {
+            let messages = worker.outbox.drain(..);
+            let sends = messages.map(|message| (worker.handle.clone(), message));
+            self.fx.sends.extend(sends);
+        }
     }
 }
 
 // -------------------------------------------------------------------------------------- the questions
 
-impl<C: Call, W: Clone> State<C, W> {
+impl<C: Clone, W: Clone> State<C, W> {
     /// When the supervisor has to call `schedule` next. It is woken if that becomes earlier.
     pub(super) fn next_deadline(&mut self) -> Option<Instant> {
         self.planned = self.deadline;
@@ -397,20 +386,6 @@ impl<C: Call, W: Clone> State<C, W> {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed
-    }
-
-    /// Whether nothing is queued, in flight, or about to be resolved.
-    pub(super) fn is_quiet(&self) -> bool {
-        let idle = self
-            .workers
-            .iter()
-            .all(|worker| worker.in_flight.is_empty());
-        idle && self.queue.len() == 0 && self.resolving == 0
-    }
-
-    /// Calls that were ever submitted.
-    pub(super) fn accepted(&self) -> u64 {
-        self.accepted
     }
 
     /// Whether no worker process exists.
@@ -434,7 +409,7 @@ impl<C: Call, W: Clone> State<C, W> {
     pub(super) fn calls(&self) -> impl Iterator<Item = (&C, Option<Instant>)> {
         let in_flight = self.workers.iter().flat_map(|worker| &worker.in_flight);
         let in_flight = in_flight.map(|entry| (&entry.call, entry.started));
-        in_flight.chain(self.queue.iter().map(|call| (call, None)))
+        in_flight.chain(self.queue.iter().map(|entry| (&entry.call, None)))
     }
 
     /// How many calls are queued, how many in flight, and how many workers there are.
@@ -446,27 +421,18 @@ impl<C: Call, W: Clone> State<C, W> {
 
 // -------------------------------------------------------------------------------------- the decisions
 
-impl<C: Call, W: Clone> State<C, W> {
-    fn resolve(&mut self, call: C, outcome: Outcome) {
-        self.resolving += 1;
-        self.fx.resolutions.push((call, outcome));
-    }
-
-    fn resolve_entry(&mut self, entry: InFlight<C>, outcome: Outcome) {
+impl<C: Clone, W: Clone> State<C, W> {
+    fn resolve(&mut self, entry: Entry<C>, outcome: Outcome) {
         if !entry.resolved {
-            self.resolve(entry.call, outcome);
+            self.fx.resolutions.push((entry.call, outcome));
         }
     }
 
     /// Puts a call that has not begun back to its place in the queue, unless it was stopped meanwhile.
-    fn requeue(&mut self, entry: InFlight<C>) {
-        let InFlight { deaths, stop, .. } = entry;
-        match stop {
-            Some(stop) => self.resolve_entry(entry, Outcome::unstarted(stop.reason)),
-            None => self.queue.insert(Queued {
-                call: entry.call,
-                deaths,
-            }),
+    fn requeue(&mut self, entry: Entry<C>) {
+        match entry.stop {
+            Some(stop) => self.resolve(entry, Outcome::unstarted(stop.reason)),
+            None => self.queue.insert(entry),
         }
     }
 
@@ -513,83 +479,45 @@ impl<C: Call, W: Clone> State<C, W> {
 
     /// Whether more calls wait, in the queue or behind another call, than workers are idle or being started.
     fn is_short(&self) -> bool {
-        let is_idle = |worker: &&Worker<C, W>| worker.is_idle() && !worker.decoding_large;
+        let (queued, behind) = (self.queue.len(), self.behind());
+        if queued + behind <= self.starting {
+            return false;
+        }
+        let is_idle = |worker: &&Worker<C, W>| worker.is_idle() && !worker.decoding;
         let idle = self.workers.iter().filter(is_idle).count();
-        self.queue.len() + self.behind().saturating_sub(idle) > self.starting
-    }
-
-    /// Looks after workers that owe something. A check that is late judges nobody: the program was frozen
-    /// itself, and has not heard what they said.
-    fn check_health(&mut self, now: Instant) {
-        let Some(at) = self.next_check.filter(|at| *at <= now) else {
-            return;
-        };
-        self.next_check = std::mem::take(&mut self.active).then(|| now + CHECK);
-        if now > at + CHECK / 2 {
-            return;
-        }
-        let mut overdue = Vec::new();
-        for worker in self.workers.iter_mut().filter(|worker| !worker.decoding) {
-            if worker.is_frozen(now) {
-                self.fx.kills.push(worker.kill(now));
-            } else if worker.running().is_some() {
-                let silent = worker.is_silent(now, CHECK).then(|| worker.handle.clone());
-                self.fx.probes.extend(silent);
-                overdue.extend(worker.take_overdue(now));
-            }
-        }
-        for (call, reason) in overdue {
-            self.resolve(call, Outcome::unstarted(reason));
-        }
-    }
-
-    fn kill_due(&mut self, now: Instant) {
-        for worker in &mut self.workers {
-            if worker.kill_at().is_some_and(|at| at <= now) {
-                self.fx.kills.push(worker.kill(now));
-            }
-        }
+        queued + behind.saturating_sub(idle) > self.starting
     }
 
     /// Moves calls from the queue to workers with room.
     fn assign(&mut self, now: Instant) {
-        loop {
+        while self.queue.len() > 0 {
             let large = self.queue.is_large_next();
             let idle = large.then(|| self.least_loaded(Worker::is_idle)).flatten();
             // While a large call waits, the small ones behind it leave one worker alone, the one that is
             // idle next. It changes only to one that is idle earlier, or if its call turns out slow.
             let kept = if large { self.idle_next(now) } else { None };
-            let is_next = |worker: &Worker<C, W>| Some(worker.number) == kept;
-            let bytes = self.queue.small.front().map(|next| next.call.bytes());
+            let bytes = self.queue.small.front().map(|next| next.bytes);
             let has_room = |worker: &Worker<C, W>| {
-                bytes.is_some_and(|bytes| worker.has_room(bytes, now)) && !is_next(worker)
+                let fits = bytes.is_some_and(|bytes| worker.has_room(bytes, now));
+                fits && Some(worker.number) != kept
             };
             let Some(at) = idle.or_else(|| self.least_loaded(has_room)) else {
-                break;
+                return;
             };
-            let next = self.queue.of(idle.is_some()).pop_front();
-            next.into_iter()
-                .for_each(|next| self.workers[at].push(next, now));
-            self.active = true;
+            if let Some(next) = self.queue.pop(idle.is_some()) {
+                self.workers[at].push(next, now);
+            }
         }
-        self.queue.shrink();
     }
 
     /// The worker with the fewest calls; among idle ones the oldest, so that the surplus can retire.
     fn least_loaded(&self, is_fit: impl Fn(&Worker<C, W>) -> bool) -> Option<usize> {
         // What a worker says while its reader decodes is heard late: one more worker is better.
         let complete = self.live() >= self.limits.processes;
-        let fit = |at: &usize| {
-            let worker = &self.workers[*at];
-            (complete || !worker.decoding_large) && is_fit(worker)
-        };
-        let load = |at: &usize| {
-            (
-                self.workers[*at].decoding_large,
-                self.workers[*at].in_flight.len(),
-            )
-        };
-        (0..self.workers.len()).filter(fit).min_by_key(load)
+        let workers = self.workers.iter().enumerate();
+        let fit = workers.filter(|(_, worker)| (complete || !worker.decoding) && is_fit(worker));
+        let least = fit.min_by_key(|(_, worker)| (worker.decoding, worker.in_flight.len()));
+        least.map(|(at, _)| at)
     }
 
     fn idle_next(&self, now: Instant) -> Option<u64> {
@@ -598,38 +526,45 @@ impl<C: Call, W: Clone> State<C, W> {
         next.map(|worker| worker.number)
     }
 
-    /// Ends idle workers that are not needed any more. Those that calls may come back for stay.
-    fn retire(&mut self, now: Instant) {
+    /// Kills workers whose time is up, and retires idle ones that are not needed any more. Those that calls
+    /// may come back for stay. Gives when the next one is due.
+    fn end_workers(&mut self, now: Instant) -> Option<Instant> {
         let surplus = self.behind() == 0;
+        let mut next = None;
         for worker in &mut self.workers {
-            let Some(at) = worker.idle_until(self.limits.keep_alive) else {
-                continue;
+            if worker.kill_at().is_some_and(|at| at <= now) {
+                self.fx.kills.push(worker.kill(now));
+            }
+            let needless = self.closed || worker.is_draining();
+            let rest = match needless {
+                true => Duration::ZERO,
+                false => self.limits.keep_alive,
             };
-            if self.closed || worker.is_draining() || (surplus && at <= now) {
+            let idle_until = worker.idle_until(rest).filter(|_| needless || surplus);
+            if idle_until.is_some_and(|at| at <= now) {
                 let by = now + RETIRE_TIMEOUT;
                 worker.phase = Phase::Leaving { by };
                 self.fx.retirements.push(worker.handle.clone());
             }
+            let due = worker.kill_at().or(idle_until);
+            next = next.into_iter().chain(due).min();
         }
+        next
     }
 
     /// Finds the next deadline.
-    fn plan(&mut self, now: Instant) {
+    fn plan(&mut self, of_workers: Option<Instant>, now: Instant) {
         if self.workers.is_empty() {
             // The supervisor can end.
             self.next_check = None;
         } else if self.next_check.is_none() && self.workers.iter().any(Worker::is_busy) {
             self.next_check = Some(now + CHECK);
         }
-        let grows = !self.closed && !self.is_full() && self.is_short();
-        let start_at = self.not_before.filter(|at| grows && now < *at);
-        let (keep_alive, surplus) = (self.limits.keep_alive, self.behind() == 0);
-        let of_workers = self.workers.iter().flat_map(|worker| {
-            let idle_until = worker.idle_until(keep_alive).filter(|_| surplus);
-            [worker.kill_at(), idle_until]
-        });
-        let deadlines = of_workers.chain([self.next_check, start_at]);
-        self.deadline = deadlines.flatten().min();
+        // Without a back-off, whoever is wanted has been started.
+        let start_at = self.not_before.filter(|at| now < *at);
+        let start_at = start_at.filter(|_| !self.closed && !self.is_full() && self.is_short());
+        let deadlines = [of_workers, self.next_check, start_at];
+        self.deadline = deadlines.into_iter().flatten().min();
         let is_earlier = |at: Instant| self.planned.is_none_or(|planned| at < planned);
         if self.deadline.is_some_and(is_earlier) {
             self.planned = self.deadline;
@@ -650,24 +585,9 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const EAGER: usize = 64 << 10;
 
-    #[derive(Clone, Copy, Debug)]
-    struct Job(u64, usize);
-
-    impl Call for Job {
-        fn id(&self) -> u64 {
-            self.0
-        }
-        fn bytes(&self) -> usize {
-            self.1
-        }
-        fn is_large(&self) -> bool {
-            self.1 > EAGER
-        }
-    }
-
     /// A pool that does what it is told, at a time that stands still.
     struct Pool {
-        state: State<Job, u64>,
+        state: State<u64, u64>,
         now: Instant,
         resolved: Vec<(u64, Outcome)>,
     }
@@ -678,6 +598,7 @@ mod tests {
             calls_per_worker: None,
             keep_alive: 10 * SECOND,
             cancel_grace: Duration::ZERO,
+            eager: EAGER,
         }
     }
 
@@ -699,26 +620,23 @@ mod tests {
         }
 
         /// Feeds an event, and notes what is resolved.
-        fn act(&mut self, event: impl FnOnce(&mut State<Job, u64>, Instant)) -> Effects<Job, u64> {
+        fn act(&mut self, event: impl FnOnce(&mut State<u64, u64>, Instant)) -> Effects<u64, u64> {
             event(&mut self.state, self.now);
-            let fx = self.state.schedule(self.now);
-            let resolved = fx
-                .resolutions
-                .iter()
-                .map(|(call, outcome)| (call.0, *outcome));
-            self.resolved.extend(resolved);
+            self.state.schedule(self.now);
+            let fx = std::mem::take(&mut self.state.fx);
+            self.resolved.extend(&fx.resolutions);
             fx
         }
 
         fn connect(&mut self, number: u64) {
-            let _ = self.act(|state, now| state.ready(number, number, EAGER, now));
+            let _ = self.act(|state, now| state.ready(number, number, now));
         }
 
-        fn submit(&mut self, id: u64, bytes: usize) -> Effects<Job, u64> {
-            self.act(|state, _| state.submit(Job(id, bytes)))
+        fn submit(&mut self, id: u64, bytes: usize) -> Effects<u64, u64> {
+            self.act(|state, _| state.submit(id, bytes, id))
         }
 
-        fn hear(&mut self, number: u64, heard: Heard) -> Effects<Job, u64> {
+        fn hear(&mut self, number: u64, heard: Heard) -> Effects<u64, u64> {
             self.act(|state, now| state.heard(number, heard, now))
         }
 
@@ -726,11 +644,11 @@ mod tests {
             let _ = self.hear(number, Heard::Started(id));
         }
 
-        fn stop(&mut self, id: u64) -> Effects<Job, u64> {
+        fn stop(&mut self, id: u64) -> Effects<u64, u64> {
             self.act(|state, now| assert!(state.stop(id, Reason::Cancelled, now)))
         }
 
-        fn exit(&mut self, number: u64, certain: bool) -> Effects<Job, u64> {
+        fn exit(&mut self, number: u64, certain: bool) -> Effects<u64, u64> {
             let exit = if certain {
                 Exit::Certain
             } else {
@@ -740,12 +658,12 @@ mod tests {
         }
 
         /// Lets time pass; the supervisor does its duty.
-        fn wait(&mut self, time: Duration) -> Vec<Effects<Job, u64>> {
+        fn wait(&mut self, time: Duration) -> Vec<Effects<u64, u64>> {
             let (end, mut effects) = (self.now + time, Vec::new());
             while let Some(at) = self.state.next_deadline().filter(|at| *at <= end) {
                 assert!(at >= self.now, "the deadline has passed");
                 self.now = at;
-                effects.push(self.act(|_, _| ()));
+                effects.push(self.act(|state, now| state.check(now, |_| false)));
             }
             self.now = end;
             effects
@@ -772,30 +690,27 @@ mod tests {
             in_flight
                 .into_iter()
                 .flatten()
-                .map(|entry| entry.call.0)
+                .map(|entry| entry.id)
                 .collect()
         }
 
         fn queued(&self) -> Vec<u64> {
-            self.state.queue.iter().map(|call| call.0).collect()
+            self.state.queue.iter().map(|entry| entry.id).collect()
         }
     }
 
-    fn sent(fx: &Effects<Job, u64>) -> Vec<(u64, u64)> {
-        let messages = fx.sends.iter().flat_map(|(worker, outbox)| {
-            outbox
-                .messages
-                .iter()
-                .map(move |message| (*worker, message))
-        });
-        let calls = messages.filter_map(|(worker, message)| match message {
-            Message::Call(call) => Some((worker, call.0)),
-            _ => None,
-        });
+    fn sent(fx: &Effects<u64, u64>) -> Vec<(u64, u64)> {
+        let calls = fx
+            .sends
+            .iter()
+            .filter_map(|(worker, message)| match message {
+                Message::Call(call) | Message::LargeCall(call) => Some((*worker, *call)),
+                _ => None,
+            });
         calls.collect()
     }
 
-    fn kills(effects: &[Effects<Job, u64>]) -> Vec<u64> {
+    fn kills(effects: &[Effects<u64, u64>]) -> Vec<u64> {
         effects.iter().flat_map(|fx| fx.kills.clone()).collect()
     }
 
@@ -810,14 +725,12 @@ mod tests {
     fn call_takes_its_way() {
         let mut pool = Pool::new(limits(2));
         assert_eq!(pool.submit(1, 10).spawns, [1]);
-        let fx = pool.act(|state, now| state.ready(1, 1, EAGER, now));
+        let fx = pool.act(|state, now| state.ready(1, 1, now));
         assert_eq!(sent(&fx), [(1, 1)]);
         let fx = pool.hear(1, Heard::Started(1));
-        assert_eq!(fx.begun[0].0, 1);
-        let fx = pool.hear(1, Heard::Done(1));
+        assert_eq!(fx.begun, [1]);
+        let _ = pool.hear(1, Heard::Done(1));
         assert_resolved!(pool, 1 as Outcome::Done);
-        assert!(!fx.quiet, "it is being resolved");
-        assert!(pool.act(|state, _| state.resolved(1)).quiet);
     }
 
     #[test]
@@ -831,7 +744,7 @@ mod tests {
         for id in 1..=window as u64 {
             pool.start(1, id);
             let fx = pool.hear(1, Heard::Done(id));
-            refills += fx.sends.len();
+            refills += usize::from(!fx.sends.is_empty());
             assert!(pool.state.workers[0].unacked_bytes <= EAGER);
         }
         assert!((1..=3).contains(&refills), "{refills}");
@@ -943,7 +856,7 @@ mod tests {
         assert!(pool.stop(1).sends.is_empty(), "it does not run");
         let _ = pool.wait(50 * MILLI);
         let fx = pool.hear(1, Heard::Started(1));
-        assert!(matches!(fx.sends[0].1.messages[..], [Message::Cancel(1)]));
+        assert!(matches!(fx.sends[..], [(1, Message::Cancel(1))]));
         assert_eq!(kills(&pool.wait(cancel_grace - MILLI)), []);
         assert_eq!(kills(&pool.wait(MILLI)), [1]);
     }
@@ -969,8 +882,8 @@ mod tests {
         );
         let fx = pool.hear(1, Heard::Done(1));
         assert!(matches!(
-            fx.sends[0].1.messages[..],
-            [Message::RequestToSend]
+            fx.sends[..],
+            [(1, Message::Fresh), (1, Message::RequestToSend)]
         ));
         assert_eq!(pool.in_flight(1), [3]);
         let _ = pool.hear(2, Heard::Done(2));
@@ -1022,7 +935,7 @@ mod tests {
             pool.start(1, 1);
             let _ = pool.act(|state, now| {
                 state.heard(1, Heard::Done(1), now);
-                state.heard(1, Heard::Decoding { large: true }, now);
+                state.heard(1, Heard::Decoding, now);
             });
             let fx = pool.submit(2, 10);
             let (sends, spawns) = (sent(&fx).len(), fx.spawns.len());
@@ -1053,7 +966,7 @@ mod tests {
         pool.connect(1);
         pool.state.workers[0].window = 10;
         assert_eq!(pool.submit(2, 10).spawns, [2]);
-        let fx = pool.act(|state, now| state.ready(2, 2, EAGER, now));
+        let fx = pool.act(|state, now| state.ready(2, 2, now));
         assert!(fx.retirements.is_empty() && fx.spawns.is_empty());
         pool.start(1, 1);
         let _ = pool.wait(MILLI);
@@ -1109,12 +1022,14 @@ mod tests {
         let mut pool = Pool::with(limits(1));
         assert!(pool.submit(1, 10).wake_supervisor);
         let _ = pool.state.next_deadline();
+        let mut wakes = 0;
         for id in 2..1_000 {
             pool.start(1, id - 1);
-            assert!(!pool.hear(1, Heard::Done(id - 1)).wake_supervisor);
-            assert!(!pool.submit(id, 10).wake_supervisor);
+            wakes += usize::from(pool.hear(1, Heard::Done(id - 1)).wake_supervisor);
+            wakes += usize::from(pool.submit(id, 10).wake_supervisor);
             let _ = pool.wait(10 * MILLI);
         }
+        assert!(wakes <= 10, "one for each second: {wakes}");
         pool.start(1, 999);
         let wakes = pool.wait(10 * SECOND).len();
         assert!(wakes <= 11, "{wakes}");
@@ -1166,7 +1081,7 @@ mod tests {
                 assert!(pool.resolved.is_empty());
                 rounds += 1;
                 for _ in 0..starts {
-                    let fail = |state: &mut State<Job, u64>, now| state.spawn_failed(failure, now);
+                    let fail = |state: &mut State<u64, u64>, now| state.spawn_failed(failure, now);
                     assert!(pool.act(fail).spawns.is_empty(), "it waits");
                 }
                 starts = pool.wait(3 * SECOND).iter().map(|fx| fx.spawns.len()).sum();
@@ -1258,7 +1173,7 @@ mod tests {
         let _ = pool.submit(1, 10);
         pool.now += 60 * SECOND;
         assert_eq!(
-            pool.act(|_, _| ()).kills,
+            pool.act(|state, now| state.check(now, |_| false)).kills,
             [],
             "this process was frozen itself"
         );
@@ -1269,10 +1184,12 @@ mod tests {
     fn worker_is_not_judged_while_its_reader_decodes() {
         let mut pool = Pool::with(limits(1));
         let _ = pool.submit(1, 10);
-        let _ = pool.hear(1, Heard::Decoding { large: false });
-        assert_eq!(kills(&pool.wait(60 * SECOND)), []);
-        let _ = pool.hear(1, Heard::Decoded);
-        assert!(kills(&pool.wait(FROZEN + SECOND)).starts_with(&[1]));
+        for decodes in [true, false] {
+            pool.now += FROZEN;
+            pool.state.next_check = Some(pool.now);
+            let fx = pool.act(|state, now| state.check(now, |_| decodes));
+            assert_eq!(fx.kills.is_empty(), decodes);
+        }
     }
 
     #[test]
@@ -1300,16 +1217,13 @@ mod tests {
         assert_eq!(pool.resolved.len(), 5);
         let starting = pool.state.starting;
         for number in 0..starting as u64 {
-            let ready = |state: &mut State<Job, u64>, now| state.ready(10 + number, 10, EAGER, now);
+            let ready = |state: &mut State<u64, u64>, now| state.ready(10 + number, 10, now);
             assert_eq!(pool.act(ready).retirements, [10]);
             let _ = pool.exit(10 + number, true);
         }
         let count = pool.state.reaping;
-        let fx = pool.act(|state, _| {
-            (0..count).for_each(|_| state.reaped());
-            state.resolved(5);
-        });
-        assert!(fx.empty && fx.quiet);
+        let _ = pool.act(|state, _| (0..count).for_each(|_| state.reaped()));
+        assert!(pool.state.is_empty());
         let _ = pool.wait(2 * SECOND);
         assert_eq!(pool.state.next_deadline(), None);
     }

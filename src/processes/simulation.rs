@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Call, Effects, Exit, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
+use super::{Effects, Exit, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
 use crate::unfuture::Reason;
 
 /// Numbers by splitmix64.
@@ -52,15 +52,7 @@ struct Handle {
     bytes: usize,
 }
 
-impl Call for Handle {
-    fn id(&self) -> u64 {
-        self.id
-    }
-
-    fn bytes(&self) -> usize {
-        self.bytes
-    }
-
+impl Handle {
     fn is_large(&self) -> bool {
         self.bytes + OVERHEAD > EAGER
     }
@@ -99,8 +91,7 @@ enum Event {
     Hear(u64),
     Progress(u64),
     Loaded(u64),
-    Decoded(u64, usize),
-    Resolved(usize),
+    Decoded(u64),
     Reaped,
     Tick(Instant),
     Warm,
@@ -165,8 +156,6 @@ enum Tamper {
     ForgetBytes,
     /// The start of a call is not noted: when its worker dies it is queued again.
     ForgetStart,
-    /// Calls that are being resolved are not counted.
-    ForgetResolving,
     /// The supervisor is not woken.
     ForgetWake,
     /// Nobody looks after frozen workers.
@@ -188,7 +177,6 @@ struct World {
     processes: BTreeMap<u64, Process>,
     starting: usize,
     reaping: usize,
-    resolving: usize,
     failures: u32,
     not_before: Option<Instant>,
     start_fails: u64,
@@ -197,8 +185,6 @@ struct World {
     closed: bool,
     /// Calls that are not resolved.
     open: usize,
-    /// Resolutions take until the reader has decoded.
-    defers: bool,
     /// What has happened, and how often.
     seen: Seen,
     fault: Option<String>,
@@ -220,6 +206,7 @@ impl World {
         let limits = Limits {
             processes: 1 + random.below(6) as usize,
             calls_per_worker: random.percent(20).then(|| 1 + random.below(40)),
+            eager: EAGER,
             keep_alive: [Duration::ZERO, random.micros(1, 50_000), 10 * SECOND]
                 [random.below(3) as usize],
             cancel_grace: [Duration::ZERO, random.micros(1, 300_000)][random.below(2) as usize],
@@ -239,7 +226,6 @@ impl World {
             processes: BTreeMap::new(),
             starting: 0,
             reaping: 0,
-            resolving: 0,
             failures: 0,
             not_before: None,
             start_fails: [0, 0, 0, 3, 3, 30, 30, 95][random.below(8) as usize],
@@ -247,7 +233,6 @@ impl World {
             ticking: None,
             closed: false,
             open: 0,
-            defers: false,
             seen: Seen::new(),
             fault: None,
             random,
@@ -355,11 +340,7 @@ impl World {
                 }
             }
             Event::Loaded(worker) => self.loaded(worker),
-            Event::Decoded(worker, calls) => self.decoded(worker, calls),
-            Event::Resolved(calls) => {
-                self.resolving -= calls;
-                self.act(Occasion::Other, |state| state.resolved(calls));
-            }
+            Event::Decoded(worker) => self.decoded(worker),
             Event::Reaped => {
                 self.reaping -= 1;
                 self.act(Occasion::Other, State::reaped);
@@ -367,7 +348,13 @@ impl World {
             Event::Tick(at) => {
                 if self.ticking == Some(at) {
                     self.ticking = None;
-                    self.act(Occasion::Other, |_| ());
+                    let now = self.now;
+                    let all = self.processes.iter();
+                    let decoding = all.filter(|(_, process)| process.decoding);
+                    let decoding = Vec::from_iter(decoding.map(|(worker, _)| *worker));
+                    self.act(Occasion::Other, |state| {
+                        state.check(now, |worker| decoding.contains(worker))
+                    });
                     self.look_at_clock();
                 }
             }
@@ -416,7 +403,9 @@ impl World {
             }
             let bytes = bytes as usize;
             self.open += 1;
-            self.act(Occasion::Other, |state| state.submit(Handle { id, bytes }));
+            self.act(Occasion::Other, |state| {
+                state.submit(id, bytes, Handle { id, bytes })
+            });
         }
         self.to_submit = self.to_submit.saturating_sub(1);
         if self.to_submit > 0 {
@@ -474,9 +463,7 @@ impl World {
             let delay = self.random.micros(0, 30_000);
             self.after(delay, Event::Die(worker));
         }
-        self.act(Occasion::Other, |state| {
-            state.ready(worker, worker, EAGER, now)
-        });
+        self.act(Occasion::Other, |state| state.ready(worker, worker, now));
     }
 
     /// The pool writes to a worker.
@@ -509,9 +496,9 @@ impl World {
         }
         match process.inbox.pop_front() {
             None => {}
-            Some(Message::Call(call)) => self.begin(worker, call.id),
+            Some(Message::Call(call) | Message::LargeCall(call)) => self.begin(worker, call.id),
             Some(Message::RequestToSend) => self.say(worker, Said::ClearToSend),
-            Some(Message::Cancel(_)) => self.step(worker),
+            Some(Message::Cancel(_) | Message::Fresh) => self.step(worker),
         }
     }
 
@@ -557,7 +544,7 @@ impl World {
         let mut back = Vec::new();
         for message in inbox {
             match message {
-                Message::Call(call) => back.push(call.id),
+                Message::Call(call) | Message::LargeCall(call) => back.push(call.id),
                 Message::RequestToSend => {
                     self.fail("a busy worker is asked for a large call".into())
                 }
@@ -567,7 +554,7 @@ impl World {
                         self.after(delay, Event::Finish(worker, turn));
                     }
                 }
-                Message::Cancel(_) => {}
+                Message::Cancel(_) | Message::Fresh => {}
             }
         }
         if !back.is_empty() {
@@ -768,8 +755,6 @@ impl World {
         }
         let (now, tamper) = (self.now, self.tamper);
         let before = (self.state.failures, self.state.not_before);
-        let resolving = self.resolving;
-        self.defers = decodes;
         self.act(Occasion::Other, |state| {
             for said in batch {
                 match said {
@@ -785,29 +770,25 @@ impl World {
                 state.heard(worker, Heard::Outgrown, now);
             }
             if decodes {
-                state.heard(worker, Heard::Decoding { large: true }, now);
+                state.heard(worker, Heard::Decoding, now);
             }
         });
-        self.defers = false;
         if decodes {
             let longest = [100_000, 3_000_000][usize::from(self.random.percent(5))];
             let delay = self.random.micros(0, longest);
-            let calls = self.resolving - resolving;
-            self.after(delay, Event::Decoded(worker, calls));
+            self.after(delay, Event::Decoded(worker));
         }
     }
 
-    fn decoded(&mut self, worker: u64, calls: usize) {
+    fn decoded(&mut self, worker: u64) {
         if let Some(process) = self.processes.get_mut(&worker) {
             process.decoding = false;
             process.reader_is_busy = false;
             process.heard_at = Some(self.now);
         }
-        self.resolving -= calls;
         let now = self.now;
         self.act(Occasion::Other, |state| {
-            state.heard(worker, Heard::Decoded, now);
-            state.resolved(calls);
+            state.heard(worker, Heard::Decoded, now)
         });
         self.after(Duration::ZERO, Event::Hear(worker));
     }
@@ -823,7 +804,7 @@ impl World {
             return;
         };
         process.reader_is_busy = false;
-        self.deliver(worker, Message::Call(call));
+        self.deliver(worker, Message::LargeCall(call));
         let now = self.now;
         self.act(Occasion::Other, |state| {
             state.heard(worker, Heard::Loaded, now)
@@ -851,7 +832,7 @@ impl World {
         let mut workers = self.state.workers.iter_mut();
         if let Some(known) = workers.find(|known| known.number == worker) {
             for entry in &mut known.in_flight {
-                self.calls[entry.call.id as usize].died_with += 1;
+                self.calls[entry.id as usize].died_with += 1;
                 if tamper == Tamper::ForgetStart {
                     entry.started = None;
                 }
@@ -876,15 +857,10 @@ impl World {
 
     /// Feeds the scheduler, does what it asks for, and looks whether that is right.
     fn act(&mut self, occasion: Occasion, event: impl FnOnce(&mut State<Handle, u64>)) {
-        if self.tamper == Tamper::ForgetResolving {
-            self.state.resolving = usize::MAX / 2;
-        }
         event(&mut self.state);
-        if self.tamper == Tamper::ForgetResolving {
-            self.state.resolving = 0;
-        }
         self.tamper_before();
-        let mut fx = self.state.schedule(self.now);
+        self.state.schedule(self.now);
+        let mut fx = std::mem::take(&mut self.state.fx);
         self.tamper_after(&mut fx);
         if matches!(occasion, Occasion::Exit { .. }) && self.state.failures > self.failures {
             self.require_failure();
@@ -911,13 +887,8 @@ impl World {
             }
             Tamper::ForgetBackoff => self.state.not_before = None,
             Tamper::ForgetBytes => {
-                for worker in &mut self.state.workers {
-                    worker.unacked_bytes = 0;
-                    worker
-                        .in_flight
-                        .iter_mut()
-                        .for_each(|entry| entry.charge = 0);
-                }
+                let workers = self.state.workers.iter_mut();
+                workers.for_each(|worker| worker.eager = usize::MAX);
             }
             Tamper::ForgetCheck => self.state.next_check = None,
             _ => {}
@@ -958,10 +929,8 @@ impl World {
     }
 
     fn carry_out(&mut self, fx: Effects<Handle, u64>, occasion: Occasion) {
-        for (worker, outbox) in fx.sends {
-            for message in outbox.messages {
-                self.send(worker, message);
-            }
+        for (worker, message) in fx.sends {
+            self.send(worker, message);
         }
         for worker in fx.kills {
             self.kill(worker);
@@ -984,15 +953,8 @@ impl World {
             let again = std::mem::replace(&mut truth.announced, true) || truth.resolved;
             self.require(!again, || format!("call {} begins twice, or over", call.id));
         }
-        let calls = fx.resolutions.len();
         for (call, outcome) in fx.resolutions {
             self.resolve(call.id, outcome, occasion);
-        }
-        self.resolving += calls;
-        if calls > 0 && !self.defers {
-            let longest = [0, 0, 0, 5_000][self.random.below(4) as usize];
-            let delay = self.random.micros(0, 1 + longest);
-            self.after(delay, Event::Resolved(calls));
         }
         for worker in fx.spawns {
             let waits = self.may_fail() && (self.failures == 0 || self.starting == 0);
@@ -1004,21 +966,9 @@ impl World {
         if fx.wake_supervisor {
             self.look_at_clock();
         }
-        let over = self.open == 0 && self.resolving == 0;
-        let flying = self
-            .processes
-            .values()
-            .any(|process| !process.in_flight.is_empty());
-        self.require(!fx.quiet || over, || {
-            "quiet, though calls are not over".into()
-        });
-        self.require(fx.quiet || !over || flying, || {
-            "all is over and not quiet".into()
-        });
         let empty = self.processes.is_empty() && self.starting + self.reaping == 0;
-        self.require(fx.empty == empty, || {
-            format!("empty: {}, and says {}", empty, fx.empty)
-        });
+        let says = self.state.is_empty();
+        self.require(says == empty, || format!("empty: {empty}, and says {says}"));
     }
 
     fn look_at_clock(&mut self) {
@@ -1038,27 +988,29 @@ impl World {
         let Some(process) = self.processes.get_mut(&worker) else {
             return self.fail("something is sent to a worker that has gone".into());
         };
-        if process.decoding && !complete && !matches!(message, Message::Cancel(_)) {
+        if process.decoding && !complete && !matches!(message, Message::Cancel(_) | Message::Fresh)
+        {
             return self.fail(format!("{worker} gets a call while its reader decodes"));
         }
         let leaves = process.killed || process.retired.is_some();
         match &message {
+            Message::LargeCall(call) => {
+                process.in_flight.push((*call, false));
+                process.assigned += 1;
+                process.loading = Some(*call);
+                process.reader_is_busy = true;
+                let dead = process.dead;
+                let slow = self.random.percent(5);
+                let longest = if slow { 4_000_000 } else { 30_000 };
+                let delay = self.random.micros(100, longest);
+                let delay = if dead { Duration::ZERO } else { delay };
+                self.after(delay, Event::Loaded(worker));
+                self.after(LATE / 2, Event::Progress(worker));
+                return;
+            }
             Message::Call(call) => {
                 process.in_flight.push((*call, false));
                 process.assigned += 1;
-                let loads = call.is_large();
-                let dead = process.dead;
-                if loads {
-                    process.loading = Some(*call);
-                    process.reader_is_busy = true;
-                    let slow = self.random.percent(5);
-                    let longest = if slow { 4_000_000 } else { 30_000 };
-                    let delay = self.random.micros(100, longest);
-                    let delay = if dead { Duration::ZERO } else { delay };
-                    self.after(delay, Event::Loaded(worker));
-                    self.after(LATE / 2, Event::Progress(worker));
-                    return;
-                }
                 self.require(!leaves, || {
                     format!("call {} goes to a worker that leaves", call.id)
                 });
@@ -1069,6 +1021,7 @@ impl World {
                 self.require(idle && !leaves, || "a busy worker gets a large call".into());
             }
             Message::Cancel(_) => {}
+            Message::Fresh => return,
         }
         self.deliver(worker, message);
     }
@@ -1238,11 +1191,11 @@ impl World {
             if counted != (queued + in_flight, live, self.closed) {
                 faults.push(format!("{counted:?} are not {queued}, {in_flight}, {live}"));
             }
-            if self.state.accepted() > self.calls.len() as u64 {
-                faults.push("more calls than there are".into());
-            }
         }
-        if self.state.deadline.is_some_and(|at| at <= self.now) {
+        // The next check waits for the supervisor.
+        let deadline = self.state.deadline;
+        let deadline = deadline.filter(|at| self.state.next_check != Some(*at));
+        if deadline.is_some_and(|at| at <= self.now) {
             faults.push("the deadline has passed".into());
         }
         faults.into_iter().for_each(|fault| self.fail(fault));
@@ -1251,15 +1204,8 @@ impl World {
     fn at_the_end(&mut self) {
         let open = self.open;
         self.require(open == 0, || format!("{open} calls are not over"));
-        let left = (
-            self.processes.len(),
-            self.starting,
-            self.reaping,
-            self.resolving,
-        );
-        self.require(left == (0, 0, 0, 0), || {
-            format!("something is left: {left:?}")
-        });
+        let left = (self.processes.len(), self.starting, self.reaping);
+        self.require(left == (0, 0, 0), || format!("something is left: {left:?}"));
         let deadline = self.state.next_deadline();
         self.require(deadline.is_none(), || {
             "nobody waits for the next deadline".into()
@@ -1334,7 +1280,6 @@ fn what_is_wrong_is_found() {
         Tamper::ForgetBackoff,
         Tamper::ForgetBytes,
         Tamper::ForgetStart,
-        Tamper::ForgetResolving,
         Tamper::ForgetWake,
         Tamper::ForgetCheck,
     ] {

@@ -20,11 +20,11 @@ use super::frame::{self, Frame, FrameReader, Kind};
 use super::handshake::{self, SpawnError, WorkerConfig};
 use super::procfs;
 use super::report::{self, ExitReport, Output, StderrTail};
-use super::scheduler::{Call, Exit, Heard, Message, Outbox, Outcome, SpawnFailure};
+use super::scheduler::{Exit, Heard, Message, SpawnFailure};
 use super::transport::{self, Link, Rx, Tx};
 use super::wire::Wire;
 use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, setup};
-use super::{Pool, QueuedCall, apply, pool, settle, stop, update};
+use super::{CallHandle, Pool, Request, apply, pool, update};
 use crate::config::{Settings, settings, stack_size, start_deep_thread};
 use crate::current::Current;
 use crate::error::{Error, discard, lock, wall};
@@ -41,8 +41,8 @@ pub(super) fn wake() {
 
 /// Starts the supervisor thread, which is entered as there already.
 ///
-/// If the system refuses it, the pool works on without: the next event tries again, and a reader that ends
-/// stands in. Without any reader nobody would ever look at the calls that wait.
+/// If the system refuses it, the pool works on without, and the next event tries again. Without any worker
+/// there is none: then the calls fail.
 pub(super) fn start() {
     // It resolves calls that nobody else does.
     let thread = start_deep_thread(
@@ -55,30 +55,19 @@ pub(super) fn start() {
     if let Err(error) = thread {
         let text = "no thread could be started for the worker processes";
         fail_start(&Error::os(text, error), |pool, _| {
-            pool.supervised = false;
-            if pool.readers == 0 {
+            if pool.state.is_empty() {
                 pool.state.strand();
             }
         });
-    }
-}
-
-/// A reader ends. It is the supervisor from now on if there is none and one is needed.
-fn stand_in() {
-    let mut pool = lock(pool());
-    pool.readers -= 1;
-    let is_needed = !pool.supervised && pool.state.next_deadline().is_some();
-    pool.supervised |= is_needed;
-    drop(pool);
-    if is_needed {
-        supervise();
+        lock(pool()).supervised = false;
     }
 }
 
 /// The life of the supervisor. It ends with the last worker.
 fn supervise() {
     loop {
-        update(|_, _| ());
+        let decodes = |process: &Arc<Process>| process.decodes.load(Ordering::Relaxed);
+        update(|pool, now| pool.state.check(now, decodes));
         let mut pool = lock(pool());
         // The lock is held from here to the wait, so that no change is missed.
         let deadline = pool.state.next_deadline();
@@ -106,6 +95,8 @@ pub(super) struct Process {
     was_stopped: AtomicBool,
     /// Set when it was reaped to see whether it had ended. Its number may be another's since.
     was_reaped: AtomicBool,
+    /// Whether its reader decodes results, which is foreign code, and hears nothing meanwhile.
+    decodes: AtomicBool,
     /// The last call that was reported because a signal had stopped the process.
     reported: AtomicU64,
     stderr: Option<Arc<StderrTail>>,
@@ -115,21 +106,23 @@ pub(super) struct Process {
 const PIECE: usize = 256 << 10;
 
 impl Process {
-    /// Writes what the scheduler has for the worker.
-    pub(super) fn send(&self, outbox: Outbox<QueuedCall>) {
-        if let Some(stderr) = self.stderr.as_ref().filter(|_| outbox.was_idle) {
-            stderr.clear();
-        }
-        let mut frames = Vec::new();
-        for message in outbox.messages {
+    /// Writes what the scheduler has for the worker. `frames` is room to put it together.
+    pub(super) fn send(
+        &self,
+        messages: impl Iterator<Item = Message<CallHandle>>,
+        frames: &mut Vec<u8>,
+    ) {
+        frames.clear();
+        for message in messages {
             match message {
-                Message::Call(call) if call.is_large() => self.send_large(&call),
-                Message::Call(call) => call.copy_frame(&mut frames),
-                Message::RequestToSend => frame::plain(&mut frames, Kind::Rts, 0),
-                Message::Cancel(id) => frame::plain(&mut frames, Kind::Cancel, id),
+                Message::Fresh => self.stderr.iter().for_each(|stderr| stderr.clear()),
+                Message::Call(call) => call.request().copy_frame(frames),
+                Message::RequestToSend => frame::plain(frames, Kind::Rts, 0),
+                Message::LargeCall(call) => self.send_large(call.request()),
+                Message::Cancel(id) => frame::plain(frames, Kind::Cancel, id),
             }
         }
-        self.write(&frames);
+        self.write(frames);
     }
 
     /// Writes frames; says whether the link took them. If not, the reader finds the end of the link.
@@ -139,7 +132,7 @@ impl Process {
     }
 
     /// Writes a large call. The worker does nothing but read meanwhile, and nothing else is written to it.
-    fn send_large(&self, call: &QueuedCall) {
+    fn send_large(&self, call: &Request) {
         let frame = call.take_frame();
         for piece in frame.chunks(PIECE) {
             if !self.write(piece) {
@@ -152,12 +145,7 @@ impl Process {
     }
 
     fn heard(&self, heard: Heard) {
-        let mut heard = Some(heard);
-        update(|pool, now| {
-            if let Some(heard) = heard.take() {
-                pool.state.heard(self.number, heard, now);
-            }
-        });
+        update(|pool, now| pool.state.heard(self.number, heard, now));
     }
 
     /// Kills the process. If it was killed before and has ended, something else holds its link open, and
@@ -195,13 +183,14 @@ impl Process {
     fn report_stopped(&self) {
         let running = lock(pool()).state.running(self.number).cloned();
         let Some(call) = running else { return };
-        if self.reported.swap(call.id(), Ordering::Relaxed) != call.id() {
+        let Request {
+            id, name, origin, ..
+        } = call.request();
+        if self.reported.swap(*id, Ordering::Relaxed) != *id {
             transport::log(&format!(
-                "worker process {}, which runs `{}` (started at {}), was stopped by a signal; the \
-                 system does that to a worker that uses the terminal",
-                self.pid,
-                call.name(),
-                call.origin()
+                "worker process {}, which runs `{name}` (started at {origin}), was stopped by a \
+                 signal; the system does that to a worker that uses the terminal",
+                self.pid
             ));
         }
     }
@@ -241,30 +230,20 @@ impl Process {
 
 /// Starts a worker, and the thread that reads from it.
 pub(super) fn spawn(number: u64) {
-    lock(pool()).readers += 1;
     // It decodes results: they may be as large as what a call has the stack for.
     let body = move || {
         Current::Reader.set();
         attend(number);
-        stand_in();
     };
     if let Err(error) = start_deep_thread(&format!("cpu-{number}"), Box::new(body)) {
         let text = "no thread could be started for a worker process";
-        let mut pool = lock(pool());
-        pool.readers -= 1;
-        // The reader of a worker that ends may be about to give one back. Somebody has to try again.
-        let failure = match pool.supervised || pool.readers > 0 {
-            true => SpawnFailure::Refused,
-            false => SpawnFailure::Final,
-        };
-        drop(pool);
-        spawn_failed(failure, &Error::os(text, error));
+        spawn_failed(SpawnFailure::Refused, &Error::os(text, error));
     }
 }
 
 /// The life of a worker.
 fn attend(number: u64) {
-    let (child, Link { rx, tx, eager }, output) = match launch() {
+    let (child, Link { rx, tx }, output) = match launch() {
         Ok(launched) => launched,
         Err((failure, error)) => return spawn_failed(failure, &error),
     };
@@ -277,20 +256,21 @@ fn attend(number: u64) {
         was_killed: AtomicBool::new(false),
         was_stopped: AtomicBool::new(false),
         was_reaped: AtomicBool::new(false),
+        decodes: AtomicBool::new(false),
         reported: AtomicU64::new(0),
         stderr: output.stderr.clone(),
     });
     update(|pool, now| {
         let handle = Arc::clone(&process);
-        pool.state.ready(number, handle, eager, now);
+        pool.state.ready(number, handle, now);
     });
     // Whatever happens in there, the worker is reaped.
     let end = wall(|| read(&process, rx)).unwrap_or_else(|payload| {
         discard(payload);
-        Err(io::Error::other("the reader of a worker process panicked").into())
+        Err(io::Error::other("the reader of a worker process panicked"))
     });
     buffers::free();
-    exit(&process, end.err(), &output);
+    exit(&process, &end, &output);
 }
 
 fn spawn_failed(failure: SpawnFailure, error: &Error) {
@@ -298,12 +278,9 @@ fn spawn_failed(failure: SpawnFailure, error: &Error) {
 }
 
 /// Feeds an event after which calls may have no worker to wait for.
-fn fail_start(error: &Error, mut event: impl FnMut(&mut Pool, Instant)) {
-    let resolve = &mut |call: &QueuedCall, outcome| match outcome {
-        Outcome::Unstartable => call.fail(report::unstartable(call.name(), error)),
-        outcome => stop(call, outcome),
-    };
-    settle(apply(&mut event, resolve));
+fn fail_start(error: &Error, event: impl FnOnce(&mut Pool, Instant)) {
+    let fail = |call: &CallHandle| call.fail(report::unstartable(call.request().name, error));
+    apply(event, &mut |call, _| fail(call));
 }
 
 /// Starts a process, and waits until it has connected.
@@ -315,36 +292,32 @@ fn launch() -> Result<(Child, Link, Output), (SpawnFailure, Error)> {
         stack_size: stack_size() as u64,
         spin: settings.spin,
     };
+    let refused = |refusal: SpawnError, program: &str, output: Option<&Output>| {
+        let failure = match &refusal {
+            SpawnError::Os(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => SpawnFailure::Final,
+                _ => SpawnFailure::Refused,
+            },
+            SpawnError::Died(_) => SpawnFailure::Died,
+            SpawnError::TimedOut | SpawnError::Unneeded => SpawnFailure::Final,
+        };
+        let error = report::refused(refusal, settings, program, output);
+        (failure, error)
+    };
     let command = wall(|| command(settings))
         .map_err(|payload| is_final(Error::panicked("the hook `worker_command`", payload)))?;
-    let (mut output, mut program) = (None, String::new());
-    let launched = command.map_err(SpawnError::Os).and_then(|command| {
-        program = report::describe(&command);
-        let (mut child, stdin) = transport::spawn(command)?;
-        let (attached, ready) = Output::attach(&mut child);
-        output = Some(attached);
-        let is_needed = || !lock(pool()).state.is_closed();
-        let limit = settings.start_timeout;
-        handshake::connect(child, stdin, config, limit, &ready, is_needed)
-    });
-    let refusal = match (launched, output.take()) {
-        (Ok((child, link)), Some(output)) => return Ok((child, link, output)),
-        (Ok(_), None) => SpawnError::Unneeded,
-        (Err(refusal), attached) => {
-            output = attached;
-            refusal
-        }
-    };
-    let failure = match &refusal {
-        SpawnError::Os(error) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => SpawnFailure::Final,
-            _ => SpawnFailure::Refused,
-        },
-        SpawnError::Died(_) => SpawnFailure::Died,
-        SpawnError::TimedOut | SpawnError::Unneeded => SpawnFailure::Final,
-    };
-    let error = report::refused(refusal, settings, &program, output.as_ref());
-    Err((failure, error))
+    let command = command.map_err(|error| refused(SpawnError::Os(error), "", None))?;
+    let program = report::describe(&command);
+    let spawned = transport::spawn(command);
+    let (mut child, stdin) =
+        spawned.map_err(|error| refused(SpawnError::Os(error), &program, None))?;
+    let (output, ready) = Output::attach(&mut child);
+    let is_needed = || !lock(pool()).state.is_closed();
+    let limit = settings.start_timeout;
+    match handshake::connect(child, stdin, config, limit, &ready, is_needed) {
+        Ok((child, link)) => Ok((child, link, output)),
+        Err(refusal) => Err(refused(refusal, &program, Some(&output))),
+    }
 }
 
 /// How a worker is started.
@@ -383,52 +356,27 @@ fn command(settings: &Settings) -> io::Result<Command> {
 /// What frames other than those of values may hold, whatever the limit of those.
 const CONTROL_BYTES: usize = 1 << 20;
 
-/// Why nothing more is heard of a worker that did not just close its link.
-enum Cut {
-    /// Its link failed.
-    Link(io::Error),
-    /// It got no thread to run calls.
-    Refused(Error),
-}
-
-impl From<io::Error> for Cut {
-    fn from(error: io::Error) -> Cut {
-        Cut::Link(error)
-    }
-}
-
-impl Cut {
-    /// Calls may have started without a word of it if frames were lost, or not read.
-    fn exit(&self) -> Exit {
-        match self {
-            Cut::Link(cause) if transport::loses_frames(cause) || !transport::is_end(cause) => {
-                Exit::Uncertain
-            }
-            Cut::Link(_) => Exit::Certain,
-            Cut::Refused(_) => Exit::Refused,
-        }
-    }
-}
-
-/// Reads the link of a worker until it ends.
-fn read(process: &Process, mut source: Rx) -> Result<(), Cut> {
+/// Reads the link of a worker until it ends. Gives what the worker lacks if it cannot serve.
+fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
     let settings = settings().map_err(io::Error::other)?;
     let limit = settings.frame_bytes_max.max(CONTROL_BYTES);
     let mut reader = FrameReader::new(limit.saturating_add(frame::HEADER));
     loop {
         match reader.fill(&mut source) {
             Ok(true) => {}
-            Ok(false) => return Ok(()),
+            Ok(false) => return Ok(None),
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => continue,
-                _ => return Err(error.into()),
+                _ => return Err(error),
             },
         }
         let mut frames = iter::from_fn(|| reader.pop()).peekable();
         while frames.peek().is_some() {
             advance(process, &mut frames);
-            if let Some(frame) = frames.next() {
-                accept(process, frame, &mut source)?;
+            match frames.next() {
+                Some(frame) if frame.kind == Kind::Refused => return refusal(frame).map(Some),
+                Some(frame) => accept(process, frame, &mut source)?,
+                None => {}
             }
         }
     }
@@ -437,63 +385,58 @@ fn read(process: &Process, mut source: Rx) -> Result<(), Cut> {
 /// What the worker has begun and ended, as far as it is here, in one go.
 fn advance<'a>(process: &Process, frames: &mut Peekable<impl Iterator<Item = Frame<'a>>>) {
     let is_start_or_done = |frame: &Frame<'_>| matches!(frame.kind, Kind::Start | Kind::Done);
-    let mut batch = Vec::from_iter(iter::from_fn(|| frames.next_if(is_start_or_done)));
-    let is_done = |frame: &Frame<'_>| frame.kind == Kind::Done;
-    let decodes = batch.iter().any(is_done);
-    let large = batch
-        .iter()
-        .any(|frame| frame.payload.len() > buffers::LARGE);
+    let batch = Vec::from_iter(iter::from_fn(|| frames.next_if(is_start_or_done)));
+    let is_done = |frame: &&Frame<'_>| frame.kind == Kind::Done;
+    let is_large = |frame: &Frame<'_>| frame.payload.len() > buffers::LARGE;
+    let (decodes, large) = (
+        batch.iter().any(|it| is_done(&it)),
+        batch.iter().any(is_large),
+    );
     let outgrown = decodes && process.has_outgrown();
-    let heard = Vec::from_iter(batch.iter().map(|frame| match is_done(frame) {
-        true => Heard::Done(frame.call),
-        false => Heard::Started(frame.call),
-    }));
-    let also = [
-        outgrown.then_some(Heard::Outgrown),
-        decodes.then_some(Heard::Decoding { large }),
-    ];
-    let mut heard = heard.into_iter().chain(also.into_iter().flatten());
-    let event = &mut |pool: &mut Pool, now| {
-        let number = process.number;
-        heard
-            .by_ref()
-            .for_each(|heard| pool.state.heard(number, heard, now));
+    process.decodes.store(decodes, Ordering::Relaxed);
+    let event = |pool: &mut Pool, now| {
+        let mut hear = |heard| pool.state.heard(process.number, heard, now);
+        for frame in &batch {
+            hear(match frame.kind {
+                Kind::Done => Heard::Done(frame.call),
+                _ => Heard::Started(frame.call),
+            });
+        }
+        let also = [(outgrown, Heard::Outgrown), (large, Heard::Decoding)];
+        let also = also.into_iter().filter(|(is_so, _)| *is_so);
+        also.for_each(|(_, heard)| hear(heard));
     };
     // Calls are resolved in the order in which they were done.
-    let mut done = batch.iter_mut().filter(|frame| is_done(frame));
-    let resolve = &mut |call: &QueuedCall, outcome| match outcome {
-        Outcome::Done => {
-            let frame = done.find(|frame| frame.call == call.id());
-            call.done(frame.map_or(&[], |frame| &*frame.payload));
-        }
-        outcome => stop(call, outcome),
-    };
-    let resolved = apply(event, resolve);
+    let mut done = batch.iter().filter(is_done);
+    apply(event, &mut |call, _| {
+        let frame = done.find(|frame| frame.call == call.request().id);
+        call.done(frame.map_or(&[], |frame| &*frame.payload));
+    });
+    process.decodes.store(false, Ordering::Relaxed);
     for frame in batch {
         if let Cow::Owned(mut large) = frame.payload {
             buffers::recycle(&mut large);
         }
     }
-    if decodes {
-        let event = &mut |pool: &mut Pool, now| {
-            pool.state.heard(process.number, Heard::Decoded, now);
-            pool.state.resolved(resolved);
-        };
-        settle(apply(event, &mut stop));
-    } else {
-        settle(resolved);
+    if large {
+        process.heard(Heard::Decoded);
     }
 }
 
 /// Does what another frame says.
-fn accept(process: &Process, frame: Frame<'_>, source: &mut Rx) -> Result<(), Cut> {
+fn accept(process: &Process, frame: Frame<'_>, source: &mut Rx) -> io::Result<()> {
     let mut payload = &*frame.payload;
     let find = || lock(pool()).state.find(process.number, frame.call).cloned();
     match frame.kind {
-        Kind::Progress => find().into_iter().for_each(|call| call.progress(payload)),
+        Kind::Progress => {
+            let progress = find().and_then(|call| call.request().progress());
+            if let (Ok(kind), Some(progress)) = (u64::decode(&mut payload), progress) {
+                progress.say(kind, payload);
+            }
+        }
         Kind::Panic => {
             if let (Ok(report), Some(call)) = (PanicReport::decode(&mut payload), find()) {
-                call.panicked(report);
+                call.request().panicked(report);
             }
         }
         Kind::Returned => {
@@ -506,28 +449,33 @@ fn accept(process: &Process, frame: Frame<'_>, source: &mut Rx) -> Result<(), Cu
             process.heard(Heard::ClearToSend);
             process.heard(Heard::Loaded);
         }
-        Kind::Refused => {
-            let refusal = <(Option<i32>, String)>::decode(&mut payload);
-            let (code, text) = refusal.map_err(io::Error::other)?;
-            let error = code.map(io::Error::from_raw_os_error);
-            let error = error.unwrap_or_else(|| io::Error::other(text));
-            let text = "no thread could be started in a worker process";
-            return Err(Cut::Refused(Error::os(text, error)));
-        }
-        _ => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
+        _ => return Err(io::ErrorKind::InvalidData.into()),
     }
     Ok(())
+}
+
+/// Why the worker got no thread to run calls.
+fn refusal(frame: Frame<'_>) -> io::Result<Error> {
+    let refusal = <(Option<i32>, String)>::decode(&mut &*frame.payload);
+    let (code, text) = refusal.map_err(io::Error::other)?;
+    let error = code.map(io::Error::from_raw_os_error);
+    let error = error.unwrap_or_else(|| io::Error::other(text));
+    let text = "no thread could be started in a worker process";
+    Ok(Error::os(text, error))
 }
 
 // -------------------------------------------------------------------------------------------- the end
 
 /// The link has ended: settles what the worker had, and reaps it.
-fn exit(process: &Process, cut: Option<Cut>, output: &Output) {
-    let exit = cut.as_ref().map_or(Exit::Certain, Cut::exit);
-    let (cause, refusal) = match &cut {
-        Some(Cut::Link(error)) => (Some(error), None),
-        Some(Cut::Refused(error)) => (None, Some(error)),
-        None => (None, None),
+fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
+    let (exit, cause, refusal) = match end {
+        Ok(None) => (Exit::Certain, None, None),
+        Ok(Some(refusal)) => (Exit::Refused, None, Some(refusal)),
+        // Calls may have started without a word of it if frames were lost, or not read.
+        Err(cause) if transport::loses_frames(cause) || !transport::is_end(cause) => {
+            (Exit::Uncertain, Some(cause), None)
+        }
+        Err(cause) => (Exit::Certain, Some(cause), None),
     };
     let report = OnceCell::new();
     let reap = || {
@@ -543,16 +491,11 @@ fn exit(process: &Process, cut: Option<Cut>, output: &Output) {
             tail: OnceCell::new(),
         }
     };
-    let event = &mut |pool: &mut Pool, now| pool.state.exited(process.number, exit, now);
-    let resolve = &mut |call: &QueuedCall, outcome| match outcome {
-        Outcome::Lost { .. } | Outcome::Unstartable => {
-            call.fail(report.get_or_init(reap).error(call, outcome));
-        }
-        outcome => stop(call, outcome),
-    };
-    let resolved = apply(event, resolve);
+    let event = |pool: &mut Pool, now| pool.state.exited(process.number, exit, now);
+    apply(event, &mut |call, outcome| {
+        call.fail(report.get_or_init(reap).error(call.request(), outcome));
+    });
     report.get_or_init(reap);
-    settle(resolved);
     output.drain();
     update(|pool, _| pool.state.reaped());
 }

@@ -47,14 +47,12 @@ pub(super) type Socket = TcpStream;
 pub(super) struct Link {
     pub(super) rx: Rx,
     pub(super) tx: Tx,
-    /// How many bytes can be written without blocking while the other side does not read.
-    pub(super) eager: usize,
 }
 
 /// Whether a socket can have a path.
 pub(super) const HAS_PATHS: bool = cfg!(unix);
 
-/// What a socket holds for sure. A Unix socket of macOS and the BSDs holds 8 KiB.
+/// How many bytes can be written for sure while the other side does not read. A Unix socket of macOS and the BSDs holds 8 KiB.
 pub(super) const EAGER: usize = match cfg!(any(target_os = "linux", target_os = "android", windows))
 {
     true => 64 << 10,
@@ -73,7 +71,6 @@ impl Link {
                 is_nonblocking: false,
             },
             tx: Tx { incoming, outgoing },
-            eager: EAGER,
         }
     }
 }

@@ -8,10 +8,9 @@ use crate::unfuture::Reason;
 /// before resolutions, so that workers run while the results of others are decoded; and a call begins before
 /// it is resolved.
 #[derive(Debug)]
-#[must_use]
 pub(crate) struct Effects<C, W> {
-    /// Write these frames.
-    pub(crate) sends: Vec<(W, Outbox<C>)>,
+    /// Write these frames. Those for one worker follow one another, to go with one write.
+    pub(crate) sends: Vec<(W, Message<C>)>,
     /// Kill these processes. Where a process is asked for again, it is dead and something else holds its
     /// link open: close the link.
     pub(crate) kills: Vec<W>,
@@ -25,29 +24,22 @@ pub(crate) struct Effects<C, W> {
     pub(crate) spawns: Vec<u64>,
     /// These calls have begun.
     pub(crate) begun: Vec<C>,
-    /// Resolve these calls, then say so with [`State::resolved`](super::State::resolved).
+    /// Resolve these calls.
     pub(crate) resolutions: Vec<(C, Outcome)>,
     /// The next deadline is earlier than the supervisor knows.
     pub(crate) wake_supervisor: bool,
-    /// Nothing is queued, in flight, or about to be resolved.
-    pub(crate) quiet: bool,
-    /// No worker process exists.
-    pub(crate) empty: bool,
-}
-
-/// What is to be written to one worker.
-#[derive(Debug)]
-pub(crate) struct Outbox<C> {
-    pub(crate) messages: Vec<Message<C>>,
-    /// The worker has done all calls that it had before: its standard error is that of others.
-    pub(crate) was_idle: bool,
 }
 
 #[derive(Debug)]
 pub(crate) enum Message<C> {
+    /// The worker has done all calls that it had: what it printed so far belongs to none of those that
+    /// follow. Nothing is written.
+    Fresh,
     Call(C),
     /// Asks the worker to say when it reads.
     RequestToSend,
+    /// A call that is written while the worker reads.
+    LargeCall(C),
     /// Asks the running call to end by itself.
     Cancel(u64),
 }
@@ -72,15 +64,6 @@ pub(crate) enum Outcome {
     Unstartable,
 }
 
-impl<C> Default for Outbox<C> {
-    fn default() -> Outbox<C> {
-        Outbox {
-            messages: Vec::new(),
-            was_idle: false,
-        }
-    }
-}
-
 impl<C, W> Default for Effects<C, W> {
     fn default() -> Effects<C, W> {
         Effects {
@@ -92,8 +75,6 @@ impl<C, W> Default for Effects<C, W> {
             begun: Vec::new(),
             resolutions: Vec::new(),
             wake_supervisor: false,
-            quiet: false,
-            empty: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::Call;
+use super::Entry;
 
 /// Room for calls that the queue keeps. It gives back the memory of a larger burst.
 const KEPT: usize = 4096;
@@ -10,25 +10,14 @@ const KEPT: usize = 4096;
 /// Calls that wait, ordered by id. Two queues, so that a large call that waits for an idle worker holds up
 /// none of the others. Without a limit, as every way to start work.
 pub(super) struct Queue<C> {
-    pub(super) small: VecDeque<Queued<C>>,
-    pub(super) large: VecDeque<Queued<C>>,
+    pub(super) small: VecDeque<Entry<C>>,
+    pub(super) large: VecDeque<Entry<C>>,
+    /// A call above this is large.
+    pub(super) eager: usize,
 }
 
-pub(super) struct Queued<C> {
-    pub(super) call: C,
-    /// Workers that died with it before they had started it.
-    pub(super) deaths: u32,
-}
-
-impl<C: Call> Queue<C> {
-    pub(super) fn new() -> Queue<C> {
-        Queue {
-            small: VecDeque::new(),
-            large: VecDeque::new(),
-        }
-    }
-
-    pub(super) fn of(&mut self, is_large: bool) -> &mut VecDeque<Queued<C>> {
+impl<C> Queue<C> {
+    pub(super) fn of(&mut self, is_large: bool) -> &mut VecDeque<Entry<C>> {
         match is_large {
             true => &mut self.large,
             false => &mut self.small,
@@ -36,48 +25,51 @@ impl<C: Call> Queue<C> {
     }
 
     /// Puts a call at its place: at the end if it is new.
-    pub(super) fn insert(&mut self, queued: Queued<C>) {
-        let id = queued.call.id();
-        let calls = self.of(queued.call.is_large());
+    pub(super) fn insert(&mut self, entry: Entry<C>) {
+        let is_large = entry.bytes > self.eager;
+        let calls = self.of(is_large);
         let at = match calls.back() {
-            Some(last) if last.call.id() > id => calls.partition_point(|next| next.call.id() < id),
+            Some(last) if last.id > entry.id => calls.partition_point(|next| next.id < entry.id),
             _ => calls.len(),
         };
-        calls.insert(at, queued);
+        calls.insert(at, entry);
     }
 
-    pub(super) fn remove(&mut self, id: u64) -> Option<Queued<C>> {
+    pub(super) fn remove(&mut self, id: u64) -> Option<Entry<C>> {
         [false, true].into_iter().find_map(|is_large| {
             let calls = self.of(is_large);
-            let at = calls.binary_search_by_key(&id, |queued| queued.call.id());
+            let at = calls.binary_search_by_key(&id, |entry| entry.id);
             calls.remove(at.ok()?)
         })
     }
 
-    /// Whether the next call in the order of ids is a large one.
-    pub(super) fn is_large_next(&self) -> bool {
-        let id = |calls: &VecDeque<Queued<C>>| calls.front().map(|next| next.call.id());
-        id(&self.large).is_some_and(|large| id(&self.small).is_none_or(|small| large < small))
+    /// Takes the next call out of one of the queues.
+    pub(super) fn pop(&mut self, is_large: bool) -> Option<Entry<C>> {
+        let calls = self.of(is_large);
+        let next = calls.pop_front();
+        if calls.is_empty() && calls.capacity() > KEPT {
+            *calls = VecDeque::new();
+        }
+        next
     }
 
-    pub(super) fn drain(&mut self) -> Vec<Queued<C>> {
+    /// Whether the next call in the order of ids is a large one.
+    pub(super) fn is_large_next(&self) -> bool {
+        let large = self.large.front();
+        large.is_some_and(|large| self.small.front().is_none_or(|small| large.id < small.id))
+    }
+
+    pub(super) fn drain(&mut self) -> Vec<Entry<C>> {
         let mut calls = Vec::from_iter(self.small.drain(..).chain(self.large.drain(..)));
-        calls.sort_by_key(|queued| queued.call.id());
+        calls.sort_by_key(|entry| entry.id);
         calls
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &C> {
-        let queued = self.small.iter().chain(&self.large);
-        queued.map(|queued| &queued.call)
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry<C>> {
+        self.small.iter().chain(&self.large)
     }
 
     pub(super) fn len(&self) -> usize {
         self.small.len() + self.large.len()
-    }
-
-    pub(super) fn shrink(&mut self) {
-        if self.len() == 0 && self.small.capacity() > KEPT {
-            self.small = VecDeque::new();
-        }
     }
 }

@@ -3,14 +3,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::effects::{Message, Outbox, Outcome};
-use super::queue::Queued;
-use super::{CHECK, Call, FROZEN};
+use super::effects::{Message, Outcome};
+use super::{CHECK, FROZEN};
 use crate::unfuture::Reason;
 
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
 /// bytes, and a socket of Linux holds 208 KiB.
-pub(in super::super) const FRAME_OVERHEAD: usize = 256;
+pub(super) const FRAME_OVERHEAD: usize = 256;
 /// The work that may lie ready at a worker. A call that runs for longer is slow.
 const WINDOW: Duration = Duration::from_millis(1);
 const WINDOW_CALLS: usize = 256;
@@ -20,8 +19,9 @@ pub(super) struct Worker<C, W> {
     pub(super) handle: W,
     pub(super) phase: Phase,
     /// Sent and not done; the one that runs is in front.
-    pub(super) in_flight: VecDeque<InFlight<C>>,
-    pub(super) outbox: Outbox<C>,
+    pub(super) in_flight: VecDeque<Entry<C>>,
+    /// What is to be written to it next.
+    pub(super) outbox: Vec<Message<C>>,
     /// Bytes that the link holds while the worker does not read.
     pub(super) eager: usize,
     /// What the frames of calls that are not known to have begun take of `eager`, at most.
@@ -37,10 +37,8 @@ pub(super) struct Worker<C, W> {
     pub(super) assigned_max: u64,
     /// Whether it has ever started a call.
     pub(super) proven: bool,
-    /// Its reader decodes results, and hears nothing meanwhile.
+    /// Its reader decodes a large result, and hears nothing for long.
     pub(super) decoding: bool,
-    /// One of them is large, which takes long.
-    pub(super) decoding_large: bool,
     /// When something was last heard of it, or given to it while it was idle.
     pub(super) last_active: Instant,
 }
@@ -62,16 +60,17 @@ pub(super) enum Phase {
     },
 }
 
-pub(super) struct InFlight<C> {
+/// A call that is queued or in flight.
+pub(super) struct Entry<C> {
+    pub(super) id: u64,
+    /// What its frame counts for.
+    pub(super) bytes: usize,
     pub(super) call: C,
+    /// Workers that died with it before they had started it.
     pub(super) deaths: u32,
-    /// Its part of `unacked_bytes`. Zero once it has started.
-    pub(super) charge: usize,
     pub(super) started: Option<Instant>,
     pub(super) stop: Option<Stop>,
-    /// It holds up others: they were returned because of it.
-    pub(super) slow: bool,
-    /// It was stopped, its worker has not given it back, and the one who waited for that was told.
+    /// It was stopped, its worker has not returned it, and it was resolved all the same.
     pub(super) resolved: bool,
 }
 
@@ -82,14 +81,14 @@ pub(super) struct Stop {
     pub(super) kill_at: Instant,
 }
 
-impl<C: Call, W: Clone> Worker<C, W> {
+impl<C: Clone, W: Clone> Worker<C, W> {
     pub(super) fn new(number: u64, handle: W, eager: usize, now: Instant) -> Worker<C, W> {
         Worker {
             number,
             handle,
             phase: Phase::Open,
             in_flight: VecDeque::new(),
-            outbox: Outbox::default(),
+            outbox: Vec::new(),
             eager,
             unacked_bytes: 0,
             window: 1,
@@ -98,12 +97,11 @@ impl<C: Call, W: Clone> Worker<C, W> {
             assigned_max: u64::MAX,
             proven: false,
             decoding: false,
-            decoding_large: false,
             last_active: now,
         }
     }
 
-    pub(super) fn running(&self) -> Option<&InFlight<C>> {
+    pub(super) fn running(&self) -> Option<&Entry<C>> {
         self.in_flight
             .front()
             .filter(|front| front.started.is_some())
@@ -128,62 +126,58 @@ impl<C: Call, W: Clone> Worker<C, W> {
     }
 
     pub(super) fn is_slow(&self, now: Instant) -> bool {
-        self.running()
-            .is_some_and(|running| running.slow || running.ran(now).is_some_and(|ran| ran > WINDOW))
+        let ran = self.running().and_then(|running| running.ran(now));
+        ran.is_some_and(|ran| ran > WINDOW)
     }
 
     /// Whether it may have one more small call. It takes more when half a window is still under way, so that
     /// a write carries many calls, and then up to the whole.
     pub(super) fn has_room(&self, bytes: usize, now: Instant) -> bool {
-        let (calls, filling) = (self.in_flight.len(), !self.outbox.messages.is_empty());
+        let (calls, filling) = (self.in_flight.len(), !self.outbox.is_empty());
         let in_window = calls < self.window && (filling || calls <= self.window / 2);
-        let fits = self.unacked_bytes + bytes + FRAME_OVERHEAD <= self.eager;
+        let fits = self.unacked_bytes + bytes <= self.eager;
         self.takes_calls() && (calls == 0 || in_window && fits && !self.is_slow(now))
     }
 
     /// Assigns a call that there is room for.
-    pub(super) fn push(&mut self, queued: Queued<C>, now: Instant) {
-        let Queued { call, deaths } = queued;
+    pub(super) fn push(&mut self, entry: Entry<C>, now: Instant) {
         if self.in_flight.is_empty() {
-            self.outbox.was_idle = self.assigned > 0;
             self.last_active = now;
+            if self.assigned > 0 {
+                self.outbox.push(Message::Fresh);
+            }
         }
         self.assigned += 1;
-        let bytes = call.bytes() + FRAME_OVERHEAD;
-        if bytes > self.eager {
+        self.unacked_bytes += self.charge(&entry);
+        if entry.bytes > self.eager {
             self.phase = Phase::Rendezvous;
-            self.outbox.messages.push(Message::RequestToSend);
+            self.outbox.push(Message::RequestToSend);
         } else {
-            self.outbox.messages.push(Message::Call(call.clone()));
+            self.outbox.push(Message::Call(entry.call.clone()));
         }
-        let charge = bytes.min(self.eager);
-        self.unacked_bytes += charge;
-        self.in_flight.push_back(InFlight {
-            call,
-            deaths,
-            charge,
-            started: None,
-            stop: None,
-            slow: false,
-            resolved: false,
-        });
+        self.in_flight.push_back(entry);
+    }
+
+    /// The part of a call of `unacked_bytes`.
+    fn charge(&self, entry: &Entry<C>) -> usize {
+        match entry.started {
+            Some(_) => 0,
+            None => entry.bytes.min(self.eager),
+        }
     }
 
     pub(super) fn position(&self, id: u64) -> Option<usize> {
-        self.in_flight
-            .iter()
-            .position(|entry| entry.call.id() == id)
+        self.in_flight.iter().position(|entry| entry.id == id)
     }
 
     /// A call has begun. Gives it, unless it was resolved already. If it was stopped, its time to end by
     /// itself counts from now.
     pub(super) fn start(&mut self, id: u64, now: Instant, grace: Duration) -> Option<C> {
         let at = self.position(id)?;
-        self.proven = true;
         self.in_flight.swap(0, at);
-        let entry = self.in_flight.front_mut()?;
+        self.unacked_bytes -= self.charge(&self.in_flight[0]);
+        let entry = &mut self.in_flight[0];
         entry.started = Some(now);
-        self.unacked_bytes -= std::mem::take(&mut entry.charge);
         if entry.resolved {
             return None;
         }
@@ -195,28 +189,26 @@ impl<C: Call, W: Clone> Worker<C, W> {
     }
 
     /// Takes a call that is over, and learns how long calls take.
-    pub(super) fn finish(&mut self, id: u64, now: Instant) -> Option<InFlight<C>> {
+    pub(super) fn finish(&mut self, id: u64, now: Instant) -> Option<Entry<C>> {
         let entry = self.in_flight.remove(self.position(id)?)?;
-        self.unacked_bytes -= entry.charge;
+        self.unacked_bytes -= self.charge(&entry);
         let ran = entry.ran(now).unwrap_or_default();
         self.avg_runtime = (self.avg_runtime * 3 + ran) / 4;
-        let calls = WINDOW.as_nanos() / self.avg_runtime.as_nanos().max(1);
-        let calls = usize::try_from(calls).unwrap_or(WINDOW_CALLS);
-        self.window = calls.clamp(1, WINDOW_CALLS);
+        let calls = WINDOW.div_duration_f32(self.avg_runtime);
+        self.window = (calls as usize).clamp(1, WINDOW_CALLS);
         Some(entry)
     }
 
-    pub(super) fn take_back(&mut self, ids: &[u64]) -> Vec<InFlight<C>> {
-        let is_back =
-            |entry: &InFlight<C>| entry.started.is_none() && ids.contains(&entry.call.id());
+    /// Takes calls that the worker has not begun.
+    pub(super) fn take_back(&mut self, ids: &[u64]) -> Vec<Entry<C>> {
+        let is_back = |entry: &Entry<C>| entry.started.is_none() && ids.contains(&entry.id);
         let in_flight = std::mem::take(&mut self.in_flight).into_iter();
         let (back, stay): (Vec<_>, Vec<_>) = in_flight.partition(is_back);
         self.in_flight = VecDeque::from(stay);
         self.assigned -= back.len() as u64;
-        self.unacked_bytes -= back.iter().map(|entry| entry.charge).sum::<usize>();
-        if let Some(running) = self.in_flight.front_mut() {
-            running.slow = running.started.is_some();
-        }
+        self.unacked_bytes -= back.iter().map(|entry| self.charge(entry)).sum::<usize>();
+        // What runs there is slow: nothing is assigned behind it.
+        self.window = 1;
         back
     }
 
@@ -224,12 +216,11 @@ impl<C: Call, W: Clone> Worker<C, W> {
     pub(super) fn load(&mut self) {
         if self.phase == Phase::Rendezvous {
             let call = self.in_flight.front().map(|entry| entry.call.clone());
-            self.phase = if call.is_some() {
-                Phase::Loading
-            } else {
-                Phase::Open
+            self.phase = match call {
+                Some(_) => Phase::Loading,
+                None => Phase::Open,
             };
-            self.outbox.messages.extend(call.map(Message::Call));
+            self.outbox.extend(call.map(Message::LargeCall));
         }
     }
 
@@ -237,14 +228,6 @@ impl<C: Call, W: Clone> Worker<C, W> {
         if self.phase == Phase::Loading {
             self.phase = Phase::Open;
         }
-    }
-
-    /// What is to be written to the worker.
-    pub(super) fn take_outbox(&mut self) -> Option<(W, Outbox<C>)> {
-        if self.outbox.messages.is_empty() {
-            return None;
-        }
-        Some((self.handle.clone(), std::mem::take(&mut self.outbox)))
     }
 
     /// Stops a call in flight. One that runs is asked to end by itself if it gets time for that.
@@ -258,7 +241,7 @@ impl<C: Call, W: Clone> Worker<C, W> {
             kill_at: now + grace,
         });
         if entry.started.is_some() && !grace.is_zero() {
-            self.outbox.messages.push(Message::Cancel(entry.call.id()));
+            self.outbox.push(Message::Cancel(entry.id));
         }
     }
 
@@ -309,14 +292,13 @@ impl<C: Call, W: Clone> Worker<C, W> {
 
     /// Stopped calls that lie behind one that runs and is innocent, and that should have come back. They are
     /// over for those who wait; what runs is not killed for them.
-    pub(super) fn take_overdue(&mut self, now: Instant) -> Vec<(C, Reason)> {
-        let overdue = |entry: &mut InFlight<C>| {
+    pub(super) fn resolve_overdue(&mut self, now: Instant) -> impl Iterator<Item = (C, Outcome)> {
+        let behind = self.in_flight.iter_mut().skip(1);
+        behind.filter_map(move |entry| {
             let stop = entry.stop.filter(|_| entry.is_overdue(now))?;
             entry.resolved = true;
-            Some((entry.call.clone(), stop.reason))
-        };
-        let behind = self.in_flight.iter_mut().skip(1);
-        behind.filter_map(overdue).collect()
+            Some((entry.call.clone(), Outcome::unstarted(stop.reason)))
+        })
     }
 
     /// Whether its end says that the next worker may end the same way: it died for no reason that a call
@@ -329,7 +311,7 @@ impl<C: Call, W: Clone> Worker<C, W> {
     }
 }
 
-impl<C> InFlight<C> {
+impl<C> Entry<C> {
     /// What becomes of it if it is over now. One that was stopped ended by itself when it was asked to.
     pub(super) fn outcome(&self, now: Instant) -> Outcome {
         let ran = self.ran(now);
