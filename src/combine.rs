@@ -42,17 +42,17 @@ use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
 /// assert_eq!(squares.result().unwrap(), [1, 4, 9]);
 /// ```
 #[track_caller]
-pub fn join_all<T, I>(works: I) -> Unfuture<Vec<T>>
+pub fn join_all<T, I>(unfutures: I) -> Unfuture<Vec<T>>
 where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
-    let (origin, works) = (Location::caller(), Vec::from_iter(works));
-    if works.iter().all(Unfuture::is_done) {
-        let values = works.into_iter().map(Unfuture::take).collect();
+    let (origin, unfutures) = (Location::caller(), Vec::from_iter(unfutures));
+    if unfutures.iter().all(Unfuture::is_done) {
+        let values = unfutures.into_iter().map(Unfuture::take).collect();
         return Unfuture::settled_at(origin, values);
     }
-    combine(origin, works, |mut set, _| async move {
+    combine(origin, unfutures, |mut set, _| async move {
         let mut values = Vec::from_iter(set.members.iter().map(|_| None));
         while let Some((index, outcome)) = set.next().await {
             match outcome {
@@ -83,18 +83,18 @@ where
 /// assert!(outcomes[0].is_ok() && outcomes[1].is_err());
 /// ```
 #[track_caller]
-pub fn settle_all<T, I>(works: I) -> Unfuture<Vec<Result<T, Error>>>
+pub fn settle_all<T, I>(unfutures: I) -> Unfuture<Vec<Result<T, Error>>>
 where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
-    let (origin, works) = (Location::caller(), Vec::from_iter(works));
-    if works.iter().all(Unfuture::is_done) {
-        let outcomes = works.into_iter().map(Unfuture::take).collect();
+    let (origin, unfutures) = (Location::caller(), Vec::from_iter(unfutures));
+    if unfutures.iter().all(Unfuture::is_done) {
+        let outcomes = unfutures.into_iter().map(Unfuture::take).collect();
         return Unfuture::settled_at(origin, Ok(outcomes));
     }
     let mut stop = None;
-    let settled = combine(origin, works, |set, itself| {
+    let settled = combine(origin, unfutures, |set, itself| {
         stop = Some(Arc::clone(&set.signal) as Arc<dyn Stop>);
         let mut settling = Settling {
             outcomes: set.members.iter().map(|_| None).collect(),
@@ -183,24 +183,24 @@ impl<T: Send + 'static> Drop for Settling<T> {
 /// assert_eq!(unsync::race([work, limit]).result().unwrap(), "value");
 /// ```
 #[track_caller]
-pub fn race<T, I>(works: I) -> Unfuture<T>
+pub fn race<T, I>(unfutures: I) -> Unfuture<T>
 where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
-    let (origin, mut works) = (Location::caller(), Vec::from_iter(works));
-    if works.is_empty() {
+    let (origin, mut unfutures) = (Location::caller(), Vec::from_iter(unfutures));
+    if unfutures.is_empty() {
         let error = Error::new(ErrorKind::Abandoned, "a race of nothing");
         return Unfuture::settled_at(origin, Err(error.started_at(origin)));
     }
-    if let Some(first) = works.iter().position(Unfuture::is_done) {
-        let first = works.swap_remove(first);
-        works
+    if let Some(first) = unfutures.iter().position(Unfuture::is_done) {
+        let first = unfutures.swap_remove(first);
+        unfutures
             .into_iter()
             .for_each(|work| drop(work.cancel_on_drop()));
         return first;
     }
-    combine(origin, works, |mut set, _| async move {
+    combine(origin, unfutures, |mut set, _| async move {
         let first = set.next().await;
         // The losers first: whoever sees the winner sees that it is over. What they stop in turn is stopped
         // after this step.
@@ -229,13 +229,13 @@ where
 /// assert!(ended.next().is_none());
 /// ```
 #[track_caller]
-pub fn as_completed<T, I>(works: I) -> AsCompleted<T>
+pub fn as_completed<T, I>(unfutures: I) -> AsCompleted<T>
 where
     T: Send + 'static,
     I: IntoIterator<Item = Unfuture<T>>,
 {
     AsCompleted {
-        set: ReadySet::new(Vec::from_iter(works)),
+        set: ReadySet::new(Vec::from_iter(unfutures)),
         origin: Location::caller(),
     }
 }
@@ -258,9 +258,9 @@ impl<T> AsCompleted<T> {
     ///
     /// ```
     /// # unsync::block_on(async {
-    /// let mut works = unsync::as_completed([unsync::thread(|| 1), unsync::thread(|| 2)]);
+    /// let mut completed = unsync::as_completed([unsync::thread(|| 1), unsync::thread(|| 2)]);
     /// let mut sum = 0;
-    /// while let Some((_, outcome)) = works.next_done().await {
+    /// while let Some((_, outcome)) = completed.next_done().await {
     ///     sum += outcome.unwrap();
     /// }
     /// assert_eq!(sum, 3);
@@ -287,13 +287,13 @@ impl<T> AsCompleted<T> {
     /// use std::time::Duration;
     ///
     /// let slow = unsync::spawn(unsync::sleep(Duration::from_secs(60)));
-    /// let mut works = unsync::as_completed([slow, unsync::spawn(async {})]);
-    /// while let Some((index, _)) = works.next_timeout(Duration::from_millis(500)) {
+    /// let mut completed = unsync::as_completed([slow, unsync::spawn(async {})]);
+    /// while let Some((index, _)) = completed.next_timeout(Duration::from_millis(500)) {
     ///     println!("{index} has ended");
     /// }
-    /// println!("{} took too long", works.len());
-    /// # assert_eq!(works.len(), 1);
-    /// works.cancel();
+    /// println!("{} took too long", completed.len());
+    /// # assert_eq!(completed.len(), 1);
+    /// completed.cancel();
     /// ```
     #[track_caller]
     pub fn next_timeout(&mut self, limit: Duration) -> Option<(usize, Result<T, Error>)> {
@@ -363,15 +363,15 @@ impl<T> fmt::Debug for AsCompleted<T> {
 // ------------------------------------------------------------------------------------ the ready-set
 
 /// Starts a task that waits for all of these, and cancels those that are left when it is dropped.
-fn combine<T, U, M, F>(origin: Origin, works: Vec<Unfuture<T>>, make: M) -> Unfuture<U>
+fn combine<T, U, M, F>(origin: Origin, unfutures: Vec<Unfuture<T>>, make: M) -> Unfuture<U>
 where
     T: Send + 'static,
     U: Send + 'static,
     M: FnOnce(ReadySet<T>, Weak<Task<Option<U>>>) -> F,
     F: Future<Output = Result<U, Error>> + Send + 'static,
 {
-    let is_tied = works.iter().any(Unfuture::is_tied);
-    let mut set = ReadySet::new(works);
+    let is_tied = unfutures.iter().any(Unfuture::is_tied);
+    let mut set = ReadySet::new(unfutures);
     set.cancels = true;
     let whole = try_spawn_with(origin, true, |itself| {
         for work in set.members.iter().flatten() {
@@ -382,7 +382,7 @@ where
     whole.tied(is_tied)
 }
 
-/// Works, and which of them have ended.
+/// What is waited for, and which of it has ended.
 struct ReadySet<T> {
     /// `None` once its outcome was given away.
     members: Vec<Option<Unfuture<T>>>,
@@ -454,9 +454,9 @@ impl Stop for Signal {
 }
 
 impl<T> ReadySet<T> {
-    fn new(works: Vec<Unfuture<T>>) -> ReadySet<T> {
+    fn new(unfutures: Vec<Unfuture<T>>) -> ReadySet<T> {
         let signal = Arc::new(Signal::default());
-        for (index, work) in works.iter().enumerate() {
+        for (index, work) in unfutures.iter().enumerate() {
             let is_done = work.is_done() || {
                 let signal = Arc::clone(&signal);
                 let waker = Waker::from(Arc::new(Member { index, signal }));
@@ -467,15 +467,15 @@ impl<T> ReadySet<T> {
             }
         }
         ReadySet {
-            left: works.len(),
-            members: works.into_iter().map(Some).collect(),
+            left: unfutures.len(),
+            members: unfutures.into_iter().map(Some).collect(),
             ended: VecDeque::new(),
             signal,
             cancels: false,
         }
     }
 
-    /// Lets the members go on, but for those that are tied themselves.
+    /// Lets the members run on, except those that are tied themselves.
     fn detach(mut self) {
         self.cancels = false;
     }

@@ -483,7 +483,7 @@ impl<T: Send + 'static> Drop for Outer<T> {
 }
 
 impl<T: Send + 'static> Unfuture<T> {
-    /// Starts a task that goes on from this work: tied if the work is, and listened to in its place.
+    /// Starts a task that follows this work: tied if the work is, and listened to in its place.
     fn continued<U, F>(self, origin: Origin, next: impl FnOnce(Unfuture<T>) -> F) -> Unfuture<U>
     where
         F: Future<Output = Result<U, Error>> + Send + 'static,

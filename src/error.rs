@@ -189,14 +189,14 @@ impl Error {
         // Formatting is foreign code: it runs here, on the caller's thread, and never again.
         let text = message.to_string();
         let has_source = message.source().is_some();
-        Error::made_from(
+        Error::from_parts(
             kind,
             text,
             has_source.then(|| Cause::Message(message.into())),
         )
     }
 
-    fn made_from(kind: ErrorKind, message: String, cause: Option<Cause>) -> Error {
+    fn from_parts(kind: ErrorKind, message: String, cause: Option<Cause>) -> Error {
         Error(Arc::new(Inner {
             kind,
             message,
@@ -213,14 +213,14 @@ impl Error {
             Some(text) => format!("{culprit} panicked: {text}"),
             None => format!("{culprit} panicked"),
         };
-        Error::made_from(ErrorKind::Panicked, message, None)
+        Error::from_parts(ErrorKind::Panicked, message, None)
             .with(|inner| inner.payload = Mutex::new(Some(payload)))
     }
 
     /// The operating system refused what `attempt` names.
     pub(crate) fn os(attempt: impl Into<String>, source: io::Error) -> Error {
         let source = Cause::Io(Arc::new(source));
-        Error::made_from(ErrorKind::Os, attempt.into(), Some(source))
+        Error::from_parts(ErrorKind::Os, attempt.into(), Some(source))
     }
 
     /// A panic in another process: its message is the payload, its backtrace the source.
@@ -240,7 +240,7 @@ impl Error {
             "" => culprit.to_owned(),
             message => format!("{culprit}: {message}"),
         };
-        Error::made_from(self.0.kind, message, self.0.cause.clone()).exited(self.0.exit)
+        Error::from_parts(self.0.kind, message, self.0.cause.clone()).exited(self.0.exit)
     }
 
     /// The `io::Error` that this was converted from, if nothing was added to it.

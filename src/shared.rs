@@ -35,7 +35,7 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
     pub fn shared(self) -> Shared<T> {
         let waiting = Arc::new(Waiting::default());
         Shared {
-            kept: Arc::new(Kept {
+            inner: Arc::new(Inner {
                 source: self,
                 outcome: OnceLock::new(),
                 waker: Waker::from(Arc::clone(&waiting)),
@@ -58,13 +58,13 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 /// [`cancel_on_drop`](Unfuture::cancel_on_drop). A [`shutdown`](crate::shutdown) ends pending work as
 /// [`ErrorKind::ShutDown`](crate::ErrorKind) for all clones; an outcome that is there stays.
 pub struct Shared<T> {
-    kept: Arc<Kept<T>>,
+    inner: Arc<Inner<T>>,
     /// Under which the waker of this clone is kept.
     id: u64,
 }
 
 /// What the clones have in common, dropped with the last of them.
-struct Kept<T> {
+struct Inner<T> {
     source: Unfuture<T>,
     /// Taken from the source by the first who looks at it.
     outcome: OnceLock<Result<T, Error>>,
@@ -107,7 +107,7 @@ impl<T: Clone> Shared<T> {
     pub fn result(&self) -> Result<T, Error> {
         if !self.is_done() {
             if let Some(thread) = must_not_block() {
-                return Err(would_block(thread, self.kept.source.origin()));
+                return Err(would_block(thread, self.inner.source.origin()));
             }
             self.wait();
         }
@@ -145,7 +145,7 @@ impl<T> Shared<T> {
     /// ```
     #[track_caller]
     pub fn wait(&self) {
-        self.kept.source.wait();
+        self.inner.source.wait();
     }
 
     /// Blocks until the work has ended or `limit` has passed; says whether it has ended.
@@ -167,7 +167,7 @@ impl<T> Shared<T> {
     /// ```
     #[track_caller]
     pub fn wait_timeout(&self, limit: Duration) -> bool {
-        self.kept.source.wait_timeout(limit)
+        self.inner.source.wait_timeout(limit)
     }
 
     /// Whether the work has ended, so that [`result`](Shared::result) gives its outcome at once.
@@ -182,7 +182,7 @@ impl<T> Shared<T> {
     /// assert!(shared.is_done());
     /// ```
     pub fn is_done(&self) -> bool {
-        self.kept.source.is_done()
+        self.inner.source.is_done()
     }
 
     /// Stops the work, for all. See [`Unfuture::cancel`].
@@ -198,7 +198,7 @@ impl<T> Shared<T> {
     /// assert_eq!(other.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
     /// ```
     pub fn cancel(&self) -> bool {
-        self.kept.source.cancel()
+        self.inner.source.cancel()
     }
 
     /// A handle that can do nothing but cancel this work.
@@ -214,17 +214,17 @@ impl<T> Shared<T> {
     /// assert_eq!(sleeper.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
     /// ```
     pub fn canceller(&self) -> Canceller {
-        self.kept.source.canceller()
+        self.inner.source.canceller()
     }
 
     /// The outcome of work that has ended.
     fn outcome(&self) -> &Result<T, Error> {
-        let kept = &self.kept;
-        kept.outcome.get_or_init(|| kept.source.take_outcome())
+        let inner = &self.inner;
+        inner.outcome.get_or_init(|| inner.source.take_outcome())
     }
 
     fn forget_waker(&self) {
-        let waker = lock(&self.kept.waiting.0).remove(&self.id);
+        let waker = lock(&self.inner.waiting.0).remove(&self.id);
         discard(waker);
     }
 }
@@ -237,12 +237,12 @@ impl<T: Clone> Future for Shared<T> {
         if !self.is_done() {
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
             let waker = cx.waker().clone();
-            let replaced = lock(&self.kept.waiting.0).insert(self.id, waker);
+            let replaced = lock(&self.inner.waiting.0).insert(self.id, waker);
             drop(replaced);
         }
         // Polled after that: whoever ends the work may have taken the wakers just before.
-        let cx = &mut Context::from_waker(&self.kept.waker);
-        self.kept.source.poll_done(cx).map(|()| {
+        let cx = &mut Context::from_waker(&self.inner.waker);
+        self.inner.source.poll_done(cx).map(|()| {
             self.forget_waker();
             self.outcome().clone()
         })
@@ -252,8 +252,8 @@ impl<T: Clone> Future for Shared<T> {
 impl<T> Clone for Shared<T> {
     fn clone(&self) -> Shared<T> {
         Shared {
-            kept: Arc::clone(&self.kept),
-            id: self.kept.clones.fetch_add(1, Ordering::Relaxed),
+            inner: Arc::clone(&self.inner),
+            id: self.inner.clones.fetch_add(1, Ordering::Relaxed),
         }
     }
 }
@@ -270,7 +270,7 @@ impl<T> fmt::Debug for Shared<T> {
         write!(
             f,
             "Shared({state}, started at {})",
-            self.kept.source.origin()
+            self.inner.source.origin()
         )
     }
 }
