@@ -73,13 +73,7 @@ const HANDED_DOWN: &[&str] = &["log"];
 const LINES_MAX: usize = 500;
 
 /// Longer files, and why.
-const LONG: &[(&str, &str)] = &[
-    ("processes/wire", "an encoding for each type of std"),
-    (
-        "threads",
-        "to be split into the policy of the pool and its jobs",
-    ),
-];
+const LONG: &[(&str, &str)] = &[("processes/wire", "an encoding for each type of std")];
 
 /// Where platforms differ: in this file, and in the file of `register!`, which writes the attributes of one.
 const WITH_CFG: &str = "processes/transport";
