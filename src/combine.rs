@@ -244,6 +244,15 @@ where
 ///
 /// `len()` says how many outcomes are still to come. After a drop the rest runs on, except what is tied by
 /// [`cancel_on_drop`](Unfuture::cancel_on_drop); see [`cancel`](AsCompleted::cancel).
+///
+/// # Examples
+///
+/// ```
+/// let works = unsync::as_completed((0..3).map(|n| unsync::thread(move || n)));
+/// assert_eq!(works.len(), 3);
+/// let sum: u32 = works.map(|(_, outcome)| outcome.unwrap()).sum();
+/// assert_eq!(sum, 3);
+/// ```
 pub struct AsCompleted<T> {
     set: ReadySet<T>,
     origin: Origin,
@@ -318,6 +327,15 @@ impl<T> AsCompleted<T> {
     }
 
     /// Cancels everything that has not ended. Those outcomes come like all others.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let forever = std::time::Duration::MAX;
+    /// let mut naps = unsync::as_completed([(), ()].map(|()| unsync::spawn(unsync::sleep(forever))));
+    /// naps.cancel();
+    /// assert!(naps.all(|(_, outcome)| outcome.is_err()));
+    /// ```
     pub fn cancel(&self) {
         for work in self.set.members.iter().flatten() {
             work.cancel();

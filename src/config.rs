@@ -77,6 +77,13 @@ const MOST: usize = 1 << 20;
 
 impl Config {
     /// The defaults.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new(); // the defaults
+    /// # drop(config);
+    /// ```
     pub fn new() -> Config {
         Config(Settings {
             threads: None,
@@ -102,6 +109,13 @@ impl Config {
 
     /// Threads of the pool that may run jobs at once; those that block in a wait of this library do
     /// not count. Default: 512.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().threads(16);
+    /// # drop(config);
+    /// ```
     pub fn threads(mut self, most: usize) -> Config {
         self.0.threads = Some(most);
         self
@@ -109,18 +123,41 @@ impl Config {
 
     /// Worker processes that may live at once. Default: the available parallelism, which respects
     /// affinity and cgroups.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().processes(4);
+    /// # drop(config);
+    /// ```
     pub fn processes(mut self, most: usize) -> Config {
         self.0.processes = Some(most);
         self
     }
 
     /// How long an idle pool thread or worker process waits for work before it ends. Default: 10 s.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let config = unsync::Config::new().keep_alive(Duration::from_secs(60));
+    /// # drop(config);
+    /// ```
     pub fn keep_alive(mut self, time: Duration) -> Config {
         self.0.keep_alive = time;
         self
     }
 
     /// The first part of the names of threads. Default: `unsync`. Linux shows 15 bytes of a name.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().thread_name("app");
+    /// # drop(config);
+    /// ```
     pub fn thread_name(mut self, prefix: impl Into<String>) -> Config {
         self.0.thread_name = prefix.into();
         self
@@ -130,6 +167,13 @@ impl Config {
     /// `std::thread` for the pool and for pinned values; 8 MiB, or the environment variable
     /// `RUST_MIN_STACK` where that is more, for the ambient thread, for calls in a worker process, and for
     /// the threads that decode their results.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().stack_size(32 << 20); // deep recursion
+    /// # drop(config);
+    /// ```
     pub fn stack_size(mut self, bytes: usize) -> Config {
         self.0.stack_size = Some(bytes);
         self
@@ -137,6 +181,15 @@ impl Config {
 
     /// How long a waiting thread spins before it parks, up to 1 ms; timed waits may end later by that
     /// much. Default: 50 µs; zero turns it off. It turns itself off where it does not pay.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let config = unsync::Config::new().spin(Duration::ZERO); // never spin
+    /// # drop(config);
+    /// ```
     pub fn spin(mut self, time: Duration) -> Config {
         self.0.spin = time;
         self
@@ -144,12 +197,28 @@ impl Config {
 
     /// Reports on standard error when one poll holds up the ambient thread for longer than this.
     /// Default: no reports, or 100 ms if the environment variable `UNSYNC_DEBUG` is `1`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let config = unsync::Config::new().stall(Duration::from_millis(20));
+    /// # drop(config);
+    /// ```
     pub fn stall(mut self, longest: Duration) -> Config {
         self.0.stall = Some(longest);
         self
     }
 
     /// Replaces a worker process after so many calls. Default: never.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().calls_per_worker(1000); // foreign code that leaks
+    /// # drop(config);
+    /// ```
     pub fn calls_per_worker(mut self, calls: u64) -> Config {
         self.0.calls_per_worker = Some(calls);
         self
@@ -157,12 +226,28 @@ impl Config {
 
     /// Replaces a worker process whose resident memory is above this many bytes at the end of a call. It is
     /// no limit during the call, which may take as much as the system gives. Default: never. Costs a look at `/proc` for each call. On Linux only; elsewhere it has no effect.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().memory_per_worker(1 << 30);
+    /// # drop(config);
+    /// ```
     pub fn memory_per_worker(mut self, bytes: u64) -> Config {
         self.0.memory_per_worker = Some(bytes);
         self
     }
 
     /// How long a worker process may take until it is ready. Default: 30 s.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let config = unsync::Config::new().start_timeout(Duration::from_secs(120));
+    /// # drop(config);
+    /// ```
     pub fn start_timeout(mut self, limit: Duration) -> Config {
         self.0.start_timeout = limit;
         self
@@ -202,6 +287,13 @@ impl Config {
 
     /// The most bytes that the encoded arguments or the encoded result of a call may have. Default:
     /// 1 GiB.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().frame_bytes_max(16 << 20);
+    /// # drop(config);
+    /// ```
     pub fn frame_bytes_max(mut self, bytes: usize) -> Config {
         self.0.frame_bytes_max = bytes;
         self
@@ -222,6 +314,13 @@ impl Config {
     ///   `exec` held its link: without `/proc`, that it ended is found out by reaping it;
     /// - if the program has its children reaped by somebody else, as by ignoring `SIGCHLD`. Linux shows
     ///   that; elsewhere do not use this setting in such a program.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().kill_children(true);
+    /// # drop(config);
+    /// ```
     pub fn kill_children(mut self, kill: bool) -> Config {
         self.0.kill_children = kill;
         self
@@ -268,6 +367,13 @@ impl Config {
 
     /// Runs on the ambient thread, on every thread of the pool and on those of [`Pinned`](crate::Pinned)
     /// values, before anything else does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().on_thread_start(|| println!("a thread starts"));
+    /// # drop(config);
+    /// ```
     pub fn on_thread_start(mut self, hook: impl Fn() + Send + Sync + 'static) -> Config {
         self.0.on_thread_start = Some(Box::new(hook));
         self
@@ -276,6 +382,16 @@ impl Config {
     /// Runs around every poll on the ambient thread; it must call what it is given, once. For a
     /// reactor that wants to be entered, such as tokio's. If the hook does not call it, the poll comes after
     /// the hook.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().around_poll(|poll| {
+    ///     // Enter the reactor here.
+    ///     poll();
+    /// });
+    /// # drop(config);
+    /// ```
     pub fn around_poll(
         mut self,
         hook: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static,
@@ -319,6 +435,18 @@ impl Config {
     ///
     /// [`ErrorKind::NotInitialised`] if a value makes no sense, or if the library is in use already:
     /// then the settings in force stay.
+    ///
+    /// # Examples
+    ///
+    /// ```standalone_crate
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// # unsync::init();
+    /// unsync::Config::new().threads(8).install()?;
+    /// let error = unsync::Config::new().threads(0).install().unwrap_err();
+    /// assert_eq!(error.kind(), unsync::ErrorKind::NotInitialised);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn install(self) -> Result<(), Error> {
         let mut settings = self.0.checked()?;
         let (spin, hook) = (settings.spin, settings.on_unobserved.take());

@@ -83,6 +83,20 @@ pub enum WorkState {
 }
 
 /// One piece of live work, as [`tasks`](crate::tasks) lists it.
+///
+/// # Examples
+///
+/// ```
+/// use unsync::{WorkKind, WorkState};
+///
+/// let (promise, unfuture) = unsync::promise::<()>();
+/// let waiting = unsync::spawn(unfuture);
+/// let tasks = unsync::tasks();
+/// assert!(tasks.iter().any(|task| task.kind == WorkKind::Async && task.started_at.line() > 0));
+/// # let _ = WorkState::Running;
+/// promise.set(());
+/// assert!(waiting.result().is_ok());
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TaskInfo {
@@ -100,6 +114,15 @@ pub struct TaskInfo {
 }
 
 /// Counts of tasks, jobs, calls, threads and workers, as [`stats`](crate::stats) gives them.
+///
+/// # Examples
+///
+/// ```
+/// let waiting = unsync::spawn(unsync::sleep(std::time::Duration::MAX));
+/// unsync::spawn(async {}).result().unwrap(); // by now the first has started
+/// assert!(unsync::stats().async_tasks >= 1);
+/// waiting.cancel();
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

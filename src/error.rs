@@ -120,6 +120,20 @@ enum Cause {
 }
 
 /// The kinds of [`Error`].
+///
+/// # Examples
+///
+/// ```
+/// use unsync::ErrorKind;
+///
+/// let (promise, unfuture) = unsync::promise::<u8>();
+/// drop(promise);
+/// match unfuture.result() {
+///     Ok(value) => println!("{value}"),
+///     Err(error) if error.kind() == ErrorKind::Abandoned => println!("nobody will set it"),
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -281,6 +295,14 @@ impl Error {
     }
 
     /// What happened.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let nap = unsync::spawn(unsync::sleep(std::time::Duration::MAX));
+    /// nap.cancel();
+    /// assert_eq!(nap.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
+    /// ```
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
@@ -309,6 +331,21 @@ impl Error {
     }
 
     /// How the worker process ended: for [`ErrorKind::WorkerLost`], and for a panic or a deadline that ended it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// fn gives_up() {
+    ///     std::process::exit(3);
+    /// }
+    /// unsync::register!(gives_up);
+    ///
+    /// # fn main() {
+    /// # unsync::init();
+    /// let error = unsync::cpu(gives_up, ()).result().unwrap_err();
+    /// assert_eq!(error.worker_exit().and_then(|exit| exit.code()), Some(3));
+    /// # }
+    /// ```
     pub fn worker_exit(&self) -> Option<ExitStatus> {
         self.0.exit
     }

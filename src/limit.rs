@@ -51,6 +51,13 @@ impl Limit {
     /// # Panics
     ///
     /// If that is 0: nothing would ever run.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let limit = unsync::Limit::new(4);
+    /// assert_eq!(limit.thread(|| 1).result().unwrap(), 1);
+    /// ```
     #[track_caller]
     pub fn new(at_once: usize) -> Limit {
         assert!(at_once > 0, "under a limit of 0 nothing would ever run");
@@ -65,6 +72,14 @@ impl Limit {
     }
 
     /// As [`spawn`](crate::spawn), once a place is free.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let limit = unsync::Limit::new(2);
+    /// let each = (0..5).map(|n| limit.spawn(async move { n * n }));
+    /// assert_eq!(unsync::join_all(each).result().unwrap(), [0, 1, 4, 9, 16]);
+    /// ```
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> Unfuture<F::Output>
     where
@@ -83,6 +98,14 @@ impl Limit {
     }
 
     /// As [`thread`](crate::thread()), once a place is free.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let limit = unsync::Limit::new(2);
+    /// let first = limit.thread(|| "a job");
+    /// assert_eq!(first.result().unwrap(), "a job");
+    /// ```
     #[track_caller]
     pub fn thread<F, T>(&self, closure: F) -> Unfuture<T>
     where
@@ -93,6 +116,19 @@ impl Limit {
     }
 
     /// As [`cpu`](crate::cpu()), once a place is free. The arguments are encoded at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// # unsync::init();
+    /// let limit = unsync::Limit::new(1); // large arguments, one call at a time
+    /// let cubes = (1..4).map(|n| limit.cpu(u32::pow, (n, 3)));
+    /// assert_eq!(unsync::join_all(cubes).result()?, [1, 8, 27]);
+    /// # Ok(())
+    /// # }
+    /// # unsync::register!(u32::pow);
+    /// ```
     #[track_caller]
     pub fn cpu<F, A>(&self, entrypoint: F, args: A) -> Unfuture<F::Output>
     where

@@ -36,7 +36,8 @@ use crate::unfuture::Unfuture;
 /// # Examples
 ///
 /// ```
-/// /// use std::rc::Rc;
+/// use std::cell::RefCell;
+/// use std::rc::Rc;
 ///
 /// let names = unsync::Pinned::new(|| Rc::new(RefCell::new(Vec::new())));
 /// names.call(|names| names.borrow_mut().push("Ada"));
@@ -54,6 +55,15 @@ type Job<V> = Box<dyn FnOnce(Result<&mut V, Error>) + Send>;
 
 impl<V: 'static> Pinned<V> {
     /// Starts a thread and makes the value on it. Does not wait for either.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::{cell::Cell, rc::Rc};
+    ///
+    /// let counter = unsync::Pinned::new(|| Rc::new(Cell::new(40))); // not `Send`
+    /// assert_eq!(counter.call(|count| count.get() + 2).result().unwrap(), 42);
+    /// ```
     #[track_caller]
     pub fn new<M>(make: M) -> Pinned<V>
     where

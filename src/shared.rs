@@ -57,6 +57,14 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 /// nothing. When the last clone is dropped the work runs on, or is cancelled if it is tied by
 /// [`cancel_on_drop`](Unfuture::cancel_on_drop). A [`shutdown`](crate::shutdown) ends pending work as
 /// [`ErrorKind::ShutDown`](crate::ErrorKind) for all clones; an outcome that is there stays.
+///
+/// # Examples
+///
+/// ```
+/// let shared = unsync::thread(|| String::from("read once")).shared();
+/// let other = shared.clone();
+/// assert_eq!(shared.result().unwrap(), other.result().unwrap());
+/// ```
 pub struct Shared<T> {
     inner: Arc<Inner<T>>,
     /// Under which the waker of this clone is kept.

@@ -45,6 +45,14 @@ pub struct Unfuture<T> {
 ///
 /// Dropping it unfulfilled resolves the `Unfuture` as [`ErrorKind::Abandoned`], so nobody waits for
 /// ever.
+///
+/// # Examples
+///
+/// ```
+/// let (promise, unfuture) = unsync::promise();
+/// std::thread::spawn(move || promise.set(42));
+/// assert_eq!(unfuture.result().unwrap(), 42);
+/// ```
 pub struct Promise<T> {
     /// `None` once it was kept.
     work: Option<Arc<Promised<T>>>,
@@ -299,6 +307,15 @@ impl<T> Unfuture<T> {
 /// futures.
 ///
 /// It keeps neither the work nor its value alive, only a little memory that remembers how it ended.
+///
+/// # Examples
+///
+/// ```
+/// let nap = unsync::spawn(unsync::sleep(std::time::Duration::MAX));
+/// let canceller = nap.canceller();
+/// std::thread::spawn(move || canceller.cancel());
+/// assert_eq!(nap.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
+/// ```
 #[derive(Clone)]
 pub struct Canceller(Option<Arc<dyn Stop>>);
 

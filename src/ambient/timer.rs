@@ -205,6 +205,13 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 /// The future of [`sleep`] and [`sleep_until`]. Dropping it takes the timer back.
 ///
 /// Once it is over it stays so, and may be awaited again, until it is [`reset`](Sleep::reset).
+///
+/// # Examples
+///
+/// ```
+/// let nap: unsync::Sleep = unsync::sleep(std::time::Duration::from_millis(1));
+/// unsync::block_on(nap);
+/// ```
 #[derive(Debug)]
 #[must_use = "a sleep does nothing unless it is awaited"]
 pub struct Sleep {
@@ -229,11 +236,30 @@ impl Sleep {
     }
 
     /// When it is over; `None` for never.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let nap = unsync::sleep(Duration::from_secs(1));
+    /// assert!(nap.deadline().unwrap() > Instant::now());
+    /// assert!(unsync::sleep(Duration::MAX).deadline().is_none());
+    /// ```
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
     /// Whether its time has come.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// assert!(unsync::sleep(Duration::ZERO).is_elapsed());
+    /// assert!(!unsync::sleep(Duration::MAX).is_elapsed());
+    /// ```
     pub fn is_elapsed(&self) -> bool {
         self.deadline.is_some_and(|at| at <= Instant::now())
     }
@@ -266,6 +292,16 @@ impl Sleep {
     /// # Panics
     ///
     /// As [`reset`](Sleep::reset).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let mut nap = unsync::sleep(Duration::MAX);
+    /// nap.reset_until(Instant::now() + Duration::from_millis(1));
+    /// unsync::block_on(nap);
+    /// ```
     pub fn reset_until(&mut self, deadline: Instant) {
         self.set(Some(deadline));
     }
@@ -384,6 +420,13 @@ pub fn timeout<F: Future>(limit: Duration, future: F) -> Timeout<F> {
 }
 
 /// The future of [`timeout()`]. Dropping it drops the future in it.
+///
+/// # Examples
+///
+/// ```
+/// let timed: unsync::Timeout<_> = unsync::timeout(std::time::Duration::from_secs(1), async { 1 });
+/// assert_eq!(unsync::block_on(timed).unwrap(), 1);
+/// ```
 #[must_use = "a timeout does nothing unless it is awaited"]
 pub struct Timeout<F> {
     /// In a box, because an `async` block would hold it twice: a timeout in a timeout in a timeout
@@ -443,6 +486,16 @@ pub fn interval(period: Duration) -> Interval {
 }
 
 /// Ticks, one after the other. Made by [`interval`].
+///
+/// # Examples
+///
+/// ```
+/// let mut ticks: unsync::Interval = unsync::interval(std::time::Duration::from_millis(1));
+/// unsync::block_on(async {
+///     ticks.tick().await; // at once
+///     ticks.tick().await; // a millisecond later
+/// });
+/// ```
 #[derive(Debug)]
 pub struct Interval {
     next: Sleep,
@@ -594,6 +647,13 @@ pub fn yield_now() -> YieldNow {
 }
 
 /// The future of [`yield_now`].
+///
+/// # Examples
+///
+/// ```
+/// let pause: unsync::YieldNow = unsync::yield_now();
+/// unsync::block_on(pause);
+/// ```
 #[derive(Debug)]
 #[must_use = "a yield does nothing unless it is awaited"]
 pub struct YieldNow {

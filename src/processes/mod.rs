@@ -208,6 +208,15 @@ fn tell_idle() {
 /// Starts worker processes up to the limit, so that the first calls need not wait for them.
 ///
 /// Returns at once. Nothing happens in a worker, or in a program that cannot have any.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() {
+/// unsync::init();
+/// unsync::warm(); // the workers start while the program reads its input
+/// # }
+/// ```
 pub fn warm() {
     if worker::setup().is_some() && !is_worker() && settings().is_ok() {
         update(|pool, now| pool.state.warm(now));

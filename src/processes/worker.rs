@@ -121,6 +121,21 @@ pub fn init() {
 }
 
 /// Whether this process is a worker.
+///
+/// # Examples
+///
+/// ```
+/// fn where_am_i() -> bool {
+///     unsync::is_worker()
+/// }
+/// unsync::register!(where_am_i);
+///
+/// # fn main() {
+/// unsync::init();
+/// assert!(!unsync::is_worker());
+/// assert!(unsync::cpu(where_am_i, ()).result().unwrap());
+/// # }
+/// ```
 pub fn is_worker() -> bool {
     WORKER.get().is_some()
 }
