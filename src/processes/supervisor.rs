@@ -41,8 +41,8 @@ pub(super) fn wake() {
 
 /// Starts the supervisor thread, which is entered as there already.
 ///
-/// If the system refuses it, the pool works on without, and the next event tries again. Without any worker
-/// there is none: then the calls fail.
+/// If the system refuses it, the pool works on without: the next event tries again, and a reader that ends
+/// stands in. Without any reader nobody would ever look at the calls that wait.
 pub(super) fn start() {
     // It resolves calls that nobody else does.
     let thread = start_deep_thread(
@@ -54,12 +54,25 @@ pub(super) fn start() {
     );
     if let Err(error) = thread {
         let text = "no thread could be started for the worker processes";
+        let may_stand_in = matches!(Current::get(), Current::Reader);
         fail_start(&Error::os(text, error), |pool, _| {
-            if pool.state.is_empty() {
+            if pool.state.is_empty() && !may_stand_in {
                 pool.state.strand();
             }
         });
+        // Not before, or that event would try again.
         lock(pool()).supervised = false;
+    }
+}
+
+/// A reader ends. It is the supervisor from now on if there is none and one is needed.
+fn stand_in() {
+    let mut pool = lock(pool());
+    let is_needed = !pool.supervised && pool.state.next_deadline().is_some();
+    pool.supervised |= is_needed;
+    drop(pool);
+    if is_needed {
+        supervise();
     }
 }
 
@@ -234,6 +247,7 @@ pub(super) fn spawn(number: u64) {
     let body = move || {
         Current::Reader.set();
         attend(number);
+        stand_in();
     };
     if let Err(error) = start_deep_thread(&format!("cpu-{number}"), Box::new(body)) {
         let text = "no thread could be started for a worker process";
