@@ -122,16 +122,6 @@ pub(crate) struct Frame<'a> {
     pub(crate) payload: Cow<'a, [u8]>,
 }
 
-impl<'a> Frame<'a> {
-    fn new(header: Header, payload: impl Into<Cow<'a, [u8]>>) -> Frame<'a> {
-        Frame {
-            kind: header.kind,
-            call: header.call,
-            payload: payload.into(),
-        }
-    }
-}
-
 /// Cuts frames out of a stream: [`fill`](Self::fill) reads, [`pop`](Self::pop) cuts.
 pub(crate) struct FrameReader {
     /// The largest payload that is accepted.
@@ -195,19 +185,24 @@ impl FrameReader {
 
     /// Takes the next frame, if all of it has arrived.
     pub(crate) fn pop(&self) -> Option<Frame<'_>> {
-        match self.large.take() {
-            Some((header, payload)) if payload.len() == header.length => {
-                return Some(Frame::new(header, payload));
+        let (header, payload) = match self.large.take() {
+            Some((header, payload)) if payload.len() == header.length => (header, payload.into()),
+            partial => {
+                self.large.set(partial);
+                let unread = &self.chunk[self.start.get()..self.end];
+                // `fill` reports an error.
+                let header = header(unread, self.limit).ok()??;
+                let end = HEADER + header.length;
+                let payload = unread.get(HEADER..end)?;
+                self.start.set(self.start.get() + end);
+                (header, payload.into())
             }
-            partial => self.large.set(partial),
-        }
-        let unread = &self.chunk[self.start.get()..self.end];
-        // `fill` reports an error.
-        let header = header(unread, self.limit).ok()??;
-        let range = HEADER..HEADER + header.length;
-        let payload = unread.get(range.clone())?;
-        self.start.set(self.start.get() + range.end);
-        Some(Frame::new(header, payload))
+        };
+        Some(Frame {
+            kind: header.kind,
+            call: header.call,
+            payload,
+        })
     }
 
     /// Reads once; `false` at the end of the stream.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -108,8 +108,9 @@ pub(super) fn refused(
     };
     let tail = output.map_or_else(String::new, Output::quote);
     // Its own account of what is wrong is the best.
-    let was_heard = output.is_some_and(|output| output.was_heard.load(Ordering::Relaxed));
-    let hint = match was_heard || tail.contains("unsync: ") {
+    let passed_harness =
+        output.is_some_and(|output| output.printed.passed_harness.load(Ordering::Relaxed));
+    let hint = match passed_harness || tail.contains("unsync: ") {
         true => String::new(),
         false => hint(status, &tail),
     };
@@ -253,11 +254,9 @@ impl ExitReport<'_> {
 
 /// What a worker prints, as far as it passes through here.
 pub(super) struct Output {
-    pub(super) stderr: Option<Arc<StderrTail>>,
+    pub(super) printed: Arc<Printed>,
     /// Ends when all that the worker printed has been passed on.
     drained: Receiver<Infallible>,
-    /// Whether the worker itself was heard, and not only its test harness.
-    was_heard: Arc<AtomicBool>,
 }
 
 /// How long the rest of what a worker printed may take to arrive after its end, for an error and before the
@@ -270,24 +269,33 @@ impl Output {
     /// words: it ends the process if nobody reads those.
     pub(super) fn attach(child: &mut Child) -> (Output, Receiver<Infallible>) {
         let (copying, drained) = channel();
-        let was_heard = Arc::new(AtomicBool::new(false));
-        let prelude = forward_stdout(child, copying.clone(), Arc::clone(&was_heard));
-        let stderr = StderrTail::forward(child, copying);
-        let output = Output {
-            stderr,
-            drained,
-            was_heard,
-        };
-        (output, prelude)
+        let (prelude, ready) = channel();
+        let printed = Arc::<Printed>::default();
+        // Without a thread its pipe is closed: what the worker prints to standard error is lost, and printing
+        // to standard output fails.
+        if let Some(stderr) = child.stderr.take() {
+            let (printed, copying) = (Arc::clone(&printed), copying.clone());
+            let forward = move || {
+                forward_stderr(stderr, &printed);
+                drop(copying);
+            };
+            let _ = start_thread("stderr", Box::new(forward));
+        }
+        if let Some(stdout) = child.stdout.take() {
+            let printed = Arc::clone(&printed);
+            let forward = move || {
+                forward_stdout(stdout, &printed, prelude);
+                drop(copying);
+            };
+            let _ = start_thread("stdout", Box::new(forward));
+        }
+        (Output { printed, drained }, ready)
     }
 
     /// The end of standard error of a worker that has ended, as the end of a sentence.
     fn quote(&self) -> String {
-        let Some(stderr) = &self.stderr else {
-            return String::new();
-        };
         let _ = self.drained.recv_timeout(TAIL_WAIT);
-        let text = lock(&stderr.0).clone();
+        let text = lock(&self.printed.stderr).clone();
         match excerpt(&String::from_utf8_lossy(&text)) {
             text if text.is_empty() => text,
             text => format!("; its last words: {text}"),
@@ -300,12 +308,17 @@ impl Output {
     }
 }
 
-/// What a worker wrote to standard error since its call began, without the middle of what is much.
-///
-/// Where standard error is a terminal, it is the worker's own. Elsewhere it passes through here on its
-/// way, so that an error can quote it: nothing is taken away from the user.
+/// What a worker has printed.
 #[derive(Default)]
-pub(super) struct StderrTail(Mutex<Vec<u8>>);
+pub(super) struct Printed {
+    /// To standard error since its call began, without the middle of what is much.
+    ///
+    /// Where standard error is a terminal, it is the worker's own. Elsewhere it passes through here on its
+    /// way, so that an error can quote it: nothing is taken away from the user.
+    stderr: Mutex<Vec<u8>>,
+    /// Whether a test harness has handed over to the worker.
+    passed_harness: AtomicBool,
+}
 
 /// How much is kept of the beginning, which tells the cause, and of the end.
 const KEPT: usize = 32 << 10;
@@ -316,26 +329,9 @@ const LINE: usize = 512;
 /// Stands for what is left out.
 const OMITTED: &str = "[...]";
 
-impl StderrTail {
-    fn forward(child: &mut Child, copying: Sender<Infallible>) -> Option<Arc<StderrTail>> {
-        let mut stderr = child.stderr.take()?;
-        let tail = Arc::<StderrTail>::default();
-        let copied = Arc::clone(&tail);
-        let forward = move || {
-            let _copying = copying;
-            copy(&mut stderr, |bytes| {
-                copied.add(bytes);
-                // A closed standard error is no reason to stop listening.
-                let _ = transport::stderr().and_then(|mut stderr| stderr.write_all(bytes));
-            });
-        };
-        // Without the thread the pipe is closed; then what the worker prints is lost, and it lives on.
-        start_thread("stderr", Box::new(forward)).ok()?;
-        Some(tail)
-    }
-
+impl Printed {
     fn add(&self, bytes: &[u8]) {
-        let mut text = lock(&self.0);
+        let mut text = lock(&self.stderr);
         text.extend(bytes);
         let end = text.len().saturating_sub(KEPT);
         if end > KEPT {
@@ -345,7 +341,7 @@ impl StderrTail {
 
     /// What the worker prints from now on is printed by another call.
     pub(super) fn clear(&self) {
-        lock(&self.0).clear();
+        lock(&self.stderr).clear();
     }
 }
 
@@ -390,37 +386,31 @@ fn is_backtrace(line: &str, after_another: bool) -> bool {
     begins || (after_another && continues)
 }
 
+fn forward_stderr(mut stderr: ChildStderr, printed: &Printed) {
+    copy(&mut stderr, |bytes| {
+        printed.add(bytes);
+        // A closed standard error is no reason to stop listening.
+        let _ = transport::stderr().and_then(|mut stderr| stderr.write_all(bytes));
+    });
+}
+
 /// Passes on what a test's worker prints, without what the harness prints before it. Elsewhere the
 /// standard output of a worker is that of the program.
-fn forward_stdout(
-    child: &mut Child,
-    copying: Sender<Infallible>,
-    was_heard: Arc<AtomicBool>,
-) -> Receiver<Infallible> {
-    let (prelude, over) = channel();
-    let Some(mut stdout) = child.stdout.take() else {
-        return over;
-    };
-    let forward = move || {
-        let _copying = copying;
-        // The last bytes, as many as the mark has.
-        let (mut seen, mut byte) = (VecDeque::from([0; TEST_MARK.len()]), [0]);
-        while seen != TEST_MARK.as_bytes() {
-            if stdout.read_exact(&mut byte).is_err() {
-                return;
-            }
-            seen.pop_front();
-            seen.extend(byte);
+fn forward_stdout(mut stdout: ChildStdout, printed: &Printed, prelude: Sender<Infallible>) {
+    // The last bytes, as many as the mark has.
+    let (mut seen, mut byte) = (VecDeque::from([0; TEST_MARK.len()]), [0]);
+    while seen != TEST_MARK.as_bytes() {
+        if stdout.read_exact(&mut byte).is_err() {
+            return;
         }
-        was_heard.store(true, Ordering::Relaxed);
-        drop(prelude);
-        copy(&mut stdout, |bytes| {
-            let _ = transport::stdout().and_then(|mut stdout| stdout.write_all(bytes));
-        });
-    };
-    // Without the thread the pipe is closed, and printing fails in the worker.
-    let _ = start_thread("stdout", Box::new(forward));
-    over
+        seen.pop_front();
+        seen.extend(byte);
+    }
+    printed.passed_harness.store(true, Ordering::Relaxed);
+    drop(prelude);
+    copy(&mut stdout, |bytes| {
+        let _ = transport::stdout().and_then(|mut stdout| stdout.write_all(bytes));
+    });
 }
 
 /// Reads to the end.

@@ -19,7 +19,7 @@ use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
 use super::handshake::{self, SpawnError, WorkerConfig};
 use super::procfs;
-use super::report::{self, ExitReport, Output, StderrTail};
+use super::report::{self, ExitReport, Output, Printed};
 use super::scheduler::{Exit, Heard, Message, SpawnFailure};
 use super::transport::{self, Link, Rx, Tx};
 use super::wire::Wire;
@@ -112,7 +112,7 @@ pub(super) struct Process {
     decodes: AtomicBool,
     /// The last call that was reported because a signal had stopped the process.
     reported: AtomicU64,
-    stderr: Option<Arc<StderrTail>>,
+    printed: Arc<Printed>,
 }
 
 /// A large call is written in pieces of this size. Each that the worker takes is a sign of life.
@@ -128,7 +128,7 @@ impl Process {
         frames.clear();
         for message in messages {
             match message {
-                Message::Fresh => self.stderr.iter().for_each(|stderr| stderr.clear()),
+                Message::Fresh => self.printed.clear(),
                 Message::Call(call) => call.request().copy_frame(frames),
                 Message::RequestToSend => frame::plain(frames, Kind::Rts, 0),
                 Message::LargeCall(call) => self.send_large(call.request()),
@@ -272,7 +272,7 @@ fn attend(number: u64) {
         was_reaped: AtomicBool::new(false),
         decodes: AtomicBool::new(false),
         reported: AtomicU64::new(0),
-        stderr: output.stderr.clone(),
+        printed: Arc::clone(&output.printed),
     });
     update(|pool, now| {
         let handle = Arc::clone(&process);

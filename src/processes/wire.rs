@@ -187,16 +187,6 @@ const RESERVE_BYTES_MAX: usize = 4096;
 /// Bytes of the length of a collection.
 const LENGTH: usize = size_of::<u64>();
 
-/// The length of a collection. Every element has a byte at least, so a length beyond the bytes that
-/// are there is a lie.
-fn decode_length(input: &mut &[u8]) -> Result<usize, Error> {
-    let length = u64::decode(input)?;
-    usize::try_from(length)
-        .ok()
-        .filter(|length| *length <= input.len())
-        .ok_or_else(|| expected(format_args!("a length of at most {}", input.len()), length))
-}
-
 /// A collection: its length, its elements, and zeros up to one byte for each element.
 fn encode_collection<T: Wire>(
     length: usize,
@@ -222,7 +212,12 @@ fn encode_collection<T: Wire>(
 /// The elements that [`encode_collection`] wrote.
 fn decode_collection<T: Wire>(input: &mut &[u8]) -> Result<Vec<T>, Error> {
     let _level = Level::enter()?;
-    let length = decode_length(input)?;
+    // Every element has a byte at least, so a length beyond the bytes that are there is a lie.
+    let length = usize::decode(input)?;
+    if length > input.len() {
+        let most = format_args!("a length of at most {}", input.len());
+        return Err(expected(most, length));
+    }
     let rest_max = input.len() - length;
     let elements = T::decode_all(length, input)?;
     take::<u8>(input.len().saturating_sub(rest_max), input)?;

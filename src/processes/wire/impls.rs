@@ -170,36 +170,6 @@ macro_rules! non_zero {
 
 non_zero!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 
-// -------------------------------------------------------------------------------------------- text
-
-/// `[types] value => units, units => value`
-macro_rules! strings {
-    ($([$($string:ty)*] $value:ident => $units:expr, $arrived:ident => $back:expr;)*) => {$($(
-        impl Wire for $string {
-            const BYTES_MIN: usize = LENGTH;
-
-            fn encode(&self, out: &mut Vec<u8>) {
-                let $value = self;
-                encode_slice($units, out);
-            }
-
-            fn decode(input: &mut &[u8]) -> Result<Self, Error> {
-                let $arrived = Vec::decode(input)?;
-                $back.map(Self::from)
-            }
-        }
-    )*)*};
-}
-
-strings! {
-    [String Box<str> Rc<str> Arc<str> Cow<'static, str>]
-        text => text.as_bytes(),
-        bytes => String::from_utf8(bytes).map_err(|error| expected("UTF-8", error));
-    [OsString PathBuf]
-        text => &transport::os_units(text.as_ref()),
-        units => Ok(transport::os_string(units));
-}
-
 // ------------------------------------------------------------------------ pointers and collections
 
 macro_rules! pointers {
@@ -229,26 +199,39 @@ fn point_to<T, P>(decoded: Result<T, Error>, new: fn(T) -> P) -> Result<P, Error
     }
 }
 
-/// `Slice[bounds]`
-macro_rules! slices {
-    ($($slice:ty[$($bounds:tt)*])*) => {$(
-        impl<$($bounds)*> Wire for $slice {
+/// `(type[bounds]…) value => slice, vector => value`
+macro_rules! sequences {
+    ($(
+        ($($sequence:ty[$($bounds:tt)*])*)
+        $value:ident => $slice:expr, $vector:ident => $back:expr;
+    )*) => {$($(
+        impl<$($bounds)*> Wire for $sequence {
             const BYTES_MIN: usize = LENGTH;
 
             fn encode(&self, out: &mut Vec<u8>) {
-                encode_slice(self, out);
+                let $value = self;
+                encode_slice($slice, out);
             }
 
             fn decode(input: &mut &[u8]) -> Result<Self, Error> {
-                decode_collection(input).map(Self::from)
+                let $vector = decode_collection(input)?;
+                $back.map(Self::from)
             }
         }
-    )*};
+    )*)*};
 }
 
-slices! {
-    Vec<T>[T: Wire] Box<[T]>[T: Wire] Rc<[T]>[T: Wire] Arc<[T]>[T: Wire]
-    Cow<'static, [T]>[T: Wire + Clone]
+sequences! {
+    (Vec<T>[T: Wire] Box<[T]>[T: Wire] Rc<[T]>[T: Wire] Arc<[T]>[T: Wire]
+    Cow<'static, [T]>[T: Wire + Clone])
+        items => items,
+        items => Ok(items);
+    (String[] Box<str>[] Rc<str>[] Arc<str>[] Cow<'static, str>[])
+        text => text.as_bytes(),
+        bytes => String::from_utf8(bytes).map_err(|error| expected("UTF-8", error));
+    (OsString[] PathBuf[])
+        text => &transport::os_units(text.as_ref()),
+        units => Ok(transport::os_string(units));
 }
 
 /// `Collection[bounds](parts of an element)`
