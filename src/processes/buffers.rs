@@ -85,7 +85,7 @@ fn watch() {
     free();
 }
 
-/// Frees the spare buffers, and has the thread end.
+/// Frees the spare buffers, and ends the thread.
 pub(super) fn free() {
     // A statement of its own, so that the buffers are freed without the lock.
     let old = mem::replace(&mut *lock(&POOL), EMPTY);

@@ -26,13 +26,13 @@ pub(crate) enum Kind {
     Cancel,
     /// Worker: the call runs from now on. Empty.
     Start,
-    /// Worker: how far the call is. The name of a type, and a value of it, of the function's choice.
+    /// Worker: how far the call is. The id of a type, and a value of it.
     Progress,
     /// Worker: the call panicked. A report; the end of the call follows, or that of the worker.
     Panic,
     /// Worker: the call is over. A byte that says how, and the value or a message.
     Done,
-    /// Worker: these calls will not run here, because one takes long. Their numbers.
+    /// Worker: these calls will not run here, because one takes long. Their ids.
     Returned,
     /// Worker: clear to send, the answer to a request. It does nothing but read the large call. Empty.
     Cts,
@@ -46,7 +46,7 @@ crate::wire! {
 }
 
 pub(crate) const HEADER: usize = 20;
-/// In the upper bytes of the kind. Bytes of another origin are most likely not taken for a frame.
+/// In the upper bytes of the kind: tells frames from other bytes, most likely.
 const MARK: u32 = 0x756e_7300;
 
 /// Writes a header whose length is not known yet; [`end`] fills it in.
@@ -109,8 +109,7 @@ const RESERVE: usize = 1 << 20;
 
 /// Where frames come from.
 pub(crate) trait Source: Read {
-    /// Appends so many bytes, or fewer if the stream ends before. After an error what was read is
-    /// there.
+    /// Appends `count` bytes, or fewer if the stream ends. After an error, `into` holds what was read.
     fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()>;
 }
 

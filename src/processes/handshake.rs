@@ -10,7 +10,7 @@
 //!   link: the other token, on each ──────────────▶ checks it
 //! ```
 //!
-//! So nothing secret is in arguments or the environment, a stranger at either end is found out, and the
+//! So nothing secret is in arguments or the environment, a stranger at either end is detected, and the
 //! worker's standard input is at its end when the program's own code reads it. Standard output and
 //! standard error stay the user's own.
 

@@ -1,4 +1,4 @@
-//! What is said of workers that end and calls that fail, and what workers print.
+//! The errors of workers that end and of calls that fail, and the output of workers.
 
 use std::cell::OnceCell;
 use std::collections::VecDeque;
@@ -35,7 +35,7 @@ pub(super) fn stopped(name: &str, reason: Reason, ran: Option<Duration>, place: 
 pub(super) fn failed(name: &str, ending: u8, message: String, panics: Vec<PanicReport>) -> Error {
     let is = |other: Ending| ending == other as u8;
     if is(Ending::Panicked) {
-        // One that the function has caught is not the one that ended it.
+        // The function may have caught another one before.
         let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
         let report = panics.into_iter().rfind(is_this).unwrap_or_default();
         return report.error(name, Some(message), "");
@@ -107,7 +107,7 @@ pub(super) fn refused(
         }
     };
     let tail = output.map_or_else(String::new, Output::quote);
-    // Its own account of what is wrong is the best.
+    // A worker that has said what is wrong needs no hint.
     let passed_harness =
         output.is_some_and(|output| output.printed.passed_harness.load(Ordering::Relaxed));
     let hint = match passed_harness || tail.contains("unsync: ") {
@@ -117,8 +117,7 @@ pub(super) fn refused(
     Error::new(ErrorKind::WorkerLost, format!("{hint}{what}{tail}")).exited(status)
 }
 
-/// What is most likely wrong with a process of which nothing of ours was heard, as the beginning of a
-/// sentence.
+/// The most likely cause if the process never became a worker, as the beginning of a sentence.
 fn hint(status: Option<ExitStatus>, tail: &str) -> String {
     if let Some((executable, program)) = procfs::loader() {
         let (executable, program) = (executable.display(), program.display());
@@ -128,12 +127,12 @@ fn hint(status: Option<ExitStatus>, tail: &str) -> String {
         );
     }
     let question = match (status.and_then(|status| status.code()), setup()) {
-        // So ends a shell that could not start the program.
+        // A shell that could not start the program ends with these.
         (Some(126 | 127), _) => "",
         (_, Some(Setup::Test(_))) => {
             "can this test binary run the test of `unsync::test_worker!()`? "
         }
-        // So ends a test harness that was given our argument.
+        // A test harness that was given our argument ends with this.
         (Some(101), _) if tail.contains("Unrecognized option: 'unsync-worker") => {
             "is there a `unsync::test_worker!()` in this test binary? "
         }
@@ -192,7 +191,7 @@ impl ExitReport<'_> {
         Error::new(ErrorKind::WorkerLost, text).exited(self.status)
     }
 
-    /// That of a call that ran.
+    /// The error of a call that ran.
     fn ran(&self, call: &Request, ran: Duration) -> Error {
         let (name, pid, how) = (call.name, self.pid, self.how());
         let panics = call.take_panics();
@@ -240,7 +239,7 @@ impl ExitReport<'_> {
         if let Some(cause) = self.cause.filter(|cause| !transport::is_end(cause)) {
             how = format!("{how}; {cause}");
         } else if how.contains("SIGKILL") {
-            // So a system that runs out of memory ends a worker; others may do it too.
+            // A system that runs out of memory kills so, but so may others.
             how += ", perhaps for want of memory";
         }
         if let Some(why) = self.abort_without_panic() {
@@ -252,10 +251,10 @@ impl ExitReport<'_> {
 
 // ------------------------------------------------------------------------------ standard streams
 
-/// What a worker prints, as far as it passes through here.
+/// The forwarded output of a worker.
 pub(super) struct Output {
     pub(super) printed: Arc<Printed>,
-    /// Ends when all that the worker printed has been passed on.
+    /// Disconnected when everything is forwarded.
     drained: Receiver<Infallible>,
 }
 
@@ -265,8 +264,8 @@ const TAIL_WAIT: Duration = Duration::from_millis(500);
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
 
 impl Output {
-    /// Passes on what a worker prints. Gives also what ends when a test harness has printed its own
-    /// words: it ends the process if nobody reads those.
+    /// Forwards what a worker prints. The receiver is disconnected when a test harness has printed its own
+    /// words, which have to be read: otherwise it ends the process.
     pub(super) fn attach(child: &mut Child) -> (Output, Receiver<Infallible>) {
         let (copying, drained) = channel();
         let (prelude, ready) = channel();
@@ -302,7 +301,7 @@ impl Output {
         }
     }
 
-    /// Waits until all is passed on: the program may end next.
+    /// Waits until everything is forwarded: the program may end next.
     pub(super) fn drain(&self) {
         let _ = self.drained.recv_timeout(DRAIN_WAIT);
     }
@@ -311,10 +310,10 @@ impl Output {
 /// What a worker has printed.
 #[derive(Default)]
 pub(super) struct Printed {
-    /// To standard error since its call began, without the middle of what is much.
+    /// To standard error since its call began; the middle is dropped if it is long.
     ///
-    /// Where standard error is a terminal, it is the worker's own. Elsewhere it passes through here on its
-    /// way, so that an error can quote it: nothing is taken away from the user.
+    /// If standard error is a terminal, the worker writes to it directly. Otherwise it is forwarded, so that
+    /// an error can quote it.
     stderr: Mutex<Vec<u8>>,
     /// Whether a test harness has handed over to the worker.
     passed_harness: AtomicBool,
@@ -339,7 +338,7 @@ impl Printed {
         }
     }
 
-    /// What the worker prints from now on is printed by another call.
+    /// Another call begins.
     pub(super) fn clear(&self) {
         lock(&self.stderr).clear();
     }
@@ -394,8 +393,8 @@ fn forward_stderr(mut stderr: ChildStderr, printed: &Printed) {
     });
 }
 
-/// Passes on what a test's worker prints, without what the harness prints before it. Elsewhere the
-/// standard output of a worker is that of the program.
+/// Forwards what a test's worker prints, without what the harness prints before it. Outside of tests, a worker
+/// has the standard output of the program.
 fn forward_stdout(mut stdout: ChildStdout, printed: &Printed, prelude: Sender<Infallible>) {
     // The last bytes, as many as the mark has.
     let (mut seen, mut byte) = (VecDeque::from([0; TEST_MARK.len()]), [0]);

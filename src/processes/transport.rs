@@ -1,8 +1,8 @@
 //! The byte link between the parent and a worker, and everything else that differs by platform: the only
 //! file here with `cfg`.
 //!
-//! The parent listens and the child connects, see [`handshake`](super::handshake): on Unix at a socket in
-//! a directory that only its user may enter, elsewhere, and where that cannot be had, on loopback TCP.
+//! The parent listens and the child connects, see [`handshake`](super::handshake). On Unix the parent listens
+//! at a socket in a directory that only its user may enter; elsewhere, or if that fails, on loopback TCP.
 //!
 //! A socket pair that the child inherits would be simpler. But processes that the program's own code
 //! starts would inherit it too, hold it open, and hide the death of the worker. A socket that the child
@@ -83,7 +83,7 @@ pub(super) struct Rx {
 }
 
 impl Rx {
-    /// For a write of another thread that may take long: it can block until there is room.
+    /// Lets a long write of another thread block until there is room.
     pub(super) fn make_blocking(&mut self) {
         // It fails only on a link that has ended, as the next read tells.
         let _ = self.set_nonblocking(false);
@@ -173,9 +173,8 @@ pub(super) fn is_end(error: &io::Error) -> bool {
     is_reset(error) || matches!(error.kind(), UnexpectedEof | BrokenPipe)
 }
 
-/// Whether a link that ended so may have lost what the other side said last: on Windows a process that
-/// ends without a word resets its connections, and that throws away what was not read yet. Then nobody
-/// knows what had started.
+/// Whether a link that ended so may have lost its last frames. On Windows a process that crashes resets its
+/// connections, which discards what was not read yet. Then nobody knows what had started.
 pub(super) fn loses_frames(error: &io::Error) -> bool {
     cfg!(windows) && is_reset(error)
 }
@@ -278,15 +277,15 @@ impl Listener {
     }
 }
 
-/// The error of what was tried with something, which it names.
+/// The error with the name of its object in front.
 pub(super) fn of(what: &dyn Display, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("`{what}`: {error}"))
 }
 
 // ------------------------------------------------------------------------------------- the process
 
-/// A command that starts the executable of this process. On Linux by a name that stays valid when the
-/// file is replaced or deleted, and then still means the very same program.
+/// A command that starts the executable of this process. On Linux its name stays valid when the file is
+/// replaced or deleted, and still means the same program.
 pub(super) fn command() -> io::Result<Command> {
     #[cfg(target_os = "linux")]
     let command = Command::new("/proc/self/exe");
@@ -295,7 +294,7 @@ pub(super) fn command() -> io::Result<Command> {
     Ok(named(command))
 }
 
-/// Has the arguments in the list of processes begin with the name of the program.
+/// Passes the name of the program as the first argument, which the list of processes shows.
 fn named(command: Command) -> Command {
     #[cfg(unix)]
     if let Some(name) = env::args_os().next() {
@@ -322,7 +321,7 @@ pub(super) fn executable() -> io::Result<PathBuf> {
     path
 }
 
-/// Whether both are there and are one file.
+/// Whether both exist and are one file.
 #[cfg(target_os = "linux")]
 fn is_same_file(one: &Path, other: &str) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -406,7 +405,7 @@ pub(super) fn stderr() -> io::Result<fs::File> {
     duplicate(&io::stderr())
 }
 
-/// Writes a line to standard error. If that is closed, or no descriptor is left, nobody can be told.
+/// Writes a line to standard error. If that is closed, or no descriptor is left, the line is lost.
 pub(crate) fn log(text: &str) {
     let line = format!("unsync: {text}\n");
     let _ = stderr().and_then(|mut stderr| stderr.write_all(line.as_bytes()));
