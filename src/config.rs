@@ -195,7 +195,7 @@ impl Config {
         self
     }
 
-    /// Reports on standard error when one poll holds up the ambient thread for longer than this.
+    /// Reports on standard error when one poll blocks the ambient thread for longer than this.
     /// Default: no reports, or 100 ms if the environment variable `UNSYNC_DEBUG` is `1`.
     ///
     /// # Examples
@@ -511,7 +511,7 @@ impl Settings {
         }
         if self.debug {
             self.stall.get_or_insert(Duration::from_millis(100));
-            let report = |error: &Error| log(&format!("nobody looked at this: {error}"));
+            let report = |error: &Error| log(&format!("unobserved failure: {error}"));
             self.on_unobserved.get_or_insert(Box::new(report));
         }
         Ok(self)

@@ -9,6 +9,7 @@
 //! - [Cancelling a task and what it started](#cancelling-a-task-and-what-it-started)
 //! - [Errors](#errors)
 //! - [One function for both worlds](#one-function-for-both-worlds)
+//! - [When something goes wrong](#when-something-goes-wrong)
 //! - [What a worker does not have](#what-a-worker-does-not-have)
 //! - [A memory limit for workers](#a-memory-limit-for-workers)
 //! - [Tests, doctests and coverage](#tests-doctests-and-coverage)
@@ -244,6 +245,38 @@
 //!
 //! `examples/both_worlds.rs` is a small library in this manner, with a synchronous and an asynchronous
 //! caller.
+//!
+//! # When something goes wrong
+//!
+//! [`tasks`](crate::tasks()) lists live work and [`stats`](crate::stats()) counts it. In any program,
+//! `UNSYNC_DEBUG=1` in the environment reports the rest on standard error. `examples/diagnose.rs` shows all of it; this
+//! is what it prints, without the message of the panic itself:
+//!
+//! ```text
+//! # A task that blocks the ambient thread
+//! unsync: the async task started at examples/diagnose.rs:55:5 holds up the ambient thread for 100.07667ms now; blocking work belongs on unsync::thread
+//!
+//! # A failure that nobody looked at
+//! unsync: nobody looked at this: async task panicked: called `Result::unwrap()` on an `Err` value: ParseIntError { kind: InvalidDigit } (started at examples/diagnose.rs:58:10)
+//!
+//! # A worker process that crashes
+//! WorkerLost: `crashes` lost its worker process 29941 after 7.2µs: signal: 6 (SIGABRT) (started at examples/diagnose.rs:62:10)
+//!
+//! # A wait that would deadlock
+//! WouldBlock: result() of unfinished work would block the ambient thread; `.await` it in a task instead (started at examples/diagnose.rs:66:31)
+//!
+//! # A worker process that a signal has stopped
+//! unsync: worker process 29947, which runs `stops_itself` (started at examples/diagnose.rs:73:14), was stopped by a signal; the system does that to a worker that uses the terminal
+//! TimedOut: `stops_itself`, which ran for 3.0s in a worker process that a signal had stopped, took longer than its limit of 3s (started at examples/diagnose.rs:73:14)
+//!
+//! # What is running
+//! Cpu computes, Running, examples/diagnose.rs:79:9
+//! Cpu computes, Running, examples/diagnose.rs:80:9
+//! Cpu computes, Queued, examples/diagnose.rs:81:9
+//! Async task, Running, examples/diagnose.rs:66:31
+//! Async task, Running, examples/diagnose.rs:78:9
+//! 1 of 3 calls wait
+//! ```
 //!
 //! # What a worker does not have
 //!

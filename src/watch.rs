@@ -102,9 +102,9 @@ impl Watched {
                 reported = poll.number;
                 drop(poll);
                 log(&format!(
-                    "the async task started at {origin} holds up the ambient thread for {:?} now; \
+                    "the async task started at {origin} has been blocking the ambient thread for {} ms; \
                      blocking work belongs on unsync::thread",
-                    since.elapsed()
+                    since.elapsed().as_millis()
                 ));
                 poll = self.lock();
                 continue;

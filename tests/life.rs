@@ -1022,7 +1022,7 @@ mod reports {
 
     fn assert_reported(text: &str) {
         let place = format!("{}:{LINE}:", file!());
-        let reports = text.matches("holds up the ambient thread").count();
+        let reports = text.matches("has been blocking the ambient thread").count();
         assert!(text.contains(&place), "no {place} in: {text}");
         assert_eq!(reports, 1, "one stall, one report: {text}");
     }
@@ -1062,7 +1062,7 @@ mod reports {
         });
         if let Some(output) = output {
             assert_reported(&output);
-            let told = "unsync: nobody looked at this: thread job panicked: unheard-of";
+            let told = "unsync: unobserved failure: thread job panicked: unheard-of";
             assert_eq!(output.matches(told).count(), 1, "{output}");
         }
     }
@@ -1080,7 +1080,7 @@ mod reports {
         });
         if let Some(output) = output {
             assert_reported(&output);
-            let told = "unsync: nobody looked at this: thread job panicked: unheard-of";
+            let told = "unsync: unobserved failure: thread job panicked: unheard-of";
             assert_eq!(output.matches(told).count(), 1, "{output}");
         }
     }
