@@ -250,14 +250,14 @@
 //!
 //! [`tasks`](crate::tasks()) lists live work and [`stats`](crate::stats()) counts it. In any program,
 //! `UNSYNC_DEBUG=1` in the environment reports the rest on standard error. `examples/diagnose.rs` shows all of it; this
-//! is what it prints, without the message of the panic itself:
+//! this is what it prints, without the message of the panic itself:
 //!
 //! ```text
 //! # A task that blocks the ambient thread
-//! unsync: the async task started at examples/diagnose.rs:55:5 holds up the ambient thread for 100.07667ms now; blocking work belongs on unsync::thread
+//! unsync: the async task started at examples/diagnose.rs:55:5 has been blocking the ambient thread for 100 ms; blocking work belongs on unsync::thread
 //!
 //! # A failure that nobody looked at
-//! unsync: nobody looked at this: async task panicked: called `Result::unwrap()` on an `Err` value: ParseIntError { kind: InvalidDigit } (started at examples/diagnose.rs:58:10)
+//! unsync: unobserved failure: async task panicked: called `Result::unwrap()` on an `Err` value: ParseIntError { kind: InvalidDigit } (started at examples/diagnose.rs:58:10)
 //!
 //! # A worker process that crashes
 //! WorkerLost: `crashes` lost its worker process 29941 after 7.2µs: signal: 6 (SIGABRT) (started at examples/diagnose.rs:62:10)
