@@ -38,18 +38,17 @@ pub(super) fn failed(name: &str, ending: u8, message: String, panics: Vec<PanicR
         // The function may have caught another one before.
         let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
         let report = panics.into_iter().rfind(is_this).unwrap_or_default();
-        return report.error(name, Some(message), "");
+        return report.error(name, &message, "");
     }
-    let (kind, text) = if is(Ending::Unknown) {
-        (ErrorKind::NotRegistered, format!("`{name}`: {message}"))
+    if is(Ending::Unknown) {
+        Error::new(ErrorKind::NotRegistered, format!("`{name}`: {message}"))
     } else if is(Ending::TooLarge) {
         let text = format!("the result of `{name}` is {message}");
-        (ErrorKind::TooLarge, text)
+        Error::new(ErrorKind::TooLarge, text)
     } else {
         let text = format!("the arguments of `{name}`: {message}");
-        (ErrorKind::Codec, text)
-    };
-    Error::new(kind, text)
+        Error::new(ErrorKind::Codec, text)
+    }
 }
 
 /// The error of a call for which no worker can be started.
@@ -59,17 +58,17 @@ pub(super) fn unstartable(name: &str, error: &Error) -> Error {
 
 impl PanicReport {
     /// The error of a call that panicked; `message` is what was caught, if anything was.
-    fn error(&self, name: &str, message: Option<String>, suffix: &str) -> Error {
-        let text = message.filter(|text| !text.is_empty());
-        let text = text.or_else(|| self.text.clone()).unwrap_or_default();
+    fn error(&self, name: &str, message: &str, suffix: &str) -> Error {
+        let caught = Some(message).filter(|text| !text.is_empty());
+        let text = caught.or(self.text.as_deref()).unwrap_or_default();
         let mut said = format!("`{name}` panicked");
-        for (mark, part) in [(" at ", self.place.as_ref()), (": ", Some(&text))] {
+        for (mark, part) in [(" at ", self.place.as_deref()), (": ", Some(text))] {
             if let Some(part) = part.filter(|part| !part.is_empty()) {
                 said = said + mark + part;
             }
         }
         Error::new(ErrorKind::Panicked, said + suffix)
-            .with_remote_panic(text, self.backtrace.clone())
+            .with_remote_panic(text.to_owned(), self.backtrace.clone())
     }
 }
 
@@ -198,7 +197,7 @@ impl ExitReport<'_> {
         let error = match panics.first().filter(|_| self.may_be_panic()) {
             Some(report) => {
                 let suffix = format!("; its worker process {pid} ended with it ({how})");
-                report.error(name, None, &suffix)
+                report.error(name, "", &suffix)
             }
             None => Error::new(
                 ErrorKind::WorkerLost,
