@@ -12,15 +12,15 @@ use crate::current::{assert_may_block, blocking};
 use crate::slot::run_behind;
 use crate::spin::Spin;
 
-/// Runs a future to its end on the calling thread.
+/// Runs a future to completion on the calling thread.
 ///
-/// The future may borrow and need not be `Send`. Calls may be nested. Inside another runtime it
-/// blocks that runtime's thread, as any blocking call does.
+/// The future may borrow and need not be `Send`. Calls may be nested. Inside another runtime, it blocks
+/// a thread of that runtime, like any blocking call.
 ///
 /// # Panics
 ///
-/// On the ambient thread and wherever else [`result`](crate::Unfuture::result) does not block; and when
-/// the future panics.
+/// If the future panics, and on the ambient thread and wherever else
+/// [`result`](crate::Unfuture::result) does not block.
 ///
 /// # Examples
 ///

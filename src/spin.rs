@@ -1,9 +1,9 @@
 //! The brief wait before parking.
 //!
 //! Waking a parked thread costs a system call here and a scheduler's round trip there: 20 to 70 µs on
-//! a virtual machine. Work that is about to finish is cheaper to wait for by looking again: about
-//! 1 µs. So every wait of the crate looks for a while before it parks, gives its core away between
-//! two looks, and stops doing so where it does not pay.
+//! a virtual machine. Looking again until the work has finished takes about 1 µs. So every wait of the
+//! crate looks for a while before it parks, yields its core between two looks, and stops spinning where
+//! that does not pay.
 
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::thread;

@@ -422,6 +422,31 @@ mod running {
         });
     }
 
+    /// As the docs of `yield_now` promise.
+    #[test]
+    fn messages_of_other_threads_come_before_the_next_turn_of_who_yields() {
+        let name = "running::messages_of_other_threads_come_before_the_next_turn_of_who_yields";
+        in_child(name, HEAVY, &[], || {
+            let first = unsync::spawn(async {
+                // Its first turn is a message of another thread itself.
+                unsync::yield_now().await;
+                let ran = Arc::new(AtomicBool::new(false));
+                let sender = thread::spawn({
+                    let ran = Arc::clone(&ran);
+                    move || {
+                        drop(unsync::spawn(
+                            async move { ran.store(true, Ordering::SeqCst) },
+                        ))
+                    }
+                });
+                sender.join().unwrap();
+                unsync::yield_now().await;
+                ran.load(Ordering::SeqCst)
+            });
+            assert!(first.result().unwrap());
+        });
+    }
+
     #[test]
     fn a_long_chain_of_continuations_ends() {
         quick(|| {

@@ -1,4 +1,4 @@
-//! Futures that must not leave the ambient thread.
+//! Futures that are not `Send`.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -14,8 +14,8 @@ use super::task::spawn;
 use crate::error::wall;
 use crate::unfuture::Unfuture;
 
-/// Starts a future that need not be `Send`: the closure makes it on the ambient thread, where it
-/// stays until it is dropped.
+/// Starts a future that need not be `Send`. The closure makes it on the ambient thread, where it stays until
+/// it is dropped.
 ///
 /// # Errors
 ///
@@ -82,7 +82,7 @@ where
             .downcast_mut::<Pin<Box<F>>>()
             .expect("the number is this future's");
         let polled = wall(|| pinned.as_mut().poll(cx));
-        // It goes back in any case, to be dropped with the proxy, behind the wall that is there.
+        // It goes back in any case, to be dropped with the proxy, where a panic is caught.
         FUTURES.with_borrow_mut(|futures| futures.insert(self.number, future));
         polled.unwrap_or_else(|payload| resume_unwind(payload))
     }

@@ -308,27 +308,14 @@ impl Executor<'_> {
 
     fn tick(&mut self) -> ControlFlow<()> {
         self.ticks = self.ticks.wrapping_add(1);
-        let look = self.ticks % LOOK == 0;
-        if look {
+        if self.ticks % LOOK == 0 {
             self.tasks.look_at_clock();
         }
-        let mut queue = self.local.queue.borrow_mut();
-        if look || SENT.load(Ordering::Acquire) {
-            // Unset before the channel is emptied: what comes later sets it again.
-            SENT.store(false, Ordering::Relaxed);
-            let full = queue.len() + BURST;
-            queue.extend(self.injector.try_iter().take(BURST));
-            if queue.len() == full {
-                SENT.store(true, Ordering::Relaxed);
-            }
-        }
-        let queued = queue.len();
-        drop(queue);
-        for _ in 0..queued {
-            let message = self.local.queue.borrow_mut().pop_front();
-            if let Some(message) = message {
-                self.step(message)?;
-            }
+        let queued = self.local.queue.borrow().len();
+        self.run_first(queued)?;
+        if self.ticks % LOOK == 0 || SENT.load(Ordering::Acquire) {
+            let burst = self.take_burst();
+            self.run_first(burst)?;
         }
         if !self.local.timers.borrow().is_empty() {
             let now = Instant::now();
@@ -338,6 +325,32 @@ impl Executor<'_> {
                 drop(fires);
             }
             self.stop_all();
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Puts a burst of the injector in front of what was queued during this tick; gives its length.
+    fn take_burst(&mut self) -> usize {
+        // Unset before the channel is emptied: what comes later sets it again.
+        SENT.store(false, Ordering::Relaxed);
+        let mut queue = self.local.queue.borrow_mut();
+        let queued = queue.len();
+        queue.extend(self.injector.try_iter().take(BURST));
+        let burst = queue.len() - queued;
+        queue.rotate_right(burst);
+        if burst == BURST {
+            SENT.store(true, Ordering::Relaxed);
+        }
+        burst
+    }
+
+    /// Runs the messages at the front of the local queue.
+    fn run_first(&mut self, count: usize) -> ControlFlow<()> {
+        for _ in 0..count {
+            let message = self.local.queue.borrow_mut().pop_front();
+            if let Some(message) = message {
+                self.step(message)?;
+            }
         }
         ControlFlow::Continue(())
     }
@@ -360,28 +373,25 @@ impl Executor<'_> {
         ControlFlow::Continue(())
     }
 
-    /// Stops the tasks that are to be stopped. Dropping the future of one may stop others that it owned: they
-    /// lose their futures one after the other, and only then all of them resolve, so whoever sees that the
-    /// first has ended sees nothing left of the others.
+    /// Stops the tasks that are to be stopped. Dropping the future of one may stop others that it owned. All
+    /// of them lose their futures before the first resolves, so whoever sees that one has ended sees
+    /// nothing left of the others.
     fn stop_all(&mut self) {
         while !self.local.stops.borrow().is_empty() {
-            let roots = mem::take(&mut *self.local.stops.borrow_mut());
-            for root in roots {
-                let (mut next, mut ended) = (Some(root), Vec::new());
-                while let Some((ticket, reason)) = next {
-                    if !ticket.is_placed() && !ticket.is_done() {
-                        // It was spawned on this very thread and stopped by another before its turn, or
-                        // the other way round.
-                        let later = Message::Stop(ticket, reason);
-                        self.local.queue.borrow_mut().push_back(later);
-                    } else if let Some(error) = self.tasks.stop(&ticket, reason) {
-                        ended.push((ticket, error));
-                    }
-                    next = self.local.stops.borrow_mut().pop_front();
+            let mut ended = Vec::new();
+            let next = || self.local.stops.borrow_mut().pop_front();
+            while let Some((ticket, reason)) = next() {
+                if !ticket.is_placed() && !ticket.is_done() {
+                    // It was spawned on this very thread and stopped by another before its turn, or the
+                    // other way round.
+                    let later = Message::Stop(ticket, reason);
+                    self.local.queue.borrow_mut().push_back(later);
+                } else if let Some(error) = self.tasks.stop(&*ticket, reason) {
+                    ended.push((ticket, error));
                 }
-                for (ticket, error) in ended.into_iter().rev() {
-                    ticket.fail(error);
-                }
+            }
+            for (ticket, error) in ended.into_iter().rev() {
+                ticket.fail(error);
             }
         }
     }

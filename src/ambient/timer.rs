@@ -1,4 +1,4 @@
-//! Time: the timers that the ambient thread keeps, and the futures that set them.
+//! Time: the timers of the ambient thread, and the futures that set them.
 
 use std::cmp;
 use std::collections::BinaryHeap;
@@ -46,7 +46,7 @@ impl Timers {
         self.entries.is_empty()
     }
 
-    /// When to look for those that are due.
+    /// When to check for due timers next.
     pub(super) fn next(&mut self) -> Option<Instant> {
         while self.entries.peek()?.waker.is_empty() {
             self.entries.pop();
@@ -156,17 +156,17 @@ impl WakerCell {
 
 /// Waits for a duration.
 ///
-/// Never ends early; `Duration::MAX` means never. Works on the ambient thread and on any other
-/// executor: the timer lives on the ambient thread, whoever polls is woken. It is set by the first
-/// poll but counts from this call. Timers that are less than 0.1 ms apart fire together, so that a crowd
-/// of them does not wake the thread for each.
+/// Never ends early; `Duration::MAX` means never. Works on the ambient thread and on any other executor:
+/// the ambient thread keeps the timer and wakes whoever polls. The time counts from this call, not from
+/// the first poll. Timers that are less than 0.1 ms apart fire together, so that many of them do not wake
+/// the thread for each.
 ///
 /// # Panics
 ///
-/// Not this call, but the poll that has to wait when there is no ambient thread to be had: after a
-/// [`shutdown`](crate::shutdown), or if the operating system refuses the thread. So does a sleep that
-/// waits on another executor during the shutdown: it is woken, and polled again. The message names the
-/// line of this call. What is over already, or never will be, does not panic.
+/// This call never panics. A poll that has to wait panics if there is no ambient thread: after a
+/// [`shutdown`](crate::shutdown), or if the operating system refuses the thread. A sleep that waits on
+/// another executor during the shutdown is woken and polled again, and panics then. The message names the
+/// line of this call. A sleep that has elapsed, or never ends, does not panic.
 ///
 /// # Examples
 ///
@@ -202,9 +202,9 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep::new("sleep_until", Some(deadline))
 }
 
-/// The future of [`sleep`] and [`sleep_until`]. Dropping it takes the timer back.
+/// The future of [`sleep`] and [`sleep_until`]. Dropping it cancels the timer.
 ///
-/// Once it is over it stays so, and may be awaited again, until it is [`reset`](Sleep::reset).
+/// Once elapsed it stays elapsed, and may be awaited again, until it is [`reset`](Sleep::reset).
 ///
 /// # Examples
 ///
@@ -235,7 +235,7 @@ impl Sleep {
         }
     }
 
-    /// When it is over; `None` for never.
+    /// When it ends; `None` for never.
     ///
     /// # Examples
     ///
@@ -250,7 +250,7 @@ impl Sleep {
         self.deadline
     }
 
-    /// Whether its time has come.
+    /// Whether the deadline has passed.
     ///
     /// # Examples
     ///
@@ -264,13 +264,13 @@ impl Sleep {
         self.deadline.is_some_and(|at| at <= Instant::now())
     }
 
-    /// Begins anew: over after this duration from now.
+    /// Moves the deadline to this duration from now.
     ///
-    /// Who awaits it is woken at the new time and not at the old one.
+    /// A task that awaits it is woken at the new deadline and not at the old one.
     ///
     /// # Panics
     ///
-    /// If somebody awaits it and there is no ambient thread to be had. See [`sleep`].
+    /// If a task awaits it and there is no ambient thread. See [`sleep`].
     ///
     /// # Examples
     ///
@@ -287,7 +287,7 @@ impl Sleep {
         self.set(Instant::now().checked_add(duration));
     }
 
-    /// Begins anew: over at this point in time. See [`reset`](Sleep::reset).
+    /// Moves the deadline to this point in time. See [`reset`](Sleep::reset).
     ///
     /// # Panics
     ///
@@ -331,17 +331,16 @@ impl Sleep {
         let Err((_, refused)) = inject(Message::SetTimer(entry)) else {
             return;
         };
-        let (maker, origin) = (self.maker, self.origin);
-        match refused {
-            Refused::Closed => panic!("`{maker}` after `unsync::shutdown` (started at {origin})"),
-            Refused::Os(error) => panic!(
-                "`{maker}` without the ambient thread, which could not be started: {error} \
-                 (started at {origin})"
-            ),
-        }
+        let why = match refused {
+            Refused::Closed => String::from("after `unsync::shutdown`"),
+            Refused::Os(error) => {
+                format!("without the ambient thread, which could not be started: {error}")
+            }
+        };
+        panic!("`{}` {why} (started at {})", self.maker, self.origin);
     }
 
-    /// Cancels the timer. Gives the waker that it was to wake.
+    /// Cancels the timer. Returns the waker, if the timer has not taken it.
     fn cancel(&mut self) -> Option<Waker> {
         let waker = self.waker.take().and_then(|waker| waker.take());
         // A timer that fired has taken the waker, so it costs the ambient thread no message.
@@ -361,15 +360,14 @@ impl Future for Sleep {
 
     /// # Panics
     ///
-    /// If it has to wait and there is no ambient thread to wake it: the operating system refused
-    /// it, or it was shut down.
+    /// If it has to wait and there is no ambient thread. See [`sleep`].
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_elapsed() {
             drop(self.cancel());
             return Poll::Ready(());
         }
         let waker = self.waker.get_or_insert_with(|| WakerCell::new(None));
-        // There was one, but no more, if the timer fired just now, or was lost at a shutdown.
+        // A timer that fired just now, or was lost in a shutdown, has taken the last one.
         if waker.register(cx.waker()) {
             self.start();
         }
@@ -383,14 +381,14 @@ impl Drop for Sleep {
     }
 }
 
-/// Sets a future a deadline, `limit` from now.
+/// Limits how long a future may take, from now on.
 ///
-/// The future is polled before the deadline is looked at: a future that is ready wins, however late. Both
-/// may borrow and need not be `Send`; for work that runs already there is
-/// [`Unfuture::timeout`](crate::Unfuture::timeout). Under any executor, as [`sleep`].
+/// The future is polled before the deadline is checked, so a future that is ready wins, however late. It may
+/// borrow and need not be `Send`. Works on any executor, like [`sleep`]. For work that already runs, use
+/// [`Unfuture::timeout`](crate::Unfuture::timeout).
 ///
 /// A future that loops over what is always ready never returns from its poll: it starves every other task of
-/// its thread, and the deadline is never looked at. Such a loop needs a [`yield_now`].
+/// its thread, and the deadline is never checked. Such a loop needs a [`yield_now`].
 ///
 /// # Errors
 ///
@@ -398,7 +396,7 @@ impl Drop for Sleep {
 ///
 /// # Panics
 ///
-/// As the future does; and as [`sleep`] if the future has to wait.
+/// If the future panics, and like [`sleep`] if the future has to wait.
 ///
 /// # Examples
 ///
@@ -419,7 +417,7 @@ pub fn timeout<F: Future>(limit: Duration, future: F) -> Timeout<F> {
     }
 }
 
-/// The future of [`timeout()`]. Dropping it drops the future in it.
+/// The future of [`timeout()`]. Dropping it drops the limited future.
 ///
 /// # Examples
 ///
@@ -429,8 +427,8 @@ pub fn timeout<F: Future>(limit: Duration, future: F) -> Timeout<F> {
 /// ```
 #[must_use = "a timeout does nothing unless it is awaited"]
 pub struct Timeout<F> {
-    /// In a box, because an `async` block would hold it twice: a timeout in a timeout in a timeout
-    /// would be eight times as large as what it limits.
+    /// In a box, because an `async` block would hold it twice: three timeouts around one future would be
+    /// eight times as large as that future.
     future: Pin<Box<F>>,
     deadline: Sleep,
     limit: Duration,
@@ -457,11 +455,11 @@ impl<F> fmt::Debug for Timeout<F> {
     }
 }
 
-/// Ticks again and again, the first time at once.
+/// Ticks once per period. The first tick is due at once.
 ///
 /// # Panics
 ///
-/// If the period is zero. A [`tick`](Interval::tick) that has to wait panics as [`sleep`] does.
+/// If the period is zero. A [`tick`](Interval::tick) that has to wait panics like [`sleep`].
 ///
 /// # Examples
 ///
@@ -485,7 +483,7 @@ pub fn interval(period: Duration) -> Interval {
     }
 }
 
-/// Ticks, one after the other. Made by [`interval`].
+/// A sequence of ticks, made by [`interval`].
 ///
 /// # Examples
 ///
@@ -503,10 +501,9 @@ pub struct Interval {
     missed: MissedTicks,
 }
 
-/// What an [`Interval`] does when a tick is taken late: nobody waited for it at its time. Called
-/// `MissedTickBehavior` in tokio.
+/// What an [`Interval`] does after a tick that nobody awaited in time. Called `MissedTickBehavior` in tokio.
 ///
-/// With a period of 10 ms, and one tick, due at 10, that is taken only at 35:
+/// With a period of 10 ms, and a tick that was due at 10 but is taken at 35:
 ///
 /// ```text
 /// due        0    10    20    30    40    50    60    70
@@ -516,19 +513,19 @@ pub struct Interval {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MissedTicks {
-    /// The ticks that were missed follow at once, until it has caught up. There are as many ticks
-    /// as there were periods.
+    /// The missed ticks follow at once, until the interval has caught up. There are as many ticks as
+    /// periods.
     #[default]
     Burst,
-    /// The next tick comes a whole period after the late one was taken, and all that follow shift
-    /// with it. Two are never taken closer to each other than that.
+    /// The next tick comes a whole period after the late one was taken, and all later ticks shift with
+    /// it. Two ticks are never closer than a period.
     Delay,
-    /// The ticks that were missed are left out. All are multiples of the period.
+    /// The missed ticks are left out. All ticks stay at multiples of the period.
     Skip,
 }
 
 impl Interval {
-    /// Says what is to be done when a tick is taken late. Default: [`MissedTicks::Burst`].
+    /// Sets what happens after a late tick. Default: [`MissedTicks::Burst`].
     ///
     /// # Examples
     ///
@@ -544,19 +541,19 @@ impl Interval {
     /// assert!(ticks.tick().await >= late + 3 * period);
     /// # });
     /// ```
-    #[must_use = "it is the interval, given back"]
+    #[must_use = "this returns the interval"]
     pub fn missed(mut self, policy: MissedTicks) -> Interval {
         self.missed = policy;
         self
     }
 
-    /// Waits for the next tick; gives when it was due.
+    /// Waits for the next tick and returns when it was due.
     ///
-    /// The future may be dropped before it is ready: no tick is lost.
+    /// Dropping the future before it is ready loses no tick.
     ///
     /// # Panics
     ///
-    /// If it has to wait and there is no ambient thread to be had. See [`sleep`].
+    /// If it has to wait and there is no ambient thread. See [`sleep`].
     ///
     /// # Examples
     ///
@@ -576,7 +573,7 @@ impl Interval {
         (&mut self.next).await;
         let now = Instant::now();
         let due = self.next.deadline().unwrap_or(now);
-        // Who waited gets it a little late all the same. That is no reason to shift what follows.
+        // An awaited tick comes a little late all the same. That is no reason to shift the next ones.
         let in_time = awaited && now - due < self.period;
         let next = if in_time {
             due.checked_add(self.period)
@@ -587,7 +584,7 @@ impl Interval {
         due
     }
 
-    /// Begins anew: the next tick comes a whole period from now.
+    /// Restarts the interval: the next tick comes a whole period from now.
     ///
     /// # Examples
     ///
@@ -608,7 +605,7 @@ impl Interval {
 }
 
 impl MissedTicks {
-    /// When the tick after a late one that was `due` comes; `None` for never.
+    /// When the tick after a late one is due; `None` for never.
     fn next(self, due: Instant, now: Instant, period: Duration) -> Option<Instant> {
         let from = match self {
             MissedTicks::Burst => due,
@@ -626,8 +623,8 @@ impl MissedTicks {
 
 /// Lets everything else that is ready run first.
 ///
-/// The task goes to the back of the queue; messages from other threads and timers that are due come
-/// before its next turn.
+/// The task goes to the back of the queue. Messages from other threads and due timers are handled once per
+/// round of that queue.
 ///
 /// # Examples
 ///
