@@ -28,6 +28,7 @@ use super::{CallHandle, Pool, Request, apply, pool, update};
 use crate::config::{Settings, settings, stack_size, start_deep_thread};
 use crate::current::Current;
 use crate::error::{Error, discard, lock, wall};
+use crate::progress::Progress;
 
 // ----------------------------------------------------------------------------------- the supervisor
 
@@ -375,6 +376,7 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
     let settings = settings().map_err(io::Error::other)?;
     let limit = settings.frame_bytes_max.max(CONTROL_BYTES);
     let mut reader = FrameReader::new(limit.saturating_add(frame::HEADER));
+    let mut reporting = None;
     loop {
         match reader.fill(&mut source) {
             Ok(true) => {}
@@ -385,20 +387,26 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
             },
         }
         let mut frames = iter::from_fn(|| reader.pop()).peekable();
-        while frames.peek().is_some() {
-            advance(process, &mut frames);
+        while let Some(frame) = frames.peek() {
+            if is_start_or_done(frame) {
+                advance(process, &mut frames);
+                continue;
+            }
             match frames.next() {
                 Some(frame) if frame.kind == Kind::Refused => return refusal(frame).map(Some),
-                Some(frame) => accept(process, frame, &mut source)?,
+                Some(frame) => accept(process, frame, &mut source, &mut reporting)?,
                 None => {}
             }
         }
     }
 }
 
+fn is_start_or_done(frame: &Frame<'_>) -> bool {
+    matches!(frame.kind, Kind::Start | Kind::Done)
+}
+
 /// What the worker has begun and ended, as far as it is here, in one go.
 fn advance<'a>(process: &Process, frames: &mut Peekable<impl Iterator<Item = Frame<'a>>>) {
-    let is_start_or_done = |frame: &Frame<'_>| matches!(frame.kind, Kind::Start | Kind::Done);
     let batch = Vec::from_iter(iter::from_fn(|| frames.next_if(is_start_or_done)));
     let is_done = |frame: &&Frame<'_>| frame.kind == Kind::Done;
     let is_large = |frame: &Frame<'_>| frame.payload.len() > buffers::LARGE;
@@ -437,14 +445,23 @@ fn advance<'a>(process: &Process, frames: &mut Peekable<impl Iterator<Item = Fra
     }
 }
 
-/// Does what another frame says.
-fn accept(process: &Process, frame: Frame<'_>, source: &mut Rx) -> io::Result<()> {
+/// Does what another frame says. `reporting` is the call that has reported progress last: most reports are
+/// one of many.
+fn accept(
+    process: &Process,
+    frame: Frame<'_>,
+    source: &mut Rx,
+    reporting: &mut Option<(u64, Arc<Progress>)>,
+) -> io::Result<()> {
     let mut payload = &*frame.payload;
     let find = || lock(pool()).state.find(process.number, frame.call).cloned();
     match frame.kind {
         Kind::Progress => {
-            let progress = find().and_then(|call| call.request().progress());
-            if let (Ok(kind), Some(progress)) = (u64::decode(&mut payload), progress) {
+            if reporting.as_ref().is_none_or(|(id, _)| *id != frame.call) {
+                let progress = find().and_then(|call| call.request().progress());
+                *reporting = progress.map(|progress| (frame.call, progress));
+            }
+            if let (Ok(kind), Some((_, progress))) = (u64::decode(&mut payload), reporting) {
                 progress.say(kind, payload);
             }
         }
