@@ -377,7 +377,8 @@ impl<T: Send + 'static> Unfuture<T> {
         P: Wire + 'static,
     {
         if let Some(progress) = self.progress() {
-            let (kind, mut seen) = (id_of::<P>(), 0);
+            let kind = id_of::<P>();
+            let mut seen = progress.listen(kind);
             let _detached = spawn(async move {
                 while let Some(report) = poll_fn(|cx| progress.poll(kind, seen, cx)).await {
                     seen = report.order;

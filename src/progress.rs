@@ -35,6 +35,8 @@ pub(crate) struct Report {
     /// Greater for a newer value. A value may be overtaken while its part joins a whole.
     pub(crate) order: u64,
     pub(crate) bytes: Arc<[u8]>,
+    /// Whether somebody listens to this type. Later listeners begin with the next value.
+    is_heard: bool,
 }
 
 impl Progress {
@@ -49,6 +51,7 @@ impl Progress {
             kind,
             order: ORDER.fetch_add(1, Ordering::Relaxed),
             bytes: bytes.into(),
+            is_heard: false,
         });
     }
 
@@ -78,6 +81,22 @@ impl Progress {
         if is_over {
             Progress::leave(Arc::clone(whole));
         }
+    }
+
+    /// Adds a listener to values of one type; gives the `after` that it begins with.
+    pub(crate) fn listen(&self, kind: u64) -> u64 {
+        let mut state = self.lock();
+        match state.newest.iter_mut().find(|report| report.kind == kind) {
+            Some(newest) if newest.is_heard => return newest.order,
+            Some(newest) => newest.is_heard = true,
+            None => state.newest.push(Report {
+                kind,
+                order: 0,
+                bytes: Arc::default(),
+                is_heard: true,
+            }),
+        }
+        0
     }
 
     /// The newest value of this type, if it is newer than `after`; `None` at the end.
@@ -117,8 +136,14 @@ impl State {
     fn put(&mut self, report: &Report) -> Vec<Waker> {
         match self.newest.iter_mut().find(|it| it.kind == report.kind) {
             Some(newest) if newest.order > report.order => return Vec::new(),
-            Some(newest) => *newest = report.clone(),
-            None => self.newest.push(report.clone()),
+            Some(newest) => {
+                newest.order = report.order;
+                newest.bytes = Arc::clone(&report.bytes);
+            }
+            None => self.newest.push(Report {
+                is_heard: false,
+                ..report.clone()
+            }),
         }
         mem::take(&mut self.wakers)
     }
