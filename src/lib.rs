@@ -170,7 +170,7 @@ mod unfuture;
 
 mod config;
 mod engine;
-mod watch;
+mod stalls;
 
 mod ambient;
 mod processes;

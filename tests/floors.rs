@@ -15,7 +15,7 @@ const FLOORS: &[&str] = &[
     "unfuture",
     "config",
     "engine",
-    "watch",
+    "stalls",
     "block_on",
     // The engines, of which none uses another.
     "ambient",

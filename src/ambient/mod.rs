@@ -38,8 +38,8 @@ use crate::current::Current;
 use crate::engine::{self, Engine, OnIdle, OnList, Stats};
 use crate::error::{discard, lock, wall};
 use crate::spin::{self, Spin};
+use crate::stalls::Stalls;
 use crate::unfuture::Reason;
-use crate::watch::Stalls;
 
 use task::{Key, Newborn, Tasks};
 use timer::{TimerEntry, Timers};

@@ -15,8 +15,8 @@ use crate::config::AroundPoll;
 use crate::engine::{OnIdle, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, Payload, discard, unobserved, wall};
 use crate::slot::{Observed, Observer, Slot, Spent, Value};
+use crate::stalls::Stalls;
 use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work, cancelled};
-use crate::watch::Stalls;
 
 /// Starts a future on the ambient thread.
 ///

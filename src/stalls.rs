@@ -1,0 +1,107 @@
+//! The watchdog of the ambient thread: reports polls that hold it up.
+//!
+//! It is a thread that exists only if stalls are to be reported, and that sleeps while nothing is polled.
+
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::start_thread;
+use crate::error::{Origin, lock};
+use crate::log;
+
+/// Where the ambient thread says what it polls.
+#[derive(Clone)]
+pub(crate) struct Stalls(Arc<Watched>);
+
+struct Watched {
+    state: Mutex<State>,
+    /// Notified when a poll begins while the watchdog waits for one, and at the end.
+    began: Condvar,
+    longest: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is polled, and since when.
+    polling: Option<(Origin, Instant)>,
+    /// Whether the watchdog waits for a poll to begin.
+    waiting: bool,
+    /// Whether there will be no more polls.
+    over: bool,
+}
+
+impl Stalls {
+    /// Starts the watchdog. If the operating system refuses the thread, there are no reports.
+    pub(crate) fn watch(longest: Duration) -> Option<Stalls> {
+        let watched = Arc::new(Watched {
+            state: Mutex::default(),
+            began: Condvar::new(),
+            longest,
+        });
+        let watchdog = Arc::clone(&watched);
+        start_thread("stalls", Box::new(move || watchdog.report())).ok()?;
+        Some(Stalls(watched))
+    }
+
+    /// A poll begins; it ends when the guard is dropped.
+    pub(crate) fn polling(&self, origin: Origin) -> Polling<'_> {
+        let mut state = self.0.lock();
+        state.polling = Some((origin, Instant::now()));
+        let waiting = mem::take(&mut state.waiting);
+        drop(state);
+        if waiting {
+            self.0.began.notify_one();
+        }
+        Polling(&self.0)
+    }
+
+    /// There are no more polls: the watchdog ends.
+    pub(crate) fn end(&self) {
+        self.0.lock().over = true;
+        self.0.began.notify_one();
+    }
+}
+
+pub(crate) struct Polling<'a>(&'a Watched);
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        self.0.lock().polling = None;
+    }
+}
+
+impl Watched {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The life of the watchdog. Each poll that is too long is reported once.
+    fn report(&self) {
+        let mut reported = None;
+        let mut state = self.lock();
+        while !state.over {
+            let unreported = state.polling.filter(|(_, since)| reported != Some(*since));
+            let Some((origin, since)) = unreported else {
+                state.waiting = true;
+                let woken = self.began.wait(state);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let held_up = since.elapsed();
+            if held_up < self.longest {
+                let woken = self.began.wait_timeout(state, self.longest - held_up);
+                state = woken.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            reported = Some(since);
+            drop(state);
+            log(&format!(
+                "the async task started at {origin} has been blocking the ambient thread for {} ms; \
+                 blocking work belongs on unsync::thread",
+                held_up.as_millis()
+            ));
+            state = self.lock();
+        }
+    }
+}
