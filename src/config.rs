@@ -1,4 +1,4 @@
-//! Limits and switches: read once, at first use.
+//! The settings: read once, at first use.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,13 +15,13 @@ use crate::{log, spin};
 
 /// The library's settings, to be installed before its first use.
 ///
-/// Each has a default, so nobody needs a `Config`. What is set here goes before the environment
-/// variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those go before the defaults. An empty variable
-/// counts as unset. Values that make no sense are refused by [`install`](Config::install).
+/// Each has a default, so nobody needs a `Config`. Values set here take precedence over the environment
+/// variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those over the defaults. An empty variable counts
+/// as unset. [`install`](Config::install) refuses values that make no sense.
 ///
-/// They are those of the program itself. Worker processes, which [`init`](crate::init) keeps from coming
-/// here, go by the environment variables and the defaults; only `frame_bytes_max`, `stack_size` and `spin`
-/// reach them.
+/// The settings apply to the program itself. Worker processes, which end in [`init`](crate::init) and never
+/// come here, use the environment variables and the defaults; only `frame_bytes_max`, `stack_size` and
+/// `spin` reach them.
 ///
 /// # Examples
 ///
@@ -59,7 +59,7 @@ pub(crate) struct Settings {
     pub(crate) worker_command: Option<WorkerCommand>,
     pub(crate) on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
     pub(crate) around_poll: Option<AroundPoll>,
-    /// Moved to where failures are told when the settings come into force.
+    /// Taken out when the settings come into force.
     on_unobserved: Option<OnUnobserved>,
 }
 
@@ -68,11 +68,11 @@ pub(crate) type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 /// As many as tokio's blocking pool: enough for blocking work, and few enough for any machine.
 const THREADS: usize = 512;
-/// A hundred years: as long as anybody waits, and short enough to be added to any point in time.
+/// A hundred years: longer than anybody waits, and short enough to be added to any point in time.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Parking and being woken take less than this on any machine.
 const SPIN_MAX: Duration = Duration::from_millis(1);
-/// More threads or processes than this are a slip of the pen.
+/// More threads or processes than this are a mistake.
 const MOST: usize = 1 << 20;
 
 impl Config {
@@ -107,7 +107,7 @@ impl Config {
         })
     }
 
-    /// Threads of the pool that may run jobs at once; those that block in a wait of this library do
+    /// How many threads of the pool may run jobs at once; threads that block in a wait of this library do
     /// not count. Default: 512.
     ///
     /// # Examples
@@ -121,7 +121,7 @@ impl Config {
         self
     }
 
-    /// Worker processes that may live at once. Default: the available parallelism, which respects
+    /// How many worker processes may live at once. Default: the available parallelism, which respects
     /// affinity and cgroups.
     ///
     /// # Examples
@@ -150,7 +150,7 @@ impl Config {
         self
     }
 
-    /// The first part of the names of threads. Default: `unsync`. Linux shows 15 bytes of a name.
+    /// The prefix of thread names. Default: `unsync`. Linux shows 15 bytes of a name.
     ///
     /// # Examples
     ///
@@ -163,9 +163,9 @@ impl Config {
         self
     }
 
-    /// The stack of every thread that runs code of the program, in bytes. Default: that of
+    /// The stack size of every thread that runs code of the program, in bytes. Default: that of
     /// `std::thread` for the pool and for pinned values; 8 MiB, or the environment variable
-    /// `RUST_MIN_STACK` where that is more, for the ambient thread, for calls in a worker process, and for
+    /// `RUST_MIN_STACK` if that is more, for the ambient thread, for calls in a worker process, and for
     /// the threads that decode their results.
     ///
     /// # Examples
@@ -179,8 +179,8 @@ impl Config {
         self
     }
 
-    /// How long a waiting thread spins before it parks, up to 1 ms; timed waits may end later by that
-    /// much. Default: 50 µs; zero turns it off. It turns itself off where it does not pay.
+    /// How long a waiting thread spins before it parks, up to 1 ms; timed waits may end late by that
+    /// much. Default: 50 µs; zero turns spinning off. It turns itself off where it does not pay.
     ///
     /// # Examples
     ///
@@ -195,7 +195,7 @@ impl Config {
         self
     }
 
-    /// Reports on standard error when one poll blocks the ambient thread for longer than this.
+    /// Reports on standard error each poll that blocks the ambient thread for longer than this.
     /// Default: no reports, or 100 ms if the environment variable `UNSYNC_DEBUG` is `1`.
     ///
     /// # Examples
@@ -211,7 +211,7 @@ impl Config {
         self
     }
 
-    /// Replaces a worker process after so many calls. Default: never.
+    /// Replaces a worker process after this many calls. Default: never.
     ///
     /// # Examples
     ///
@@ -224,8 +224,9 @@ impl Config {
         self
     }
 
-    /// Replaces a worker process whose resident memory is above this many bytes at the end of a call. It is
-    /// no limit during the call, which may take as much as the system gives. Default: never. Costs a look at `/proc` for each call. On Linux only; elsewhere it has no effect.
+    /// Replaces a worker process whose resident memory exceeds this many bytes at the end of a call. It does
+    /// not limit the call itself, which may use as much memory as the system gives. Default: never. Costs a
+    /// read of `/proc` for each call. Linux only; elsewhere it has no effect.
     ///
     /// # Examples
     ///
@@ -238,7 +239,7 @@ impl Config {
         self
     }
 
-    /// How long a worker process may take until it is ready. Default: 30 s.
+    /// How long a worker process may take to start. Default: 30 s.
     ///
     /// # Examples
     ///
@@ -253,8 +254,9 @@ impl Config {
         self
     }
 
-    /// How long the function of a cancelled call may go on, to see [`is_cancelled`](crate::is_cancelled)
-    /// and end by itself, before its worker process is killed. Default: zero, killed at once.
+    /// How long the function of a cancelled call may keep running, to see
+    /// [`is_cancelled`](crate::is_cancelled) and end by itself, before its worker process is killed.
+    /// Default: zero, killed at once.
     ///
     /// # Examples
     ///
@@ -276,7 +278,7 @@ impl Config {
     /// let call = unsync::cpu(count, ()).run_timeout(Duration::from_millis(10));
     /// let error = call.result().unwrap_err();
     /// assert_eq!(error.kind(), unsync::ErrorKind::TimedOut);
-    /// assert!(error.worker_exit().is_none(), "its worker process goes on");
+    /// assert!(error.worker_exit().is_none(), "its worker process lives on");
     /// # Ok(())
     /// # }
     /// ```
@@ -285,8 +287,7 @@ impl Config {
         self
     }
 
-    /// The most bytes that the encoded arguments or the encoded result of a call may have. Default:
-    /// 1 GiB.
+    /// The largest size of the encoded arguments or the encoded result of a call, in bytes. Default: 1 GiB.
     ///
     /// # Examples
     ///
@@ -299,7 +300,7 @@ impl Config {
         self
     }
 
-    /// Whether the processes that a worker started die with it, as far as they stayed in its process
+    /// Whether the processes that a worker started are killed when it ends, if they are still in its process
     /// group. Default: no.
     ///
     /// Runs the program `kill`, on Windows `taskkill`, for each worker that ends. Where there is none,
@@ -327,12 +328,12 @@ impl Config {
     }
 
     /// Makes the command that starts a worker process from the path of the executable: to run it under
-    /// `nice` or valgrind, with another environment or working directory.
+    /// `nice` or valgrind, or with another environment or working directory.
     ///
-    /// The library adds the one argument by which a worker knows itself, and sets standard input, standard
-    /// error where that of the program is no terminal, and in tests standard output: what a worker says
-    /// there is passed on. A wrapper has to pass all of that on. And it must become the worker, as a shell
-    /// does with `exec`, or pass signals on: to stop a call, the library kills the process that was started.
+    /// The library adds the one argument by which a worker recognises itself. It sets standard input,
+    /// standard error if that of the program is no terminal, and in tests standard output, and forwards what a
+    /// worker prints there. A wrapper has to pass all of that on. It must also become the worker, as a shell
+    /// does with `exec`, or forward signals: to stop a call, the library kills the process that it started.
     ///
     /// The closure must not wait for other work: see [`Unfuture::result`](crate::Unfuture::result).
     ///
@@ -365,8 +366,8 @@ impl Config {
         self
     }
 
-    /// Runs on the ambient thread, on every thread of the pool and on those of [`Pinned`](crate::Pinned)
-    /// values, before anything else does.
+    /// Runs first on the ambient thread, on every thread of the pool and on those of
+    /// [`Pinned`](crate::Pinned) values.
     ///
     /// # Examples
     ///
@@ -379,9 +380,8 @@ impl Config {
         self
     }
 
-    /// Runs around every poll on the ambient thread; it must call what it is given, once. For a
-    /// reactor that wants to be entered, such as tokio's. If the hook does not call it, the poll comes after
-    /// the hook.
+    /// Runs around every poll on the ambient thread, and must call its argument once. For a reactor that has to
+    /// be entered, such as tokio's. If the hook does not call it, the poll follows after the hook.
     ///
     /// # Examples
     ///
@@ -400,11 +400,11 @@ impl Config {
         self
     }
 
-    /// Called with every failure that nobody looked at, on the thread where it became clear: the
-    /// `Unfuture` was dropped. Cancelled work is no failure. Default: nothing, or a line on standard
-    /// error if the environment variable `UNSYNC_DEBUG` is `1`.
+    /// Called with every failure that nobody looked at, because the `Unfuture` was dropped. Cancelled work is
+    /// no failure. Default: nothing, or a line on standard error if the environment variable `UNSYNC_DEBUG`
+    /// is `1`.
     ///
-    /// That may be a thread that must not wait for other work: see
+    /// It may be called on a thread that must not wait for other work: see
     /// [`Unfuture::result`](crate::Unfuture::result).
     ///
     /// # Examples
@@ -429,12 +429,12 @@ impl Config {
         self
     }
 
-    /// Puts these settings in force.
+    /// Puts these settings into force.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotInitialised`] if a value makes no sense, or if the library is in use already:
-    /// then the settings in force stay.
+    /// [`ErrorKind::NotInitialised`] if a value makes no sense, or if the library is already in use: then
+    /// nothing changes.
     ///
     /// # Examples
     ///
@@ -600,13 +600,13 @@ fn refused(what: String) -> Error {
     )
 }
 
-/// A variable of the environment. An empty one is an unset one: that is what a compose file or a unit makes
-/// of a variable that was not set outside.
+/// An environment variable. An empty one counts as unset: that is what a compose file or a unit makes of a
+/// variable that is not set outside.
 fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// The value of a variable that has but two.
+/// A variable that has one of two values.
 fn one_of(name: &str, values: [&'static str; 2]) -> Result<Option<&'static str>, Error> {
     let Some(value) = variable(name) else {
         return Ok(None);
@@ -618,7 +618,7 @@ fn one_of(name: &str, values: [&'static str; 2]) -> Result<Option<&'static str>,
     })
 }
 
-/// A number that is set in code, or else by a variable of the environment.
+/// A number set in code, or else by an environment variable.
 fn number(name: &str, set: Option<usize>, variable_name: &str) -> Result<Option<usize>, Error> {
     if let Some(number) = set {
         return match number {

@@ -24,7 +24,7 @@ use crate::unfuture::promise;
 /// ```
 /// use std::time::Duration;
 ///
-/// let task = unsync::spawn(async { println!("heard") });
+/// let task = unsync::spawn(async { println!("done") });
 /// drop(task); // the work continues
 /// assert!(unsync::drain(Duration::from_secs(5)));
 /// ```
@@ -165,7 +165,7 @@ pub fn tasks() -> Vec<TaskInfo> {
         if answer.is_done() || (may_block && answer.wait_timeout(PATIENCE)) {
             all.extend(answer.result().unwrap_or_default());
         } else {
-            // So nobody is told that an answer was lost.
+            // So that a lost answer does not count as a failure that nobody looked at.
             answer.cancel();
         }
     }

@@ -4,8 +4,8 @@
 //!   call(f) ──▶ queue ──▶ the thread: make the value; run one call after the other; drop the value
 //! ```
 //!
-//! The thread is the value's own, so its calls may block as long as they like and count against no
-//! limit. The queue has none either, as for every way to start work.
+//! The thread belongs to the value alone, so calls may block for any time and count against no limit. The
+//! queue has no limit either, as for every way to start work.
 
 use std::fmt;
 use std::panic::Location;
@@ -21,14 +21,14 @@ use crate::unfuture::Unfuture;
 
 /// A value on a thread of its own, which it never leaves: it need not be `Send`.
 ///
-/// For what must stay where it was made: a connection, the handle of a window, the context of a
-/// foreign library, anything with an [`Rc`](std::rc::Rc) in it. The closure that makes it runs on
-/// its thread, and so does everything that is done with it, one call after the other. Dropping the
-/// `Pinned` ends the thread after the calls that were queued, and the value with it.
+/// For values that must stay where they were made: a connection, a window handle, the context of a foreign
+/// library, anything that contains an [`Rc`](std::rc::Rc). The closure that makes the value runs on its
+/// thread, and so do all calls, one after the other. Dropping the `Pinned` drops the value and ends the thread
+/// once the queued calls have run.
 ///
-/// It has an owner, so [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone: they
-/// do not wait for its calls, which run on, and so do those that are made later. What a call starts
-/// elsewhere is refused then. Like any thread that nobody joins, it ends unheard with the process.
+/// [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone, since it has an owner: they do not
+/// wait for its calls, and later calls still run. Work that a call starts elsewhere after a shutdown is
+/// refused. Like any thread that nobody joins, it ends silently with the process.
 ///
 /// If making the value panics, every call fails as that panic. If the operating system refuses the
 /// thread, every call fails as [`ErrorKind::Os`](crate::ErrorKind::Os).

@@ -20,8 +20,7 @@ pub(super) struct Counts {
     pub(super) spinning: bool,
     pub(super) monitor: Monitor,
     /// Whether jobs took long lately: set by the monitor, unset by the first short job. While it is
-    /// set an idle thread is woken for every job; otherwise a flood of trivial jobs would wake all of
-    /// them, for each job anew.
+    /// set, every job wakes an idle thread. Otherwise each trivial job of a flood would wake one.
     pub(super) long: bool,
 }
 
