@@ -13,12 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use crate::ambient::{Task, try_spawn_with, yield_now};
+use crate::ambient::{try_spawn_with, yield_now};
 use crate::block_on::block_on_until;
 use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin, discard, lock};
-use crate::slot::already_taken;
-use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
+use crate::slot::{Work, already_taken};
+use crate::stop::Reason;
+use crate::unfuture::Unfuture;
 
 // -------------------------------------------------------------------------------------- all of them
 
@@ -93,9 +94,15 @@ where
         let outcomes = unfutures.into_iter().map(Unfuture::take).collect();
         return Unfuture::settled_at(origin, Ok(outcomes));
     }
-    let mut stop = None;
-    let settled = combine(origin, unfutures, |set, itself| {
-        stop = Some(Arc::clone(&set.signal) as Arc<dyn Stop>);
+    combine(origin, unfutures, |set, itself| {
+        let signal = Arc::clone(&set.signal);
+        // The outcomes that are there are wanted all the same.
+        let stop = move |reason| signal.change(|ended| _ = ended.stopped.get_or_insert(reason));
+        if let Some(itself) = itself.upgrade() {
+            itself
+                .slot()
+                .link(|links| links.on_stop = Some(Arc::new(stop)));
+        }
         let mut settling = Settling {
             outcomes: set.members.iter().map(|_| None).collect(),
             set,
@@ -108,8 +115,7 @@ where
             }
             Ok(settling.settle())
         }
-    });
-    settled.with(stop, None, None)
+    })
 }
 
 type Outcomes<T> = Vec<Result<T, Error>>;
@@ -118,7 +124,7 @@ type Outcomes<T> = Vec<Result<T, Error>>;
 struct Settling<T: Send + 'static> {
     outcomes: Vec<Option<Result<T, Error>>>,
     set: ReadySet<T>,
-    itself: Weak<Task<Option<Outcomes<T>>>>,
+    itself: Weak<dyn Work>,
     origin: Origin,
 }
 
@@ -126,10 +132,10 @@ impl<T: Send + 'static> Settling<T> {
     fn settle(&mut self) -> Outcomes<T> {
         let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
         let stopped = |work: &Option<Unfuture<T>>| {
-            let stopper = work.as_ref().and_then(Unfuture::stopper);
+            let stopper = work.as_ref().and_then(Unfuture::untyped);
             // What is not left running then has ended.
             work.as_ref().map(Unfuture::cancel);
-            let running = stopper.and_then(|work| reason.still_running(work));
+            let running = stopper.and_then(|work| work.still_running(reason));
             let origin = work.as_ref().map_or(self.origin, Unfuture::origin);
             Err(running.unwrap_or_else(|| reason.error("one of many").started_at(origin)))
         };
@@ -385,7 +391,7 @@ fn combine<T, U, M, F>(origin: Origin, unfutures: Vec<Unfuture<T>>, make: M) -> 
 where
     T: Send + 'static,
     U: Send + 'static,
-    M: FnOnce(ReadySet<T>, Weak<Task<Option<U>>>) -> F,
+    M: FnOnce(ReadySet<T>, Weak<dyn Work>) -> F,
     F: Future<Output = Result<U, Error>> + Send + 'static,
 {
     let is_tied = unfutures.iter().any(Unfuture::is_tied);
@@ -460,14 +466,6 @@ impl Wake for Member {
     fn wake(self: Arc<Self>) {
         self.signal
             .change(|ended| ended.members.push_back(self.index));
-    }
-}
-
-/// Stops the waiting for the members, whose outcomes are wanted.
-impl Stop for Signal {
-    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        self.change(|ended| _ = ended.stopped.get_or_insert(reason));
-        Stopping::Otherwise
     }
 }
 

@@ -12,13 +12,15 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::ambient::{Task, sleep, spawn, try_spawn, try_spawn_with};
+use crate::ambient::{sleep, spawn, try_spawn, try_spawn_with};
 use crate::error::{Error, ErrorKind, Origin};
 use crate::processes::registry::{assert_captures_nothing, id_of};
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::progress::{Progress, Speaker};
+use crate::slot::Work;
+use crate::stop::{Reason, Stopping};
 use crate::threads::{thread_at, try_thread};
-use crate::unfuture::{Reason, Stop, Stopping, Unfuture, Work};
+use crate::unfuture::Unfuture;
 
 /// Calls a function in a worker process: for work that computes for long, may crash, or may hang.
 ///
@@ -223,7 +225,7 @@ impl<T: Send + 'static> Unfuture<T> {
             speaker.passes_on(call.progress());
             call.await
         });
-        mapped.hearing(Some(progress))
+        mapped.linked(|links| links.progress = Some(progress))
     }
 
     /// Calls `f` with the outcome on the ambient thread.
@@ -294,10 +296,10 @@ impl<T: Send + 'static> Unfuture<T> {
     /// ```
     #[track_caller]
     pub fn run_timeout(self, limit: Duration) -> Unfuture<T> {
-        let source = self.stopper().map(<dyn Stop>::last_source);
+        let source = self.untyped().map(<dyn Work>::last_source);
         self.limited(limit, async move {
             if let Some(source) = source {
-                poll_fn(|cx| source.poll_begun(cx)).await;
+                poll_fn(|cx| source.slot().poll_begun(cx)).await;
             }
             sleep(limit).await;
         })
@@ -319,7 +321,7 @@ impl<T: Send + 'static> Unfuture<T> {
                 Poll::Pending => time_is_up.as_mut().poll(cx),
             })
             .await;
-            let stopper = match work.stopper() {
+            let stopper = match work.untyped() {
                 Some(stopper) if !work.is_done() => stopper,
                 _ => return work.await,
             };
@@ -330,7 +332,7 @@ impl<T: Send + 'static> Unfuture<T> {
             };
             match outcome {
                 Err(error) if error.kind() == ErrorKind::TimedOut => {
-                    Err(reason.still_running(stopper).unwrap_or(error))
+                    Err(stopper.still_running(reason).unwrap_or(error))
                 }
                 outcome => outcome,
             }
@@ -491,15 +493,18 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Send + 'static,
     {
         let (is_tied, progress) = (self.is_tied(), self.progress());
-        let next = try_spawn(origin, next(self));
-        next.hearing(progress).tied(is_tied)
+        let next = try_spawn(origin, next(self)).tied(is_tied);
+        match progress {
+            None => next,
+            progress => next.linked(|links| links.progress = progress),
+        }
     }
 
     /// Starts a task that stays the same work: cancelling it cancels this work, and whoever sees its outcome
     /// sees this one's.
     fn within<U, M, F>(self, progress: Option<Arc<Progress>>, make: M) -> Unfuture<U>
     where
-        M: FnOnce(Unfuture<T>, Weak<Task<Option<U>>>) -> F,
+        M: FnOnce(Unfuture<T>, Weak<dyn Work>) -> F,
         F: Future<Output = Result<U, Error>> + Send + 'static,
         U: Send + 'static,
     {
@@ -509,7 +514,11 @@ impl<T: Send + 'static> Unfuture<T> {
             work.observed_by(itself.clone());
             make(work, itself)
         });
-        whole.with(None, source, progress).tied(is_tied)
+        let whole = whole.linked(|links| {
+            links.source = source;
+            links.progress = progress;
+        });
+        whole.tied(is_tied)
     }
 }
 

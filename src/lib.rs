@@ -166,6 +166,7 @@ mod spin;
 
 mod block_on;
 mod slot;
+mod stop;
 mod unfuture;
 
 mod config;

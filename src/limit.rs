@@ -22,7 +22,7 @@ use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::slot::nest;
 use crate::threads;
-use crate::unfuture::{Unfuture, Work};
+use crate::unfuture::Unfuture;
 
 /// Runs at most so many of its tasks, jobs and calls at once; the others wait in order. Called `Semaphore` in
 /// tokio.

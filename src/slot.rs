@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use crate::current::{blocking, must_not_block};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved, wall};
+use crate::progress::Progress;
 use crate::spin::Spin;
+use crate::stop::{Reason, Stopping};
 
 /// The place of one outcome.
 ///
@@ -52,7 +54,7 @@ struct State<V: ?Sized> {
 struct Core {
     stage: Stage,
     /// Boxed, because most slots have none.
-    watchers: Option<Box<Watchers>>,
+    links: Option<Box<Links>>,
 }
 
 enum Stage {
@@ -73,13 +75,71 @@ enum Stage {
     Taken,
 }
 
+/// What a slot knows of others.
+#[derive(Default)]
+pub(crate) struct Links {
+    /// What is to be watched in place of the work.
+    pub(crate) source: Option<Weak<dyn Work>>,
+    /// What is to be called in place of stopping the work.
+    pub(crate) on_stop: Option<Arc<dyn Fn(Reason) + Send + Sync>>,
+    /// What the work that it stands on reports.
+    pub(crate) progress: Option<Arc<Progress>>,
+    watchers: Watchers,
+}
+
 /// Those who want to know more than the outcome, until it is there.
 #[derive(Default)]
 struct Watchers {
     /// What the outcome goes into, if that is not seen by whoever waits for it.
-    observed: Option<Weak<dyn Observed>>,
+    observed: Option<Weak<dyn Work>>,
     /// Set in the phase `WATCHED`.
     on_begin: Vec<Waker>,
+}
+
+/// Work without the type of its value: what an engine hands out behind an [`Unfuture`](crate::Unfuture).
+pub(crate) trait Work: Send + Sync {
+    fn slot(&self) -> &Slot;
+
+    /// Stops the work and resolves it for this reason, if it has not ended yet. Callable from any
+    /// thread, any number of times.
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping;
+
+    /// What this is and where it was started, if a stop has left it running.
+    fn running(&self) -> Option<(&'static str, Origin)> {
+        None
+    }
+
+    /// What it reports by itself. Most works report nothing.
+    fn progress(&self) -> Option<Arc<Progress>> {
+        None
+    }
+}
+
+impl dyn Work {
+    /// What is to be watched. A loop, because a chain of works may be longer than a stack is deep.
+    pub(crate) fn last_source(mut self: Arc<Self>) -> Arc<dyn Work> {
+        while let Some(source) = self.slot().source() {
+            self = source;
+        }
+        self
+    }
+
+    /// The error of work that took too long and runs on though it was stopped.
+    pub(crate) fn still_running(self: Arc<Self>, reason: Reason) -> Option<Error> {
+        let Reason::TimedOut(_) = reason else {
+            return None;
+        };
+        let (culprit, origin) = self.last_source().running()?;
+        let text = format!("{} and still runs", reason.text(culprit));
+        Some(Error::new(reason.kind(), text).started_at(origin))
+    }
+}
+
+/// The same work with its type.
+pub(crate) trait Output<T>: Work {
+    /// Takes the outcome of work that has ended; `None` if it was taken before.
+    fn take(&self) -> Option<Result<T, Error>>;
+    fn untyped(self: Arc<Self>) -> Arc<dyn Work>;
 }
 
 const PENDING: u8 = 0;
@@ -119,37 +179,6 @@ impl<T: Send + 'static> Value for Option<T> {
 
     fn remove(&mut self) -> Option<Box<dyn Send>> {
         self.take().map(|value| Box::new(value) as _)
-    }
-}
-
-/// Who can see an outcome that is to come.
-pub(crate) enum Observer {
-    Nobody,
-    Somebody,
-    /// Whoever can see this.
-    Of(Arc<dyn Observed>),
-}
-
-/// What an outcome goes to that somebody may be looking at.
-pub(crate) trait Observed: Send + Sync {
-    fn observer(&self) -> Observer;
-}
-
-impl Observer {
-    /// A loop, because a chain may be longer than a stack is deep.
-    pub(crate) fn exists(mut self) -> bool {
-        loop {
-            self = match self {
-                Observer::Nobody => return false,
-                Observer::Somebody => return true,
-                Observer::Of(next) => {
-                    let observer = next.observer();
-                    // It may be the last to hold a value.
-                    discard(next);
-                    observer
-                }
-            };
-        }
     }
 }
 
@@ -206,6 +235,15 @@ impl Core {
 
 impl<T> Slot<Option<T>> {
     pub(crate) fn new(origin: Origin) -> Slot<Option<T>> {
+        Slot::with(origin, QUEUED)
+    }
+
+    /// For what stands in no queue.
+    pub(crate) fn begun(origin: Origin) -> Slot<Option<T>> {
+        Slot::with(origin, BEGUN)
+    }
+
+    fn with(origin: Origin, phase: u8) -> Slot<Option<T>> {
         let stage = Stage::Pending {
             waker: None,
             waiting: false,
@@ -215,23 +253,20 @@ impl<T> Slot<Option<T>> {
                 ended: AtomicU8::new(PENDING),
                 tied: AtomicBool::new(false),
                 asked: AtomicBool::new(false),
-                phase: AtomicU8::new(QUEUED),
+                phase: AtomicU8::new(phase),
                 origin,
                 gate: Mutex::new(()),
                 finished: Condvar::new(),
             },
             state: Mutex::new(State {
-                core: Core {
-                    stage,
-                    watchers: None,
-                },
+                core: Core { stage, links: None },
                 value: None,
             }),
         }
     }
 
     pub(crate) fn settled(origin: Origin, outcome: Result<T, Error>) -> Slot<Option<T>> {
-        let slot = Slot::new(origin);
+        let slot = Slot::begun(origin);
         slot.finish(outcome);
         slot
     }
@@ -360,7 +395,8 @@ impl<V: ?Sized> Slot<V> {
         let error = put(&mut state.value, wanted);
         let left = state.core.end(&self.header, error, spent);
         // Of work that never began.
-        let watchers = state.core.watchers.take();
+        let watchers = state.core.links.as_mut();
+        let watchers = watchers.map(|links| mem::take(&mut links.watchers));
         drop(state);
         if let Some(watchers) = watchers {
             drop(watchers);
@@ -380,32 +416,67 @@ impl<V: ?Sized> Slot<V> {
         matches!(lock(&self.state).core.stage, Stage::Detached | Stage::Taken)
     }
 
-    pub(crate) fn observed_by(&self, by: Weak<dyn Observed>) {
-        let mut state = lock(&self.state);
-        if state.core.is_wanted().is_some() {
-            state.core.watchers.get_or_insert_default().observed = Some(by);
+    /// Changes what the slot knows of others.
+    pub(crate) fn link(&self, change: impl FnOnce(&mut Links)) {
+        change(lock(&self.state).core.links.get_or_insert_default());
+    }
+
+    fn linked<R>(&self, get: impl FnOnce(&Links) -> Option<R>) -> Option<R> {
+        lock(&self.state).core.links.as_deref().and_then(get)
+    }
+
+    fn source(&self) -> Option<Arc<dyn Work>> {
+        self.linked(|links| links.source.as_ref()?.upgrade())
+    }
+
+    pub(crate) fn on_stop(&self) -> Option<Arc<dyn Fn(Reason) + Send + Sync>> {
+        self.linked(|links| links.on_stop.clone())
+    }
+
+    pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
+        self.linked(|links| links.progress.clone())
+    }
+
+    pub(crate) fn observed_by(&self, by: Weak<dyn Work>) {
+        let core = &mut lock(&self.state).core;
+        if core.is_wanted().is_some() {
+            core.links.get_or_insert_default().watchers.observed = Some(by);
         }
     }
 
-    /// Who can still see an outcome. One that is there has been seen, or will be, and another does not come.
-    pub(crate) fn observer(&self) -> Observer {
+    /// Whether somebody can still see an outcome. One that is there has been seen, or will be, and another does
+    /// not come. A loop, because a chain may be longer than a stack is deep.
+    pub(crate) fn is_observed(&self) -> bool {
+        let mut observed = self.observed();
+        while let Some(Some(by)) = observed {
+            observed = match by.upgrade() {
+                Some(work) => {
+                    let observed = work.slot().observed();
+                    // It may be the last to hold a value.
+                    discard(work);
+                    observed
+                }
+                None => return false,
+            };
+        }
+        observed.is_some()
+    }
+
+    /// What the outcome goes into, if it is still wanted.
+    fn observed(&self) -> Option<Option<Weak<dyn Work>>> {
         let core = &lock(&self.state).core;
-        if core.is_wanted() != Some(true) {
-            return Observer::Nobody;
-        }
-        let watchers = core.watchers.as_ref();
-        match watchers.and_then(|watchers| watchers.observed.as_ref()) {
-            None => Observer::Somebody,
-            Some(observed) => observed.upgrade().map_or(Observer::Nobody, Observer::Of),
-        }
+        let links = || core.links.as_deref();
+        core.is_wanted()
+            .is_some_and(|wanted| wanted)
+            .then(|| links().and_then(|links| links.watchers.observed.clone()))
     }
 
     /// The work begins to run.
     pub(crate) fn begin(&self) {
         if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
             let mut state = lock(&self.state);
-            let watchers = state.core.watchers.as_mut();
-            let wakers = watchers.map(|watchers| mem::take(&mut watchers.on_begin));
+            let links = state.core.links.as_mut();
+            let wakers = links.map(|links| mem::take(&mut links.watchers.on_begin));
             drop(state);
             for waker in wakers.into_iter().flatten() {
                 discard(wall(|| waker.wake()));
@@ -428,7 +499,7 @@ impl<V: ?Sized> Slot<V> {
             return Poll::Ready(());
         }
         // `begin` takes it from here, and waits for this lock.
-        let on_begin = &mut state.core.watchers.get_or_insert_default().on_begin;
+        let on_begin = &mut state.core.links.get_or_insert_default().watchers.on_begin;
         if !on_begin.iter().any(|known| known.will_wake(&waker)) {
             on_begin.push(waker);
         }

@@ -8,15 +8,16 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::current::assert_may_block;
-use crate::error::{Error, ErrorKind, Origin, unobserved};
+use crate::error::{Error, ErrorKind, Origin};
 use crate::progress::Progress;
-use crate::slot::{Observed, Observer, Slot, already_taken, nest};
+use crate::slot::{Links, Output, Slot, Work, already_taken, nest};
+use crate::stop::{Reason, Stopping};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
 ///
@@ -37,7 +38,7 @@ use crate::slot::{Observed, Observer, Slot, already_taken, nest};
 /// ```
 pub struct Unfuture<T> {
     /// `None` only within a function that consumes it.
-    work: Option<Arc<dyn Work<T>>>,
+    work: Option<Arc<dyn Output<T>>>,
 }
 
 /// The end of an [`Unfuture`] that is set by hand, from any thread. Made by [`promise`]. Called
@@ -199,7 +200,7 @@ impl<T> Unfuture<T> {
     /// assert_eq!(sleeper.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
     /// ```
     pub fn canceller(&self) -> Canceller {
-        Canceller(self.stopper())
+        Canceller(self.untyped())
     }
 
     /// Cancels the work when this `Unfuture` is dropped: ties it to a scope.
@@ -317,7 +318,7 @@ impl<T> Unfuture<T> {
 /// assert_eq!(nap.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
 /// ```
 #[derive(Clone)]
-pub struct Canceller(Option<Arc<dyn Stop>>);
+pub struct Canceller(Option<Arc<dyn Work>>);
 
 impl Canceller {
     /// See [`Unfuture::cancel`].
@@ -345,7 +346,7 @@ impl fmt::Debug for Canceller {
 #[track_caller]
 pub fn promise<T: Send + 'static>() -> (Promise<T>, Unfuture<T>) {
     let work = Arc::new(Promised {
-        slot: Slot::new(Location::caller()),
+        slot: Slot::begun(Location::caller()),
     });
     let promise = Promise {
         work: Some(Arc::clone(&work)),
@@ -409,8 +410,8 @@ impl<T> Promise<T> {
     /// worker.join().unwrap();
     /// ```
     pub fn is_cancelled(&self) -> bool {
-        let observer = self.work.as_ref().map(|work| work.slot.observer());
-        !observer.is_some_and(Observer::exists)
+        let work = self.work.as_ref();
+        !work.is_some_and(|work| work.slot.is_observed())
     }
 
     pub(crate) fn finish(self, outcome: Result<T, Error>) {
@@ -451,13 +452,13 @@ impl<T> Drop for Unfuture<T> {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
         if !work.slot().is_taken() && work.slot().detach() {
-            stop_tied(work.stopper());
+            stop_tied(work.untyped());
         }
     }
 }
 
 /// What it drops may own the next that is tied, and so on.
-fn stop_tied(work: Arc<dyn Stop>) {
+fn stop_tied(work: Arc<dyn Work>) {
     nest(move || {
         work.stop(Reason::Cancelled);
     });
@@ -496,165 +497,8 @@ impl RefUnwindSafe for Canceller {}
 
 // ------------------------------------------------------------------------------ the engines' face
 
-/// Why work is ended early.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Reason {
-    Cancelled,
-    /// It took longer than this.
-    TimedOut(Duration),
-    ShutDown,
-}
-
-impl Reason {
-    pub(crate) fn kind(self) -> ErrorKind {
-        match self {
-            Reason::Cancelled => ErrorKind::Cancelled,
-            Reason::TimedOut(_) => ErrorKind::TimedOut,
-            Reason::ShutDown => ErrorKind::ShutDown,
-        }
-    }
-
-    pub(crate) fn error(self, culprit: &str) -> Error {
-        let text = match self {
-            Reason::Cancelled => format!("{culprit} was cancelled"),
-            Reason::TimedOut(limit) => {
-                format!("{culprit} took longer than its limit of {limit:?}")
-            }
-            Reason::ShutDown => format!("{culprit} ended without a value: unsync was shut down"),
-        };
-        Error::new(self.kind(), text)
-    }
-
-    /// The error of work that took too long and runs on though it was stopped.
-    pub(crate) fn still_running(self, work: Arc<dyn Stop>) -> Option<Error> {
-        let Reason::TimedOut(limit) = self else {
-            return None;
-        };
-        let (culprit, origin) = work.last_source().running()?;
-        let text = format!("{culprit} took longer than its limit of {limit:?} and still runs");
-        Some(Error::new(ErrorKind::TimedOut, text).started_at(origin))
-    }
-}
-
-/// The outcome of work that somebody was told ends as cancelled. Anything else that came of it is
-/// reported as unobserved.
-pub(crate) fn cancelled<T>(outcome: Result<T, Error>, culprit: &str) -> Result<T, Error> {
-    match outcome {
-        Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
-        other => {
-            unobserved(other);
-            Err(Reason::Cancelled.error(culprit))
-        }
-    }
-}
-
-/// The answer to a request to stop work for some reason.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Stopping {
-    /// The work ends, or has ended, for that reason.
-    Yes,
-    /// The work ends soon, for another reason or in a way of its own.
-    Otherwise,
-    /// The work goes on, or has ended by itself.
-    No,
-}
-
-/// What decides how a piece of work ends: its own end or the first request to stop it, whichever
-/// comes first. So who is told that the work ends as cancelled sees it end so.
-#[derive(Default)]
-pub(crate) struct Fate(AtomicU8);
-
-impl Fate {
-    const OPEN: u8 = 0;
-    const ENDED: u8 = 1;
-    const CANCELLED: u8 = 2;
-    const STOPPED: u8 = 3;
-
-    fn decide(&self, fate: u8) -> Result<u8, u8> {
-        self.0
-            .compare_exchange(Fate::OPEN, fate, Ordering::AcqRel, Ordering::Acquire)
-    }
-
-    /// The work ends by itself; `false` if it was stopped before that.
-    pub(crate) fn end(&self) -> bool {
-        matches!(self.decide(Fate::ENDED), Ok(_) | Err(Fate::ENDED))
-    }
-
-    /// The work is to be stopped; the answer if that was decided before.
-    pub(crate) fn stop(&self, reason: Reason) -> Result<(), Stopping> {
-        let fate = match reason {
-            Reason::Cancelled => Fate::CANCELLED,
-            Reason::TimedOut(_) | Reason::ShutDown => Fate::STOPPED,
-        };
-        self.decide(fate)
-            .map(drop)
-            .map_err(|decided| match decided {
-                Fate::ENDED => Stopping::No,
-                decided if decided == fate => Stopping::Yes,
-                _ => Stopping::Otherwise,
-            })
-    }
-
-    pub(crate) fn is_stopped(&self) -> bool {
-        matches!(
-            self.0.load(Ordering::Acquire),
-            Fate::CANCELLED | Fate::STOPPED
-        )
-    }
-
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire) == Fate::CANCELLED
-    }
-}
-
-/// Work without the type of its value, to be ended early or watched.
-pub(crate) trait Stop: Send + Sync {
-    /// Stops the work and resolves it for this reason, if it has not ended yet. Callable from any
-    /// thread, any number of times.
-    fn stop(self: Arc<Self>, reason: Reason) -> Stopping;
-
-    /// What is to be watched in place of this.
-    fn source(&self) -> Option<Arc<dyn Stop>> {
-        None
-    }
-
-    /// Ready when the work has begun to run: at once for what stands in no queue.
-    fn poll_begun(&self, _cx: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
-    }
-
-    /// What this is and where it was started, if a stop has left it running.
-    fn running(&self) -> Option<(&'static str, Origin)> {
-        None
-    }
-
-    /// What it says of its progress, or what the work says that it stands on. Most works say nothing.
-    fn progress(&self) -> Option<Arc<Progress>> {
-        None
-    }
-}
-
-impl dyn Stop {
-    /// What is to be watched. A loop, because a chain of works may be longer than a stack is deep.
-    pub(crate) fn last_source(mut self: Arc<Self>) -> Arc<dyn Stop> {
-        while let Some(source) = self.source() {
-            self = source;
-        }
-        self
-    }
-}
-
-/// Something that fills a slot: what an engine hands out behind an [`Unfuture`].
-pub(crate) trait Work<T>: Stop {
-    fn slot(&self) -> &Slot;
-    /// Takes the outcome of work that has ended; `None` if it was taken before.
-    fn take(&self) -> Option<Result<T, Error>>;
-    /// The same work without its type.
-    fn stopper(self: Arc<Self>) -> Arc<dyn Stop>;
-}
-
 impl<T> Unfuture<T> {
-    pub(crate) fn of(work: Arc<dyn Work<T>>) -> Unfuture<T> {
+    pub(crate) fn of(work: Arc<dyn Output<T>>) -> Unfuture<T> {
         Unfuture { work: Some(work) }
     }
 
@@ -666,8 +510,9 @@ impl<T> Unfuture<T> {
             .map_or(Location::caller(), |work| work.slot().origin)
     }
 
-    pub(crate) fn stopper(&self) -> Option<Arc<dyn Stop>> {
-        self.work.as_ref().map(|work| Arc::clone(work).stopper())
+    /// The work without the type of its value.
+    pub(crate) fn untyped(&self) -> Option<Arc<dyn Work>> {
+        self.work.as_ref().map(|work| Arc::clone(work).untyped())
     }
 
     pub(crate) fn is_tied(&self) -> bool {
@@ -683,52 +528,29 @@ impl<T> Unfuture<T> {
     }
 
     pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
-        self.work.as_ref().and_then(|work| work.progress())
+        let work = self.work.as_ref()?;
+        work.slot().progress().or_else(|| work.progress())
     }
 
-    /// The same work. Who listens to its progress hears this one.
-    pub(crate) fn hearing(self, progress: Option<Arc<Progress>>) -> Unfuture<T>
-    where
-        T: 'static,
-    {
-        match progress {
-            None => self,
-            progress => self.with(None, None, progress),
-        }
-    }
-
-    /// The same work, stopped, watched and listened to as this says.
-    pub(crate) fn with(
-        mut self,
-        stopper: Option<Arc<dyn Stop>>,
-        source: Option<Weak<dyn Stop>>,
-        progress: Option<Arc<Progress>>,
-    ) -> Unfuture<T>
-    where
-        T: 'static,
-    {
-        if let Some(work) = self.work.take() {
-            self.work = Some(Arc::new(Facade {
-                work,
-                stopper,
-                source,
-                progress,
-            }));
+    /// Tells the work of others.
+    pub(crate) fn linked(self, link: impl FnOnce(&mut Links)) -> Unfuture<T> {
+        if let Some(work) = &self.work {
+            work.slot().link(link);
         }
         self
     }
 
     /// Passes the work on to what stands on it; gives what is to be watched from there.
-    pub(crate) fn pass_on(&self) -> Option<Weak<dyn Stop>> {
+    pub(crate) fn pass_on(&self) -> Option<Weak<dyn Work>> {
         let work = self.work.as_ref()?;
         work.slot().forget_waker();
-        Some(Arc::downgrade(&Arc::clone(work).stopper().last_source()))
+        Some(Arc::downgrade(&Arc::clone(work).untyped().last_source()))
     }
 
     /// Whoever can see what comes of that sees what comes of this.
-    pub(crate) fn observed_by(&self, observed: Weak<dyn Observed>) {
+    pub(crate) fn observed_by(&self, by: Weak<dyn Work>) {
         if let Some(work) = &self.work {
-            work.slot().observed_by(observed);
+            work.slot().observed_by(by);
         }
     }
 
@@ -756,7 +578,11 @@ struct Promised<T> {
     slot: Slot<Option<T>>,
 }
 
-impl<T: Send + 'static> Stop for Promised<T> {
+impl<T: Send + 'static> Work for Promised<T> {
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         let error = reason.error("a promise").started_at(self.slot.origin);
         let cancelled = || matches!(reason, Reason::Cancelled) && self.slot.is_cancelled();
@@ -767,57 +593,12 @@ impl<T: Send + 'static> Stop for Promised<T> {
     }
 }
 
-impl<T: Send + 'static> Work<T> for Promised<T> {
-    fn slot(&self) -> &Slot {
-        &self.slot
-    }
+impl<T: Send + 'static> Output<T> for Promised<T> {
     fn take(&self) -> Option<Result<T, Error>> {
         self.slot.take()
     }
-    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
-        self
-    }
-}
 
-/// Work whose slot another piece of work fills.
-pub(crate) struct Facade<T> {
-    work: Arc<dyn Work<T>>,
-    /// What is stopped, if not the work.
-    stopper: Option<Arc<dyn Stop>>,
-    /// What is watched, if not the work. Whoever waits for it keeps it alive.
-    source: Option<Weak<dyn Stop>>,
-    /// What is listened to, if not the work.
-    progress: Option<Arc<Progress>>,
-}
-
-impl<T: 'static> Stop for Facade<T> {
-    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        match &self.stopper {
-            Some(stopper) => Arc::clone(stopper).stop(reason),
-            None => Arc::clone(&self.work).stopper().stop(reason),
-        }
-    }
-
-    fn source(&self) -> Option<Arc<dyn Stop>> {
-        match &self.source {
-            Some(source) => source.upgrade(),
-            None => Some(Arc::clone(&self.work).stopper()),
-        }
-    }
-
-    fn progress(&self) -> Option<Arc<Progress>> {
-        self.progress.clone().or_else(|| self.work.progress())
-    }
-}
-
-impl<T: 'static> Work<T> for Facade<T> {
-    fn slot(&self) -> &Slot {
-        self.work.slot()
-    }
-    fn take(&self) -> Option<Result<T, Error>> {
-        self.work.take()
-    }
-    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+    fn untyped(self: Arc<Self>) -> Arc<dyn Work> {
         self
     }
 }

@@ -39,14 +39,14 @@ use crate::engine::{self, Engine, OnIdle, OnList, Stats};
 use crate::error::{discard, lock, wall};
 use crate::spin::{self, Spin};
 use crate::stalls::Stalls;
-use crate::unfuture::Reason;
+use crate::stop::Reason;
 
-use task::{Key, Newborn, Tasks};
+use task::{Key, Newborn, Task, Tasks};
 use timer::{TimerEntry, Timers};
 
 pub use local::spawn_local;
-pub(crate) use task::{Task, try_spawn, try_spawn_with};
 pub use task::{spawn, spawn_now};
+pub(crate) use task::{try_spawn, try_spawn_with};
 pub use timer::{
     Interval, MissedTicks, Sleep, Timeout, YieldNow, interval, sleep, sleep_until, timeout,
     yield_now,

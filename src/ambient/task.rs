@@ -14,9 +14,10 @@ use super::{Message, Refused, post, stop, wake};
 use crate::config::AroundPoll;
 use crate::engine::{OnIdle, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, Payload, discard, unobserved, wall};
-use crate::slot::{Observed, Observer, Slot, Spent, Value};
+use crate::slot::{Output, Slot, Spent, Value, Work};
 use crate::stalls::Stalls;
-use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work, cancelled};
+use crate::stop::{Fate, Reason, Stopping, cancelled};
+use crate::unfuture::Unfuture;
 
 /// Starts a future on the ambient thread.
 ///
@@ -68,12 +69,12 @@ where
 /// The same for a future that has to do with its own work, and may say itself when that begins.
 pub(crate) fn try_spawn_with<M, F, T>(origin: Origin, begins: bool, make: M) -> Unfuture<T>
 where
-    M: FnOnce(Weak<Task<Option<T>>>) -> F,
+    M: FnOnce(Weak<dyn Work>) -> F,
     F: Future<Output = Result<T, Error>> + Send + 'static,
     T: Send + 'static,
 {
     let task = Arc::new(Task::new(origin, begins));
-    let itself = Arc::downgrade(&task);
+    let itself: Weak<Task<Option<T>>> = Arc::downgrade(&task);
     launch(Box::pin(Some(make(itself))), task.clone());
     Unfuture::of(task)
 }
@@ -148,7 +149,7 @@ const PLACE_BITS: u32 = 32;
 /// What is shared of a task: its slot, and whether it is queued. It is the waker as well.
 ///
 /// The future is not in here: the ambient thread owns it, so polling takes no lock.
-pub(crate) struct Task<V: ?Sized = dyn Value> {
+pub(super) struct Task<V: ?Sized = dyn Value> {
     /// Set once, by the ambient thread, before the first poll; no waker exists before that.
     key: AtomicU64,
     /// Set from the wake that queues the task until just before the poll that follows, and for ever
@@ -212,6 +213,10 @@ impl Task {
     }
 
     fn abort(task: Arc<Task>, reason: Reason) -> Stopping {
+        if let Some(on_stop) = task.slot.on_stop() {
+            on_stop(reason);
+            return Stopping::Otherwise;
+        }
         if let Err(decided) = task.fate.stop(reason) {
             return decided;
         }
@@ -259,30 +264,22 @@ impl<T: Send + 'static> Wake for Task<Option<T>> {
     }
 }
 
-impl<T: Send + 'static> Stop for Task<Option<T>> {
-    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        Task::abort(self, reason)
-    }
-
-    fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.slot().poll_begun(cx)
-    }
-}
-
-impl<T: Send + 'static> Observed for Task<Option<T>> {
-    fn observer(&self) -> Observer {
-        self.slot().observer()
-    }
-}
-
-impl<T: Send + 'static> Work<T> for Task<Option<T>> {
+impl<T: Send + 'static> Work for Task<Option<T>> {
     fn slot(&self) -> &Slot {
         &self.slot
     }
+
+    fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
+        Task::abort(self, reason)
+    }
+}
+
+impl<T: Send + 'static> Output<T> for Task<Option<T>> {
     fn take(&self) -> Option<Result<T, Error>> {
         self.slot.take()
     }
-    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+
+    fn untyped(self: Arc<Self>) -> Arc<dyn Work> {
         self
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::{LOCAL, Message, Refused, inject, is_ambient};
 use crate::error::{Error, Origin, discard, lock, wall};
-use crate::unfuture::Reason;
+use crate::stop::Reason;
 
 /// The timers that are set, in a heap. Knows no clock: `now` is passed in.
 ///

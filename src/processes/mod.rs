@@ -44,15 +44,15 @@ use std::iter;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::config::{Settings, settings};
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::progress::{Progress, Speaker};
-use crate::slot::Slot;
-use crate::unfuture::{Fate, Reason, Stop, Stopping, Unfuture, Work, cancelled};
+use crate::slot::{Output, Slot, Work};
+use crate::stop::{Fate, Reason, Stopping, cancelled};
+use crate::unfuture::Unfuture;
 
 use beside::beside;
 use frame::Kind;
@@ -567,7 +567,11 @@ impl<T> Call<T> {
     }
 }
 
-impl<T: Wire + Send + 'static> Stop for Call<T> {
+impl<T: Wire + Send + 'static> Work for Call<T> {
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         let Request { fate, id, name, .. } = &self.request;
         if let Err(decided) = fate.stop(reason) {
@@ -580,23 +584,17 @@ impl<T: Wire + Send + 'static> Stop for Call<T> {
         Stopping::Yes
     }
 
-    fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.slot.poll_begun(cx)
-    }
-
     fn progress(&self) -> Option<Arc<Progress>> {
         self.request.progress()
     }
 }
 
-impl<T: Wire + Send + 'static> Work<T> for Call<T> {
-    fn slot(&self) -> &Slot {
-        &self.slot
-    }
+impl<T: Wire + Send + 'static> Output<T> for Call<T> {
     fn take(&self) -> Option<Result<T, Error>> {
         self.slot.take()
     }
-    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+
+    fn untyped(self: Arc<Self>) -> Arc<dyn Work> {
         self
     }
 }

@@ -19,7 +19,7 @@ use super::transport;
 use super::worker::{Ending, PanicReport, Setup, TEST_MARK, setup};
 use crate::config::{Settings, start_thread};
 use crate::error::{Error, ErrorKind, lock};
-use crate::unfuture::Reason;
+use crate::stop::Reason;
 
 // ------------------------------------------------------------------------------------- the calls
 

@@ -48,7 +48,7 @@ pub(super) use effects::{Effects, Message, Outcome};
 use queue::Queue;
 use worker::{Entry, FRAME_OVERHEAD, Phase, Stop, Worker};
 
-use crate::unfuture::Reason;
+use crate::stop::Reason;
 
 /// Workers that may die with a call before they start it.
 pub(super) const DEATHS: u32 = 3;

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::{Effects, Exit, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
-use crate::unfuture::Reason;
+use crate::stop::Reason;
 
 /// Numbers by splitmix64.
 struct Random(u64);

@@ -3,13 +3,12 @@
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 
 use super::POOL;
 use crate::current;
 use crate::error::{Error, ErrorKind, Origin, lock, wall};
-use crate::slot::Slot;
-use crate::unfuture::{Reason, Stop, Stopping, Work, cancelled};
+use crate::slot::{Output, Slot, Work};
+use crate::stop::{Reason, Stopping, cancelled};
 
 /// A closure and the slot of its value, in one allocation.
 pub(crate) struct Closure<F, T> {
@@ -138,11 +137,15 @@ where
     }
 }
 
-impl<F, T> Stop for Closure<F, T>
+impl<F, T> Work for Closure<F, T>
 where
     F: Send + 'static,
     T: Send + 'static,
 {
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
     /// Only a queued job can be stopped: a running thread cannot be killed.
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         self.cancelled.store(true, Ordering::Relaxed);
@@ -160,24 +163,18 @@ where
     fn running(&self) -> Option<(&'static str, Origin)> {
         (!self.slot.is_done()).then_some((self.culprit.name(), self.slot.origin))
     }
-
-    fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.slot.poll_begun(cx)
-    }
 }
 
-impl<F, T> Work<T> for Closure<F, T>
+impl<F, T> Output<T> for Closure<F, T>
 where
     F: Send + 'static,
     T: Send + 'static,
 {
-    fn slot(&self) -> &Slot {
-        &self.slot
-    }
     fn take(&self) -> Option<Result<T, Error>> {
         self.slot.take()
     }
-    fn stopper(self: Arc<Self>) -> Arc<dyn Stop> {
+
+    fn untyped(self: Arc<Self>) -> Arc<dyn Work> {
         self
     }
 }

@@ -32,7 +32,8 @@ use crate::current::Current;
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, discard, lock};
 use crate::spin::Spin;
-use crate::unfuture::{Reason, Unfuture};
+use crate::stop::Reason;
+use crate::unfuture::Unfuture;
 
 use job::Job;
 use policy::{Action, Counts, LONG, Monitor, Pace};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::unfuture::Reason;
+use crate::stop::Reason;
 
 /// What is to be done when the lock is free again, in the order of the fields: writes and starts come
 /// before resolutions, so that workers run while the results of others are decoded; and a call begins before

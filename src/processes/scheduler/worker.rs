@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::effects::{Message, Outcome};
 use super::{CHECK, FROZEN};
-use crate::unfuture::Reason;
+use crate::stop::Reason;
 
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
 /// bytes, and a socket of Linux holds 208 KiB.
