@@ -9,7 +9,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::current::{assert_may_block, blocking};
-use crate::slot::run_behind;
+use crate::slot::run_deferred;
 use crate::spin::Spin;
 
 /// Runs a future to completion on the calling thread.
@@ -48,7 +48,7 @@ pub(crate) fn block_on_until<F: Future>(future: F, deadline: Option<Instant>) ->
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return Some(output);
         }
-        run_behind();
+        run_deferred();
         if !signal.wait_until(deadline) {
             return None;
         }

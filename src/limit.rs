@@ -20,7 +20,7 @@ use crate::ambient::try_spawn_with;
 use crate::error::{Error, Origin, discard, lock};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
-use crate::slot::nest;
+use crate::slot::trampoline;
 use crate::threads;
 use crate::unfuture::Unfuture;
 
@@ -285,7 +285,7 @@ impl Drop for Permit {
             let next = state.release();
             drop(state);
             // It may be refused, and release the next permit.
-            return next.into_iter().for_each(nest);
+            return next.into_iter().for_each(trampoline);
         }
         // In the middle of the queue an empty place stays until it is its turn.
         while let Some(None) = state.waiting.back() {

@@ -553,7 +553,7 @@ impl<V: ?Sized> Slot<V> {
     /// Blocks until the slot is done or the deadline has passed; says whether it is done.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
         static SPIN: Spin = Spin::new();
-        run_behind();
+        run_deferred();
         if SPIN.attempt(|| self.is_done().then_some(())).is_some() {
             return true;
         }
@@ -583,10 +583,10 @@ impl<V: ?Sized> Slot<V> {
 }
 
 thread_local! {
-    /// How many steps of [`nest`] this thread is in.
+    /// How many steps of [`trampoline`] this thread is in.
     static NESTED: Cell<u32> = const { Cell::new(0) };
-    /// Steps that stand behind the deepest; `None` while there is none so deep.
-    static BEHIND: RefCell<Option<Steps>> = const { RefCell::new(None) };
+    /// Steps too deep to run at once; `None` while there are none.
+    static DEFERRED: RefCell<Option<Steps>> = const { RefCell::new(None) };
 }
 
 type Steps = VecDeque<Box<dyn FnOnce()>>;
@@ -598,7 +598,7 @@ const NESTED_MAX: u32 = 8;
 /// may then wait, by means that are none of ours, for what that step does: so it is done at once, as it is
 /// written. Only deeper than that, in a long chain, they come one after the other, or the chain would
 /// overflow the stack.
-pub(crate) fn nest(step: impl FnOnce() + 'static) {
+pub(crate) fn trampoline(step: impl FnOnce() + 'static) {
     let depth = NESTED.get();
     if depth < NESTED_MAX {
         NESTED.set(depth + 1);
@@ -606,10 +606,10 @@ pub(crate) fn nest(step: impl FnOnce() + 'static) {
         return NESTED.set(depth);
     }
     let mut step = Some(step);
-    let first = BEHIND.try_with(|behind| {
-        let mut behind = behind.borrow_mut();
-        let first = behind.is_none();
-        let steps = behind.get_or_insert_default();
+    let first = DEFERRED.try_with(|deferred| {
+        let mut deferred = deferred.borrow_mut();
+        let first = deferred.is_none();
+        let steps = deferred.get_or_insert_default();
         steps.extend(step.take().map(|step| Box::new(step) as Box<dyn FnOnce()>));
         first
     });
@@ -618,15 +618,15 @@ pub(crate) fn nest(step: impl FnOnce() + 'static) {
         discard(wall(step));
     }
     if first == Ok(true) {
-        run_behind();
-        BEHIND.set(None);
+        run_deferred();
+        DEFERRED.set(None);
     }
 }
 
-/// Runs what stands behind the step that this thread is in. To be called before the thread waits: a
+/// Runs the steps that this thread has deferred. To be called before the thread waits: a
 /// destructor may do so inside a step, for that very thing.
-pub(crate) fn run_behind() {
-    let next = || BEHIND.try_with(|behind| behind.borrow_mut().as_mut()?.pop_front());
+pub(crate) fn run_deferred() {
+    let next = || DEFERRED.try_with(|deferred| deferred.borrow_mut().as_mut()?.pop_front());
     while let Ok(Some(step)) = next() {
         discard(wall(step));
     }

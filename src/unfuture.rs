@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin};
 use crate::progress::Progress;
-use crate::slot::{Links, Output, Slot, Work, already_taken, nest};
+use crate::slot::{Links, Output, Slot, Work, already_taken, trampoline};
 use crate::stop::{Reason, Stopping};
 
 /// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
@@ -459,7 +459,7 @@ impl<T> Drop for Unfuture<T> {
 
 /// What it drops may own the next that is tied, and so on.
 fn stop_tied(work: Arc<dyn Work>) {
-    nest(move || {
+    trampoline(move || {
         work.stop(Reason::Cancelled);
     });
 }

@@ -41,7 +41,7 @@ use crate::spin::{self, Spin};
 use crate::stalls::Stalls;
 use crate::stop::Reason;
 
-use task::{Key, Newborn, Task, Tasks};
+use task::{Key, Spawned, Task, Tasks};
 use timer::{TimerEntry, Timers};
 
 pub use local::spawn_local;
@@ -55,7 +55,7 @@ pub use timer::{
 /// A request to the ambient thread.
 enum Message {
     /// Poll this future for the first time.
-    Start(Newborn),
+    Start(Spawned),
     /// Poll the task with this key, if it still lives.
     Wake(Key),
     /// Drop the future of this task and resolve it for this reason.
@@ -126,11 +126,11 @@ fn wake(key: Key) {
 }
 
 /// Drops the future of a task, and resolves the task for this reason.
-fn stop(ticket: Arc<Task>, reason: Reason) {
+fn stop(task: Arc<Task>, reason: Reason) {
     if is_ambient() {
-        LOCAL.with(|local| local.stops.borrow_mut().push_back((ticket, reason)));
+        LOCAL.with(|local| local.stops.borrow_mut().push_back((task, reason)));
     } else {
-        discard(inject(Message::Stop(ticket, reason)));
+        discard(inject(Message::Stop(task, reason)));
     }
 }
 
@@ -358,10 +358,10 @@ impl Executor<'_> {
     /// One message; the one to close breaks.
     fn step(&mut self, message: Message) -> ControlFlow<()> {
         match message {
-            Message::Start(newborn) => self.tasks.start(newborn),
+            Message::Start(spawned) => self.tasks.start(spawned),
             Message::Wake(key) => self.tasks.poll(key),
-            Message::Stop(ticket, reason) => {
-                self.local.stops.borrow_mut().push_back((ticket, reason));
+            Message::Stop(task, reason) => {
+                self.local.stops.borrow_mut().push_back((task, reason));
             }
             Message::SetTimer(entry) => self.local.timers.borrow_mut().insert(entry),
             Message::TimerCancelled => self.local.timers.borrow_mut().cancelled(),
@@ -380,18 +380,18 @@ impl Executor<'_> {
         while !self.local.stops.borrow().is_empty() {
             let mut ended = Vec::new();
             let next = || self.local.stops.borrow_mut().pop_front();
-            while let Some((ticket, reason)) = next() {
-                if !ticket.is_placed() && !ticket.is_done() {
+            while let Some((task, reason)) = next() {
+                if !task.is_placed() && !task.is_done() {
                     // It was spawned on this very thread and stopped by another before its turn, or the
                     // other way round.
-                    let later = Message::Stop(ticket, reason);
+                    let later = Message::Stop(task, reason);
                     self.local.queue.borrow_mut().push_back(later);
-                } else if let Some(error) = self.tasks.stop(&*ticket, reason) {
-                    ended.push((ticket, error));
+                } else if let Some(error) = self.tasks.stop(&*task, reason) {
+                    ended.push((task, error));
                 }
             }
-            for (ticket, error) in ended.into_iter().rev() {
-                ticket.fail(error);
+            for (task, error) in ended.into_iter().rev() {
+                task.fail(error);
             }
         }
     }

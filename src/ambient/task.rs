@@ -1,4 +1,4 @@
-//! Async tasks: the future, its ticket, and the slab that the ambient thread keeps them in.
+//! Async tasks: the future, what is shared of it, and the slab that the ambient thread keeps them in.
 
 use std::any::Any;
 use std::future::Future;
@@ -113,14 +113,13 @@ where
 }
 
 /// Sends a future to the ambient thread.
-fn launch(body: Body, ticket: Arc<dyn Ticket>) {
-    let newborn = Newborn(Some((body, ticket)));
+fn launch(body: Body, raw: Arc<dyn RawTask>) {
+    let spawned = Spawned(Some((body, raw)));
     // Refused for another reason, it resolves as shut down.
-    if let Err((Message::Start(mut newborn), Refused::Os(error))) = post(Message::Start(newborn)) {
-        if let Some((body, ticket)) = newborn.0.take() {
+    if let Err((Message::Start(mut spawned), Refused::Os(error))) = post(Message::Start(spawned)) {
+        if let Some((body, raw)) = spawned.0.take() {
             discard(body);
-            ticket
-                .task()
+            raw.task()
                 .fail(Error::os("the ambient thread could not be started", error));
         }
     }
@@ -128,12 +127,12 @@ fn launch(body: Body, ticket: Arc<dyn Ticket>) {
 
 /// A future on its way to the ambient thread. One that does not arrive resolves as shut down, so that
 /// nobody waits for it.
-pub(super) struct Newborn(Option<(Body, Arc<dyn Ticket>)>);
+pub(super) struct Spawned(Option<(Body, Arc<dyn RawTask>)>);
 
-impl Drop for Newborn {
+impl Drop for Spawned {
     fn drop(&mut self) {
-        if let Some((body, ticket)) = self.0.take() {
-            ticket.task().fail(drop_body(Some(body), Reason::ShutDown));
+        if let Some((body, raw)) = self.0.take() {
+            raw.task().fail(drop_body(Some(body), Reason::ShutDown));
         }
     }
 }
@@ -239,12 +238,12 @@ impl Task {
 }
 
 /// A task on its way to its place.
-pub(super) trait Ticket: Send + Sync {
+pub(super) trait RawTask: Send + Sync {
     fn task(&self) -> &Task;
     fn place(self: Arc<Self>) -> (Arc<Task>, Waker);
 }
 
-impl<T: Send + 'static> Ticket for Task<Option<T>> {
+impl<T: Send + 'static> RawTask for Task<Option<T>> {
     fn task(&self) -> &Task {
         self
     }
@@ -408,8 +407,8 @@ impl Tasks {
     }
 
     /// Gives a future its place and polls it for the first time.
-    pub(super) fn start(&mut self, mut newborn: Newborn) {
-        let Some((body, ticket)) = newborn.0.take() else {
+    pub(super) fn start(&mut self, mut spawned: Spawned) {
+        let Some((body, raw)) = spawned.0.take() else {
             return;
         };
         let index = self
@@ -425,7 +424,7 @@ impl Tasks {
         self.started += 1;
         let place = &mut self.places[index];
         let key = Key::from(place.generation) << PLACE_BITS | index as Key;
-        let (task, waker) = ticket.place();
+        let (task, waker) = raw.place();
         task.key.store(key, Ordering::Relaxed);
         if task.begins {
             task.slot.begin();
