@@ -275,11 +275,21 @@ fn say(mut socket: &Socket, token: Token) -> io::Result<()> {
     socket.write_all(&token.to_le_bytes())
 }
 
-/// Reads a token; any other is an error. It is written at once, so `limit` counts for all of it.
+/// Reads a token within the limit, however slowly it comes; any other is an error.
 fn expect(mut socket: &Socket, token: Token, limit: Duration) -> io::Result<()> {
-    socket.set_read_timeout(Some(limit))?;
     let mut found = [0; size_of::<Token>()];
-    socket.read_exact(&mut found)?;
+    let (mut filled, started) = (0, Instant::now());
+    while filled < found.len() {
+        let left = limit.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.read(&mut found[filled..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => filled += read,
+        }
+    }
     match found == token.to_le_bytes() {
         true => socket.set_read_timeout(None),
         false => Err(io::ErrorKind::PermissionDenied.into()),
