@@ -160,7 +160,7 @@
 //!
 //! # Cancelling a task and what it started
 //!
-//! Dropping an `Unfuture` lets its work go on. What is tied by
+//! Dropping an `Unfuture` lets its work continue. What is tied by
 //! [`cancel_on_drop`](crate::Unfuture::cancel_on_drop) ends with the task that holds it, through all steps made
 //! on it.
 //!
@@ -235,15 +235,15 @@
 //!
 //! - The outer `Result` says whether the work was done: it panicked, was cancelled, took too long. The
 //!   inner one is the function's own.
-//! - **It starts when it is called**, not when it is awaited, and goes on if the caller looks away. Say so
-//!   in its documentation, or tie it: `.cancel_on_drop()`.
-//! - The engine is an affair of the function: [`spawn`](crate::spawn()) for what is async inside,
-//!   [`thread`](crate::thread()) for what blocks, [`cpu`](crate::cpu()) for what computes. It can change
-//!   without a change for the caller.
-//! - Arguments are owned, since the work may outlive the call. Convert at the border, as above.
+//! - **It starts when it is called**, not when it is awaited, and continues if the caller drops it. Say so in
+//!   its documentation, or tie it: `.cancel_on_drop()`.
+//! - The function chooses the engine: [`spawn`](crate::spawn()) for what is async inside,
+//!   [`thread`](crate::thread()) for what blocks, [`cpu`](crate::cpu()) for what computes. The choice can
+//!   change without a change for the caller.
+//! - Arguments are owned, since the work may outlive the call. Convert them at the boundary, as above.
 //! - Answer from memory with [`Unfuture::ready`](crate::Unfuture::ready): it costs no thread.
 //!
-//! `examples/both_worlds.rs` is a small library in this manner, with a synchronous and an asynchronous
+//! `examples/both_worlds.rs` is a small library written this way, with a synchronous and an asynchronous
 //! caller.
 //!
 //! # When something goes wrong
@@ -341,7 +341,7 @@
 //!
 //! - A test binary has no `main` of its own: [`test_worker!`](crate::test_worker) stands in it once, anywhere,
 //!   and its tests call `cpu` as a program does. cargo-nextest, which runs each test in a process of its own,
-//!   works as well; each process then starts its own workers.
+//!   works too; each process then starts its own workers.
 //! - With `harness = false`, `init` is the first line of `main`.
 //! - A doctest that uses `cpu` writes out its `fn main` with `init`, as those on this page do.
 //! - Settings last for the process. A test that needs its own belongs in a test binary of its own.
@@ -351,8 +351,8 @@
 //! # Foreign runtimes
 //!
 //! An [`Unfuture`](crate::Unfuture) is a plain future: it can be awaited under any executor, and a task
-//! of ours can await any plain future. What may be missing is the *reactor*, the part of a runtime that
-//! watches sockets and clocks. This library has a clock and no sockets; those of other people work as
+//! of this library can await any plain future. What may be missing is the *reactor*, the part of a runtime
+//! that watches sockets and clocks. This library has a clock and no sockets; other libraries' sockets work as
 //! follows.
 //!
 //! All of this is run by `cargo test --manifest-path tests/foreign/Cargo.toml` in the repository, last
@@ -365,7 +365,7 @@
 //! | `.result()` and [`block_on`](crate::block_on()) in a task of theirs | yes, as any blocking call; see [below](#what-cannot-work) |
 //! | channels and locks: `tokio::sync`, `futures::channel` | yes, anywhere, without a runtime |
 //! | `async-io` and `smol`: sockets, timers, `unblock` | yes, as they are: they bring a driver thread along |
-//! | tokio's sockets, timers and `tokio::spawn` in a task of ours | with one of the recipes |
+//! | tokio's sockets, timers and `tokio::spawn` in an `unsync` task | with one of the recipes |
 //!
 //! Without a recipe tokio does not find its reactor and panics: "there is no reactor running, must be
 //! called from the context of a Tokio 1.x runtime". That is the error of the one task
@@ -410,8 +410,8 @@
 //! ```
 //!
 //! - The runtime must be a **multi-thread** one, and one worker is enough. It drives the reactor by
-//!   itself. A current-thread runtime does so only while somebody is in its `block_on`; without that
-//!   the task waits for ever.
+//!   itself. A current-thread runtime does so only while a thread is in its `block_on`; without that, the task
+//!   waits forever.
 //! - The runtime must live as long as the tasks that use it. When it goes, they panic, each as its own
 //!   error.
 //! - [`spawn_now`](crate::spawn_now()) makes its first poll on the calling thread, where the hook is not.
@@ -424,7 +424,7 @@
 //! unsync::spawn(tokio_util::context::TokioContext::new(talk(), handle)); // uses yours
 //! ```
 //!
-//! The same without a further crate. It enters anew for each poll, because the guard of `enter` may not
+//! The same without another crate. It enters the runtime for each poll, because the guard of `enter` may not
 //! be held across an `.await`: it is bound to its thread, so such a future would not be `Send`.
 //!
 //! ```ignore
@@ -445,12 +445,12 @@
 //! ## What cannot work
 //!
 //! - **Blocking the thread that the work needs.** A current-thread runtime drives its reactor on the
-//!   thread of its `block_on`. Who calls [`result`](crate::Unfuture::result) there, for a task of ours
-//!   that waits for a socket of that very runtime, waits for ever: the two cannot know of each other.
+//!   thread of its `block_on`. Calling [`result`](crate::Unfuture::result) there, for an `unsync` task that
+//!   waits for a socket of that very runtime, deadlocks: the two cannot know of each other.
 //!   `.await` it, or use a multi-thread runtime.
 //!   [`wait_timeout`](crate::Unfuture::wait_timeout) turns the hang into a `false`.
-//! - **Blocking in a task of ours.** `result` of unfinished work is an error there, and so is every other
-//!   way to block that this library has. Those of others it cannot refuse, but `UNSYNC_DEBUG=1` reports
-//!   them.
+//! - **Blocking in an `unsync` task.** `result` of unfinished work is an error there, and every other wait of
+//!   this library panics or is an error. It cannot refuse the waits of other libraries, but `UNSYNC_DEBUG=1`
+//!   reports them.
 //! - **Sockets without a reactor.** `std::net` in a [`thread`](crate::thread()) job is the way that needs
 //!   no crate at all.

@@ -1,6 +1,6 @@
 //! What this thread is: whether it may block, and the job that it runs.
 //!
-//! The engines say what their threads are, and the future asks. So it need not know any engine.
+//! Engines set it for their threads, and the future asks. So the future need not know any engine.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ pub(crate) enum Current {
     Ordinary,
     /// Must never block.
     Ambient,
-    /// Reads from a worker process. Every call depends on it, so it must never block either; and it runs
-    /// code of the program, such as the decoding of a result.
+    /// Reads from a worker process. Every call depends on it, so it must never block either, although it runs
+    /// code of the program: it decodes results.
     Reader,
     /// Tells its pool before it blocks and after, so that it does not count against the limit.
     Pool {
@@ -26,7 +26,7 @@ pub(crate) enum Current {
 }
 
 thread_local! {
-    /// It needs no drop, so it can be asked until the thread has ended.
+    /// Needs no drop, so it can be read until the thread has ended.
     static CURRENT: Cell<Current> = const { Cell::new(Current::Ordinary) };
     static JOB: RefCell<Option<Arc<dyn Job>>> = const { RefCell::new(None) };
 }
@@ -75,7 +75,7 @@ pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
     park()
 }
 
-/// What a thread runs that may be cancelled meanwhile.
+/// Work that runs on a thread and can be cancelled.
 pub(crate) trait Job: Send + Sync {
     fn is_cancelled(&self) -> bool;
 }

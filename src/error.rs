@@ -143,12 +143,12 @@ pub enum ErrorKind {
     Cancelled,
     /// The work did not end by its deadline.
     TimedOut,
-    /// The [`Promise`](crate::Promise) was dropped unfulfilled, or the value was already taken.
+    /// The [`Promise`](crate::Promise) was dropped unset, or the value was already taken.
     Abandoned,
     /// The wait would have blocked the ambient thread, or a thread that reads from a worker process, and
     /// everything with it.
     WouldBlock,
-    /// The worker process died while it ran the call, or several died before they could.
+    /// The worker process died while it ran the call, or several died before they could run it.
     /// [`Error::worker_exit`] says how.
     WorkerLost,
     /// The function was not named in a [`register!`](crate::register).
@@ -401,8 +401,8 @@ impl From<io::Error> for Error {
     }
 }
 
-/// One that was converted from an [`io::Error`] gives that back. Any other becomes the inner error of an
-/// [`io::Error`] of this kind:
+/// An [`Error`] that was converted from an [`io::Error`] gives that back. Any other becomes the inner error of
+/// an [`io::Error`] of this kind:
 ///
 /// | [`ErrorKind`] | [`io::ErrorKind`] |
 /// | --- | --- |
@@ -471,7 +471,7 @@ pub(crate) fn panic_message(payload: &Payload) -> Option<&str> {
     text.or_else(|| payload.downcast_ref::<&'static str>().copied())
 }
 
-/// Runs foreign code and turns its panic into a value, so that no panic ends a thread of ours.
+/// Runs foreign code and turns its panic into a value, so that no panic ends an engine's thread.
 pub(crate) fn wall<R>(step: impl FnOnce() -> R) -> Result<R, Payload> {
     catch_unwind(AssertUnwindSafe(step))
 }

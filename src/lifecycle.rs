@@ -9,8 +9,8 @@ use crate::unfuture::promise;
 
 /// Waits until all work has ended, or until the limit; returns whether all work has ended.
 ///
-/// Work that is started meanwhile counts too. Without this, unfinished work ends with the process and
-/// nobody is told, as with a daemon thread.
+/// Work that is started in the meantime counts too. Without this call, unfinished work ends silently with the
+/// process, as with a daemon thread.
 ///
 /// A job of the thread pool that calls this waits for itself too: until the limit.
 ///
@@ -50,8 +50,8 @@ pub fn drain(limit: Duration) -> bool {
 ///
 /// What is left: futures are dropped, on the ambient thread; queued jobs and calls are not run; worker
 /// processes are killed. All of it resolves as [`ErrorKind::ShutDown`], and so does everything that is
-/// started later. A job that runs on a thread cannot be stopped. There is no way back; a second call
-/// does no harm.
+/// started later. A job that runs on a thread cannot be stopped. The shutdown is final; a second call does
+/// no harm.
 ///
 /// # Errors
 ///
@@ -143,8 +143,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// All live work, with the line that started it: to find out what a program waits for.
 ///
-/// The ambient thread is asked for its tasks. If a poll holds it up for a second, its tasks are left out.
-/// They are left out too if this is called on the ambient thread, or wherever else
+/// The ambient thread lists its own tasks. If a poll blocks it for a second, its tasks are left out. They are
+/// also left out if this is called on the ambient thread, or wherever else
 /// [`result`](crate::Unfuture::result) does not block.
 ///
 /// # Examples

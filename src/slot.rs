@@ -19,10 +19,10 @@ use crate::stop::{Reason, Stopping};
 
 /// The place of one outcome.
 ///
-/// All of it but the value needs no type: the code is there once, for a `Slot` whose `V` is not known.
+/// Everything but the value needs no type, so that code is compiled once, for a `Slot` whose `V` is unknown.
 ///
-/// Finishing it: store, unlock, then notify and wake; setting is the last thing that its owner does.
-/// Whoever waits looks under the same lock, so no wake-up is lost.
+/// Finishing stores the outcome, unlocks, then notifies and wakes. It is the last thing that the owner of the
+/// slot does. Waiters look under the same lock, so no wake-up is lost.
 pub(crate) struct Slot<V: ?Sized = dyn Value> {
     header: Header,
     state: Mutex<State<V>>,
@@ -65,7 +65,7 @@ enum Stage {
         /// Whether a thread waits. Notifying a `Condvar` of std is a system call even when nobody does.
         waiting: bool,
     },
-    /// The `Unfuture` was dropped before the end: so will be the outcome. Set by `detach`, left by `finish`.
+    /// The `Unfuture` was dropped before the end; the outcome will be too. Set by `detach`, left by `finish`.
     Detached,
     /// There is a value. Set by `finish`, left by `take`.
     Done(Option<Spent>),
@@ -87,7 +87,7 @@ pub(crate) struct Links {
     watchers: Watchers,
 }
 
-/// Those who want to know more than the outcome, until it is there.
+/// Who wants to know more than the outcome, until the outcome is there.
 #[derive(Default)]
 struct Watchers {
     /// What the outcome goes into, if that is not seen by whoever waits for it.
@@ -109,14 +109,14 @@ pub(crate) trait Work: Send + Sync {
         None
     }
 
-    /// What it reports by itself. Most works report nothing.
+    /// What it reports by itself. Only calls report anything.
     fn progress(&self) -> Option<Arc<Progress>> {
         None
     }
 }
 
 impl dyn Work {
-    /// What is to be watched. A loop, because a chain of works may be longer than a stack is deep.
+    /// The work to watch. A loop, because a chain may be longer than the stack is deep.
     pub(crate) fn last_source(mut self: Arc<Self>) -> Arc<dyn Work> {
         while let Some(source) = self.slot().source() {
             self = source;
@@ -151,7 +151,7 @@ const QUEUED: u8 = 0;
 const WATCHED: u8 = 1;
 const BEGUN: u8 = 2;
 
-/// A value that comes, seen without its type.
+/// The place of a value, seen without its type.
 pub(crate) trait Value: Send {
     /// Takes the output of a future out of an `Option` of it, if it is wanted. It is the value, or a `Result`
     /// whose error is given.
@@ -196,7 +196,7 @@ impl Core {
         }
     }
 
-    /// Gives what is left to [announce](Header::announce): who waits, or an outcome that is not wanted.
+    /// Returns what is left to [announce](Header::announce): the waiters, or an outcome that nobody wants.
     fn end(&mut self, header: &Header, error: Option<Error>, spent: Option<Spent>) -> Stage {
         let (ended, outcome) = match error {
             Some(error) if error.kind() == ErrorKind::Cancelled => {
@@ -238,7 +238,7 @@ impl<T> Slot<Option<T>> {
         Slot::with(origin, QUEUED)
     }
 
-    /// For what stands in no queue.
+    /// For work that is in no queue.
     pub(crate) fn begun(origin: Origin) -> Slot<Option<T>> {
         Slot::with(origin, BEGUN)
     }
@@ -594,10 +594,9 @@ type Steps = VecDeque<Box<dyn FnOnce()>>;
 /// Steps that are one inside the other at most.
 const NESTED_MAX: u32 = 8;
 
-/// Runs a step that drops foreign values, whose destructors may come to the next such step. One of them
-/// may then wait, by means that are none of ours, for what that step does: so it is done at once, as it is
-/// written. Only deeper than that, in a long chain, they come one after the other, or the chain would
-/// overflow the stack.
+/// Runs a step that drops foreign values, whose destructors may reach the next such step. A destructor may
+/// wait for what that step does, in ways that this library does not see, so nested steps run at once. Only
+/// the steps of a long chain are deferred, because they would overflow the stack.
 pub(crate) fn trampoline(step: impl FnOnce() + 'static) {
     let depth = NESTED.get();
     if depth < NESTED_MAX {
@@ -623,8 +622,8 @@ pub(crate) fn trampoline(step: impl FnOnce() + 'static) {
     }
 }
 
-/// Runs the steps that this thread has deferred. To be called before the thread waits: a
-/// destructor may do so inside a step, for that very thing.
+/// Runs the steps that this thread has deferred. Call it before the thread waits: a destructor inside a step
+/// may wait for a deferred step.
 pub(crate) fn run_deferred() {
     let next = || DEFERRED.try_with(|deferred| deferred.borrow_mut().as_mut()?.pop_front());
     while let Ok(Some(step)) = next() {

@@ -1,4 +1,4 @@
-//! The watchdog of the ambient thread: reports polls that hold it up.
+//! The watchdog of the ambient thread: reports polls that block it.
 //!
 //! It is a thread that exists only if stalls are to be reported, and that sleeps while nothing is polled.
 

@@ -1,6 +1,4 @@
-//! Ending work early: why, what came of the request, and which of two ends was first.
-//!
-//! Floor 1: imports the error.
+//! Ending work early: why, the answer to the request, and which of two ends was first.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -40,8 +38,8 @@ impl Reason {
     }
 }
 
-/// The outcome of work that somebody was told ends as cancelled. Anything else that came of it is
-/// reported as unobserved.
+/// The outcome of work after a caller was told that it ends as cancelled. Any other outcome is reported as
+/// unobserved.
 pub(crate) fn cancelled<T>(outcome: Result<T, Error>, culprit: &str) -> Result<T, Error> {
     match outcome {
         Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
@@ -59,12 +57,12 @@ pub(crate) enum Stopping {
     Yes,
     /// The work ends soon, for another reason or in a way of its own.
     Otherwise,
-    /// The work goes on, or has ended by itself.
+    /// The work continues, or has ended by itself.
     No,
 }
 
 /// What decides how a piece of work ends: its own end or the first request to stop it, whichever
-/// comes first. So who is told that the work ends as cancelled sees it end so.
+/// comes first. So a caller that was told that the work ends as cancelled sees it end that way.
 #[derive(Default)]
 pub(crate) struct Fate(AtomicU8);
 

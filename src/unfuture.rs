@@ -1,8 +1,8 @@
 //! The future and the promise: the two ends of a slot.
 //!
 //! Whoever does the work holds a [`Slot`] inside something that is [`Work`], and finishes it; whoever
-//! wants the value holds an [`Unfuture`]. This file knows no engine: how work is stopped is the
-//! business of the [`Work`], and how a thread may wait is told by its role.
+//! wants the value holds an [`Unfuture`]. This file knows no engine: the [`Work`] knows how it is stopped, and
+//! the thread says whether it may wait.
 
 use std::fmt;
 use std::future::Future;
@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::slot::{Links, Output, Slot, Work, already_taken, trampoline};
 use crate::stop::{Reason, Stopping};
 
-/// A value that is being made: by an async task, a pool thread, a worker process, or a [`Promise`].
+/// The future value of an async task, a thread job, a call in a worker process, or a [`Promise`].
 ///
 /// The work starts without being awaited. One may `.await` the value from any executor or block for
 /// it with [`result`](Unfuture::result): the same `Result` in both worlds. Dropping an `Unfuture`
@@ -44,8 +44,7 @@ pub struct Unfuture<T> {
 /// The end of an [`Unfuture`] that is set by hand, from any thread. Made by [`promise`]. Called
 /// `oneshot::Sender` in tokio and futures.
 ///
-/// Dropping it unfulfilled resolves the `Unfuture` as [`ErrorKind::Abandoned`], so nobody waits for
-/// ever.
+/// Dropping it unset resolves the `Unfuture` as [`ErrorKind::Abandoned`], so nobody waits forever.
 ///
 /// # Examples
 ///
@@ -55,7 +54,7 @@ pub struct Unfuture<T> {
 /// assert_eq!(unfuture.result().unwrap(), 42);
 /// ```
 pub struct Promise<T> {
-    /// `None` once it was kept.
+    /// `None` once it was set.
     work: Option<Arc<Promised<T>>>,
 }
 
@@ -64,7 +63,7 @@ pub struct Promise<T> {
 impl<T> Unfuture<T> {
     /// Waits for the outcome.
     ///
-    /// Blocks the calling thread until the work has ended, for ever if it never ends; see
+    /// Blocks the calling thread until the work has ended, forever if it never ends; see
     /// [`wait_timeout`](Unfuture::wait_timeout) for a limit. On two kinds of threads it never blocks, and
     /// neither does any other wait of this library: on the ambient thread, and on the threads that read
     /// from worker processes, where results are [decoded](crate::Wire::decode) and the hooks
@@ -75,7 +74,7 @@ impl<T> Unfuture<T> {
     /// # Errors
     ///
     /// What became of the work if it gave no value, and [`ErrorKind::WouldBlock`] for a pending
-    /// `Unfuture` on a thread that must not block. The work goes on in that case, unless it is tied by
+    /// `Unfuture` on a thread that must not block. The work continues in that case, unless it is tied by
     /// [`cancel_on_drop`](Unfuture::cancel_on_drop): the `Unfuture` is gone.
     ///
     /// # Examples
@@ -115,7 +114,7 @@ impl<T> Unfuture<T> {
 
     /// Blocks until the work has ended or `limit` has passed; says whether it has ended.
     ///
-    /// The work goes on in either case.
+    /// The work continues in either case.
     ///
     /// # Panics
     ///
@@ -135,7 +134,7 @@ impl<T> Unfuture<T> {
     /// ```
     #[track_caller]
     pub fn wait_timeout(&self, limit: Duration) -> bool {
-        // A deadline too far to be told is no deadline.
+        // A deadline too far away to be represented is no deadline.
         self.wait_until(Instant::now().checked_add(limit))
     }
 
@@ -166,7 +165,7 @@ impl<T> Unfuture<T> {
     /// - A call in a worker process: it is taken out of the queue, or its worker is killed.
     /// - A continuation: that continuation, not its source.
     /// - [`join_all`](crate::join_all), [`race`](crate::race), [`timeout`](Unfuture::timeout),
-    ///   [`flatten`](Unfuture::flatten): everything beneath. If nothing beneath can be stopped, such as
+    ///   [`flatten`](Unfuture::flatten): everything it waits for. If none of that can be stopped, such as
     ///   a running job, the `Unfuture` itself ends all the same and the job's value is discarded.
     /// - [`settle_all`](crate::settle_all) gives the outcomes it has, so it does not end as cancelled.
     ///
@@ -187,7 +186,7 @@ impl<T> Unfuture<T> {
         self.canceller().cancel()
     }
 
-    /// A handle that can do nothing but cancel this work.
+    /// A cloneable handle that can only cancel this work.
     ///
     /// # Examples
     ///
@@ -304,7 +303,7 @@ impl<T> Unfuture<T> {
     }
 }
 
-/// Cancels one piece of work, from anywhere. Made by [`Unfuture::canceller`]. Called `AbortHandle` in tokio and
+/// Cancels one piece of work, from any thread. Made by [`Unfuture::canceller`]. Called `AbortHandle` in tokio and
 /// futures.
 ///
 /// It keeps neither the work nor its value alive, only a little memory that remembers how it ended.
@@ -355,7 +354,7 @@ pub fn promise<T: Send + 'static>() -> (Promise<T>, Unfuture<T>) {
 }
 
 impl<T> Promise<T> {
-    /// Keeps the promise; says whether the value arrived. It is dropped if nobody can see it any more, see
+    /// Sets the value; returns whether it arrived. The value is dropped if nobody can see it any more, see
     /// [`is_cancelled`](Promise::is_cancelled).
     ///
     /// # Examples
@@ -374,8 +373,7 @@ impl<T> Promise<T> {
         self.resolve(Ok(value)) && observed
     }
 
-    /// Breaks the promise with an error: one that came from elsewhere, or one of the caller's
-    /// [own](Error::new).
+    /// Resolves the `Unfuture` with an error: one from elsewhere, or a [new one](Error::new).
     ///
     /// # Examples
     ///
@@ -393,8 +391,8 @@ impl<T> Promise<T> {
     /// Whether nobody can see the value any more: the `Unfuture` was cancelled, its time is up, or it was
     /// dropped.
     ///
-    /// Whatever was made of it sees the value too. A continuation does, and [`on_done`](Unfuture::on_done),
-    /// which run whoever looks; a [`Shared`](crate::Shared), a [`timeout`](Unfuture::timeout) or a
+    /// Whatever consumed the `Unfuture` sees the value too. A continuation and
+    /// [`on_done`](Unfuture::on_done) do, since they run in any case; a [`Shared`](crate::Shared), a [`timeout`](Unfuture::timeout) or a
     /// [`join_all`](crate::join_all) do until they are dropped themselves.
     ///
     /// # Examples

@@ -17,7 +17,7 @@
 //! - **Tick**: what is queued meanwhile waits for the next tick, so nothing can starve the rest.
 //! - **Wall**: every step has one, so the thread outlives every panic.
 //!
-//! The injector has no limit, like every `spawn`: spawning faster than the thread works fills the memory.
+//! The injector has no limit: spawning faster than the thread polls fills the memory.
 
 mod local;
 mod task;
@@ -101,7 +101,7 @@ enum Life {
 
 /// Sends a message to the ambient thread and starts that thread if it is the first.
 ///
-/// Gives the message back if there is no such thread and none can be had.
+/// Returns the message if there is no such thread and none can be started.
 // Inlined, so that a message is written where it is to lie: moving one that was just written costs
 // more than all the rest.
 #[inline]

@@ -57,49 +57,41 @@ static MAIN_CALLS_INIT: OnceLock<()> = OnceLock::new();
 static TEST: OnceLock<&'static str> = OnceLock::new();
 static WORKER: OnceLock<Worker> = OnceLock::new();
 
-/// Makes this program able to run its own functions in worker processes: the first line of `main`.
+/// Lets this program run its own functions in worker processes. Call it in the first line of `main`.
 ///
-/// Workers are further processes of the same executable. In a worker this call serves until the
-/// program that started it ends, and never returns, on whatever thread and however often it is called;
-/// so what stands before it in `main` runs in every worker too. Elsewhere it returns at once and costs
-/// nothing. A test binary has no `main` of its own: there [`test_worker!`](crate::test_worker) takes its
-/// place.
+/// A worker is another process running the same executable. In a worker this call serves until the program that
+/// started it ends, and never returns, on whatever thread and however often it is called. So what stands before
+/// it in `main` runs in every worker too. Elsewhere it returns at once and costs nothing. A test binary has no
+/// `main` of its own: there, use [`test_worker!`](crate::test_worker).
 ///
-/// On Linux a worker runs the very file that this program runs, also where that was replaced or deleted
-/// since. Elsewhere it is the file that has the name now: whoever replaces a program while it runs there
-/// gets workers of the new one, and they need not understand what they are told. With another version of
-/// this library they run its `main`.
-///
-/// A program that contains two versions of this library calls the `init` of both, one directly after the
-/// other. Each takes the workers of its own version.
-///
-/// On Unix each worker has a process group of its own. Ctrl-C and Ctrl-Z at the terminal reach the program
-/// alone: its workers end with it, but they do not pause with it. Nor do they belong to the terminal's
-/// foreground. The system stops a worker that reads from `/dev/tty` or sets the terminal's modes, or that
-/// starts a program which does so, such as `ssh` when it asks for a password; after `stty tostop` also one
-/// that prints. Nothing wakes it: its call does not end, unless a deadline ends it. With the environment
-/// variable `UNSYNC_DEBUG` set to `1`, a worker that is stopped while it runs a call is reported on standard
-/// error, on Linux.
-///
-/// If memory runs out, Linux ends a worker before it ends the program: a worker sets its
-/// `oom_score_adj` to 500. A process that foreign code forks without `exec` has none of this library's
-/// threads, so work that it starts never ends.
-///
-/// On Unix a worker is in a process group of its own. Ctrl-C and Ctrl-Z at a terminal reach the program
-/// only, and while the program is stopped its workers continue. A service manager that signals every
-/// process of a service reaches the workers too: systemd's SIGTERM ends them, and the calls that they run
-/// fail as [`ErrorKind::WorkerLost`], unless the unit says `KillMode=mixed`.
-///
-/// A worker keeps the working directory and the environment that the program had when the worker was
-/// started.
-///
-/// A process that a worker started and did not wait for becomes a child of process 1 when the worker ends.
-/// If the program itself is process 1, as in a container, nobody reaps such processes: let an init process
-/// start the program, as `docker run --init` does.
+/// - **Executable.** On Linux a worker runs the very file that this program runs, even if that file was replaced
+///   or deleted since. Elsewhere it runs the file that has the name now. If a program is replaced there while it
+///   runs, its workers run the new one and may not understand their calls; with another version of this library
+///   they run its `main`.
+/// - **Two versions** of this library in one program: call the `init` of both, one directly after the other.
+///   Each takes the workers of its own version.
+/// - **Signals.** On Unix each worker has its own process group. Ctrl-C and Ctrl-Z at the terminal reach the
+///   program alone: its workers end with it, but they do not pause with it. A service manager that signals every
+///   process of a service reaches the workers too: systemd's SIGTERM ends them, and the calls that they run fail
+///   as [`ErrorKind::WorkerLost`], unless the unit says `KillMode=mixed`.
+/// - **Terminal.** On Unix workers are not in the terminal's foreground. The system stops a worker that reads from
+///   `/dev/tty` or sets the terminal's modes, or that starts a program which does so, such as `ssh` when it asks
+///   for a password; after `stty tostop` also one that prints. A stopped worker stays stopped, and its call does
+///   not end unless a deadline ends it. On Linux, with the environment variable `UNSYNC_DEBUG` set to `1`, a
+///   worker that is stopped while it runs a call is reported on standard error.
+/// - **Memory.** If memory runs out, Linux ends a worker before it ends the program: a worker sets its
+///   `oom_score_adj` to 500.
+/// - **Environment.** A worker keeps the working directory and the environment that the program had when the
+///   worker was started.
+/// - **Orphans.** A process that a worker started and did not wait for becomes a child of process 1 when the
+///   worker ends. If the program itself is process 1, as in a container, nobody reaps such processes: let an
+///   init process start the program, as `docker run --init` does.
+/// - **Fork.** A process that foreign code forks without `exec` has none of this library's threads, so work that
+///   it starts never ends.
 ///
 /// # Panics
 ///
-/// If a function that runs in a worker calls it: it could not return to there.
+/// If a function that runs in a worker calls it, since it never returns there.
 ///
 /// # Examples
 ///
@@ -120,7 +112,7 @@ pub fn init() {
     MAIN_CALLS_INIT.get_or_init(|| ());
 }
 
-/// Whether this process is a worker.
+/// Returns whether this process is a worker.
 ///
 /// # Examples
 ///

@@ -13,7 +13,7 @@
 //! - **The policy** says when to wake a thread and when to start one. It is pure: see `policy.rs`.
 //! - **Limit**: 512 threads, not counting those that block in `result()`: what they wait for may
 //!   be in the queue. Idle threads retire.
-//! - **Queue**: no limit, as for `spawn`. If no thread can be had for a job, it fails; if it only has to
+//! - **Queue**: no limit, as for `spawn`. If no thread can be started for a job, it fails; if it only has to
 //!   wait for one, it stays.
 
 mod job;
@@ -308,7 +308,7 @@ impl Pool {
             counts.monitor = Monitor::Absent;
         }
         if counts.monitor == Monitor::Resting {
-            // It will find that no other thread can be had, and work itself.
+            // It will find that no other thread can be started, and run jobs itself.
             counts.monitor = Monitor::Watching;
             self.watch.notify_one();
         }
@@ -449,7 +449,7 @@ impl Pool {
             let is_alone;
             (state, is_alone) = self.add_workers(state);
             if is_alone {
-                // The operating system gives no other thread: this one works itself.
+                // The operating system refuses another thread: this one runs jobs itself.
                 state.counts.monitor = Monitor::Absent;
                 drop(state);
                 return self.work();
