@@ -56,14 +56,23 @@ pub(crate) struct Settings {
     pub(crate) cancel_grace: Duration,
     pub(crate) frame_bytes_max: usize,
     pub(crate) kill_children: bool,
-    pub(crate) worker_command: Option<WorkerCommand>,
+    pub(crate) worker_command: Option<MakeCommand>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) host_timeout: Duration,
     pub(crate) on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
     pub(crate) around_poll: Option<AroundPoll>,
     /// Taken out when the settings come into force.
     on_unobserved: Option<OnUnobserved>,
 }
 
-type WorkerCommand = Box<dyn Fn(&Path) -> Command + Send + Sync>;
+/// Another machine for worker processes.
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) slots: usize,
+    pub(crate) launcher: MakeCommand,
+}
+
+type MakeCommand = Box<dyn Fn(&Path) -> Command + Send + Sync>;
 pub(crate) type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 /// As many as tokio's blocking pool: enough for blocking work, and few enough for any machine.
@@ -101,6 +110,8 @@ impl Config {
             frame_bytes_max: 1 << 30,
             kill_children: false,
             worker_command: None,
+            hosts: Vec::new(),
+            host_timeout: Duration::from_secs(60),
             on_thread_start: None,
             around_poll: None,
             on_unobserved: None,
@@ -121,8 +132,8 @@ impl Config {
         self
     }
 
-    /// How many worker processes may live at once. Default: the available parallelism, which respects
-    /// affinity and cgroups.
+    /// How many worker processes may live at once on this machine. Default: the available parallelism, which
+    /// respects affinity and cgroups. With a [`host`](Config::host) it may be 0.
     ///
     /// # Examples
     ///
@@ -366,6 +377,72 @@ impl Config {
         self
     }
 
+    /// Adds up to `slots` worker processes on another machine. `launcher` makes the command that starts this
+    /// program there, from the path of the executable here: `ssh`, `srun`, `kubectl exec -i`. `name` is for
+    /// errors.
+    ///
+    /// The launcher connects its standard input and output with those of the program there, byte by byte:
+    /// without a terminal (`ssh -T`) and without questions (`ssh -oBatchMode=yes`). One launcher runs for each
+    /// worker. The other machine needs the same build of the executable; another one is refused. What a
+    /// function prints there, on either stream, appears on standard error here. The environment and the
+    /// working directory are those that the launcher gives.
+    ///
+    /// Calls run here first, then on the host with the least to do. A host that cannot be reached is left alone
+    /// for a while. When a machine or the connection to it is lost, its calls fail as
+    /// [`ErrorKind::WorkerLost`], also those that had perhaps not begun: no call runs twice.
+    ///
+    /// [`kill_children`](Config::kill_children) acts on that machine too,
+    /// [`memory_per_worker`](Config::memory_per_worker) does not. Needs a Unix system. [`hosts`](crate::hosts) has
+    /// the details.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    ///
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// unsync::init();
+    /// let mut config = unsync::Config::new();
+    /// for name in ["node1", "node2"] {
+    ///     config = config.host(name, 8, move |program| {
+    ///         let mut ssh = Command::new("ssh");
+    ///         ssh.args(["-T", "-oBatchMode=yes", name]).arg(program);
+    ///         ssh
+    ///     });
+    /// }
+    /// config.install()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn host<F>(mut self, name: impl Into<String>, slots: usize, launcher: F) -> Config
+    where
+        F: Fn(&Path) -> Command + Send + Sync + 'static,
+    {
+        self.0.hosts.push(Host {
+            name: name.into(),
+            slots,
+            launcher: Box::new(launcher),
+        });
+        self
+    }
+
+    /// How long nothing may be heard from a [`host`](Config::host) before its worker counts as lost, and how
+    /// long the worker hears nothing before it ends. Default: 60 s. Both sides say something six times within
+    /// this time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let config = unsync::Config::new().host_timeout(Duration::from_secs(300));
+    /// # drop(config);
+    /// ```
+    pub fn host_timeout(mut self, time: Duration) -> Config {
+        self.0.host_timeout = time;
+        self
+    }
+
     /// Runs first on the ambient thread, on every thread of the pool and on those of
     /// [`Pinned`](crate::Pinned) values.
     ///
@@ -468,7 +545,7 @@ impl Settings {
         self.threads.unwrap_or(THREADS)
     }
 
-    /// Worker processes that may live at once.
+    /// Worker processes that may live at once on this machine.
     pub(crate) fn processes(&self) -> usize {
         self.processes.unwrap_or_else(cores)
     }
@@ -476,10 +553,19 @@ impl Settings {
     /// Fills in what the environment says; refuses what makes no sense.
     fn checked(mut self) -> Result<Settings, Error> {
         self.threads = number("threads", self.threads, "UNSYNC_THREADS")?;
-        self.processes = number("processes", self.processes, "UNSYNC_PROCESSES")?;
-        self.debug = one_of("UNSYNC_DEBUG", ["0", "1"])? == Some("1");
-        one_of("UNSYNC_LINK", ["unix", "tcp"])?;
+        if self.hosts.is_empty() || self.processes != Some(0) {
+            self.processes = number("processes", self.processes, "UNSYNC_PROCESSES")?;
+        }
+        self.debug = one_of("UNSYNC_DEBUG", &["0", "1"])? == Some("1");
+        if one_of("UNSYNC_LINK", &["unix", "tcp", "relay"])? == Some("relay") {
+            // For tests: the workers of this machine as those of a host.
+            let (slots, launcher) = (self.processes(), self.worker_command.take());
+            let launcher = launcher.unwrap_or_else(|| Box::new(|program| Command::new(program)));
+            self = Config(self).processes(0).host("here", slots, launcher).0;
+        }
         let (stack_size, spin) = (self.stack_size.unwrap_or(1), self.spin);
+        let fits = |host: &Host| (1..=MOST).contains(&host.slots);
+        let hosts_fit = self.hosts.iter().all(fits);
         let mistakes = [
             (self.calls_per_worker == Some(0), "calls_per_worker is 0"),
             (self.memory_per_worker == Some(0), "memory_per_worker is 0"),
@@ -490,6 +576,11 @@ impl Settings {
                 "stack_size is more than memory can be",
             ),
             (self.start_timeout.is_zero(), "start_timeout is 0"),
+            (self.host_timeout.is_zero(), "host_timeout is 0"),
+            (
+                !hosts_fit,
+                "the workers of a host are not from 1 to 1048576",
+            ),
             (self.stall == Some(Duration::ZERO), "stall is 0"),
             (
                 self.thread_name.contains('\0'),
@@ -506,6 +597,7 @@ impl Settings {
             &mut self.keep_alive,
             &mut self.start_timeout,
             &mut self.cancel_grace,
+            &mut self.host_timeout,
         ] {
             *time = FOREVER.min(*time);
         }
@@ -606,15 +698,15 @@ fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// A variable that has one of two values.
-fn one_of(name: &str, values: [&'static str; 2]) -> Result<Option<&'static str>, Error> {
+/// A variable that has one of these values.
+fn one_of(name: &str, values: &[&'static str]) -> Result<Option<&'static str>, Error> {
     let Some(value) = variable(name) else {
         return Ok(None);
     };
-    let known = values.into_iter().find(|known| value == *known);
+    let known = values.iter().copied().find(|known| value == *known);
     known.map(Some).ok_or_else(|| {
-        let [one, other] = values;
-        refused(format!("{name} is {value:?}, not {one} or {other}"))
+        let values = values.join(" or ");
+        refused(format!("{name} is {value:?}, not {values}"))
     })
 }
 

@@ -52,12 +52,13 @@
 //! | end it early | [`cancel`](Unfuture::cancel), [`timeout`](Unfuture::timeout), [`run_timeout`](Unfuture::run_timeout), [`cancel_on_drop`](Unfuture::cancel_on_drop), [`canceller`](Unfuture::canceller), [`is_cancelled`] |
 //! | measure time | [`sleep`](sleep()), [`sleep_until`], [`timeout`](timeout()), [`interval`](interval()), [`yield_now`] |
 //! | set a value from elsewhere | [`promise`](promise()), [`Unfuture::ready`], [`Unfuture::failed`], `Unfuture::from` a thread or a channel |
+//! | call functions on other machines | [`Config::host`] |
 //! | make functions callable in workers | [`init`], [`register!`], [`test_worker!`], [`wire!`], [`Wire`], [`warm`], [`is_worker`] |
 //! | hear how far a call is | [`progress`], [`on_progress`](Unfuture::on_progress) |
 //! | look inside | [`stats`], [`tasks`], [`Config::on_unobserved`], [`Config::stall`] |
 //! | end | [`drain`], [`shutdown`] |
 //!
-//! The [`cookbook`] has everyday tasks as recipes that run.
+//! The [`cookbook`] has everyday tasks as recipes that run. [`hosts`] is about `cpu` calls on other machines.
 //!
 //! # What may go wrong
 //!
@@ -93,7 +94,7 @@
 //! | --- | --- |
 //! | `UNSYNC_THREADS`, `UNSYNC_PROCESSES` | the two limits |
 //! | `UNSYNC_DEBUG=1` | reports on standard error: tasks that block the ambient thread, failures that nobody looked at, workers that a signal has stopped |
-//! | `UNSYNC_LINK=tcp` | workers connect over loopback TCP instead of a Unix socket |
+//! | `UNSYNC_LINK=tcp`, `relay` | for tests: workers connect over loopback TCP instead of a Unix socket, or as those of a host |
 //!
 //! An empty variable counts as unset. Values that make no sense are refused: thread jobs, pinned values and
 //! worker calls resolve as [`ErrorKind::NotInitialised`], which says what is wrong; async tasks run with the
@@ -150,8 +151,8 @@
 //! | `result` on the ambient thread never blocks | `by_state_on_the_ambient_thread`, `the_ambient_thread_refuses_to_block` |
 //! | foreign code on our own threads may not wait, and has stack enough | tests named `…_may_not_wait`, `large_values_are_decoded_wherever_they_arrive` |
 //! | nothing goes through a lock that the program can hold | `reports_do_not_wait_for_whoever_holds_standard_error` |
-//! | nothing that may have run is run again | `tests/crash_table.rs`, the simulation |
-//! | no worker outlives the program | `tests/faults/orphans.rs` |
+//! | nothing that may have run is run again | `tests/crash_table.rs`, `tests/hosts/storm.rs`, the simulation |
+//! | no worker outlives the program | `tests/faults/orphans.rs`, `tests/hosts/lives.rs` |
 //! | idle costs nothing | `tests/idle.rs` |
 
 // In the order of the floors, from the ground up: `tests/floors.rs` has the list, and checks that every file uses
@@ -181,6 +182,7 @@ mod combine;
 mod continuations;
 mod convert;
 pub mod cookbook;
+pub mod hosts;
 mod lifecycle;
 mod limit;
 mod macros;

@@ -33,6 +33,7 @@ const FLOORS: &[&str] = &[
     "processes/worker",
     "processes/scheduler",
     "processes/report",
+    "processes/relay",
     "processes/supervisor",
     "processes/mod",
     // What is built on them.
@@ -45,11 +46,17 @@ const FLOORS: &[&str] = &[
     "lifecycle",
     "macros",
     "cookbook",
+    "hosts",
     "lib",
 ];
 
 /// Uses of a higher floor: the user, what it uses, and why.
 const UPWARD: &[(&str, &str, &str)] = &[
+    (
+        "processes/worker",
+        "processes/relay",
+        "`init` is where a process becomes the one or the other",
+    ),
     (
         "processes/report",
         "processes/mod",

@@ -42,7 +42,7 @@ struct Handshake {
     config: WorkerConfig,
 }
 
-/// The settings that a worker needs.
+/// The settings that a worker or a relay needs.
 #[derive(Clone, Copy)]
 pub(super) struct WorkerConfig {
     /// The largest result that it may send.
@@ -51,10 +51,19 @@ pub(super) struct WorkerConfig {
     pub(super) stack_size: u64,
     /// How long a wait looks before it parks.
     pub(super) spin: Duration,
+    /// A call that runs for longer holds up those behind it, and they are returned.
+    pub(super) slow: Duration,
+    pub(super) start_timeout: Duration,
+    pub(super) host_timeout: Duration,
+    pub(super) kill_children: bool,
 }
 
 crate::wire!(struct Handshake { port, child, parent, name, config });
-crate::wire!(struct WorkerConfig { frame_bytes_max, stack_size, spin });
+crate::wire! {
+    struct WorkerConfig {
+        frame_bytes_max, stack_size, spin, slow, start_timeout, host_timeout, kill_children,
+    }
+}
 
 /// 128 random bits, by which one side proves itself to the other.
 type Token = u128;
@@ -106,6 +115,8 @@ pub(super) enum SpawnError {
     TimedOut,
     /// Nobody needs the child any more.
     Unneeded,
+    /// What a launcher started on another host cannot serve.
+    Unfit(String),
 }
 
 impl From<io::Error> for SpawnError {
@@ -114,7 +125,7 @@ impl From<io::Error> for SpawnError {
     }
 }
 
-/// Waits until a child has connected, for `limit` at most and while `is_needed`. A child that does not
+/// Waits until a child has connected, for a limited time and while `is_needed`. A child that does not
 /// connect is killed and reaped.
 ///
 /// The handshake begins when `ready` is disconnected: a test binary may end before it reads its
@@ -123,11 +134,10 @@ pub(super) fn connect(
     mut child: Child,
     stdin: Box<dyn Write>,
     config: WorkerConfig,
-    limit: Duration,
     ready: &Receiver<Infallible>,
     is_needed: impl Fn() -> bool,
 ) -> Result<(Child, Link), SpawnError> {
-    let deadline = Instant::now().checked_add(limit);
+    let deadline = Instant::now().checked_add(config.start_timeout);
     let mut check = || {
         if let Some(status) = child.try_wait()? {
             return Err(SpawnError::Died(status));
@@ -149,7 +159,7 @@ pub(super) fn connect(
 }
 
 /// Fails when there is no reason to wait any longer.
-type Check<'a> = &'a mut dyn FnMut() -> Result<(), SpawnError>;
+pub(super) type Check<'a> = &'a mut dyn FnMut() -> Result<(), SpawnError>;
 
 fn invite(
     mut stdin: Box<dyn Write>,
@@ -264,7 +274,7 @@ pub(super) fn connect_back() -> io::Result<(Link, WorkerConfig)> {
 
 // --------------------------------------------------------------------------------- the messages
 
-fn encoded(what: &impl Wire) -> Vec<u8> {
+pub(super) fn encoded(what: &impl Wire) -> Vec<u8> {
     let mut bytes = Vec::new();
     what.encode(&mut bytes);
     bytes
@@ -315,10 +325,13 @@ mod tests {
             frame_bytes_max: 1 << 20,
             stack_size: 1 << 20,
             spin: Duration::ZERO,
+            slow: Duration::ZERO,
+            start_timeout: Duration::from_secs(60),
+            host_timeout: Duration::ZERO,
+            kill_children: false,
         };
         let ready = mpsc::channel().1;
-        let limit = Duration::from_secs(60);
-        let connected = connect(child, stdin, config, limit, &ready, || true);
+        let connected = connect(child, stdin, config, &ready, || true);
         match connected.map(drop) {
             Err(SpawnError::Died(status)) => assert_eq!(status, ended),
             Err(SpawnError::Os(error)) => panic!("{error}"),

@@ -24,6 +24,8 @@
 //!    queue, one that ran fails and never runs again.
 //! 6. The supervisor, one thread for all workers, feeds the scheduler the time: it kills for calls that were
 //!    stopped, looks after frozen workers, and retires idle ones.
+//!
+//! A worker on another host is reached through a launcher and a relay, see `relay`. The rest is the same.
 
 mod beside;
 mod buffers;
@@ -31,6 +33,7 @@ mod frame;
 mod handshake;
 mod procfs;
 pub(crate) mod registry;
+mod relay;
 mod report;
 mod scheduler;
 mod supervisor;
@@ -46,7 +49,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::config::{Settings, settings};
+use crate::config::settings;
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::progress::{Progress, Speaker};
@@ -83,12 +86,20 @@ fn pool() -> &'static Mutex<Pool> {
     POOL.get_or_init(|| {
         // Without settings no call can be made.
         let settings = settings().ok();
+        let places = settings.map_or_else(
+            || vec![1],
+            |settings| {
+                let hosts = settings.hosts.iter().map(|host| host.slots);
+                [settings.processes()].into_iter().chain(hosts).collect()
+            },
+        );
         let mut state = State::new(Limits {
-            processes: settings.map_or(1, Settings::processes),
+            places,
             calls_per_worker: settings.and_then(|settings| settings.calls_per_worker),
             keep_alive: settings.map_or(Duration::ZERO, |settings| settings.keep_alive),
             cancel_grace: settings.map_or(Duration::ZERO, |settings| settings.cancel_grace),
             eager: transport::EAGER,
+            host_timeout: settings.map_or(Duration::ZERO, |settings| settings.host_timeout),
         });
         if !engine::enter(&ENGINE) {
             state.close(Instant::now());

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus};
@@ -17,7 +18,7 @@ use super::procfs;
 use super::scheduler::{DEATHS, Outcome};
 use super::transport;
 use super::worker::{Ending, PanicReport, Setup, TEST_MARK, setup};
-use crate::config::{Settings, start_thread};
+use crate::config::start_thread;
 use crate::error::{Error, ErrorKind, lock};
 use crate::stop::Reason;
 
@@ -83,33 +84,44 @@ pub(super) fn describe(command: &Command) -> String {
     }
 }
 
+/// Where a worker is, as the end of a sentence. Here is not worth mentioning.
+pub(super) fn place(host: Option<&str>) -> String {
+    host.map_or_else(String::new, |host| format!(" on host `{host}`"))
+}
+
 /// The error of a worker that could not be started.
 pub(super) fn refused(
     refusal: SpawnError,
-    settings: &Settings,
+    limit: Duration,
     program: &str,
+    host: Option<&str>,
     output: Option<&Output>,
 ) -> Error {
-    let (what, status) = match refusal {
-        SpawnError::Os(error) => {
-            let attempt = format!("no worker process could be started{program}");
+    let place = place(host);
+    let (what, status) = match (refusal, host) {
+        (SpawnError::Os(error), _) => {
+            let attempt = format!("no worker process could be started{place}{program}");
             return Error::os(attempt, error);
         }
-        SpawnError::Died(status) => {
+        (SpawnError::Died(status), None) => {
             let what = format!("a worker process ended before it was ready ({status})");
             (what, Some(status))
         }
-        SpawnError::TimedOut | SpawnError::Unneeded => {
-            let limit = settings.start_timeout;
-            let what = format!("a worker process was not ready within {limit:?}");
+        (SpawnError::Died(status), Some(host)) => {
+            let what = format!("the launcher of host `{host}` ended ({status})");
             (what, None)
         }
+        (SpawnError::TimedOut | SpawnError::Unneeded, _) => {
+            let what = format!("a worker process{place} was not ready within {limit:?}");
+            (what, None)
+        }
+        (SpawnError::Unfit(why), _) => (format!("no worker process{place}: {why}"), None),
     };
     let tail = output.map_or_else(String::new, Output::quote);
     // A worker that has said what is wrong needs no hint.
     let passed_harness =
         output.is_some_and(|output| output.printed.passed_harness.load(Ordering::Relaxed));
-    let hint = match passed_harness || tail.contains("unsync: ") {
+    let hint = match host.is_some() || passed_harness || tail.contains("unsync: ") {
         true => String::new(),
         false => hint(status, &tail),
     };
@@ -148,6 +160,9 @@ pub(super) struct ExitReport<'a> {
     /// Whether a signal had stopped it when it was killed.
     pub(super) was_stopped: bool,
     pub(super) status: Option<ExitStatus>,
+    /// Where it was, as the end of a sentence, and how its launcher ended, if on another host.
+    pub(super) place: String,
+    pub(super) launcher: Option<ExitStatus>,
     /// Why the link ended, if not because the worker closed it.
     pub(super) cause: Option<&'a io::Error>,
     /// What it lacked, if it could not serve.
@@ -177,7 +192,10 @@ impl ExitReport<'_> {
             (Outcome::Lost { ran: Some(ran), .. }, _) => return self.ran(call, ran),
             (_, Some(refusal)) => return unstartable(name, refusal),
             // It may have started, and nobody will ever know.
-            (Outcome::Lost { deaths: 0, .. }, _) => format!("`{name}` lost its worker process"),
+            (Outcome::Lost { deaths: 0, .. }, _) => {
+                let begun = self.launcher.map_or("", |_| ", which may have begun,");
+                format!("`{name}`{begun} lost its worker process")
+            }
             (Outcome::Lost { .. }, _) => format!(
                 "`{name}` was not started by any of {DEATHS} worker processes, the last was"
             ),
@@ -186,13 +204,14 @@ impl ExitReport<'_> {
                  started anything, the last was"
             ),
         };
-        let text = format!("{what} {}: {}", self.pid, self.how());
+        let text = format!("{what} {}{}: {}", self.pid, self.place, self.how());
         Error::new(ErrorKind::WorkerLost, text).exited(self.status)
     }
 
     /// The error of a call that ran.
     fn ran(&self, call: &Request, ran: Duration) -> Error {
-        let (name, pid, how) = (call.name, self.pid, self.how());
+        let (name, how) = (call.name, self.how());
+        let pid = format!("{}{}", self.pid, self.place);
         let panics = call.take_panics();
         let error = match panics.first().filter(|_| self.may_be_panic()) {
             Some(report) => {
@@ -233,11 +252,14 @@ impl ExitReport<'_> {
         let mut how = match self.status {
             Some(status) if status.success() => format!("{status}, without a result"),
             Some(status) => status.to_string(),
-            None => "unknown exit status".into(),
+            None => match self.launcher {
+                Some(status) => format!("its launcher ended ({status})"),
+                None => "unknown exit status".into(),
+            },
         };
         if let Some(cause) = self.cause.filter(|cause| !transport::is_end(cause)) {
             how = format!("{how}; {cause}");
-        } else if how.contains("SIGKILL") {
+        } else if self.status.is_some() && how.contains("SIGKILL") {
             // A system that runs out of memory kills so, but so may others.
             how += ", perhaps for want of memory";
         }
@@ -262,10 +284,13 @@ pub(super) struct Output {
 const TAIL_WAIT: Duration = Duration::from_millis(500);
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
 
+/// Where standard output is forwarded to.
+type Sink = fn() -> io::Result<File>;
+
 impl Output {
     /// Forwards what a worker prints. The receiver is disconnected when a test harness has printed its own
     /// words, which have to be read: otherwise it ends the process.
-    pub(super) fn attach(child: &mut Child) -> (Output, Receiver<Infallible>) {
+    pub(super) fn attach(child: &mut Child, sink: Sink) -> (Output, Receiver<Infallible>) {
         let (copying, drained) = channel();
         let (prelude, ready) = channel();
         let printed = Arc::<Printed>::default();
@@ -282,7 +307,7 @@ impl Output {
         if let Some(stdout) = child.stdout.take() {
             let printed = Arc::clone(&printed);
             let forward = move || {
-                forward_stdout(stdout, &printed, prelude);
+                forward_stdout(stdout, &printed, prelude, sink);
                 drop(copying);
             };
             let _ = start_thread("stdout", Box::new(forward));
@@ -328,7 +353,7 @@ const LINE: usize = 512;
 const OMITTED: &str = "[...]";
 
 impl Printed {
-    fn add(&self, bytes: &[u8]) {
+    pub(super) fn add(&self, bytes: &[u8]) {
         let mut text = lock(&self.stderr);
         text.extend(bytes);
         let end = text.len().saturating_sub(KEPT);
@@ -389,12 +414,18 @@ fn forward_stderr(mut stderr: ChildStderr, printed: &Printed) {
         printed.add(bytes);
         // A closed standard error is no reason to stop listening.
         let _ = transport::stderr().and_then(|mut stderr| stderr.write_all(bytes));
+        Ok(())
     });
 }
 
 /// Forwards what a test's worker prints, without what the harness prints before it. Outside of tests, a worker
 /// has the standard output of the program.
-fn forward_stdout(mut stdout: ChildStdout, printed: &Printed, prelude: Sender<Infallible>) {
+fn forward_stdout(
+    mut stdout: ChildStdout,
+    printed: &Printed,
+    prelude: Sender<Infallible>,
+    sink: Sink,
+) {
     // The last bytes, as many as the mark has.
     let (mut seen, mut byte) = (VecDeque::from([0; TEST_MARK.len()]), [0]);
     while seen != TEST_MARK.as_bytes() {
@@ -407,19 +438,19 @@ fn forward_stdout(mut stdout: ChildStdout, printed: &Printed, prelude: Sender<In
     printed.passed_harness.store(true, Ordering::Relaxed);
     drop(prelude);
     copy(&mut stdout, |bytes| {
-        let _ = transport::stdout().and_then(|mut stdout| stdout.write_all(bytes));
+        let _ = sink().and_then(|mut stdout| stdout.write_all(bytes));
+        Ok(())
     });
 }
 
-/// Reads to the end.
-fn copy(source: &mut impl Read, mut sink: impl FnMut(&[u8])) {
-    let mut buffer = [0; 4096];
+/// Reads to the end, or until the sink fails.
+pub(super) fn copy(source: &mut impl Read, mut sink: impl FnMut(&[u8]) -> io::Result<()>) {
+    let mut buffer = vec![0; 64 << 10];
     loop {
         match source.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(read) => sink(&buffer[..read]),
+            Ok(read @ 1..) if sink(&buffer[..read]).is_ok() => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+            _ => return,
         }
     }
 }

@@ -38,6 +38,7 @@
 //! `simulation.rs` lets all this happen at random and checks the invariants after each event.
 
 mod effects;
+mod place;
 mod queue;
 mod worker;
 
@@ -45,6 +46,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 pub(super) use effects::{Effects, Message, Outcome};
+use place::Place;
 use queue::Queue;
 use worker::{Entry, FRAME_OVERHEAD, Phase, Stop, Worker};
 
@@ -55,6 +57,8 @@ pub(super) const DEATHS: u32 = 3;
 /// The same for workers in a row that die before they start any call, if no worker is left. Two calls that
 /// kill whoever gets them do not make the calls behind them fail.
 const LOST_WORKERS: u32 = 2 * DEATHS + 1;
+/// The work that may lie ready at a worker of this machine. A call that runs for longer is slow.
+pub(super) const WINDOW: Duration = Duration::from_millis(1);
 /// How far apart the health checks are.
 const CHECK: Duration = Duration::from_secs(1);
 /// A worker that owes an answer for this long is frozen. On a machine that is busy enough, a healthy worker,
@@ -62,20 +66,21 @@ const CHECK: Duration = Duration::from_secs(1);
 const FROZEN: Duration = Duration::from_secs(3);
 /// How long a worker that is told to end may take for it.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause after the first failure. Each further failure makes it four times as long, up to 2.56 s.
-const BACKOFF: Duration = Duration::from_millis(10);
-const BACKOFF_STEPS: u32 = 4;
+/// This machine among the places.
+const HERE: usize = 0;
 
 /// The settings that concern the scheduler.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
-    /// Workers that may live at once.
-    pub(super) processes: usize,
+    /// Workers that may live at once: on this machine, then at each host.
+    pub(super) places: Vec<usize>,
     pub(super) calls_per_worker: Option<u64>,
     pub(super) keep_alive: Duration,
     pub(super) cancel_grace: Duration,
     /// Bytes that the link of a worker holds while the worker does not read.
     pub(super) eager: usize,
+    /// A host that owes an answer for this long is lost.
+    pub(super) host_timeout: Duration,
 }
 
 /// What is heard of a worker that is connected.
@@ -130,17 +135,12 @@ pub(super) struct State<C, W> {
     queue: Queue<C>,
     /// The workers that are connected, in the order in which they were.
     workers: Vec<Worker<C, W>>,
-    /// Workers that are being started.
-    starting: usize,
+    /// Where workers run: here, then the hosts.
+    places: Vec<Place>,
     /// Workers whose link has ended and whose process is not reaped yet.
     reaping: usize,
     /// Numbers given to workers.
     spawned: u64,
-    /// Failures in a row: starts that failed, and workers that died before they started a call. Those
-    /// within one back-off count once. Reset when a worker starts its first call.
-    failures: u32,
-    /// When the next worker may be started. Set and reset with `failures`.
-    not_before: Option<Instant>,
     /// Set when a worker has something to do, and stays set till then, so that single calls one after the
     /// other do not wake the supervisor each.
     next_check: Option<Instant>,
@@ -157,7 +157,10 @@ pub(super) struct State<C, W> {
 
 impl<C: Clone, W: Clone> State<C, W> {
     pub(super) fn new(limits: Limits) -> State<C, W> {
+        let places = limits.places.iter().enumerate();
+        let places = places.map(|(at, slots)| Place::new(*slots, at != HERE));
         State {
+            places: places.collect(),
             queue: Queue {
                 small: VecDeque::new(),
                 large: VecDeque::new(),
@@ -165,11 +168,8 @@ impl<C: Clone, W: Clone> State<C, W> {
             },
             limits,
             workers: Vec::new(),
-            starting: 0,
             reaping: 0,
             spawned: 0,
-            failures: 0,
-            not_before: None,
             next_check: None,
             deadline: None,
             planned: None,
@@ -200,19 +200,23 @@ impl<C: Clone, W: Clone> State<C, W> {
         while self.reserve_slot(now) {}
     }
 
-    /// A worker has connected.
-    pub(super) fn ready(&mut self, number: u64, handle: W, now: Instant) {
-        self.starting -= 1;
-        let mut worker = Worker::new(number, handle, self.limits.eager, now);
+    /// A worker has connected, at a place to which a byte takes `trip` there and back.
+    pub(super) fn ready(&mut self, spawn: (u64, usize), handle: W, trip: Duration, now: Instant) {
+        self.places[spawn.1].starting -= 1;
+        let mut worker = Worker::new(spawn, handle, self.limits.eager, now);
+        worker.slow += trip;
+        if spawn.1 != HERE {
+            worker.frozen = self.limits.host_timeout;
+        }
         worker.assigned_max = self.limits.calls_per_worker.unwrap_or(u64::MAX);
         self.workers.push(worker);
     }
 
     /// A worker could not be started. Calls wait for those that live; if there are none, they fail in the
     /// end.
-    pub(super) fn spawn_failed(&mut self, failure: SpawnFailure, now: Instant) {
-        self.starting -= 1;
-        self.fail(failure as u32, now);
+    pub(super) fn spawn_failed(&mut self, place: usize, failure: SpawnFailure, now: Instant) {
+        self.places[place].starting -= 1;
+        self.fail(place, failure as u32, now);
     }
 
     /// There is no worker, and nobody who could start one.
@@ -234,7 +238,7 @@ impl<C: Clone, W: Clone> State<C, W> {
                 let begun = worker.start(id, now, self.limits.cancel_grace);
                 self.fx.begun.extend(begun);
                 if !std::mem::replace(&mut worker.proven, true) {
-                    (self.failures, self.not_before) = (0, None);
+                    self.places[worker.place].succeed();
                 }
             }
             Heard::Done(id) => {
@@ -267,8 +271,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         // Nothing of a large call was sent that the worker was not clear for.
         let certain = exit != Exit::Uncertain || worker.phase == Phase::Rendezvous;
         if worker.proven && self.workers.is_empty() {
-            // Those who wait from now on have seen none of the failures beside it.
-            self.failures = 0;
+            self.places.iter_mut().for_each(Place::forgive);
         }
         // One that was short of something has not even seen its calls.
         let refused = exit == Exit::Refused;
@@ -285,9 +288,9 @@ impl<C: Clone, W: Clone> State<C, W> {
             }
         }
         if refused {
-            self.fail(SpawnFailure::Refused as u32, now);
+            self.fail(worker.place, SpawnFailure::Refused as u32, now);
         } else if failed {
-            self.fail(LOST_WORKERS, now);
+            self.fail(worker.place, LOST_WORKERS, now);
         }
     }
 
@@ -352,10 +355,11 @@ impl<C: Clone, W: Clone> State<C, W> {
             }
             if worker.is_frozen(now) {
                 self.fx.kills.push(worker.kill(now));
-            } else if worker.running().is_some() {
-                let silent = worker.is_silent(now, CHECK).then(|| worker.handle.clone());
-                self.fx.probes.extend(silent);
-                self.fx.resolutions.extend(worker.resolve_overdue(now));
+                continue;
+            }
+            self.fx.resolutions.extend(worker.resolve_overdue(now));
+            if worker.running().is_some() && worker.is_silent(now, CHECK) {
+                self.fx.probes.push(worker.handle.clone());
             }
         }
     }
@@ -365,7 +369,7 @@ impl<C: Clone, W: Clone> State<C, W> {
     pub(super) fn schedule(&mut self, now: Instant) {
         self.assign(now);
         let of_workers = self.end_workers(now);
-        while self.is_short() && self.reserve_slot(now) {}
+        while self.is_short(now) && self.reserve_slot(now) {}
         self.plan(of_workers, now);
         for worker in &mut self.workers {
             let messages = worker.outbox.drain(..);
@@ -390,7 +394,7 @@ impl<C: Clone, W: Clone> State<C, W> {
 
     /// Whether no worker process exists.
     pub(super) fn is_empty(&self) -> bool {
-        self.workers.is_empty() && self.starting + self.reaping == 0
+        self.workers.is_empty() && self.starting() + self.reaping == 0
     }
 
     /// The call that a worker runs.
@@ -436,38 +440,44 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// Counts a failure. Without any worker, and after enough of them, nothing can run.
-    fn fail(&mut self, tries: u32, now: Instant) {
-        if self.not_before.is_none_or(|at| at <= now) {
-            self.failures += 1;
-            let steps = (self.failures - 1).min(BACKOFF_STEPS);
-            self.not_before = Some(now + BACKOFF * 4u32.pow(steps));
-        }
-        if self.live() + self.starting == 0 && self.failures >= tries {
+    /// Counts a failure. Without any worker, and after enough failures everywhere, nothing can run.
+    fn fail(&mut self, place: usize, tries: u32, now: Instant) {
+        let is_alone = self.live() + self.starting() == 0;
+        self.places[place].fail(is_alone, tries, now);
+        if is_alone && self.places.iter().all(|place| place.is_hopeless) {
             self.strand();
         }
     }
 
     /// Workers that hold a place in the pool.
     fn live(&self) -> usize {
-        let leaving = |worker: &&Worker<C, W>| matches!(worker.phase, Phase::Leaving { .. });
-        self.workers.len() - self.workers.iter().filter(leaving).count()
+        let live = |worker: &&Worker<C, W>| worker.is_live();
+        self.workers.iter().filter(live).count()
     }
 
-    fn is_full(&self) -> bool {
-        self.live() + self.starting >= self.limits.processes
+    fn starting(&self) -> usize {
+        self.places.iter().map(|place| place.starting).sum()
     }
 
-    /// Starts one more worker, if there may be one more now. After a failure one at a time is tried.
+    /// Starts one more worker, if there may be one more now: on this machine, or else at the host with the least
+    /// for its size.
     fn reserve_slot(&mut self, now: Instant) -> bool {
-        let trouble = self.not_before;
-        let backs_off = trouble.is_some_and(|at| now < at || self.starting > 0);
-        if self.closed || backs_off || self.is_full() {
+        let load = |at: usize| {
+            let is_there = |worker: &&Worker<C, W>| worker.place == at && worker.is_live();
+            self.workers.iter().filter(is_there).count() + self.places[at].starting
+        };
+        let is_open = |at: &usize| {
+            let place = &self.places[*at];
+            !self.closed && load(*at) < place.slots && place.may_start(now)
+        };
+        let open = (0..self.places.len()).filter(is_open);
+        let key = |at: &usize| (*at != HERE, load(*at) * 1000 / self.places[*at].slots);
+        let Some(place) = open.min_by_key(key) else {
             return false;
-        }
-        self.starting += 1;
+        };
+        self.places[place].start(now);
         self.spawned += 1;
-        self.fx.spawns.push(self.spawned);
+        self.fx.spawns.push((self.spawned, place));
         true
     }
 
@@ -478,14 +488,15 @@ impl<C: Clone, W: Clone> State<C, W> {
     }
 
     /// Whether more calls wait, in the queue or behind another call, than workers are idle or being started.
-    fn is_short(&self) -> bool {
+    fn is_short(&self, now: Instant) -> bool {
         let (queued, behind) = (self.queue.len(), self.behind());
-        if queued + behind <= self.starting {
+        let expected = self.places.iter().map(|place| place.expected(now)).sum();
+        if queued + behind <= expected {
             return false;
         }
         let is_idle = |worker: &&Worker<C, W>| worker.is_idle() && !worker.decoding;
         let idle = self.workers.iter().filter(is_idle).count();
-        queued + behind.saturating_sub(idle) > self.starting
+        queued + behind.saturating_sub(idle) > expected
     }
 
     /// Moves calls from the queue to workers with room.
@@ -513,7 +524,7 @@ impl<C: Clone, W: Clone> State<C, W> {
     /// The worker with the fewest calls; among idle ones the oldest, so that the surplus can retire.
     fn least_loaded(&self, is_fit: impl Fn(&Worker<C, W>) -> bool) -> Option<usize> {
         // What a worker says while its reader decodes is heard late: one more worker is better.
-        let complete = self.live() >= self.limits.processes;
+        let complete = self.live() >= self.limits.places.iter().sum();
         let workers = self.workers.iter().enumerate();
         let fit = workers.filter(|(_, worker)| (complete || !worker.decoding) && is_fit(worker));
         let least = fit.min_by_key(|(_, worker)| (worker.decoding, worker.in_flight.len()));
@@ -560,11 +571,11 @@ impl<C: Clone, W: Clone> State<C, W> {
         } else if self.next_check.is_none() && self.workers.iter().any(Worker::is_busy) {
             self.next_check = Some(now + CHECK);
         }
-        // Without a back-off, whoever is wanted has been started.
-        let start_at = self.not_before.filter(|at| now < *at);
-        let start_at = start_at.filter(|_| !self.closed && !self.is_full() && self.is_short());
-        let deadlines = [of_workers, self.next_check, start_at];
-        self.deadline = deadlines.into_iter().flatten().min();
+        let of_places = self.places.iter().flat_map(Place::deadlines);
+        let of_places = of_places.filter(|at| now < *at).min();
+        let of_places = of_places.filter(|_| !self.closed && self.queue.len() + self.behind() > 0);
+        let deadlines = of_workers.into_iter().chain(self.next_check);
+        self.deadline = deadlines.chain(of_places).min();
         let is_earlier = |at: Instant| self.planned.is_none_or(|planned| at < planned);
         if self.deadline.is_some_and(is_earlier) {
             self.planned = self.deadline;
@@ -594,11 +605,12 @@ mod tests {
 
     fn limits(processes: usize) -> Limits {
         Limits {
-            processes,
+            places: vec![processes],
             calls_per_worker: None,
             keep_alive: 10 * SECOND,
             cancel_grace: Duration::ZERO,
             eager: EAGER,
+            host_timeout: 60 * SECOND,
         }
     }
 
@@ -615,7 +627,9 @@ mod tests {
         fn with(limits: Limits) -> Pool {
             let mut pool = Pool::new(limits);
             let spawns = pool.act(|state, now| state.warm(now)).spawns;
-            spawns.into_iter().for_each(|number| pool.connect(number));
+            spawns
+                .into_iter()
+                .for_each(|(number, _)| pool.connect(number));
             pool
         }
 
@@ -629,7 +643,7 @@ mod tests {
         }
 
         fn connect(&mut self, number: u64) {
-            let _ = self.act(|state, now| state.ready(number, number, now));
+            let _ = self.act(|state, now| state.ready((number, HERE), number, Duration::ZERO, now));
         }
 
         fn submit(&mut self, id: u64, bytes: usize) -> Effects<u64, u64> {
@@ -724,8 +738,8 @@ mod tests {
     #[test]
     fn call_takes_its_way() {
         let mut pool = Pool::new(limits(2));
-        assert_eq!(pool.submit(1, 10).spawns, [1]);
-        let fx = pool.act(|state, now| state.ready(1, 1, now));
+        assert_eq!(pool.submit(1, 10).spawns, [(1, HERE)]);
+        let fx = pool.act(|state, now| state.ready((1, HERE), 1, Duration::ZERO, now));
         assert_eq!(sent(&fx), [(1, 1)]);
         let fx = pool.hear(1, Heard::Started(1));
         assert_eq!(fx.begun, [1]);
@@ -794,7 +808,7 @@ mod tests {
                 true => {
                     assert_resolved!(pool, 1 as Outcome::Lost { ran: Some(_), .. });
                     assert_eq!(pool.queued(), [2, 3]);
-                    assert_eq!(pool.state.failures, 0, "the call explains it");
+                    assert_eq!(pool.state.places[HERE].failures, 0, "the call explains it");
                 }
                 false => {
                     assert_resolved!(pool, 1 as Outcome::Lost { .. },
@@ -818,7 +832,13 @@ mod tests {
         assert_resolved!(pool, 1 as Outcome::Lost { ran: None, deaths: 3, stop: None });
         pool.connect(4);
         pool.start(4, 2);
-        assert_eq!((pool.state.failures, pool.state.not_before), (0, None));
+        assert_eq!(
+            (
+                pool.state.places[HERE].failures,
+                pool.state.places[HERE].not_before
+            ),
+            (0, None)
+        );
     }
 
     #[test]
@@ -948,11 +968,14 @@ mod tests {
     fn pool_grows_while_more_wait_than_start() {
         let mut pool = Pool::new(limits(3));
         let spawns = (1..10).flat_map(|id| pool.submit(id, 10).spawns);
-        assert_eq!(spawns.collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(
+            spawns.collect::<Vec<_>>(),
+            [(1, HERE), (2, HERE), (3, HERE)]
+        );
         let mut pool = Pool::new(limits(3));
         let _ = pool.submit(1, 10);
         pool.connect(1);
-        assert_eq!(pool.submit(2, 10).spawns, [2]);
+        assert_eq!(pool.submit(2, 10).spawns, [(2, HERE)]);
     }
 
     #[test]
@@ -965,8 +988,8 @@ mod tests {
         let _ = pool.submit(1, 10);
         pool.connect(1);
         pool.state.workers[0].window = 10;
-        assert_eq!(pool.submit(2, 10).spawns, [2]);
-        let fx = pool.act(|state, now| state.ready(2, 2, now));
+        assert_eq!(pool.submit(2, 10).spawns, [(2, HERE)]);
+        let fx = pool.act(|state, now| state.ready((2, HERE), 2, Duration::ZERO, now));
         assert!(fx.retirements.is_empty() && fx.spawns.is_empty());
         pool.start(1, 1);
         let _ = pool.wait(MILLI);
@@ -1052,7 +1075,7 @@ mod tests {
             effects.extend(pool.wait(MILLI));
             for _ in effects.iter().flat_map(|fx| &fx.spawns) {
                 starts.push(milli);
-                let _ = pool.act(|state, now| state.spawn_failed(SpawnFailure::Died, now));
+                let _ = pool.act(|state, now| state.spawn_failed(HERE, SpawnFailure::Died, now));
             }
         }
         let within =
@@ -1081,7 +1104,8 @@ mod tests {
                 assert!(pool.resolved.is_empty());
                 rounds += 1;
                 for _ in 0..starts {
-                    let fail = |state: &mut State<u64, u64>, now| state.spawn_failed(failure, now);
+                    let fail =
+                        |state: &mut State<u64, u64>, now| state.spawn_failed(HERE, failure, now);
                     assert!(pool.act(fail).spawns.is_empty(), "it waits");
                 }
                 starts = pool.wait(3 * SECOND).iter().map(|fx| fx.spawns.len()).sum();
@@ -1114,14 +1138,87 @@ mod tests {
         let mut spawns = pool.submit(2, 10).spawns.len();
         for _ in 0..10 {
             for _ in 0..spawns {
-                let _ = pool.act(|state, now| state.spawn_failed(SpawnFailure::Refused, now));
+                let _ = pool.act(|state, now| state.spawn_failed(HERE, SpawnFailure::Refused, now));
             }
             spawns = pool.wait(3 * SECOND).iter().map(|fx| fx.spawns.len()).sum();
         }
         let _ = pool.exit(1, true);
         assert_resolved!(pool, 1 as Outcome::Lost { .. });
-        let _ = pool.act(|state, now| state.spawn_failed(SpawnFailure::Refused, now));
-        assert_eq!((pool.queued(), pool.state.failures), (vec![2], 1));
+        let _ = pool.act(|state, now| state.spawn_failed(HERE, SpawnFailure::Refused, now));
+        assert_eq!(
+            (pool.queued(), pool.state.places[HERE].failures),
+            (vec![2], 1)
+        );
+    }
+
+    fn at_hosts(slots: &[usize]) -> Pool {
+        let mut limits = limits(0);
+        limits.places.extend(slots);
+        Pool::new(limits)
+    }
+
+    #[test]
+    fn eight_workers_are_started_at_a_host_at_once() {
+        let mut pool = at_hosts(&[12, 2]);
+        let spawns = (1..20).flat_map(|id| pool.submit(id, 10).spawns);
+        let places = Vec::from_iter(spawns.map(|(_, place)| place));
+        let count = |host| places.iter().filter(|place| **place == host).count();
+        assert_eq!([count(1), count(2)], [8, 2]);
+        let _ = pool.act(|state, now| state.ready((1, 1), 1, Duration::ZERO, now));
+        assert_eq!(pool.state.starting(), 10, "the next one");
+    }
+
+    #[test]
+    fn a_dead_host_is_left_alone_and_a_hanging_one_not_counted_on() {
+        let mut pool = at_hosts(&[4, 4]);
+        assert_eq!(pool.submit(1, 10).spawns, [(1, 1)]);
+        let fail = |state: &mut State<u64, u64>, now| {
+            state.spawn_failed(1, SpawnFailure::Died, now);
+        };
+        assert_eq!(pool.act(fail).spawns, [(2, 2)], "the other one is tried");
+        let spawns = |effects: Vec<Effects<u64, u64>>| {
+            Vec::from_iter(effects.into_iter().flat_map(|fx| fx.spawns))
+        };
+        assert_eq!(spawns(pool.wait(500 * MILLI)), []);
+        assert_eq!(spawns(pool.wait(SECOND)), [(3, 1)], "it takes too long");
+        let _ = pool.act(|state, now| state.ready((2, 2), 2, Duration::ZERO, now));
+        assert_eq!(pool.in_flight(2), [1]);
+    }
+
+    #[test]
+    fn calls_fail_when_no_host_is_left_to_be_tried() {
+        let mut pool = at_hosts(&[1, 1]);
+        let mut spawns = pool.submit(1, 10).spawns;
+        for _ in 0..2 * DEATHS {
+            assert!(pool.resolved.is_empty(), "there is hope");
+            let (_, place) = spawns.remove(0);
+            let fx = pool.act(|state, now| state.spawn_failed(place, SpawnFailure::Died, now));
+            spawns.extend(fx.spawns);
+            let effects = pool.wait(2 * SECOND);
+            spawns.extend(effects.into_iter().flat_map(|fx| fx.spawns));
+        }
+        assert!(matches!(pool.resolved[..], [(1, Outcome::Unstartable)]));
+    }
+
+    /// What lies behind a call is not held up by the round trip, and the round trip is filled.
+    #[test]
+    fn as_many_calls_are_under_way_as_the_round_trip_takes() {
+        let mut pool = at_hosts(&[1]);
+        let _ = pool.submit(1, 10);
+        let trip = 50 * MILLI;
+        let _ = pool.act(|state, now| state.ready((1, 1), 1, trip, now));
+        for id in 1..30 {
+            pool.start(1, id);
+            pool.now += 5 * MILLI;
+            let _ = pool.hear(1, Heard::Done(id));
+            let _ = pool.submit(id + 1, 10);
+        }
+        (100..200).for_each(|id| drop(pool.submit(id, 10)));
+        let under_way = pool.in_flight(1).len();
+        assert!(
+            (10..=20).contains(&under_way),
+            "{under_way} of 5 ms in 50 ms"
+        );
     }
 
     #[test]
@@ -1133,7 +1230,7 @@ mod tests {
         let mut spawns = pool.submit(2, 10).spawns.len();
         for _ in 0..10 {
             for _ in 0..spawns {
-                let _ = pool.act(|state, now| state.spawn_failed(SpawnFailure::Final, now));
+                let _ = pool.act(|state, now| state.spawn_failed(HERE, SpawnFailure::Final, now));
             }
             spawns = pool.wait(SECOND).iter().map(|fx| fx.spawns.len()).sum();
         }
@@ -1215,9 +1312,11 @@ mod tests {
         assert_eq!(pool.resolved.len(), 4, "all but the one that runs");
         let _ = pool.exit(1, true);
         assert_eq!(pool.resolved.len(), 5);
-        let starting = pool.state.starting;
+        let starting = pool.state.starting();
         for number in 0..starting as u64 {
-            let ready = |state: &mut State<u64, u64>, now| state.ready(10 + number, 10, now);
+            let spawn = (10 + number, HERE);
+            let ready =
+                |state: &mut State<u64, u64>, now| state.ready(spawn, 10, Duration::ZERO, now);
             assert_eq!(pool.act(ready).retirements, [10]);
             let _ = pool.exit(10 + number, true);
         }

@@ -3,7 +3,7 @@
 //!
 //! Everything follows from a seed, so a failure repeats. Workers crash before and after a start, freeze, are
 //! slow, lose what they said last, give back and answer late, fail to start, and leave something behind that
-//! holds their link. Calls are large or small, quick or slow, are stopped at any time, and kill whoever
+//! holds their link. Some are at hosts, which may be slow, dead, or hang. Calls are large or small, quick or slow, are stopped at any time, and kill whoever
 //! gets them. The simulation knows what really happens, and after each event compares it with what the
 //! scheduler does.
 //!
@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Effects, Exit, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
+use super::{Effects, Exit, HERE, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
 use crate::stop::Reason;
 
 /// Numbers by splitmix64.
@@ -81,7 +81,7 @@ enum Event {
     Stop(u64),
     /// By now a call that was stopped is over.
     Overdue(u64),
-    Connect(u64),
+    Connect(u64, usize),
     Step(u64),
     TakeOver(u64, u64),
     Finish(u64, u64),
@@ -111,6 +111,7 @@ enum Said {
 /// A worker: the process as it is, and what the pool can know of it.
 #[derive(Debug, Default)]
 struct Process {
+    place: usize,
     dead: bool,
     frozen: Option<Instant>,
     thawed: Option<Instant>,
@@ -175,11 +176,8 @@ struct World {
     calls: Vec<Truth>,
     to_submit: u64,
     processes: BTreeMap<u64, Process>,
-    starting: usize,
+    places: Vec<Place>,
     reaping: usize,
-    failures: u32,
-    not_before: Option<Instant>,
-    start_fails: u64,
     freezes: bool,
     ticking: Option<Instant>,
     closed: bool,
@@ -188,6 +186,21 @@ struct World {
     /// What has happened, and how often.
     seen: Seen,
     fault: Option<String>,
+}
+
+/// This machine or a host, as the pool can know it.
+#[derive(Default)]
+struct Place {
+    slots: usize,
+    starting: usize,
+    /// Since when workers are being started without a pause.
+    starting_since: Option<Instant>,
+    failures: u32,
+    not_before: Option<Instant>,
+    /// The share of starts that fail, in percent, and how long a start takes.
+    start_fails: u64,
+    start_takes: Duration,
+    trip: Duration,
 }
 
 type Seen = BTreeMap<&'static str, u64>;
@@ -203,14 +216,38 @@ enum Occasion {
 impl World {
     fn new(seed: u64, tamper: Tamper) -> World {
         let mut random = Random(seed);
+        let mut places = vec![1 + random.below(6) as usize];
+        if random.percent(40) {
+            places[HERE] = random.below(3) as usize;
+            let hosts = 1 + random.below(3);
+            places.extend((0..hosts).map(|_| 1 + random.below(12) as usize));
+        }
         let limits = Limits {
-            processes: 1 + random.below(6) as usize,
+            places,
             calls_per_worker: random.percent(20).then(|| 1 + random.below(40)),
             eager: EAGER,
             keep_alive: [Duration::ZERO, random.micros(1, 50_000), 10 * SECOND]
                 [random.below(3) as usize],
             cancel_grace: [Duration::ZERO, random.micros(1, 300_000)][random.below(2) as usize],
+            host_timeout: 60 * SECOND,
         };
+        let place = |(at, slots): (usize, &usize)| Place {
+            slots: *slots,
+            start_fails: match at {
+                HERE => [0, 0, 0, 3, 3, 30, 30, 95][random.below(8) as usize],
+                _ => [0, 0, 0, 10, 50, 100][random.below(6) as usize],
+            },
+            start_takes: match at {
+                HERE => Duration::from_millis(30),
+                _ => Duration::from_millis([50, 300, 10_000][random.below(3) as usize]),
+            },
+            trip: Duration::from_millis(match at {
+                HERE => 0,
+                _ => random.below(100),
+            }),
+            ..Place::default()
+        };
+        let places = limits.places.iter().enumerate().map(place).collect();
         let base = Instant::now();
         let mut world = World {
             tamper,
@@ -224,11 +261,8 @@ impl World {
             calls: Vec::new(),
             to_submit: 100 + random.below(900),
             processes: BTreeMap::new(),
-            starting: 0,
+            places,
             reaping: 0,
-            failures: 0,
-            not_before: None,
-            start_fails: [0, 0, 0, 3, 3, 30, 30, 95][random.below(8) as usize],
             freezes: random.percent(40),
             ticking: None,
             closed: false,
@@ -317,7 +351,7 @@ impl World {
                 let over = self.calls[id as usize].resolved;
                 self.require(over, || format!("call {id} was stopped and is not over"));
             }
-            Event::Connect(worker) => self.connect(worker),
+            Event::Connect(worker, place) => self.connect(worker, place),
             Event::Step(worker) => self.step(worker),
             Event::TakeOver(worker, turn) => self.take_over(worker, turn),
             Event::Finish(worker, turn) => self.finish(worker, turn),
@@ -439,21 +473,22 @@ impl World {
 
     // ------------------------------------------------------------------------------------ the workers
 
-    fn connect(&mut self, worker: u64) {
-        self.starting -= 1;
+    fn connect(&mut self, worker: u64, place: usize) {
+        self.places[place].starting -= 1;
         let now = self.now;
-        if self.random.percent(self.start_fails) {
+        if self.random.percent(self.places[place].start_fails) {
             let failure = match self.random.below(10) {
                 0 => SpawnFailure::Final,
                 1..3 => SpawnFailure::Died,
                 _ => SpawnFailure::Refused,
             };
-            self.failed();
+            self.failed(place);
             return self.act(Occasion::SpawnFailed, |state| {
-                state.spawn_failed(failure, now)
+                state.spawn_failed(place, failure, now)
             });
         }
         let process = Process {
+            place,
             link_is_held: self.random.percent(5),
             heard_at: Some(now),
             ..Process::default()
@@ -463,7 +498,10 @@ impl World {
             let delay = self.random.micros(0, 30_000);
             self.after(delay, Event::Die(worker));
         }
-        self.act(Occasion::Other, |state| state.ready(worker, worker, now));
+        let trip = self.places[place].trip;
+        self.act(Occasion::Other, |state| {
+            state.ready((worker, place), worker, trip, now);
+        });
     }
 
     /// The pool writes to a worker.
@@ -749,12 +787,14 @@ impl World {
         process.replaced |= replaces;
         process.decoding |= decodes;
         process.reader_is_busy |= decodes;
+        let place = process.place;
         self.require(!unknown, || "a call begins that is not in flight".into());
         if proves {
-            (self.failures, self.not_before) = (0, None);
+            (self.places[place].failures, self.places[place].not_before) = (0, None);
         }
         let (now, tamper) = (self.now, self.tamper);
-        let before = (self.state.failures, self.state.not_before);
+        let known = &self.state.places[place];
+        let before = (known.failures, known.not_before);
         self.act(Occasion::Other, |state| {
             for said in batch {
                 match said {
@@ -764,7 +804,8 @@ impl World {
                 }
             }
             if tamper == Tamper::KeepFailures {
-                (state.failures, state.not_before) = before;
+                let place = &mut state.places[place];
+                (place.failures, place.not_before) = before;
             }
             if replaces {
                 state.heard(worker, Heard::Outgrown, now);
@@ -816,7 +857,7 @@ impl World {
         let Some(process) = self.processes.remove(&worker) else {
             return;
         };
-        let (now, tamper) = (self.now, self.tamper);
+        let (now, tamper, place) = (self.now, self.tamper, process.place);
         // What the pool has to take for a sign that the next worker may end the same way.
         let started = process.in_flight.iter().any(|(_, started)| *started);
         let is_stopped = |id: u64| self.calls[id as usize].stopped.is_some() || self.closed;
@@ -825,10 +866,10 @@ impl World {
             .iter()
             .any(|(call, _)| !is_stopped(call.id));
         if process.proven && self.processes.is_empty() {
-            self.failures = 0;
+            self.places.iter_mut().for_each(|place| place.failures = 0);
         }
-        let mut expected = self.failures;
-        expected += u32::from(!started && blameless && self.may_fail());
+        let mut expected = self.places[place].failures;
+        expected += u32::from(!started && blameless && self.may_start(place));
         let mut workers = self.state.workers.iter_mut();
         if let Some(known) = workers.find(|known| known.number == worker) {
             for entry in &mut known.in_flight {
@@ -847,7 +888,7 @@ impl World {
             };
             state.exited(worker, exit, now);
         });
-        let counted = self.state.failures;
+        let counted = self.state.places[place].failures;
         self.require(counted >= expected, || "a failure is not counted".into());
         let delay = self.random.micros(0, 5_000);
         self.after(delay, Event::Reaped);
@@ -862,13 +903,19 @@ impl World {
         self.state.schedule(self.now);
         let mut fx = std::mem::take(&mut self.state.fx);
         self.tamper_after(&mut fx);
-        if matches!(occasion, Occasion::Exit { .. }) && self.state.failures > self.failures {
-            self.require_failure();
+        for place in 0..self.places.len() {
+            let counted = self.state.places[place].failures;
+            let is_new = counted > self.places[place].failures;
+            if matches!(occasion, Occasion::Exit { .. }) && is_new {
+                let may_fail = self.may_start(place);
+                self.require(may_fail, || "a failure within a back-off counts".into());
+                self.failed(place);
+            }
+            let failures = (counted, self.places[place].failures);
+            self.require(failures.0 == failures.1, || {
+                format!("counts failures {failures:?}")
+            });
         }
-        let failures = (self.state.failures, self.failures);
-        self.require(failures.0 == failures.1, || {
-            format!("counts failures {failures:?}")
-        });
         self.carry_out(fx, occasion);
         self.check();
     }
@@ -885,7 +932,10 @@ impl World {
                     stops.for_each(|stop| stop.kill_at = now);
                 }
             }
-            Tamper::ForgetBackoff => self.state.not_before = None,
+            Tamper::ForgetBackoff => {
+                let places = self.state.places.iter_mut();
+                places.for_each(|place| place.not_before = None);
+            }
             Tamper::ForgetBytes => {
                 let workers = self.state.workers.iter_mut();
                 workers.for_each(|worker| worker.eager = usize::MAX);
@@ -910,22 +960,39 @@ impl World {
         }
     }
 
-    fn may_fail(&self) -> bool {
-        self.not_before.is_none_or(|at| at <= self.now)
+    /// Whether no back-off is under way.
+    fn may_start(&self, place: usize) -> bool {
+        self.places[place]
+            .not_before
+            .is_none_or(|at| at <= self.now)
     }
 
-    fn failed(&mut self) {
-        if self.may_fail() {
-            self.failures += 1;
-            let pause = 10 * 4u64.pow((self.failures - 1).min(4));
-            self.not_before = Some(self.now + Duration::from_millis(pause));
+    fn failed(&mut self, place: usize) {
+        if !self.may_start(place) {
+            return;
         }
+        let is_alone = self.live(None) + self.starting() == 0;
+        let (base, steps) = match (place, is_alone) {
+            (HERE, _) => (10, 4),
+            (_, false) => (250, 4),
+            (_, true) => (250, 1),
+        };
+        let place = &mut self.places[place];
+        place.failures += 1;
+        let pause = base * 4u64.pow((place.failures - 1).min(steps));
+        place.not_before = Some(self.now + Duration::from_millis(pause));
     }
 
-    fn require_failure(&mut self) {
-        let may_fail = self.may_fail();
-        self.require(may_fail, || "a failure within a back-off counts".into());
-        self.failed();
+    fn starting(&self) -> usize {
+        self.places.iter().map(|place| place.starting).sum()
+    }
+
+    /// The workers, or those of one place, that were not told to end.
+    fn live(&self, place: Option<usize>) -> usize {
+        let stays = |process: &&Process| {
+            process.retired.is_none() && place.is_none_or(|place| process.place == place)
+        };
+        self.processes.values().filter(stays).count()
     }
 
     fn carry_out(&mut self, fx: Effects<Handle, u64>, occasion: Occasion) {
@@ -956,17 +1023,30 @@ impl World {
         for (call, outcome) in fx.resolutions {
             self.resolve(call.id, outcome, occasion);
         }
-        for worker in fx.spawns {
-            let waits = self.may_fail() && (self.failures == 0 || self.starting == 0);
+        for (worker, at) in fx.spawns {
+            let may_start = self.may_start(at);
+            let place = &mut self.places[at];
+            let waits = may_start && (place.failures == 0 || place.starting == 0);
+            if place.starting == 0 {
+                place.starting_since = Some(self.now);
+            }
+            place.starting += 1;
+            let crowded = at != HERE && place.starting > 8;
+            let longest = place.start_takes.as_micros() as u64;
             self.require(waits, || "a worker is started within a back-off".into());
-            self.starting += 1;
-            let delay = self.random.micros(500, 30_000);
-            self.after(delay, Event::Connect(worker));
+            self.require(!crowded, || "too many workers are started at once".into());
+            let delay = self.random.micros(500, longest);
+            self.after(delay, Event::Connect(worker, at));
+            self.note(if at == HERE {
+                "started here"
+            } else {
+                "started at a host"
+            });
         }
         if fx.wake_supervisor {
             self.look_at_clock();
         }
-        let empty = self.processes.is_empty() && self.starting + self.reaping == 0;
+        let empty = self.processes.is_empty() && self.starting() + self.reaping == 0;
         let says = self.state.is_empty();
         self.require(says == empty, || format!("empty: {empty}, and says {says}"));
     }
@@ -983,8 +1063,7 @@ impl World {
     }
 
     fn send(&mut self, worker: u64, message: Message<Handle>) {
-        let stays = |process: &&Process| process.retired.is_none();
-        let complete = self.processes.values().filter(stays).count() >= self.limits.processes;
+        let complete = self.live(None) >= self.limits.places.iter().sum();
         let Some(process) = self.processes.get_mut(&worker) else {
             return self.fail("something is sent to a worker that has gone".into());
         };
@@ -1094,10 +1173,7 @@ impl World {
     fn resolve(&mut self, id: u64, outcome: Outcome, occasion: Occasion) {
         let truth = &self.calls[id as usize];
         let is_stopped = truth.stopped.is_some() || self.closed;
-        let nobody = self
-            .processes
-            .values()
-            .all(|process| process.retired.is_some());
+        let nobody = self.live(None) + self.starting() == 0;
         let right = match outcome {
             Outcome::Done => truth.finished && truth.announced && truth.stopped.is_none(),
             Outcome::Stopped { reason, .. } => match reason {
@@ -1112,7 +1188,7 @@ impl World {
                 }
                 _ => false,
             },
-            Outcome::Unstartable => occasion != Occasion::Other && nobody && self.starting == 0,
+            Outcome::Unstartable => occasion != Occasion::Other && nobody && self.is_hopeless(),
         };
         let early = occasion == Occasion::Other
             && self
@@ -1143,12 +1219,13 @@ impl World {
     /// What is always true, after all that there was to be done.
     fn check(&mut self) {
         let limits = self.limits.clone();
-        let stays = |process: &&Process| process.retired.is_none();
-        let live = self.processes.values().filter(stays).count();
-        self.require(live + self.starting <= limits.processes, || {
-            "too many workers".into()
-        });
-        let complete = live >= limits.processes;
+        let live = self.live(None);
+        for at in 0..self.places.len() {
+            let workers = self.live(Some(at)) + self.places[at].starting;
+            let fits = workers <= self.places[at].slots;
+            self.require(fits, || "too many workers".into());
+        }
+        let complete = live >= limits.places.iter().sum();
         let waiting = self.state.queue.len();
         let mut faults = Vec::new();
         for (worker, process) in &self.processes {
@@ -1179,10 +1256,28 @@ impl World {
                 ));
             }
         }
-        let room = live + self.starting < limits.processes && waiting > self.starting;
-        let may_start = self.may_fail() && (self.not_before.is_none() || self.starting == 0);
-        if room && may_start && !self.closed {
-            faults.push(format!("{waiting} calls wait and no worker is started"));
+        // A host that hangs is not counted on, and gets no more starts.
+        let hangs = |at: usize, place: &Place| {
+            let since = place.starting_since;
+            let since = since.filter(|_| at != HERE && place.starting > 0);
+            since.is_some_and(|since| self.now >= since + SECOND)
+        };
+        let expected =
+            self.places.iter().enumerate().map(
+                |(at, place)| {
+                    if hangs(at, place) { 0 } else { place.starting }
+                },
+            );
+        let is_short = waiting > expected.sum();
+        for (at, place) in self.places.iter().enumerate() {
+            let room = self.live(Some(at)) + place.starting < place.slots;
+            let may_start = self.may_start(at)
+                && (place.not_before.is_none() || place.starting == 0)
+                && (at == HERE || place.starting < 8)
+                && !hangs(at, place);
+            if is_short && room && may_start && !self.closed {
+                faults.push(format!("{waiting} calls wait and no worker is started"));
+            }
         }
         if self.steps % 64 == 0 {
             // This looks at each call.
@@ -1201,10 +1296,18 @@ impl World {
         faults.into_iter().for_each(|fault| self.fail(fault));
     }
 
+    /// Whether calls fail if there is no worker. How many failures that takes depends on what they are.
+    fn is_hopeless(&self) -> bool {
+        let places = self.places.iter();
+        places
+            .filter(|place| place.slots > 0)
+            .all(|place| place.failures > 0)
+    }
+
     fn at_the_end(&mut self) {
         let open = self.open;
         self.require(open == 0, || format!("{open} calls are not over"));
-        let left = (self.processes.len(), self.starting, self.reaping);
+        let left = (self.processes.len(), self.starting(), self.reaping);
         self.require(left == (0, 0, 0), || format!("something is left: {left:?}"));
         let deadline = self.state.next_deadline();
         self.require(deadline.is_none(), || {
@@ -1236,7 +1339,7 @@ fn number_from(variable: &str) -> Option<u64> {
 }
 
 /// What has to have happened, so that it means something that all was well.
-const HAPPENINGS: [&str; 17] = [
+const HAPPENINGS: [&str; 19] = [
     "calls are given back",
     "a silent worker is looked at",
     "done",
@@ -1253,6 +1356,8 @@ const HAPPENINGS: [&str; 17] = [
     "killed for a call",
     "killed as frozen",
     "killed and dead already",
+    "started here",
+    "started at a host",
     "event",
 ];
 

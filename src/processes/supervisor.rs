@@ -19,13 +19,16 @@ use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
 use super::handshake::{self, SpawnError, WorkerConfig};
 use super::procfs;
+use super::relay::{self, Far};
 use super::report::{self, ExitReport, Output, Printed};
-use super::scheduler::{Exit, Heard, Message, SpawnFailure};
+use super::scheduler::{self, Exit, Heard, Message, SpawnFailure};
 use super::transport::{self, Link, Rx, Tx};
 use super::wire::Wire;
-use super::worker::{ARGUMENT, PanicReport, Setup, TEST_ARGUMENT, setup};
+use super::worker::{
+    ARGUMENT, PanicReport, RELAY_ARGUMENTS, TEST_ARGUMENT, TEST_RELAY_ARGUMENT, add_arguments,
+};
 use super::{CallHandle, Pool, Request, apply, pool, update};
-use crate::config::{Settings, settings, stack_size, start_deep_thread};
+use crate::config::{Host, Settings, settings, stack_size, start_deep_thread};
 use crate::current::Current;
 use crate::error::{Error, discard, lock, wall};
 use crate::progress::Progress;
@@ -114,6 +117,8 @@ pub(super) struct Process {
     /// The last call that was reported because a signal had stopped the process.
     reported: AtomicU64,
     printed: Arc<Printed>,
+    /// Where it is, if that is another host. The child is its launcher then.
+    far: Option<Far>,
 }
 
 /// A large call is written in pieces of this size. Each that the worker takes is a sign of life.
@@ -137,6 +142,13 @@ impl Process {
             }
         }
         self.write(frames);
+    }
+
+    /// Writes an empty frame, for a relay.
+    fn say(&self, kind: Kind) {
+        let mut frame = Vec::new();
+        frame::plain(&mut frame, kind, 0);
+        self.write(&frame);
     }
 
     /// Writes frames; says whether the link took them. If not, the reader finds the end of the link.
@@ -169,8 +181,15 @@ impl Process {
             self.was_stopped.store(true, Ordering::Relaxed);
         }
         let was_killed = self.was_killed.swap(true, Ordering::Relaxed);
-        // It fails only if the process was reaped before.
-        let _ = lock(&self.child).kill();
+        // At the end of the link a relay kills its worker, and says how that ended. A launcher that was killed
+        // could not pass it on. A shell may wait for the one that it started.
+        if self.far.is_some() && was_killed {
+            transport::kill_children(self.pid);
+        }
+        if self.far.is_none() || was_killed {
+            // It fails only if the process was reaped before.
+            let _ = lock(&self.child).kill();
+        }
         // If that was a wrapper only, the worker behind it ends when it sees the end of the link.
         self.tx.close();
         if was_killed && self.has_ended() {
@@ -180,7 +199,11 @@ impl Process {
 
     /// Has an idle worker end by itself, so that it can flush what it printed.
     pub(super) fn retire(&self) {
-        self.tx.close();
+        match self.far {
+            // The end of the link would have its relay kill it.
+            Some(_) => self.say(Kind::Retire),
+            None => self.tx.close(),
+        }
     }
 
     /// Looks after a worker of which nothing was heard for long. A process that it started may hold its
@@ -222,6 +245,9 @@ impl Process {
     /// the point where a kill could change how it ended; one that lives on without its link is of no
     /// use.
     fn reap(&self) -> Option<ExitStatus> {
+        if self.far.is_some() {
+            return relay::end(&mut lock(&self.child)).ok();
+        }
         let asked = settings().is_ok_and(|settings| settings.kill_children);
         // The number of its group is taken until the process is reaped.
         if asked && !self.was_reaped.load(Ordering::Relaxed) {
@@ -242,26 +268,27 @@ impl Process {
 
 // ------------------------------------------------------------------------------------------ the start
 
-/// Starts a worker, and the thread that reads from it.
-pub(super) fn spawn(number: u64) {
+/// Starts a worker at a place, and the thread that reads from it.
+pub(super) fn spawn((number, place): (u64, usize)) {
     // It decodes results: they may be as large as what a call has the stack for.
     let body = move || {
         Current::Reader.set();
-        attend(number);
+        attend(number, place);
         stand_in();
     };
     if let Err(error) = start_deep_thread(&format!("cpu-{number}"), Box::new(body)) {
         let text = "no thread could be started for a worker process";
-        spawn_failed(SpawnFailure::Refused, &Error::os(text, error));
+        spawn_failed(place, SpawnFailure::Refused, &Error::os(text, error));
     }
 }
 
 /// The life of a worker.
-fn attend(number: u64) {
-    let (child, Link { rx, tx }, output) = match launch() {
+fn attend(number: u64, place: usize) {
+    let (child, Link { rx, tx }, output, far) = match launch(place) {
         Ok(launched) => launched,
-        Err((failure, error)) => return spawn_failed(failure, &error),
+        Err((failure, error)) => return spawn_failed(place, failure, &error),
     };
+    let trip = far.as_ref().map_or(Duration::ZERO, |far| far.trip);
     let process = Arc::new(Process {
         number,
         tx,
@@ -274,10 +301,11 @@ fn attend(number: u64) {
         decodes: AtomicBool::new(false),
         reported: AtomicU64::new(0),
         printed: Arc::clone(&output.printed),
+        far,
     });
     update(|pool, now| {
         let handle = Arc::clone(&process);
-        pool.state.ready(number, handle, now);
+        pool.state.ready((number, place), handle, trip, now);
     });
     // Whatever happens in there, the worker is reaped.
     let end = wall(|| read(&process, rx)).unwrap_or_else(|payload| {
@@ -288,8 +316,10 @@ fn attend(number: u64) {
     exit(&process, &end, &output);
 }
 
-fn spawn_failed(failure: SpawnFailure, error: &Error) {
-    fail_start(error, |pool, now| pool.state.spawn_failed(failure, now));
+fn spawn_failed(place: usize, failure: SpawnFailure, error: &Error) {
+    fail_start(error, |pool, now| {
+        pool.state.spawn_failed(place, failure, now);
+    });
 }
 
 /// Feeds an event after which calls may have no worker to wait for.
@@ -298,15 +328,23 @@ fn fail_start(error: &Error, event: impl FnOnce(&mut Pool, Instant)) {
     apply(event, &mut |call, _| fail(call));
 }
 
+type Launched = (Child, Link, Output, Option<Far>);
+
 /// Starts a process, and waits until it has connected.
-fn launch() -> Result<(Child, Link, Output), (SpawnFailure, Error)> {
+fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
     let is_final = |error| (SpawnFailure::Final, error);
     let settings = settings().map_err(is_final)?;
     let config = WorkerConfig {
         frame_bytes_max: settings.frame_bytes_max as u64,
         stack_size: stack_size() as u64,
         spin: settings.spin,
+        slow: scheduler::WINDOW,
+        start_timeout: settings.start_timeout,
+        host_timeout: settings.host_timeout,
+        kill_children: settings.kill_children,
     };
+    let host = place.checked_sub(1).map(|at| &settings.hosts[at]);
+    let name = host.map(|host| &*host.name);
     let refused = |refusal: SpawnError, program: &str, output: Option<&Output>| {
         let failure = match &refusal {
             SpawnError::Os(error) => match error.kind() {
@@ -314,53 +352,50 @@ fn launch() -> Result<(Child, Link, Output), (SpawnFailure, Error)> {
                 _ => SpawnFailure::Refused,
             },
             SpawnError::Died(_) => SpawnFailure::Died,
-            SpawnError::TimedOut | SpawnError::Unneeded => SpawnFailure::Final,
+            SpawnError::TimedOut | SpawnError::Unneeded | SpawnError::Unfit(_) => {
+                SpawnFailure::Final
+            }
         };
-        let error = report::refused(refusal, settings, program, output);
+        let limit = settings.start_timeout;
+        let error = report::refused(refusal, limit, program, name, output);
         (failure, error)
     };
-    let command = wall(|| command(settings))
-        .map_err(|payload| is_final(Error::panicked("the hook `worker_command`", payload)))?;
+    let command = wall(|| command(settings, host)).map_err(|payload| {
+        let culprit = "the hook that makes the command of a worker";
+        is_final(Error::panicked(culprit, payload))
+    })?;
     let command = command.map_err(|error| refused(SpawnError::Os(error), "", None))?;
     let program = report::describe(&command);
-    let spawned = transport::spawn(command);
-    let (mut child, stdin) =
-        spawned.map_err(|error| refused(SpawnError::Os(error), &program, None))?;
-    let (output, ready) = Output::attach(&mut child);
     let is_needed = || !lock(pool()).state.is_closed();
-    let limit = settings.start_timeout;
-    match handshake::connect(child, stdin, config, limit, &ready, is_needed) {
-        Ok((child, link)) => Ok((child, link, output)),
+    let os = |error| refused(SpawnError::Os(error), &program, None);
+    if let Some(name) = name {
+        let (mut child, socket) = transport::spawn_at_socket(command).map_err(os)?;
+        let (output, _) = Output::attach(&mut child, transport::stdout);
+        return match relay::connect(child, socket, name, config, &output, is_needed) {
+            Ok((child, link, far)) => Ok((child, link, output, Some(far))),
+            Err(refusal) => Err(refused(refusal, &program, Some(&output))),
+        };
+    }
+    let (mut child, stdin) = transport::spawn(command).map_err(os)?;
+    let (output, ready) = Output::attach(&mut child, transport::stdout);
+    match handshake::connect(child, stdin, config, &ready, is_needed) {
+        Ok((child, link)) => Ok((child, link, output, None)),
         Err(refusal) => Err(refused(refusal, &program, Some(&output))),
     }
 }
 
 /// How a worker is started.
-fn command(settings: &Settings) -> io::Result<Command> {
-    let mut command = match &settings.worker_command {
+fn command(settings: &Settings, host: Option<&Host>) -> io::Result<Command> {
+    let make = host.map(|host| &host.launcher);
+    let mut command = match make.or(settings.worker_command.as_ref()) {
         Some(make) => make(&transport::executable()?),
         None => transport::command()?,
     };
-    match setup() {
-        Some(Setup::Test(name)) => {
-            let quiet = [
-                "--exact",
-                "--include-ignored",
-                "--nocapture",
-                "--test-threads=1",
-                "-q",
-            ];
-            command
-                .arg(name)
-                .args(quiet)
-                .arg(TEST_ARGUMENT)
-                .stdout(Stdio::piped());
-        }
-        Some(Setup::Main) | None => {
-            command.arg(ARGUMENT);
-        }
+    match host {
+        Some(_) => add_arguments(&mut command, &RELAY_ARGUMENTS, TEST_RELAY_ARGUMENT),
+        None => add_arguments(&mut command, &[ARGUMENT], TEST_ARGUMENT),
     }
-    if !io::IsTerminal::is_terminal(&io::stderr()) {
+    if host.is_some() || !io::IsTerminal::is_terminal(&io::stderr()) {
         command.stderr(Stdio::piped());
     }
     Ok(command)
@@ -382,8 +417,19 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
             Ok(true) => {}
             Ok(false) => return Ok(None),
             Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => continue,
-                _ => return Err(error),
+                io::ErrorKind::Interrupted => continue,
+                io::ErrorKind::WouldBlock => {
+                    let limit = settings.host_timeout;
+                    let text = format!("nothing was heard of its host for {limit:?}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
+                _ => {
+                    let last = (&process.far, reader.behind_torn());
+                    if let (Some(far), Some((Kind::Gone, call))) = last {
+                        far.set_gone(call);
+                    }
+                    return Err(error);
+                }
             },
         }
         let mut frames = iter::from_fn(|| reader.pop()).peekable();
@@ -409,6 +455,11 @@ fn is_start_or_done(frame: &Frame<'_>) -> bool {
 fn advance<'a>(process: &Process, frames: &mut Peekable<impl Iterator<Item = Frame<'a>>>) {
     let batch = Vec::from_iter(iter::from_fn(|| frames.next_if(is_start_or_done)));
     let is_done = |frame: &&Frame<'_>| frame.kind == Kind::Done;
+    let is_running = batch.last().is_some_and(|last| !is_done(&last));
+    if is_running && process.far.is_some() {
+        // A launcher or a network may hold back the end of the call until this acknowledges its start.
+        process.say(Kind::Noop);
+    }
     let is_large = |frame: &Frame<'_>| frame.payload.len() > buffers::LARGE;
     let (decodes, large) = (
         batch.iter().any(|it| is_done(&it)),
@@ -480,6 +531,13 @@ fn accept(
             process.heard(Heard::ClearToSend);
             process.heard(Heard::Loaded);
         }
+        Kind::Noop => {}
+        Kind::Ping => process.say(Kind::Noop),
+        Kind::Gone => {
+            process.far.iter().for_each(|far| far.set_gone(frame.call));
+            // Its launcher may take long to end, as when a process there holds its standard error.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         _ => return Err(io::ErrorKind::InvalidData.into()),
     }
     Ok(())
@@ -508,14 +566,21 @@ fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
         }
         Err(cause) => (Exit::Certain, Some(cause), None),
     };
+    let far = process.far.as_ref();
+    let exit = match far.map(|far| far.gone.get()) {
+        Some(None) if exit != Exit::Refused => Exit::Uncertain,
+        _ => exit,
+    };
     let report = OnceCell::new();
     let reap = || {
         process.tx.close_both();
         let status = process.reap();
         ExitReport {
-            pid: process.pid,
+            pid: far.map_or(process.pid, |far| far.pid),
             was_stopped: process.was_stopped.load(Ordering::Relaxed),
-            status,
+            status: far.map_or(status, |far| far.gone.get().copied()),
+            place: report::place(far.map(|far| far.host)),
+            launcher: status.filter(|_| far.is_some()),
             cause,
             refusal,
             output,

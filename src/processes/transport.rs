@@ -284,14 +284,18 @@ pub(super) fn of(what: &dyn Display, error: io::Error) -> io::Error {
 
 // ------------------------------------------------------------------------------------- the process
 
-/// A command that starts the executable of this process. On Linux its name stays valid when the file is
-/// replaced or deleted, and still means the same program.
-pub(super) fn command() -> io::Result<Command> {
+/// The executable of this process. On Linux its name stays valid in this process when the file is replaced or
+/// deleted, and still means the same program.
+pub(super) fn program() -> io::Result<PathBuf> {
     #[cfg(target_os = "linux")]
-    let command = Command::new("/proc/self/exe");
+    return Ok("/proc/self/exe".into());
     #[cfg(not(target_os = "linux"))]
-    let command = Command::new(env::current_exe()?);
-    Ok(named(command))
+    env::current_exe()
+}
+
+/// A command that starts it.
+pub(super) fn command() -> io::Result<Command> {
+    Ok(named(Command::new(program()?)))
 }
 
 /// Passes the name of the program as the first argument, which the list of processes shows.
@@ -352,6 +356,23 @@ pub(super) fn spawn(mut command: Command) -> io::Result<(Child, Box<dyn Write>)>
     }
 }
 
+/// Starts a child whose standard input and output are the other end of a socket.
+pub(super) fn spawn_at_socket(command: Command) -> io::Result<(Child, Socket)> {
+    #[cfg(unix)]
+    {
+        let (mut command, (ours, theirs)) = (command, UnixStream::pair()?);
+        command.stdin(OwnedFd::from(theirs.try_clone()?));
+        command.stdout(OwnedFd::from(theirs));
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        Ok((command.spawn()?, ours))
+    }
+    #[cfg(not(unix))]
+    {
+        let text = format!("{command:?}: this system has no workers on other hosts");
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    }
+}
+
 /// Kills the processes that a worker started, as far as they stayed in its group. The worker must not be
 /// reaped. std can signal one process only, so this costs the start of a program.
 pub(super) fn kill_children(worker: u32) {
@@ -385,6 +406,21 @@ pub(super) fn is_abort(status: ExitStatus) -> bool {
         const STATUS_STACK_BUFFER_OVERRUN: u32 = 0xC000_0409;
         status.code() == Some(STATUS_STACK_BUFFER_OVERRUN as i32)
     }
+}
+
+/// How a process has ended, for another process of the same program.
+pub(super) fn raw_status(status: ExitStatus) -> i32 {
+    #[cfg(unix)]
+    return std::os::unix::process::ExitStatusExt::into_raw(status);
+    #[cfg(windows)]
+    status.code().unwrap_or(-1)
+}
+
+pub(super) fn exit_status(raw: i32) -> ExitStatus {
+    #[cfg(unix)]
+    return std::os::unix::process::ExitStatusExt::from_raw(raw);
+    #[cfg(windows)]
+    std::os::windows::process::ExitStatusExt::from_raw(raw as u32)
 }
 
 // ------------------------------------------------------------------------------ standard streams

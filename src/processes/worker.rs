@@ -19,7 +19,7 @@ use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
-use std::process;
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
@@ -29,6 +29,7 @@ use super::buffers;
 use super::frame::{self, Frame, FrameReader, Kind};
 use super::handshake::{self, WorkerConfig};
 use super::registry;
+use super::relay;
 use super::transport::{self, Link, Rx, Tx};
 use super::wire::{Wire, encode_within};
 use crate::config::Config;
@@ -41,6 +42,15 @@ use crate::spin::{self, Spin};
 pub(crate) const ARGUMENT: &str = concat!("--unsync-worker=", env!("CARGO_PKG_VERSION"));
 /// The same for a worker that is a test binary: the harness takes it for one more filter.
 pub(crate) const TEST_ARGUMENT: &str = concat!("unsync::worker=", env!("CARGO_PKG_VERSION"));
+/// Without a version it was started by hand, and says that no program waits for it.
+const MANUAL_ARGUMENT: &str = "--unsync-worker";
+/// Those of a relay. The first is for a program with another version of this library: it says so much, and
+/// does not run its `main`.
+pub(super) const RELAY_ARGUMENTS: [&str; 2] = [
+    MANUAL_ARGUMENT,
+    concat!("--unsync-relay=", env!("CARGO_PKG_VERSION")),
+];
+pub(super) const TEST_RELAY_ARGUMENT: &str = concat!("unsync::relay=", env!("CARGO_PKG_VERSION"));
 /// Ends the harness's own words on standard output: what follows is the user's.
 pub(crate) const TEST_MARK: &str = "\u{1}unsync::worker\u{1}\n";
 
@@ -103,9 +113,12 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// ```
 #[allow(clippy::needless_doctest_main)]
 pub fn init() {
+    let is_relay = |argument: OsString| argument == RELAY_ARGUMENTS[1];
+    if env::args_os().skip(1).any(is_relay) {
+        relay::serve();
+    }
     // Not only the first: `worker_command` may have put others before it.
-    // Without a version it was started by hand, and says that no program waits for it.
-    let own = |argument: OsString| argument == ARGUMENT || argument == "--unsync-worker";
+    let own = |argument: OsString| argument == ARGUMENT || argument == MANUAL_ARGUMENT;
     if env::args_os().skip(1).any(own) {
         serve();
     }
@@ -135,6 +148,26 @@ pub fn is_worker() -> bool {
 pub(crate) fn setup() -> Option<Setup> {
     let main = MAIN_CALLS_INIT.get().map(|()| Setup::Main);
     main.or_else(|| TEST.get().map(|name| Setup::Test(name)))
+}
+
+/// Adds the arguments by which another process of this program knows what it is.
+pub(super) fn add_arguments(command: &mut Command, of_main: &[&str], of_test: &str) {
+    match setup() {
+        Some(Setup::Test(name)) => {
+            let quiet = [
+                "--exact",
+                "--include-ignored",
+                "--nocapture",
+                "--test-threads=1",
+                "-q",
+            ];
+            command.arg(name).args(quiet).arg(of_test);
+            command.stdout(Stdio::piped());
+        }
+        Some(Setup::Main) | None => {
+            command.args(of_main);
+        }
+    }
 }
 
 /// Makes a test binary able to run its functions in worker processes. Once per test binary, at the
@@ -188,6 +221,9 @@ pub fn set_test_worker(path: &'static str) {
 
 /// For `test_worker!`: the body of that test. Elsewhere than in a worker there is nothing to do.
 pub fn test_worker() {
+    if env::args_os().any(|argument| argument == TEST_RELAY_ARGUMENT) {
+        relay::serve();
+    }
     if env::args_os().any(|argument| argument == TEST_ARGUMENT) {
         // Without a program to read this there is none to serve either, and that is seen there.
         let _ = transport::stdout().and_then(|mut stdout| stdout.write_all(TEST_MARK.as_bytes()));
@@ -219,9 +255,6 @@ struct Incoming {
     frames: FrameReader,
     source: Rx,
 }
-
-/// A call that runs for longer than this is slow: the standby reader returns the calls behind it.
-const SLOW: Duration = Duration::from_millis(1);
 
 thread_local! {
     /// The call that this thread runs.
@@ -305,15 +338,20 @@ fn stack_size(config: WorkerConfig) -> usize {
 ///
 /// Nothing here may keep the process alive: neither a standard error that nobody reads, nor one of the
 /// handlers that run at the exit of a process.
-fn leave(why: Option<&str>) -> ! {
+pub(super) fn leave(why: Option<&str>) -> ! {
+    abort_soon();
+    why.into_iter().for_each(transport::log);
+    process::exit(i32::from(why.is_some()))
+}
+
+/// Ends the process in two seconds, unless it ends before.
+pub(super) fn abort_soon() {
     let watchdog = thread::Builder::new().spawn(|| {
         thread::sleep(Duration::from_secs(2));
         process::abort();
     });
-    why.into_iter().for_each(transport::log);
-    match watchdog {
-        Ok(_) => process::exit(i32::from(why.is_some())),
-        Err(_) => process::abort(),
+    if watchdog.is_err() {
+        process::abort();
     }
 }
 
@@ -358,7 +396,7 @@ impl Worker {
             Kind::Cancel if call == self.running.load(Ordering::Relaxed) => {
                 self.cancelled.store(call, Ordering::Relaxed);
             }
-            Kind::Cancel => {}
+            Kind::Cancel | Kind::Noop => {}
             _ => leave(None),
         }
         None
@@ -457,7 +495,7 @@ impl Worker {
         self.standby.get_or_init(thread::current);
         loop {
             let before = self.running.load(Ordering::Relaxed);
-            thread::park_timeout(SLOW);
+            thread::park_timeout(self.config.slow);
             let running = self.running.load(Ordering::SeqCst);
             if running != before {
                 continue;

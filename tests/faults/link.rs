@@ -83,9 +83,18 @@ struct Invitation {
     frame_bytes_max: u64,
     stack_size: u64,
     spin: Duration,
+    slow: Duration,
+    start_timeout: Duration,
+    host_timeout: Duration,
+    kill_children: bool,
 }
 
-unsync::wire!(struct Invitation { place, port, secrets, name, frame_bytes_max, stack_size, spin });
+unsync::wire! {
+    struct Invitation {
+        place, port, secrets, name, frame_bytes_max, stack_size, spin, slow, start_timeout, host_timeout,
+        kill_children,
+    }
+}
 
 impl Invitation {
     fn address(&self) -> Address {
@@ -748,6 +757,10 @@ fn meet_by(invite: impl FnOnce(&[u8]) -> Child) -> (Child, Vec<Met>) {
             frame_bytes_max: 1 << 20,
             stack_size: 1 << 20,
             spin: Duration::ZERO,
+            slow: Duration::from_millis(1),
+            start_timeout: SOON,
+            host_timeout: SOON,
+            kill_children: false,
         }))
     };
     let (worker, streams): (_, Vec<Box<dyn Stream>>) = match link() {

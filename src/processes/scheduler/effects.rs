@@ -19,9 +19,9 @@ pub(crate) struct Effects<C, W> {
     /// Look whether these processes live: nothing was heard of them for long. Close the link of one that
     /// does not.
     pub(crate) probes: Vec<W>,
-    /// Start workers of these numbers. Each ends up as [`State::ready`](super::State::ready) or
+    /// Start workers of these numbers at these places. Each ends up as [`State::ready`](super::State::ready) or
     /// [`State::spawn_failed`](super::State::spawn_failed).
-    pub(crate) spawns: Vec<u64>,
+    pub(crate) spawns: Vec<(u64, usize)>,
     /// These calls have begun.
     pub(crate) begun: Vec<C>,
     /// Resolve these calls.

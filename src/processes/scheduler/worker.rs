@@ -4,18 +4,17 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::effects::{Message, Outcome};
-use super::{CHECK, FROZEN};
+use super::{CHECK, FROZEN, WINDOW};
 use crate::stop::Reason;
 
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
 /// bytes, and a socket of Linux holds 208 KiB.
 pub(super) const FRAME_OVERHEAD: usize = 256;
-/// The work that may lie ready at a worker. A call that runs for longer is slow.
-const WINDOW: Duration = Duration::from_millis(1);
 const WINDOW_CALLS: usize = 256;
 
 pub(super) struct Worker<C, W> {
     pub(super) number: u64,
+    pub(super) place: usize,
     pub(super) handle: W,
     pub(super) phase: Phase,
     /// Sent and not done; the one that runs is in front.
@@ -26,8 +25,12 @@ pub(super) struct Worker<C, W> {
     pub(super) eager: usize,
     /// What the frames of calls that are not known to have begun take of `eager`, at most.
     pub(super) unacked_bytes: usize,
-    /// How many calls may be in flight: as many as take about `WINDOW` together.
+    /// How many calls may be in flight: as many as take about `slow` together.
     pub(super) window: usize,
+    /// A call that runs for longer holds up those behind it.
+    pub(super) slow: Duration,
+    /// Owing an answer for this long, it is frozen.
+    pub(super) frozen: Duration,
     /// A moving average.
     pub(super) avg_runtime: Duration,
     /// Calls sent and not returned.
@@ -82,9 +85,15 @@ pub(super) struct Stop {
 }
 
 impl<C: Clone, W: Clone> Worker<C, W> {
-    pub(super) fn new(number: u64, handle: W, eager: usize, now: Instant) -> Worker<C, W> {
+    pub(super) fn new(
+        (number, place): (u64, usize),
+        handle: W,
+        eager: usize,
+        now: Instant,
+    ) -> Worker<C, W> {
         Worker {
             number,
+            place,
             handle,
             phase: Phase::Open,
             in_flight: VecDeque::new(),
@@ -92,6 +101,8 @@ impl<C: Clone, W: Clone> Worker<C, W> {
             eager,
             unacked_bytes: 0,
             window: 1,
+            slow: WINDOW,
+            frozen: FROZEN,
             avg_runtime: WINDOW,
             assigned: 0,
             assigned_max: u64::MAX,
@@ -111,6 +122,11 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         !self.in_flight.is_empty() || matches!(self.phase, Phase::Rendezvous | Phase::Loading)
     }
 
+    /// Whether it holds a place in the pool.
+    pub(super) fn is_live(&self) -> bool {
+        !matches!(self.phase, Phase::Leaving { .. })
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         self.assigned >= self.assigned_max
     }
@@ -127,7 +143,7 @@ impl<C: Clone, W: Clone> Worker<C, W> {
 
     pub(super) fn is_slow(&self, now: Instant) -> bool {
         let ran = self.running().and_then(|running| running.ran(now));
-        ran.is_some_and(|ran| ran > WINDOW)
+        ran.is_some_and(|ran| ran > self.slow)
     }
 
     /// Whether it may have one more small call. It takes more when half a window is still under way, so that
@@ -194,7 +210,8 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         self.unacked_bytes -= self.charge(&entry);
         let ran = entry.ran(now).unwrap_or_default();
         self.avg_runtime = (self.avg_runtime * 3 + ran) / 4;
-        let calls = WINDOW.div_duration_f32(self.avg_runtime);
+        // The round trip is filled also when half of this is left, and more is sent.
+        let calls = (self.slow * 2 - WINDOW).div_duration_f32(self.avg_runtime);
         self.window = (calls as usize).clamp(1, WINDOW_CALLS);
         Some(entry)
     }
@@ -283,19 +300,19 @@ impl<C: Clone, W: Clone> Worker<C, W> {
     /// it should have come back.
     pub(super) fn is_frozen(&self, now: Instant) -> bool {
         match (self.phase, self.running()) {
-            (Phase::Rendezvous | Phase::Loading, _) => self.is_silent(now, FROZEN),
-            (Phase::Open, None) => !self.in_flight.is_empty() && self.is_silent(now, FROZEN),
+            (Phase::Rendezvous | Phase::Loading, _) => self.is_silent(now, self.frozen),
+            (Phase::Open, None) => !self.in_flight.is_empty() && self.is_silent(now, self.frozen),
             (Phase::Open, Some(running)) => running.is_overdue(now),
             (Phase::Leaving { .. } | Phase::Killed { .. }, _) => false,
         }
     }
 
-    /// Stopped calls that lie behind one that runs and is innocent, and that should have come back. They are
-    /// over for those who wait; what runs is not killed for them.
+    /// Stopped calls that should have begun, or have come back from behind an innocent one that runs. They are
+    /// over for those who wait; no worker is killed for them.
     pub(super) fn resolve_overdue(&mut self, now: Instant) -> impl Iterator<Item = (C, Outcome)> {
-        let behind = self.in_flight.iter_mut().skip(1);
-        behind.filter_map(move |entry| {
-            let stop = entry.stop.filter(|_| entry.is_overdue(now))?;
+        self.in_flight.iter_mut().filter_map(move |entry| {
+            let is_overdue = entry.started.is_none() && entry.is_overdue(now);
+            let stop = entry.stop.filter(|_| is_overdue)?;
             entry.resolved = true;
             Some((entry.call.clone(), Outcome::unstarted(stop.reason)))
         })

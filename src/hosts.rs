@@ -1,0 +1,129 @@
+//! When one machine is not enough: `cpu` calls on other machines.
+//!
+//! A program that outgrows its machine keeps its code. [`Config::host`](crate::Config::host) adds worker
+//! processes on another machine, started by a launcher that is there already: `ssh`, Slurm's `srun`,
+//! `kubectl exec -i`, `docker run -i`, `mpirun -n 1`. There is no daemon, no port and no scheduler of this
+//! library.
+//!
+//! ```no_run
+//! use std::process::Command;
+//!
+//! fn primes(below: u64) -> u64 {
+//!     (2..below).filter(|n| (2..*n).take_while(|d| d * d <= *n).all(|d| n % d != 0)).count() as u64
+//! }
+//! unsync::register!(primes);
+//!
+//! fn main() -> Result<(), unsync::Error> {
+//!     unsync::init();
+//!     let mut config = unsync::Config::new(); // .processes(0) leaves this machine out
+//!     for name in ["node1", "node2"] {
+//!         config = config.host(name, 8, move |program| {
+//!             let mut ssh = Command::new("ssh");
+//!             ssh.args(["-T", "-oBatchMode=yes", name]).arg(program);
+//!             ssh
+//!         });
+//!     }
+//!     config.install()?;
+//!     let counts = (1..1000).map(|n| unsync::cpu(primes, (1000 * n,)));
+//!     println!("{:?}", unsync::join_all(counts).result()?);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The example `hosts` in the repository renders a picture this way.
+//!
+//! # Launchers
+//!
+//! | launcher | command | notes |
+//! | --- | --- | --- |
+//! | ssh | `ssh -T -oBatchMode=yes node1 PROGRAM` | with keys, and no terminal. A server drops logins beyond its `MaxStartups`; no more than eight are tried at once. `ControlMaster auto` with `ControlPersist` in the configuration of ssh makes all but the first login cheap |
+//! | Slurm | `srun -Q -n1 -N1 PROGRAM` | a job for each worker; the queue counts towards `start_timeout`. In `salloc` or `sbatch`, add `--overlap -w node1`: then each is a step of the allocation, and starts at once |
+//! | Kubernetes | `kubectl exec -i POD -- PROGRAM` | without `-t` |
+//! | containers | `docker run -i --rm IMAGE PROGRAM` | the image has the program |
+//! | MPI | `mpirun -n 1 --host node1 PROGRAM` | |
+//!
+//! `PROGRAM` is the path that the closure gets, or wherever the program is over there: the closure may ignore it.
+//! The library appends arguments, by which the program knows what it is.
+//!
+//! One launcher runs for each worker, and one thread here, so one program drives tens of machines, not thousands.
+//!
+//! # The same build
+//!
+//! The executable there has to be the same as here, byte by byte. Copy it (`scp`, `rsync`), have it on a shared
+//! file system, or in the image. The size and a hash of both files are compared before the first call; an error
+//! shows both if they differ. A stripped copy is another build.
+//!
+//! # What crosses, and what does not
+//!
+//! - Arguments and results cross, and panics with their messages, as to any worker.
+//! - What the function prints there appears on standard error here, from both streams.
+//! - Files, the environment and the working directory are those of the other machine, as the launcher sets them.
+//!   `ssh node1 env NAME=VALUE PROGRAM` sets a variable.
+//! - [`worker_exit`](crate::Error::worker_exit) is how the worker there ended, a signal included.
+//! - [`kill_children`](crate::Config::kill_children) acts there too;
+//!   [`memory_per_worker`](crate::Config::memory_per_worker) does not.
+//!
+//! # When something is lost
+//!
+//! **A call runs at most once.** A network that breaks takes along what it carried, so nobody knows how far the
+//! calls were that it had: they fail as [`WorkerLost`](crate::ErrorKind::WorkerLost), and the error says that they
+//! may have begun. None is tried again by itself. Where a call may run twice, the retry is a line of the caller:
+//!
+//! ```
+//! # fn primes(below: u64) -> u64 { below }
+//! # unsync::register!(primes);
+//! use unsync::{Error, ErrorKind};
+//!
+//! async fn primes_for_sure(below: u64) -> Result<u64, Error> {
+//!     loop {
+//!         match unsync::cpu(primes, (below,)).await {
+//!             Err(error) if error.kind() == ErrorKind::WorkerLost => {}
+//!             outcome => return outcome,
+//!         }
+//!     }
+//! }
+//! # unsync::init();
+//! # assert_eq!(unsync::block_on(primes_for_sure(7)).unwrap(), 7);
+//! ```
+//!
+//! Calls that were not sent yet go elsewhere. If a worker dies and its machine can still say so, only the call that
+//! it ran fails.
+//!
+//! **A dead machine stalls nobody.** It is left alone for a quarter of a second, then longer each time, up to about
+//! a minute. Calls fail only if no machine has a worker or can start one; the error has the last words of the
+//! launcher, such as `Permission denied (publickey)`.
+//!
+//! **Nothing stays behind.** A deadline or a cancel kills the process on the other machine. The end of the program,
+//! however it comes, ends everything there within a second. If the network is cut, both sides give up after
+//! [`host_timeout`](crate::Config::host_timeout), 60 s by default.
+//!
+//! # What it costs
+//!
+//! Measured with two virtual processors, `sshd` and a Slurm of four nodes on the same machine; a network adds its
+//! own. Calls are batched as between processes of one machine, and as many are under way as the round trip takes.
+//!
+//! | | local worker | relay | ssh | srun |
+//! | --- | --- | --- | --- | --- |
+//! | first result | 11 ms | 8 ms | 0.45 s | 70 ms |
+//! | one call at a time | 19 µs | 31 µs | 130 µs | 100 µs |
+//! | 10,000 calls at once, each | 2.8 µs | 3.1 µs | 10 µs | 82 µs |
+//! | 64 MiB there and back | 0.14 s | 0.19 s | 0.6 s | 3 s |
+//!
+//! Over a launcher that delays every byte by 25 ms each way, one call takes 50 ms, and 10,000 calls at once take
+//! 0.24 ms each.
+//!
+//! # When to use something else
+//!
+//! - **Ray** and **dask** keep data on the cluster between tasks, schedule by where it is, grow and shrink, and show
+//!   it all on a dashboard. Here every argument travels from the program, and every result back to it.
+//! - **Julia's `Distributed`** and **mirai** (R) have workers that talk to each other, and languages in which
+//!   functions can be sent. Here both sides have the same executable, and calls go one way.
+//! - **MPI** is for programs whose processes exchange data all the time, over networks made for that.
+//!
+//! Use this for calls that are independent, take milliseconds or more, and come from one program: parameter sweeps,
+//! rendering, simulations, conversions. Where a machine more is all that is missing, it takes four lines.
+//!
+//! # On Windows
+//!
+//! The program that makes the calls needs a Unix system. On Windows, calls for a host fail as
+//! [`Os`](crate::ErrorKind::Os), with that as the reason.

@@ -1,0 +1,363 @@
+//! Workers on other hosts: what a launcher carries between the parent and the relay, and the relay.
+//!
+//! ```text
+//!   reader ──socket──▶ launcher: ssh, srun … ──▶ stdin ─┐       ┌──link──▶ worker
+//!          ◀─────────                        ◀── stdout ┴ relay ┴◀────────
+//! ```
+//!
+//! A launcher is a program of the user's choice. What it gets on its standard input arrives at the other host,
+//! and the other way round: that is all that is known of it. A worker could not be at that end itself: its
+//! standard output is the user's, and a process that it starts could hold the stream and hide its death. The
+//! relay starts the worker as any other, and copies bytes.
+//!
+//! - **Hello**: the relay names its build. The parent says nothing before, and skips what comes before, such as
+//!   a greeting of the host. It refuses another build, and answers with the orders. The relay answers when the
+//!   worker is connected. Frames follow.
+//! - **Gone** is the last frame of a relay. Without it nobody knows what the worker has begun: a launcher or a
+//!   network that dies takes along what it carried.
+//! - **The end of standard input** kills the worker.
+//! - **Silence** ends both sides, since a network that is cut ends nothing. The relay sends `Ping` now and then,
+//!   and the parent answers.
+//! - **Whole lines** are all that some launchers pass on. A newline in a `Noop` follows what the worker says.
+//! - **Nagle's algorithm** is left on by some. When a call has begun, a `Noop` of the parent carries the
+//!   acknowledgement for which the end of the call would wait.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{self, Read, Write};
+use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::frame::{self, FrameTracker, Kind};
+use super::handshake::{self, Check, SpawnError, WorkerConfig};
+use super::procfs;
+use super::report::{self, Output};
+use super::scheduler::WINDOW;
+use super::transport::{self, Link, Rx, Socket, Tx};
+use super::wire::Wire;
+use super::worker::{self, ARGUMENT, TEST_ARGUMENT, add_arguments};
+use crate::error::lock;
+use crate::spin;
+
+/// What a line of the relay begins with, where the frames have not begun yet.
+const HELLO: &str = "\u{1}unsync::hello\u{1}";
+const READY: &str = "\u{1}unsync::ready\u{1}";
+
+/// How long a launcher whose relay has ended may take to end.
+const GRACE: Duration = Duration::from_secs(1);
+/// A host is not further away than that. On a busy one, an answer may take longer.
+const TRIP_MAX: Duration = Duration::from_millis(250);
+
+/// What tells this build of the program from any other: the size of the executable, and a hash of its bytes.
+fn build() -> io::Result<&'static str> {
+    static BUILD: OnceLock<String> = OnceLock::new();
+    if let Some(build) = BUILD.get() {
+        return Ok(build);
+    }
+    let bytes = fs::read(transport::program()?)?;
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    Ok(BUILD.get_or_init(|| format!("{}-{:016x}", bytes.len(), hasher.finish())))
+}
+
+// --------------------------------------------------------------------------------------- the parent side
+
+/// A worker on another host. The child of this process is its launcher.
+pub(super) struct Far {
+    pub(super) host: &'static str,
+    /// The number of the worker process there.
+    pub(super) pid: u32,
+    /// How long a byte takes there and back.
+    pub(super) trip: Duration,
+    /// How the worker ended. Set when its relay has said so: then all that the worker said is known.
+    pub(super) gone: OnceLock<ExitStatus>,
+}
+
+impl Far {
+    /// Takes what stands for the call in a `Gone`: the number of the process, and its status.
+    pub(super) fn set_gone(&self, call: u64) {
+        if call >> 32 == u64::from(self.pid) {
+            let status = transport::exit_status(call as u32 as i32);
+            self.gone.get_or_init(|| status);
+        }
+    }
+}
+
+/// Waits until the worker behind a launcher is connected. A launcher that does not come to that is ended.
+pub(super) fn connect(
+    mut child: Child,
+    socket: Socket,
+    host: &'static str,
+    config: WorkerConfig,
+    output: &Output,
+    is_needed: impl Fn() -> bool,
+) -> Result<(Child, Link, Far), SpawnError> {
+    let deadline = Instant::now().checked_add(config.start_timeout);
+    let mut check = || match is_needed() {
+        false => Err(SpawnError::Unneeded),
+        true if deadline.is_some_and(|at| at <= Instant::now()) => Err(SpawnError::TimedOut),
+        true => Ok(()),
+    };
+    let mut heard = Vec::new();
+    let refusal = match meet(&socket, host, config, &mut heard, &mut check) {
+        Ok(far) => return Ok((child, Link::new(socket, None), far)),
+        Err(refusal) => refusal,
+    };
+    // What it printed instead of a hello may say why.
+    output.printed.add(&heard);
+    drop(socket);
+    match (end(&mut child), refusal) {
+        (Ok(status), SpawnError::Os(error)) if transport::is_end(&error) => {
+            Err(SpawnError::Died(status))
+        }
+        (_, refusal) => Err(refusal),
+    }
+}
+
+fn meet(
+    mut socket: &Socket,
+    host: &'static str,
+    config: WorkerConfig,
+    heard: &mut Vec<u8>,
+    check: Check<'_>,
+) -> Result<Far, SpawnError> {
+    /// How often `check` is called while nothing is heard.
+    const PAUSE: Duration = Duration::from_millis(50);
+    let own = build()?;
+    socket.set_read_timeout(Some(PAUSE))?;
+    let build = read_line(socket, HELLO, heard, check)?;
+    if build != own {
+        let text = format!("its executable is another build: {build}, not {own}");
+        return Err(SpawnError::Unfit(text));
+    }
+    let mut message = handshake::encoded(&config);
+    message.insert(0, message.len() as u8);
+    socket.write_all(&message)?;
+    let ready = read_line(socket, READY, heard, check)?;
+    socket.set_read_timeout(Some(config.host_timeout))?;
+    let numbers = ready.split_once(' ');
+    let numbers = numbers.and_then(|(pid, trip)| Some((pid.parse().ok()?, trip.parse().ok()?)));
+    let (pid, trip) = numbers.ok_or_else(|| SpawnError::Unfit(format!("it says {ready:?}")))?;
+    Ok(Far {
+        host,
+        pid,
+        trip: Duration::from_micros(trip),
+        gone: OnceLock::new(),
+    })
+}
+
+/// Reads the rest of the first line that has the mark. Byte by byte, because frames come behind it.
+fn read_line(
+    mut socket: &Socket,
+    mark: &str,
+    heard: &mut Vec<u8>,
+    check: Check<'_>,
+) -> Result<String, SpawnError> {
+    const HEARD_MAX: usize = 1 << 20;
+    let unfit = |text: &str| Err(SpawnError::Unfit(text.into()));
+    let (mut start, mut byte) = (heard.len(), [0]);
+    while heard.len() < HEARD_MAX {
+        check()?;
+        match socket.read(&mut byte) {
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(_) => heard.push(byte[0]),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => continue,
+                _ => return Err(error.into()),
+            },
+        }
+        if byte == *b"\n" {
+            let line = String::from_utf8_lossy(&heard[start..heard.len() - 1]);
+            match line.split_once(mark) {
+                Some((_, rest)) if rest.ends_with('\r') => {
+                    return unfit(
+                        "its launcher goes through a terminal, which changes bytes (ssh -T)",
+                    );
+                }
+                Some((_, rest)) => return Ok(rest.into()),
+                None => start = heard.len(),
+            }
+        }
+    }
+    unfit("it prints without end, and no hello")
+}
+
+/// Ends a launcher that has nothing to carry any more, if it does not end by itself.
+pub(super) fn end(child: &mut Child) -> io::Result<ExitStatus> {
+    let deadline = Instant::now() + GRACE;
+    // std has no event for the end of a process that can be waited for with a limit.
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    // A shell may wait for the launcher that it started.
+    transport::kill_children(child.id());
+    child.kill()?;
+    child.wait()
+}
+
+// --------------------------------------------------------------------------------------- the relay
+
+struct Relay {
+    tx: Tx,
+    /// And what was written to it.
+    stdout: Mutex<(File, FrameTracker)>,
+    /// Whether there was a sign of the parent since the last look.
+    heard: AtomicBool,
+}
+
+/// Which of the two sides is gone.
+enum End {
+    Worker,
+    Parent,
+}
+
+/// The life of a relay.
+pub(super) fn serve() -> ! {
+    match run() {
+        Ok(()) => worker::leave(None),
+        // The parent has refused it, or is gone.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => worker::leave(None),
+        Err(error) => worker::leave(Some(&format!(
+            "this process was started to reach a worker from another host: {error}"
+        ))),
+    }
+}
+
+fn run() -> io::Result<()> {
+    let (mut stdin, mut stdout) = (transport::stdin()?, transport::stdout()?);
+    stdout.write_all(format!("{HELLO}{}\n", build()?).as_bytes())?;
+    let said = Instant::now();
+    let mut length = [0];
+    stdin.read_exact(&mut length)?;
+    let mut message = vec![0; length[0].into()];
+    stdin.read_exact(&mut message)?;
+    let mut config = WorkerConfig::decode(&mut message.as_slice()).map_err(io::Error::other)?;
+    let trip = said.elapsed().min(TRIP_MAX);
+    config.slow = WINDOW + trip;
+    spin::set_budget(config.spin);
+
+    // The worker is one as any other. What it prints does not go where its frames go.
+    let mut command = transport::command()?;
+    command.stdout(transport::stderr()?);
+    add_arguments(&mut command, &[ARGUMENT], TEST_ARGUMENT);
+    let (mut child, its_stdin) = transport::spawn(command)?;
+    let (output, ready) = Output::attach(&mut child, transport::stderr);
+    let connected = handshake::connect(child, its_stdin, config, &ready, || true);
+    let (child, Link { rx, tx }) = connected.map_err(|refusal| {
+        let limit = config.start_timeout;
+        io::Error::other(report::refused(refusal, limit, "", None, Some(&output)))
+    })?;
+    let ready = format!("{READY}{} {}\n", child.id(), trip.as_micros());
+    stdout.write_all(ready.as_bytes())?;
+    let relay = Box::leak(Box::new(Relay {
+        tx,
+        stdout: Mutex::new((stdout, FrameTracker::default())),
+        heard: AtomicBool::new(true),
+    }));
+    relay.serve(stdin, rx, child, config)?;
+    output.drain();
+    Ok(())
+}
+
+impl Relay {
+    /// Copies in both directions until the worker has ended, and says how.
+    fn serve(
+        &'static self,
+        mut stdin: File,
+        mut rx: Rx,
+        mut child: Child,
+        config: WorkerConfig,
+    ) -> io::Result<()> {
+        let (ends, ended) = channel();
+        let parent_ends = ends.clone();
+        thread::Builder::new().spawn(move || {
+            report::copy(&mut stdin, |bytes| self.pass_down(bytes));
+            let _ = parent_ends.send(End::Parent);
+        })?;
+        thread::Builder::new().spawn(move || {
+            report::copy(&mut rx, |bytes| self.pass_up(bytes));
+            let _ = ends.send(End::Worker);
+        })?;
+        let (pid, pulse) = (child.id(), config.host_timeout / 6);
+        let (mut is_lost, mut heard, mut pinged) = (false, Instant::now(), Instant::now());
+        loop {
+            match ended.recv_timeout(GRACE.min(pulse)) {
+                Ok(End::Worker) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(End::Parent) => is_lost = true,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.heard.swap(false, Ordering::Relaxed) {
+                heard = Instant::now();
+            }
+            is_lost |= heard.elapsed() >= config.host_timeout;
+            if pinged.elapsed() >= pulse {
+                pinged = Instant::now();
+                is_lost |= self.ping().is_err();
+            }
+            if is_lost {
+                // Nobody may read what is still to be written.
+                worker::abort_soon();
+                let _ = child.kill();
+            }
+            let has_ended = procfs::has_ended(pid);
+            if has_ended.unwrap_or_else(|| matches!(child.try_wait(), Ok(Some(_)))) {
+                // Another process may hold the link, and hide its end.
+                self.tx.close_both();
+            }
+        }
+        if config.kill_children {
+            transport::kill_children(pid);
+        }
+        let _ = child.kill();
+        let status = u64::from(transport::raw_status(child.wait()?) as u32);
+        let mut gone = Vec::new();
+        frame::plain(&mut gone, Kind::Gone, u64::from(pid) << 32 | status);
+        let (stdout, tracker) = &mut *lock(&self.stdout);
+        if tracker.may_end_with(gone.len()) {
+            // It fails if nobody wants to know.
+            let _ = stdout.write_all(&gone);
+        }
+        Ok(())
+    }
+
+    fn pass_down(&self, bytes: &[u8]) -> io::Result<()> {
+        self.heard.store(true, Ordering::Relaxed);
+        self.tx.write_all(bytes, None)
+    }
+
+    fn pass_up(&self, bytes: &[u8]) -> io::Result<()> {
+        let (stdout, tracker) = &mut *lock(&self.stdout);
+        tracker.follow(bytes)?;
+        if tracker.is_between() {
+            return stdout.write_all(&[bytes, &newline(Kind::Noop)].concat());
+        }
+        stdout.write_all(bytes)?;
+        // The parent takes a large result.
+        self.heard.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Asks for an answer, unless something is being said.
+    fn ping(&self) -> io::Result<()> {
+        match self.stdout.try_lock() {
+            Ok(mut stdout) if stdout.1.is_between() => stdout.0.write_all(&newline(Kind::Ping)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A frame that ends a line.
+fn newline(kind: Kind) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let start = frame::begin(&mut frame, kind, 0);
+    frame.push(b'\n');
+    frame::end(&mut frame, start);
+    frame
+}

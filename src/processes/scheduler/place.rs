@@ -1,0 +1,99 @@
+//! A place where workers run: this machine, or a host.
+
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) is_host: bool,
+    /// Workers that may live here at once.
+    pub(super) slots: usize,
+    /// Workers that are being started.
+    pub(super) starting: usize,
+    /// At a host: when these have taken so long that nobody counts on them, and no more are tried meanwhile.
+    overdue_at: Option<Instant>,
+    /// Failures in a row: starts that failed, and workers that died before they started a call. Those
+    /// within one back-off count once. Reset when a worker starts its first call.
+    pub(super) failures: u32,
+    /// When the next worker may be started. Set and reset with `failures`.
+    pub(super) not_before: Option<Instant>,
+    /// There were so many failures that calls need not wait for this place.
+    pub(super) is_hopeless: bool,
+}
+
+/// The pause after the first failure. Each further failure makes it four times as long, up to 2.56 s, and at
+/// a host up to 64 s. While there is no worker anywhere, the pause at a host is a second at most.
+const BACKOFF: Duration = Duration::from_millis(10);
+const HOST_BACKOFF: Duration = Duration::from_millis(250);
+const BACKOFF_STEPS: u32 = 4;
+/// Workers that are being started at a host at once. An ssh server drops connections at random if more than
+/// ten are about to log in.
+const STARTS: usize = 8;
+/// A host that is up starts a worker within this time, most likely.
+const OVERDUE: Duration = Duration::from_secs(1);
+
+impl Place {
+    pub(super) fn new(slots: usize, is_host: bool) -> Place {
+        Place {
+            is_host,
+            slots,
+            starting: 0,
+            overdue_at: None,
+            failures: 0,
+            not_before: None,
+            is_hopeless: slots == 0,
+        }
+    }
+
+    /// Whether a worker may be started now. After a failure one at a time is tried.
+    pub(super) fn may_start(&self, now: Instant) -> bool {
+        match self.not_before {
+            Some(at) => at <= now && self.starting == 0,
+            None => self.starting < STARTS && self.expected(now) == self.starting || !self.is_host,
+        }
+    }
+
+    pub(super) fn start(&mut self, now: Instant) {
+        if self.is_host && self.starting == 0 {
+            self.overdue_at = Some(now + OVERDUE);
+        }
+        self.starting += 1;
+    }
+
+    /// The workers that will soon be there.
+    pub(super) fn expected(&self, now: Instant) -> usize {
+        match self.overdue_at {
+            Some(at) if at <= now => 0,
+            _ => self.starting,
+        }
+    }
+
+    /// When something changes for those who want one more worker.
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        let overdue_at = self.overdue_at.filter(|_| self.starting > 0);
+        self.not_before.into_iter().chain(overdue_at)
+    }
+
+    /// Counts a failure. `is_alone` says that there is no worker anywhere.
+    pub(super) fn fail(&mut self, is_alone: bool, tries: u32, now: Instant) {
+        if self.not_before.is_none_or(|at| at <= now) {
+            self.failures += 1;
+            let (base, steps) = match (self.is_host, is_alone) {
+                (false, _) => (BACKOFF, BACKOFF_STEPS),
+                (true, false) => (HOST_BACKOFF, BACKOFF_STEPS),
+                (true, true) => (HOST_BACKOFF, 1),
+            };
+            self.not_before = Some(now + base * 4u32.pow((self.failures - 1).min(steps)));
+        }
+        self.is_hopeless = self.failures >= tries;
+    }
+
+    /// Those who wait from now on have seen none of the failures.
+    pub(super) fn forgive(&mut self) {
+        (self.failures, self.is_hopeless) = (0, self.slots == 0);
+    }
+
+    pub(super) fn succeed(&mut self) {
+        self.forgive();
+        self.not_before = None;
+    }
+}
