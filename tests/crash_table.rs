@@ -23,7 +23,7 @@ use scenario::{Gate, is_gone, lane_state, until, wait_at};
 
 unsync::test_worker!();
 
-/// Makes the tests, as `unix::fault::phase` and `tcp::fault::phase`.
+/// Makes the tests, as `unix::fault::phase`, `tcp::fault::phase` and `relay::fault::phase`.
 macro_rules! crash_table {
     ($($fault:ident: $($phase:ident)+;)+) => {
         #[test]
@@ -39,6 +39,7 @@ macro_rules! crash_table {
         }
         crash_table! { @link unix Unix $($fault: $($phase)+;)+ }
         crash_table! { @link tcp Tcp $($fault: $($phase)+;)+ }
+        crash_table! { @link relay Relay $($fault: $($phase)+;)+ }
     };
     (@link $module:ident $link:ident $($fault:ident: $($phase:ident)+;)+) => {
         mod $module {

@@ -1,6 +1,8 @@
 //! Number 45 of the faults: a program that forgot `init`, or calls it too late. In a test binary of its
 //! own, because it must not have a `test_worker!` either.
 //!
+//! Not over a relay, where a program that ends at once is a launcher that does.
+//!
 //! Linux only, as `faults`: what it looks for stands in `/proc`.
 #![cfg(target_os = "linux")]
 #![forbid(unsafe_code)]
@@ -18,6 +20,7 @@ mod scenario;
 use scenario::{SOON, children};
 
 scenarios! {
+    without_relay
     programs: []
     n45_init_missing_no_fork_bomb;
     n45_init_too_late_no_fork_bomb;

@@ -100,13 +100,13 @@ fn cancelled_large_calls_harm_nobody() {
         assert!(tries < 60, "most were too quick to be cancelled");
         let large = cpu(sum, (bytes.clone(),));
         until("a worker takes it", || {
-            let mut memory = children().into_iter().filter_map(memory_of);
+            let mut memory = scenario::workers().into_iter().filter_map(memory_of);
             large.is_done() || memory.any(|bytes| bytes > 24 << 20)
         });
         if killed > 5 {
             innocent.extend((0..3).map(|value| cpu(echo, (value,))));
         }
-        let takers = children();
+        let takers = scenario::workers();
         if large.cancel() {
             killed += 1;
         } else {

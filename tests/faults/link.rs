@@ -2,6 +2,8 @@
 //!
 //! A fake worker is a program of ours that accepts the invitation and then says what a test wants. So
 //! this module knows what an invitation and a frame look like.
+//!
+//! Not over a relay, which has a link of its own to a worker: `tests/hosts.rs` has the strangers there.
 
 use std::any::TypeId;
 use std::env;
@@ -26,6 +28,7 @@ use crate::scenario::{
 use crate::*;
 
 scenarios! {
+    without_relay
     programs: [
         serve_in_drips, serve_amid_strangers, stop_halfway, garble, garble_after_start, speak_unknown_kind, speak_as_the_parent,
         lie_about_a_length, lie_about_a_huge_length, tear_a_frame, tear_a_header,
@@ -201,7 +204,7 @@ fn address() -> Address {
     let mut found = None;
     until("a worker is invited", || {
         found = match link() {
-            Link::Unix => fs::read_dir(env::temp_dir())
+            Link::Unix | Link::Relay => fs::read_dir(env::temp_dir())
                 .unwrap()
                 .flatten()
                 .next()
@@ -764,7 +767,7 @@ fn meet_by(invite: impl FnOnce(&[u8]) -> Child) -> (Child, Vec<Met>) {
         }))
     };
     let (worker, streams): (_, Vec<Box<dyn Stream>>) = match link() {
-        Link::Unix => {
+        Link::Unix | Link::Relay => {
             let path = PathBuf::from(file("link"));
             let listener = UnixListener::bind(&path).unwrap();
             let worker = invite_to(path, None);
@@ -789,7 +792,7 @@ fn meet_by(invite: impl FnOnce(&[u8]) -> Child) -> (Child, Vec<Met>) {
 
 fn n23_wrong_token_of_a_parent() {
     let connections = match link() {
-        Link::Unix => 1,
+        Link::Unix | Link::Relay => 1,
         Link::Tcp => 2,
     };
     for wrong in 0..connections {
@@ -967,7 +970,7 @@ fn worker_without_any_link() {
     let error = cpu(pid, ()).result().unwrap_err();
     println!("{error}");
     let directory = match link() {
-        Link::Unix => "/nonexistent/unsync-",
+        Link::Unix | Link::Relay => "/nonexistent/unsync-",
         Link::Tcp => "",
     };
     assert_says(&error, &["`pid` cannot run", "127.0.0.1", directory]);

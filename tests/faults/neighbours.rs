@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use unsync::{Error, ErrorKind, Unfuture, Wire, cpu};
 
-use crate::scenario::{SOON, children, file, freeze, is_gone, kill, until};
+use crate::scenario::{SOON, children, file, freeze, is_gone, signal, until};
 use crate::*;
 
 scenarios! {
@@ -142,14 +142,16 @@ fn a_stopped_call_ends_though_its_worker_is_wrapped() {
 
 /// Not even that can be heard by it.
 fn a_stopped_call_ends_though_its_wrapped_worker_is_frozen() {
-    install(workers(1).worker_command(in_a_shell));
+    let config = workers(1).host_timeout(Duration::from_secs(5));
+    install(config.worker_command(in_a_shell));
     let worker = cpu(pid, ()).result().unwrap();
     freeze(worker);
     let unheard = cpu(pid, ()).timeout(Duration::from_millis(100));
     assert!(unheard.wait_timeout(SOON), "nobody stopped it");
     assert_kind(unheard.result(), ErrorKind::TimedOut);
     assert_ne!(cpu(pid, ()).result().unwrap(), worker);
-    kill("KILL", &[worker]);
+    // A relay has killed it.
+    signal("KILL", worker);
 }
 
 fn many_calls_in_the_middle_of_a_long_queue_are_cancelled() {

@@ -1,4 +1,6 @@
 //! Workers that do not start: because of the executable, the system, the settings, or the program.
+//!
+//! Not over a relay: which file it runs, and where, is the launcher's affair. See `tests/hosts.rs`.
 
 use std::env;
 use std::error::Error as _;
@@ -22,6 +24,7 @@ use crate::scenario::{
 use crate::*;
 
 scenarios! {
+    without_relay
     programs: [
         delete_itself, delete_itself_under_a_wrapper, replace_itself, replace_itself_under_a_wrapper,
         run_out_of_processes, be_loaded, have_no_proc, leave_no_thread_to_workers,

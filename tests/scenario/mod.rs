@@ -28,11 +28,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Makes tests of functions: each is run as a scenario over both kinds of link, as `unix::name` and
-/// `tcp::name`. After `in` stands what a shell does before it becomes the scenario. The programs are
-/// further functions, for [`program`]. Once per module.
+/// Makes tests of functions: each is run as a scenario over each kind of link, as `unix::name`, `tcp::name` and
+/// `relay::name`. After `in` stands what a shell does before it becomes the scenario. The programs are
+/// further functions, for [`program`]. Once per module. With `without_relay` first, there are no tests of the last
+/// kind.
 macro_rules! scenarios {
     (
+        programs: [$($program:ident),* $(,)?]
+        $($play:ident $(in $shell:literal)?;)*
+    ) => {
+        scenarios! { without_relay programs: [$($program),*] $($play $(in $shell)?;)* }
+        scenarios! { @link relay Relay $($play $(in $shell)?;)* }
+    };
+    (
+        without_relay
         programs: [$($program:ident),* $(,)?]
         $($play:ident $(in $shell:literal)?;)*
     ) => {
@@ -68,6 +77,8 @@ macro_rules! scenarios {
 pub(crate) enum Link {
     Unix,
     Tcp,
+    /// Through a relay, as on another host.
+    Relay,
 }
 
 /// What a scenario may take. Most take milliseconds: this is for machines that are busy.
@@ -271,8 +282,15 @@ pub(crate) fn file(name: &str) -> String {
 pub(crate) fn link() -> Link {
     match env::var("UNSYNC_LINK").as_deref() {
         Ok("tcp") => Link::Tcp,
+        Ok("relay") => Link::Relay,
         _ => Link::Unix,
     }
+}
+
+/// Whether a scenario does not apply to workers behind a relay, and they are.
+pub(crate) fn is_pointless_over_a_relay(why: &str) -> bool {
+    println!("not over a relay: {why}");
+    link() == Link::Relay
 }
 
 /// A further process of the test binary, to run one of the programs. In a process group of its own.
@@ -518,6 +536,19 @@ pub(crate) fn children() -> BTreeSet<u32> {
     processes()
         .filter(|process| stat(*process).get(1) == Some(&me))
         .collect()
+}
+
+/// The worker processes. Over a relay each is the child of a child.
+pub(crate) fn workers() -> BTreeSet<u32> {
+    let children = children();
+    if link() != Link::Relay {
+        return children;
+    }
+    let is_below = |process: &u32| {
+        let parent = stat(*process).get(1).and_then(|parent| parent.parse().ok());
+        parent.is_some_and(|parent| children.contains(&parent))
+    };
+    processes().filter(is_below).collect()
 }
 
 fn what_is(process: u32) -> String {
