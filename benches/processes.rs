@@ -38,6 +38,8 @@ fn reports(times: usize) -> usize {
 
 /// Has this program measure its own first call.
 const COLD: &str = "--cold";
+/// Has this program make so many calls, one at a time and then all at once, and say how long each took.
+const RELAY: &str = "--relay";
 
 fn main() {
     unsync::init();
@@ -45,6 +47,9 @@ fn main() {
         let (took, value) = time(|| unsync::cpu(same, (1,)).result());
         assert_eq!(value.expect("a value"), 1);
         return println!("{}", took.as_nanos());
+    }
+    if let Some(count) = env::args().skip_while(|argument| argument != RELAY).nth(1) {
+        return through_relay(count.parse().expect("a number"));
     }
     let table = Table::open("processes");
     let amount = |full, quick| table.options.amount(full, quick);
@@ -79,6 +84,9 @@ fn main() {
     });
 
     held_up(&table, amount(10_000, 500), rounds);
+
+    table.section("through a relay");
+    relay(&table, amount(20_000, 100), rounds);
 
     table.section("there and back");
     let bytes = amount(64 << 20, 1 << 20);
@@ -130,6 +138,46 @@ fn held_up(table: &Table, calls: usize, rounds: usize) {
         overtaken.fold(0.0, f64::max)
     });
     table.row(name, calls, &samples.collect());
+}
+
+/// Calls to workers behind a relay on this machine, made by a process that has no others.
+fn relay(table: &Table, calls: usize, rounds: usize) {
+    let names = [
+        "cpu through a relay, result",
+        "cpu through a relay all, then all results",
+    ];
+    if !names.iter().any(|name| table.options.wants(name)) {
+        return;
+    }
+    let mut samples = [Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        let program = env::current_exe().expect("the program");
+        let mut command = Command::new(program);
+        command
+            .args([RELAY, &calls.to_string()])
+            .env("UNSYNC_LINK", "relay");
+        let output = command.output().expect("a process");
+        let text = String::from_utf8(output.stdout).expect("text");
+        for (samples, line) in samples.iter_mut().zip(text.lines()) {
+            samples.push(line.parse::<f64>().expect("nanoseconds"));
+        }
+    }
+    for (name, samples) in names.iter().zip(samples) {
+        table.row(name, calls, &samples.into_iter().collect());
+    }
+}
+
+fn through_relay(calls: usize) {
+    unsync::cpu(same, (0,)).result().expect("a value");
+    let (one_at_a_time, ()) = time(|| {
+        for n in 0..calls {
+            unsync::cpu(same, (n,)).result().expect("a value");
+        }
+    });
+    let (at_once, _) = time(|| sum((0..calls).map(|n| unsync::cpu(same, (n,))).collect()));
+    for took in [one_at_a_time, at_once] {
+        println!("{}", took.as_nanos() as f64 / calls as f64);
+    }
 }
 
 /// From the call to its result in a process that has no worker yet.
