@@ -157,7 +157,10 @@ fn n10_cancel_handed_out_but_not_started() {
     for (_, call) in left {
         assert_eq!(call.result().unwrap(), worker);
     }
-    assert_eq!(notes(&proof)[before..], [5, 6, 7, 8, 9]);
+    // The worker may give some back just when the others can be sent, so these need not come in order.
+    let mut ran = notes(&proof).split_off(before);
+    ran.sort_unstable();
+    assert_eq!(ran, [5, 6, 7, 8, 9]);
 }
 
 /// A `kill` that comes first in the path, and waits until it is allowed to go on: so the burial of a
@@ -355,9 +358,9 @@ fn n13_cancel_on_drop_queued_and_running() {
 
 // --------------------------------------------------------------------------------- frozen workers
 
-/// What a frozen worker may cost: a few looks at it, a second apart; a busy machine gets more.
 /// After what time a worker behind a relay is taken for frozen; others are within three seconds.
 const FROZEN: Duration = Duration::from_secs(5);
+/// What a frozen worker may cost: a few looks at it, a second apart; a busy machine gets more.
 const THAW: Duration = Duration::from_secs(20);
 
 fn n37_sigstop_worker_others_progress() {
