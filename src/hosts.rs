@@ -95,7 +95,8 @@
 //!
 //! **Nothing stays behind.** A deadline or a cancel kills the process on the other machine. The end of the program,
 //! however it comes, ends everything there within a second. If the network is cut, both sides give up after
-//! [`host_timeout`](crate::Config::host_timeout), 60 s by default.
+//! [`host_timeout`](crate::Config::host_timeout), 60 s by default. Only a worker that has replaced itself by another
+//! program (`exec`), or is stopped, survives a `kill -9` of the relay that had started it.
 //!
 //! # What it costs
 //!
