@@ -9,9 +9,9 @@ use std::future::{Future, poll_fn};
 use std::iter::FusedIterator;
 use std::mem;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::ambient::{try_spawn_with, yield_now};
 use crate::block_on::block_on_until;
@@ -19,6 +19,7 @@ use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin, discard, lock};
 use crate::slot::{Work, already_taken};
 use crate::stop::Reason;
+use crate::sync::{Instant, Mutex, MutexGuard};
 use crate::unfuture::Unfuture;
 
 // -------------------------------------------------------------------------------------- all of them

@@ -4,10 +4,10 @@
 //! [`stats`](crate::stats) and [`tasks`](crate::tasks) name no engine, and a program that never uses one
 //! does not contain its code.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::error::{Origin, lock};
+use crate::sync::Mutex;
 
 /// What can be asked of an engine.
 pub(crate) struct Engine {

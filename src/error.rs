@@ -6,7 +6,9 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A panic's payload, as [`std::panic::catch_unwind`] hands it over.
 pub(crate) type Payload = Box<dyn Any + Send>;

@@ -164,6 +164,7 @@ mod current;
 mod error;
 mod progress;
 mod spin;
+mod sync;
 
 mod block_on;
 mod slot;

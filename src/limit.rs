@@ -13,7 +13,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::mem;
 use std::panic::Location;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::ambient::try_spawn_with;
@@ -21,6 +21,7 @@ use crate::error::{Error, Origin, discard, lock};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::slot::trampoline;
+use crate::sync::{Mutex, MutexGuard};
 use crate::threads;
 use crate::unfuture::Unfuture;
 

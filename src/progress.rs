@@ -8,11 +8,12 @@
 //! Values are encoded, and each carries a hash of its type. Of each type only the newest is kept.
 
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::lock;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// The values that were reported, and who waits for the next.
 pub(crate) struct Progress(Mutex<State>);

@@ -9,14 +9,15 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use crate::current::must_not_block;
 use crate::error::{Error, discard, lock, wall};
 use crate::slot::would_block;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, OnceLock};
 use crate::unfuture::{Canceller, Unfuture};
 
 impl<T: Clone + Send + Sync + 'static> Unfuture<T> {

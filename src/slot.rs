@@ -6,16 +6,17 @@ use std::collections::VecDeque;
 use std::mem;
 use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::current::{blocking, must_not_block};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved, wall};
 use crate::progress::Progress;
 use crate::spin::Spin;
 use crate::stop::{Reason, Stopping};
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use crate::sync::{Condvar, Instant, Mutex, PoisonError};
 
 /// The place of one outcome.
 ///

@@ -3,12 +3,13 @@
 //! It is a thread that exists only if stalls are to be reported, and that sleeps while nothing is polled.
 
 use std::mem;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::start_thread;
 use crate::error::{Origin, lock};
 use crate::log;
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
 
 /// Where the ambient thread says what it polls.
 #[derive(Clone)]

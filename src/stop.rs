@@ -1,9 +1,9 @@
 //! Ending work early: why, the answer to the request, and which of two ends was first.
 
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, unobserved};
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 /// Why work is ended early.
 #[derive(Clone, Copy, Debug)]

@@ -8,16 +8,17 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin};
 use crate::progress::Progress;
 use crate::slot::{Links, Output, Slot, Work, already_taken, trampoline};
 use crate::stop::{Reason, Stopping};
+use crate::sync::Instant;
+use crate::sync::atomic::Ordering;
 
 /// The future value of an async task, a thread job, a call in a worker process, or a [`Promise`].
 ///

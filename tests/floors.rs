@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// From the ground up: a file uses only what stands above it in this list. The files of a folder that is named
 /// without a file are one floor.
 const FLOORS: &[&str] = &[
+    "sync",
     "error",
     "spin",
     "current",

@@ -28,10 +28,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::sync::Arc;
 
 use crate::config::{on_thread_start, settings, start_deep_thread};
 use crate::current::Current;
@@ -40,6 +37,9 @@ use crate::error::{discard, lock, wall};
 use crate::spin::{self, Spin};
 use crate::stalls::Stalls;
 use crate::stop::Reason;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::mpsc::{self, Receiver, Sender};
+use crate::sync::{Instant, Mutex, OnceLock};
 
 use task::{Key, Spawned, Task, Tasks};
 use timer::{TimerEntry, Timers};

@@ -5,10 +5,8 @@ use std::future::Future;
 use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Instant;
 
 use super::{Message, Refused, post, stop, wake};
 use crate::config::AroundPoll;
@@ -17,6 +15,8 @@ use crate::error::{Error, Origin, Payload, discard, unobserved, wall};
 use crate::slot::{Output, Slot, Spent, Value, Work};
 use crate::stalls::Stalls;
 use crate::stop::{Fate, Reason, Stopping, cancelled};
+use crate::sync::Instant;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::unfuture::Unfuture;
 
 /// Starts a future on the ambient thread.

@@ -7,13 +7,14 @@ use std::future::Future;
 use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{LOCAL, Message, Refused, inject, is_ambient};
 use crate::error::{Error, Origin, discard, lock, wall};
 use crate::stop::Reason;
+use crate::sync::{Instant, Mutex};
 
 /// The timers that are set, in a heap. Knows no clock: `now` is passed in.
 ///

@@ -1,14 +1,15 @@
 //! The job: a closure, and the slot of its value.
 
 use std::mem;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::POOL;
 use crate::current;
 use crate::error::{Error, ErrorKind, Origin, lock, wall};
 use crate::slot::{Output, Slot, Work};
 use crate::stop::{Reason, Stopping, cancelled};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// A closure and the slot of its value, in one allocation.
 pub(crate) struct Closure<F, T> {

@@ -23,9 +23,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::panic::Location;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{Settings, cores, on_thread_start, settings, start_thread};
 use crate::current::Current;
@@ -33,6 +32,8 @@ use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, Wor
 use crate::error::{Error, Origin, discard, lock};
 use crate::spin::Spin;
 use crate::stop::Reason;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
 use crate::unfuture::Unfuture;
 
 use job::Job;
