@@ -51,7 +51,7 @@ where
 {
     let (origin, unfutures) = (Location::caller(), Vec::from_iter(unfutures));
     if unfutures.iter().all(Unfuture::is_done) {
-        let values = unfutures.into_iter().map(Unfuture::take).collect();
+        let values = unfutures.into_iter().map(|work| work.take()).collect();
         return Unfuture::settled_at(origin, values);
     }
     combine(origin, unfutures, |mut set, _| async move {
@@ -92,7 +92,7 @@ where
 {
     let (origin, unfutures) = (Location::caller(), Vec::from_iter(unfutures));
     if unfutures.iter().all(Unfuture::is_done) {
-        let outcomes = unfutures.into_iter().map(Unfuture::take).collect();
+        let outcomes = unfutures.into_iter().map(|work| work.take()).collect();
         return Unfuture::settled_at(origin, Ok(outcomes));
     }
     combine(origin, unfutures, |set, itself| {
@@ -133,11 +133,11 @@ impl<T: Send + 'static> Settling<T> {
     fn settle(&mut self) -> Outcomes<T> {
         let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
         let stopped = |work: &Option<Unfuture<T>>| {
-            let stopper = work.as_ref().and_then(Unfuture::untyped);
+            let stopper = work.as_ref().map(Unfuture::untyped);
             // What is not left running then has ended.
             work.as_ref().map(Unfuture::cancel);
             let running = stopper.and_then(|work| work.still_running(reason));
-            let origin = work.as_ref().map_or(self.origin, Unfuture::origin);
+            let origin = work.as_ref().map_or(self.origin, |work| work.slot().origin);
             Err(running.unwrap_or_else(|| reason.error("one of many").started_at(origin)))
         };
         let outcomes = mem::take(&mut self.outcomes).into_iter();
@@ -395,12 +395,12 @@ where
     M: FnOnce(ReadySet<T>, Weak<dyn Work>) -> F,
     F: Future<Output = Result<U, Error>> + Send + 'static,
 {
-    let is_tied = unfutures.iter().any(Unfuture::is_tied);
+    let is_tied = unfutures.iter().any(|work| work.slot().is_tied());
     let mut set = ReadySet::new(unfutures);
     set.cancels = true;
     let whole = try_spawn_with(origin, true, |itself| {
         for work in set.members.iter().flatten() {
-            work.observed_by(itself.clone());
+            work.slot().observed_by(itself.clone());
         }
         make(set, itself)
     });
@@ -477,7 +477,9 @@ impl<T> ReadySet<T> {
             let is_done = work.is_done() || {
                 let signal = Arc::clone(&signal);
                 let waker = Waker::from(Arc::new(Member { index, signal }));
-                work.poll_done(&mut Context::from_waker(&waker)).is_ready()
+                work.slot()
+                    .poll_done(&mut Context::from_waker(&waker))
+                    .is_ready()
             };
             if is_done {
                 signal.lock().members.push_back(index);

@@ -162,7 +162,7 @@ impl<T: Send + 'static> Unfuture<T> {
         U::Output: Send + 'static,
     {
         self.continued(Location::caller(), |work| async move {
-            poll_fn(|cx| work.poll_done(cx)).await;
+            poll_fn(|cx| work.slot().poll_done(cx)).await;
             Ok(f(work).await)
         })
     }
@@ -225,7 +225,8 @@ impl<T: Send + 'static> Unfuture<T> {
             speaker.passes_on(call.progress());
             call.await
         });
-        mapped.linked(|links| links.progress = Some(progress))
+        mapped.slot().link(|links| links.progress = Some(progress));
+        mapped
     }
 
     /// Calls `f` with the outcome on the ambient thread.
@@ -296,11 +297,9 @@ impl<T: Send + 'static> Unfuture<T> {
     /// ```
     #[track_caller]
     pub fn run_timeout(self, limit: Duration) -> Unfuture<T> {
-        let source = self.untyped().map(<dyn Work>::last_source);
+        let source = self.untyped().last_source();
         self.limited(limit, async move {
-            if let Some(source) = source {
-                poll_fn(|cx| source.slot().poll_begun(cx)).await;
-            }
+            poll_fn(|cx| source.slot().poll_begun(cx)).await;
             sleep(limit).await;
         })
     }
@@ -313,18 +312,18 @@ impl<T: Send + 'static> Unfuture<T> {
         if self.is_done() {
             return self;
         }
-        let (origin, progress) = (self.origin(), self.progress());
+        let (origin, progress) = (self.slot().origin, self.progress());
         self.within(progress, |work, _| async move {
             let mut time_is_up = pin!(time_is_up);
-            poll_fn(|cx| match work.poll_done(cx) {
+            poll_fn(|cx| match work.slot().poll_done(cx) {
                 Poll::Ready(()) => Poll::Ready(()),
                 Poll::Pending => time_is_up.as_mut().poll(cx),
             })
             .await;
-            let stopper = match work.untyped() {
-                Some(stopper) if !work.is_done() => stopper,
-                _ => return work.await,
-            };
+            if work.is_done() {
+                return work.await;
+            }
+            let stopper = work.untyped();
             let reason = Reason::TimedOut(limit);
             let outcome = match Arc::clone(&stopper).stop(reason) {
                 Stopping::No if !work.is_done() => Err(reason.error("work").started_at(origin)),
@@ -410,7 +409,7 @@ impl<T: Send + 'static> Unfuture<Result<T, Error>> {
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
         if self.is_done() {
-            return Unfuture::settled_at(self.origin(), self.take().and_then(identity));
+            return Unfuture::settled_at(self.slot().origin, self.take().and_then(identity));
         }
         let progress = self.progress();
         self.within(progress, |work, _| async { work.await.and_then(identity) })
@@ -431,7 +430,7 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// assert_eq!(outer.flatten().result().unwrap(), 1);
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
-        let (origin, is_tied) = (self.origin(), self.is_tied());
+        let (origin, is_tied) = (self.slot().origin, self.slot().is_tied());
         if self.is_done() {
             return match self.take() {
                 Ok(inner) if inner.is_done() => inner.tied(is_tied),
@@ -449,10 +448,10 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
             async move {
                 let inner = poll_fn(|cx| outer.poll(cx)).await?;
                 let is_gone = || !itself.upgrade().is_some_and(|flat| flat.slot().tie());
-                if inner.is_tied() && is_gone() {
+                if inner.slot().is_tied() && is_gone() {
                     return Err(Reason::Cancelled.error("work"));
                 }
-                inner.observed_by(itself);
+                inner.slot().observed_by(itself);
                 speaker.passes_on(inner.progress());
                 inner.cancel_on_drop().await
             }
@@ -465,7 +464,7 @@ struct Outer<T: Send + 'static>(Option<Unfuture<Unfuture<T>>>);
 
 impl<T: Send + 'static> Outer<T> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Unfuture<T>, Error>> {
-        let is_done = |outer: &mut Unfuture<_>| outer.poll_done(cx).is_ready();
+        let is_done = |outer: &mut Unfuture<_>| outer.slot().poll_done(cx).is_ready();
         match self.0.take_if(is_done) {
             Some(outer) => Poll::Ready(outer.take()),
             None => Poll::Pending,
@@ -492,12 +491,12 @@ impl<T: Send + 'static> Unfuture<T> {
         F: Future<Output = Result<U, Error>> + Send + 'static,
         U: Send + 'static,
     {
-        let (is_tied, progress) = (self.is_tied(), self.progress());
+        let (is_tied, progress) = (self.slot().is_tied(), self.progress());
         let next = try_spawn(origin, next(self)).tied(is_tied);
-        match progress {
-            None => next,
-            progress => next.linked(|links| links.progress = progress),
+        if progress.is_some() {
+            next.slot().link(|links| links.progress = progress);
         }
+        next
     }
 
     /// Starts a task that stays the same work: cancelling it cancels this work, and whoever sees its outcome
@@ -508,14 +507,18 @@ impl<T: Send + 'static> Unfuture<T> {
         F: Future<Output = Result<U, Error>> + Send + 'static,
         U: Send + 'static,
     {
-        let (origin, is_tied, source) = (self.origin(), self.is_tied(), self.pass_on());
+        let slot = self.slot();
+        let (origin, is_tied) = (slot.origin, slot.is_tied());
+        // Whoever polled it is not woken any more.
+        slot.forget_waker();
+        let source = Arc::downgrade(&self.untyped().last_source());
         let work = self.cancel_on_drop();
         let whole = try_spawn_with(origin, true, |itself| {
-            work.observed_by(itself.clone());
+            work.slot().observed_by(itself.clone());
             make(work, itself)
         });
-        let whole = whole.linked(|links| {
-            links.source = source;
+        whole.slot().link(|links| {
+            links.source = Some(source);
             links.progress = progress;
         });
         whole.tied(is_tied)
@@ -527,7 +530,7 @@ struct Callback<T, F: FnOnce(Result<T, Error>)>(Option<(Unfuture<T>, F)>);
 
 impl<T, F: FnOnce(Result<T, Error>)> Callback<T, F> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_done = |(work, _): &mut (Unfuture<T>, F)| work.poll_done(cx).is_ready();
+        let is_done = |(work, _): &mut (Unfuture<T>, F)| work.slot().poll_done(cx).is_ready();
         let Some((work, f)) = self.0.take_if(is_done) else {
             return Poll::Pending;
         };
@@ -541,7 +544,7 @@ impl<T, F: FnOnce(Result<T, Error>)> Drop for Callback<T, F> {
         if let Some((work, f)) = self.0.take() {
             let text = "no ambient thread is left to report the outcome";
             let error = Error::new(ErrorKind::ShutDown, text);
-            f(Err(error.started_at(work.origin())));
+            f(Err(error.started_at(work.slot().origin)));
         }
     }
 }

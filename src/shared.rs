@@ -116,7 +116,7 @@ impl<T: Clone> Shared<T> {
     pub fn result(&self) -> Result<T, Error> {
         if !self.is_done() {
             if let Some(thread) = must_not_block() {
-                return Err(would_block(thread, self.inner.source.origin()));
+                return Err(would_block(thread, self.inner.source.slot().origin));
             }
             self.wait();
         }
@@ -229,7 +229,7 @@ impl<T> Shared<T> {
     /// The outcome of work that has ended.
     fn outcome(&self) -> &Result<T, Error> {
         let inner = &self.inner;
-        inner.outcome.get_or_init(|| inner.source.take_outcome())
+        inner.outcome.get_or_init(|| inner.source.take())
     }
 
     fn forget_waker(&self) {
@@ -251,7 +251,7 @@ impl<T: Clone> Future for Shared<T> {
         }
         // Polled after that: whoever ends the work may have taken the wakers just before.
         let cx = &mut Context::from_waker(&self.inner.waker);
-        self.inner.source.poll_done(cx).map(|()| {
+        self.inner.source.slot().poll_done(cx).map(|()| {
             self.forget_waker();
             self.outcome().clone()
         })
@@ -279,7 +279,7 @@ impl<T> fmt::Debug for Shared<T> {
         write!(
             f,
             "Shared({state}, started at {})",
-            self.inner.source.origin()
+            self.inner.source.slot().origin
         )
     }
 }

@@ -8,14 +8,14 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin};
 use crate::progress::Progress;
-use crate::slot::{Links, Output, Slot, Work, already_taken, trampoline};
+use crate::slot::{Output, Slot, Work, already_taken, trampoline};
 use crate::stop::{Reason, Stopping};
 use crate::sync::Instant;
 use crate::sync::atomic::Ordering;
@@ -38,8 +38,7 @@ use crate::sync::atomic::Ordering;
 /// # }
 /// ```
 pub struct Unfuture<T> {
-    /// `None` only within a function that consumes it.
-    work: Option<Arc<dyn Output<T>>>,
+    work: Arc<dyn Output<T>>,
 }
 
 /// The end of an [`Unfuture`] that is set by hand, from any thread. Made by [`promise`]. Called
@@ -55,8 +54,7 @@ pub struct Unfuture<T> {
 /// assert_eq!(unfuture.result().unwrap(), 42);
 /// ```
 pub struct Promise<T> {
-    /// `None` once it was set.
-    work: Option<Arc<Promised<T>>>,
+    slot: Arc<Slot<Option<T>>>,
 }
 
 // ---------------------------------------------------------------------------------- public face
@@ -84,11 +82,8 @@ impl<T> Unfuture<T> {
     /// assert_eq!(unsync::thread(|| 1 + 1).result().unwrap(), 2);
     /// ```
     pub fn result(self) -> Result<T, Error> {
-        if let Some(work) = &self.work {
-            let slot = work.slot();
-            if !slot.is_done() {
-                slot.wait()?;
-            }
+        if !self.is_done() {
+            self.slot().wait()?;
         }
         self.take()
     }
@@ -141,8 +136,7 @@ impl<T> Unfuture<T> {
 
     #[track_caller]
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        let Some(work) = &self.work else { return true };
-        let slot = work.slot();
+        let slot = self.slot();
         if slot.is_done() {
             return true;
         }
@@ -219,9 +213,7 @@ impl<T> Unfuture<T> {
     /// ```
     #[must_use = "dropping it cancels the work at once"]
     pub fn cancel_on_drop(self) -> Unfuture<T> {
-        if let Some(work) = &self.work {
-            work.slot().tied.store(true, Ordering::Relaxed);
-        }
+        self.slot().tied.store(true, Ordering::Relaxed);
         self
     }
 
@@ -236,7 +228,7 @@ impl<T> Unfuture<T> {
     /// assert!(unfuture.is_done());
     /// ```
     pub fn is_done(&self) -> bool {
-        self.work.as_ref().is_none_or(|work| work.slot().is_done())
+        self.slot().is_done()
     }
 
     /// An `Unfuture` that has its value already.
@@ -259,7 +251,7 @@ impl<T> Unfuture<T> {
     where
         T: Send + 'static,
     {
-        Unfuture::settled(Ok(value))
+        Unfuture::settled_at(Location::caller(), Ok(value))
     }
 
     /// An `Unfuture` that has failed already.
@@ -284,23 +276,14 @@ impl<T> Unfuture<T> {
     where
         T: Send + 'static,
     {
-        Unfuture::settled(Err(error))
-    }
-
-    #[track_caller]
-    fn settled(outcome: Result<T, Error>) -> Unfuture<T>
-    where
-        T: Send + 'static,
-    {
-        Unfuture::settled_at(Location::caller(), outcome)
+        Unfuture::settled_at(Location::caller(), Err(error))
     }
 
     pub(crate) fn settled_at(origin: Origin, outcome: Result<T, Error>) -> Unfuture<T>
     where
         T: Send + 'static,
     {
-        let slot = Slot::settled(origin, outcome);
-        Unfuture::of(Arc::new(Promised { slot }))
+        Unfuture::of(Arc::new(Slot::settled(origin, outcome)))
     }
 }
 
@@ -318,13 +301,12 @@ impl<T> Unfuture<T> {
 /// assert_eq!(nap.result().unwrap_err().kind(), unsync::ErrorKind::Cancelled);
 /// ```
 #[derive(Clone)]
-pub struct Canceller(Option<Arc<dyn Work>>);
+pub struct Canceller(Arc<dyn Work>);
 
 impl Canceller {
     /// See [`Unfuture::cancel`].
     pub fn cancel(&self) -> bool {
-        let work = self.0.as_ref().map(Arc::clone);
-        work.is_some_and(|work| work.stop(Reason::Cancelled) == Stopping::Yes)
+        Arc::clone(&self.0).stop(Reason::Cancelled) == Stopping::Yes
     }
 }
 
@@ -345,13 +327,9 @@ impl fmt::Debug for Canceller {
 /// ```
 #[track_caller]
 pub fn promise<T: Send + 'static>() -> (Promise<T>, Unfuture<T>) {
-    let work = Arc::new(Promised {
-        slot: Slot::begun(Location::caller()),
-    });
-    let promise = Promise {
-        work: Some(Arc::clone(&work)),
-    };
-    (promise, Unfuture::of(work))
+    let slot = Arc::new(Slot::begun(Location::caller()));
+    let unfuture = Unfuture::of(slot.clone());
+    (Promise { slot }, unfuture)
 }
 
 impl<T> Promise<T> {
@@ -371,7 +349,7 @@ impl<T> Promise<T> {
     /// ```
     pub fn set(self, value: T) -> bool {
         let observed = !self.is_cancelled();
-        self.resolve(Ok(value)) && observed
+        self.slot.finish(Ok(value)) && observed
     }
 
     /// Resolves the `Unfuture` with an error: one from elsewhere, or a [new one](Error::new).
@@ -409,26 +387,19 @@ impl<T> Promise<T> {
     /// worker.join().unwrap();
     /// ```
     pub fn is_cancelled(&self) -> bool {
-        let work = self.work.as_ref();
-        !work.is_some_and(|work| work.slot.is_observed())
+        !self.slot.is_observed()
     }
 
     pub(crate) fn finish(self, outcome: Result<T, Error>) {
-        self.resolve(outcome);
-    }
-
-    fn resolve(mut self, outcome: Result<T, Error>) -> bool {
-        let work = self.work.take();
-        work.is_some_and(|work| work.slot.finish(outcome))
+        self.slot.finish(outcome);
     }
 }
 
 impl<T> Drop for Promise<T> {
     fn drop(&mut self) {
-        if let Some(work) = self.work.take() {
+        if !self.slot.is_done() {
             let error = Error::new(ErrorKind::Abandoned, "the promise was dropped unfulfilled");
-            let error = error.started_at(work.slot.origin);
-            work.slot.finish(Err(error));
+            self.slot.finish(Err(error.started_at(self.slot.origin)));
         }
     }
 }
@@ -440,18 +411,19 @@ impl<T> Future for Unfuture<T> {
     ///
     /// If polled again after it gave its outcome.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
-        self.poll_done(cx).map(|()| {
-            let outcome = self.work.as_ref().and_then(|work| work.take());
-            outcome.expect("`Unfuture` polled after completion")
+        let done = self.slot().poll_done(cx);
+        done.map(|()| {
+            self.work
+                .take()
+                .expect("`Unfuture` polled after completion")
         })
     }
 }
 
 impl<T> Drop for Unfuture<T> {
     fn drop(&mut self) {
-        let Some(work) = self.work.take() else { return };
-        if !work.slot().is_taken() && work.slot().detach() {
-            stop_tied(work.untyped());
+        if !self.slot().is_taken() && self.slot().detach() {
+            stop_tied(self.untyped());
         }
     }
 }
@@ -465,18 +437,12 @@ fn stop_tied(work: Arc<dyn Work>) {
 
 impl<T> fmt::Debug for Unfuture<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.work {
-            None => f.write_str("Unfuture(taken)"),
-            Some(work) => {
-                let slot = work.slot();
-                let state = match slot.is_done() {
-                    true if slot.is_taken() => return f.write_str("Unfuture(taken)"),
-                    true => "done",
-                    false => "pending",
-                };
-                write!(f, "Unfuture({state}, started at {})", slot.origin)
-            }
+        let slot = self.slot();
+        if slot.is_taken() {
+            return f.write_str("Unfuture(taken)");
         }
+        let state = if slot.is_done() { "done" } else { "pending" };
+        write!(f, "Unfuture({state}, started at {})", slot.origin)
     }
 }
 
@@ -498,24 +464,16 @@ impl RefUnwindSafe for Canceller {}
 
 impl<T> Unfuture<T> {
     pub(crate) fn of(work: Arc<dyn Output<T>>) -> Unfuture<T> {
-        Unfuture { work: Some(work) }
+        Unfuture { work }
     }
 
-    /// Where the work was started; the caller's own line for an `Unfuture` whose value was taken.
-    #[track_caller]
-    pub(crate) fn origin(&self) -> Origin {
-        self.work
-            .as_ref()
-            .map_or(Location::caller(), |work| work.slot().origin)
+    pub(crate) fn slot(&self) -> &Slot {
+        self.work.slot()
     }
 
     /// The work without the type of its value.
-    pub(crate) fn untyped(&self) -> Option<Arc<dyn Work>> {
-        self.work.as_ref().map(|work| Arc::clone(work).untyped())
-    }
-
-    pub(crate) fn is_tied(&self) -> bool {
-        self.work.as_ref().is_some_and(|work| work.slot().is_tied())
+    pub(crate) fn untyped(&self) -> Arc<dyn Work> {
+        Arc::clone(&self.work).untyped()
     }
 
     /// Ties the work to its scope, if what it is made of is.
@@ -527,74 +485,34 @@ impl<T> Unfuture<T> {
     }
 
     pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
-        let work = self.work.as_ref()?;
-        work.slot().progress().or_else(|| work.progress())
-    }
-
-    /// Tells the work of others.
-    pub(crate) fn linked(self, link: impl FnOnce(&mut Links)) -> Unfuture<T> {
-        if let Some(work) = &self.work {
-            work.slot().link(link);
-        }
-        self
-    }
-
-    /// Passes the work on to what stands on it; gives what is to be watched from there.
-    pub(crate) fn pass_on(&self) -> Option<Weak<dyn Work>> {
-        let work = self.work.as_ref()?;
-        work.slot().forget_waker();
-        Some(Arc::downgrade(&Arc::clone(work).untyped().last_source()))
-    }
-
-    /// Whoever can see what comes of that sees what comes of this.
-    pub(crate) fn observed_by(&self, by: Weak<dyn Work>) {
-        if let Some(work) = &self.work {
-            work.slot().observed_by(by);
-        }
+        self.slot().progress().or_else(|| self.work.progress())
     }
 
     /// Takes the outcome of work that has ended.
-    pub(crate) fn take(mut self) -> Result<T, Error> {
-        let outcome = self.work.take().and_then(|work| work.take());
-        outcome.unwrap_or_else(|| Err(already_taken()))
-    }
-
-    /// The same for one of many owners.
-    pub(crate) fn take_outcome(&self) -> Result<T, Error> {
-        let outcome = self.work.as_ref().and_then(|work| work.take());
-        outcome.unwrap_or_else(|| Err(already_taken()))
-    }
-
-    /// Ready when the work has ended; leaves the outcome in place.
-    pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.work
-            .as_ref()
-            .map_or(Poll::Ready(()), |work| work.slot().poll_done(cx))
+    pub(crate) fn take(&self) -> Result<T, Error> {
+        self.work.take().unwrap_or_else(|| Err(already_taken()))
     }
 }
 
-struct Promised<T> {
-    slot: Slot<Option<T>>,
-}
-
-impl<T: Send + 'static> Work for Promised<T> {
+/// What a promise resolves.
+impl<T: Send + 'static> Work for Slot<Option<T>> {
     fn slot(&self) -> &Slot {
-        &self.slot
+        self
     }
 
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        let error = reason.error("a promise").started_at(self.slot.origin);
-        let cancelled = || matches!(reason, Reason::Cancelled) && self.slot.is_cancelled();
-        match self.slot.finish(Err(error)) || cancelled() {
+        let error = reason.error("a promise").started_at(self.origin);
+        let cancelled = || matches!(reason, Reason::Cancelled) && self.is_cancelled();
+        match self.finish(Err(error)) || cancelled() {
             true => Stopping::Yes,
             false => Stopping::No,
         }
     }
 }
 
-impl<T: Send + 'static> Output<T> for Promised<T> {
+impl<T: Send + 'static> Output<T> for Slot<Option<T>> {
     fn take(&self) -> Option<Result<T, Error>> {
-        self.slot.take()
+        Slot::take(self)
     }
 
     fn untyped(self: Arc<Self>) -> Arc<dyn Work> {
