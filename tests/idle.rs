@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use unsync::{Error, Wire};
 
-use support::{CountingWaker, Gate, HEAVY, QUICK, eventually, fence, in_child, poll};
+use support::{CountingWaker, Gate, HEAVY, QUICK, eventually, fence, in_child, poll, used};
 
 /// What may be used in one second of idling.
 const NEXT_TO_NOTHING: Duration = Duration::from_millis(10);
@@ -27,39 +27,6 @@ fn square(n: u64) -> u64 {
     n * n
 }
 unsync::register!(square, std::process::id);
-
-/// The processor time that each thread of these processes has used so far. Exact for a thread that
-/// sleeps.
-fn used(processes: &[u32]) -> BTreeMap<u32, Duration> {
-    let mut used = BTreeMap::new();
-    for process in processes {
-        let tasks = fs::read_dir(format!("/proc/{process}/task"));
-        for task in tasks.into_iter().flatten().flatten() {
-            let number = task.file_name().to_string_lossy().parse().unwrap();
-            // Gone since the directory was read, if there is nothing to read.
-            if let Some(time) = time_of(&task.path()) {
-                used.insert(number, time);
-            }
-        }
-    }
-    used
-}
-
-fn time_of(task: &Path) -> Option<Duration> {
-    if let Ok(schedstat) = fs::read_to_string(task.join("schedstat")) {
-        let nanos = schedstat.split(' ').next()?.parse().ok()?;
-        return Some(Duration::from_nanos(nanos));
-    }
-    // A kernel without it counts in ticks, a hundred to the second: user and system time are the 12th
-    // and 13th field after the name, which stands in parentheses.
-    let stat = fs::read_to_string(task.join("stat")).ok()?;
-    let fields = Vec::from_iter(stat.rsplit_once(')')?.1.split_whitespace());
-    let ticks: u64 = [11, 12]
-        .iter()
-        .map(|&at| fields[at].parse::<u64>().unwrap())
-        .sum();
-    Some(Duration::from_millis(10 * ticks))
-}
 
 /// The worker processes of this one.
 fn workers() -> Vec<u32> {

@@ -13,9 +13,8 @@
 //! - `start`: 39 to 44, 47, 48, 50. Workers that do not start.
 //! - `neighbours`: what befalls one call and must not befall those that share its worker.
 //! - `life`: 33, 34, 51 to 56, 59, 60, 64. Workers that are replaced, their surroundings, the end.
-//! - `soak`: 66.
 //!
-//! Elsewhere: 45 in `init_missing`, which must have no worker; 29 and the faults × phases in
+//! Elsewhere: 66 in `soak`; 45 in `init_missing`, which must have no worker; 29 and the faults × phases in
 //! `crash_table`; 61 as an example of `register!` that does not compile; 62 by the examples, the
 //! doctests and whoever runs these tests.
 //!
@@ -39,8 +38,7 @@
 #![cfg(target_os = "linux")]
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::iter;
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
@@ -50,9 +48,10 @@ use std::time::Duration;
 use unsync::{Config, Error, ErrorKind, Unfuture, cpu};
 
 #[path = "../scenario/mod.rs"]
+#[allow(dead_code)] // what these tests have no use for
 #[macro_use]
 mod scenario;
-use scenario::{Gate, Guest, SOON, wait_at};
+use scenario::{Gate, Guest, SOON, note, notes, wait_at};
 
 mod bulk;
 mod death;
@@ -60,7 +59,6 @@ mod life;
 mod link;
 mod neighbours;
 mod orphans;
-mod soak;
 mod start;
 mod stop;
 
@@ -83,22 +81,6 @@ fn spin() {
     loop {
         std::hint::spin_loop();
     }
-}
-
-/// Leaves a line in a file: the proof of how often, and in which order, calls ran.
-fn note(file: String, line: u32) -> u32 {
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .open(file)
-        .unwrap();
-    file.write_all(format!("{line}\n").as_bytes()).unwrap();
-    process::id()
-}
-
-fn notes(file: &str) -> Vec<u32> {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines().map(|line| line.parse().unwrap()).collect()
 }
 
 unsync::register!(pid, stay, spin, note);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::scenario::{file, is_dead, program, signal, until, wait_within};
+use crate::scenario::{Random, file, is_dead, program, signal, until, wait_within};
 use crate::*;
 
 plays! {
@@ -17,25 +17,6 @@ plays! {
 fn rounds(few: u64) -> u64 {
     let rounds = env::var("UNSYNC_TEST_ROUNDS").ok();
     rounds.map_or(few, |rounds| rounds.parse().unwrap())
-}
-
-/// Numbers by xorshift (Marsaglia 2003), others in every run.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Random {
-        let now = std::time::SystemTime::now();
-        let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
-        println!("seed {}", now.as_nanos() as u64 | 1);
-        Random(now.as_nanos() as u64 | 1)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % end
-    }
 }
 
 /// The processes below this one, the nearest first.
@@ -79,7 +60,7 @@ fn marks(file: &str) -> BTreeMap<u32, u32> {
 fn kills_below_the_program() {
     const CALLS: u32 = 100;
     install(two_hosts());
-    let (path, mut random, mut number) = (file("marks"), Random::new(), 0);
+    let (path, mut random, mut number) = (file("marks"), Random::seeded(), 0);
     let (mut lost, mut unmarked) = (Vec::new(), 0);
     let mut done = Vec::new();
     for _ in 0..rounds(30) {
@@ -92,7 +73,7 @@ fn kills_below_the_program() {
         thread::sleep(Duration::from_millis(random.below(40)));
         let victims = below(process::id());
         if !victims.is_empty() {
-            signal("KILL", victims[random.below(victims.len() as u64) as usize]);
+            signal("KILL", random.pick(&victims));
         }
         for (number, call) in calls {
             match call.result() {
@@ -137,7 +118,7 @@ fn leave_marks() {
 }
 
 fn kills_of_the_program() {
-    let (path, mut random) = (file("marks"), Random::new());
+    let (path, mut random) = (file("marks"), Random::seeded());
     for round in 0..rounds(10).min(200) {
         let mut parent = program("leave_marks");
         parent

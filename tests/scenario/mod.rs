@@ -81,10 +81,17 @@ pub(crate) enum Link {
     Relay,
 }
 
-/// What a scenario may take. Most take milliseconds: this is for machines that are busy.
+/// What a scenario may take beside the time it was asked to take. Most take milliseconds: this is for machines that
+/// are busy.
 const LIMIT: Duration = Duration::from_secs(120);
 /// What anything else may take that is waited for.
 pub(crate) const SOON: Duration = Duration::from_secs(40);
+
+/// How long a scenario that has no end of its own was asked to run, by `UNSYNC_TEST_SECONDS`.
+pub(crate) fn asked_time() -> Option<Duration> {
+    let seconds = env::var("UNSYNC_TEST_SECONDS").ok()?;
+    Some(Duration::from_secs(seconds.parse().unwrap()))
+}
 
 /// The environment of a scenario: which test enters it, what it plays, and where its home is.
 const ENTRY: &str = "UNSYNC_TEST_ENTRY";
@@ -118,7 +125,8 @@ pub(crate) fn run(link: Link, entry: &str, play: &str, shell: &str) {
         .stderr(home.append())
         .process_group(0);
     let mut child = command.spawn().unwrap();
-    let status = wait_within(&mut child, LIMIT);
+    let limit = LIMIT + asked_time().unwrap_or_default();
+    let status = wait_within(&mut child, limit);
     if status.is_none() {
         // It may have ended just now.
         signal("KILL", child.id());
@@ -128,7 +136,7 @@ pub(crate) fn run(link: Link, entry: &str, play: &str, shell: &str) {
     let output = String::from_utf8_lossy(&output);
     let mut faults = Vec::new();
     match status {
-        None => faults.push(format!("it hung: not over after {LIMIT:?}")),
+        None => faults.push(format!("it hung: not over after {limit:?}")),
         Some(status) if !status.success() => faults.push(format!("it failed: {status}")),
         Some(_) if !output.contains(APPLAUSE) => faults.push("it never ran".to_owned()),
         Some(_) => {}
@@ -243,7 +251,7 @@ pub(crate) fn enter(scenarios: &[(&str, fn())], programs: &[(&str, fn())]) {
 
 /// What a process holds that could leak.
 #[derive(Debug, PartialEq)]
-struct Holdings {
+pub(crate) struct Holdings {
     descriptors: Vec<String>,
     threads: Vec<String>,
     /// With their states: a zombie is one that was not reaped.
@@ -252,7 +260,7 @@ struct Holdings {
 }
 
 impl Holdings {
-    fn now() -> Holdings {
+    pub(crate) fn now() -> Holdings {
         Holdings {
             descriptors: descriptors(),
             threads: threads(),
@@ -262,14 +270,14 @@ impl Holdings {
     }
 
     /// What is left of a worker's threads may take a moment to end.
-    fn assert_unchanged(&self) {
+    pub(crate) fn assert_unchanged(&self) {
         let mut after = Holdings::now();
         // Not looked at again once it holds: a list of threads that end may leave out others.
         holds_within(SOON, || {
             after = Holdings::now();
             *self == after
         });
-        assert_eq!(*self, after, "left: before, right: after the scenario");
+        assert_eq!(*self, after, "left: before, right: now");
     }
 }
 
@@ -451,6 +459,49 @@ pub(crate) fn wait_at(gate: &str) -> UnixStream {
     let mut stream = come_to(gate);
     let _ = stream.read(&mut [0]);
     stream
+}
+
+// ------------------------------------------------------------------------------------------ proofs
+
+/// In a call: leaves a line in a file, the proof of how often, and in which order, calls ran.
+pub(crate) fn note(file: String, line: u32) -> u32 {
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(file)
+        .unwrap();
+    file.write_all(format!("{line}\n").as_bytes()).unwrap();
+    process::id()
+}
+
+pub(crate) fn notes(file: &str) -> Vec<u32> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+// ------------------------------------------------------------------------------------------ choices
+
+/// A generator of numbers that are random enough: Steele's and Vigna's SplitMix64.
+pub(crate) struct Random(u64);
+
+impl Random {
+    /// The same numbers in every run, or others by `UNSYNC_TEST_SEED`.
+    pub(crate) fn seeded() -> Random {
+        let seed = env::var("UNSYNC_TEST_SEED").map_or(0x5eed, |seed| seed.parse().unwrap());
+        println!("UNSYNC_TEST_SEED={seed}");
+        Random(seed)
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
 }
 
 // --------------------------------------------------------------------------------------- processes
