@@ -137,14 +137,14 @@ fn hint(status: Option<ExitStatus>, tail: &str) -> String {
              cannot become a worker process: "
         );
     }
-    let question = match (status.and_then(|status| status.code()), setup()) {
-        // A shell that could not start the program ends with these.
-        (Some(126 | 127), _) => "",
+    let question = match (status.map(|status| status.code()), setup()) {
+        // A signal ended it, or a shell could not start it: what `main` does is not the cause.
+        (Some(None | Some(126 | 127)), _) => "",
         (_, Some(Setup::Test(_))) => {
             "can this test binary run the test of `unsync::test_worker!()`? "
         }
         // A test harness that was given our argument ends with this.
-        (Some(101), _) if tail.contains("Unrecognized option: 'unsync-worker") => {
+        (Some(Some(101)), _) if tail.contains("Unrecognized option: 'unsync-worker") => {
             "is there a `unsync::test_worker!()` in this test binary? "
         }
         _ => "does `main` call `unsync::init()` first? ",

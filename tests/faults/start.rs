@@ -55,6 +55,7 @@ scenarios! {
     worker_that_ends_unheard_is_told_with_a_hint;
     worker_that_was_heard_is_told_without_a_hint;
     worker_that_a_shell_cannot_start_is_told_without_a_hint;
+    worker_that_a_signal_ends_at_its_start_is_told_without_a_hint;
     n48_crash_loop_cap;
     n48_crash_loop_waits_for_the_living;
     n48_starts_become_rare_beside_a_worker_that_is_well;
@@ -658,6 +659,13 @@ fn worker_that_was_heard_is_told_without_a_hint() {
 fn worker_that_a_shell_cannot_start_is_told_without_a_hint() {
     let error = told_after("exec /no/such/worker");
     assert_says(&error, &["exit status: 127", "/no/such/worker"]);
+    assert!(!error.to_string().contains('?'), "{error}");
+}
+
+/// As under a limit of memory that is too small to start with.
+fn worker_that_a_signal_ends_at_its_start_is_told_without_a_hint() {
+    let error = told_after("kill -SEGV $$");
+    assert_says(&error, &["ended before it was ready", "SIGSEGV"]);
     assert!(!error.to_string().contains('?'), "{error}");
 }
 
