@@ -92,7 +92,7 @@ fn crashproof() -> io::Result<bool> {
                 survived += 1;
                 let told = error.to_string();
                 // The rest is on standard error anyway, or is the line that started the call.
-                let end = told.find("; its last words").or(told.find(" (started"));
+                let end = told.find("; its last output").or(told.find(" (started"));
                 writeln!(out, "{}", &told[..end.unwrap_or(told.len())])?;
             }
             outcome => writeln!(out, "WRONG: {outcome:?}, not {expected:?}")?,

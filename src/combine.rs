@@ -138,7 +138,7 @@ impl<T: Send + 'static> Settling<T> {
             work.as_ref().map(Unfuture::cancel);
             let running = stopper.and_then(|work| work.still_running(reason));
             let origin = work.as_ref().map_or(self.origin, |work| work.slot().origin);
-            Err(running.unwrap_or_else(|| reason.error("one of many").started_at(origin)))
+            Err(running.unwrap_or_else(|| reason.error("part of `settle_all`").started_at(origin)))
         };
         let outcomes = mem::take(&mut self.outcomes).into_iter();
         outcomes

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::panic;
 use std::process;
 
-/// How the last words of the panic of `println!` begin and end when the reader has closed the pipe.
+/// How the panic message of `println!` begins and ends when the reader has closed the pipe.
 const PRINTING: &str = "failed printing to stdout";
 const CLOSED: [&str; 2] = ["(os error 32)", "(os error 232)"]; // on Unix, on Windows
 

@@ -321,7 +321,7 @@ impl Output {
         let text = lock(&self.printed.stderr).clone();
         match excerpt(&String::from_utf8_lossy(&text)) {
             text if text.is_empty() => text,
-            text => format!("; its last words: {text}"),
+            text => format!("; its last output: {text}"),
         }
     }
 

@@ -439,7 +439,7 @@ fn n35_first_words_are_quoted_too() {
     for lines in [0, 1, 10, 100, 1000] {
         let call = cpu(tell_and_die, (lines,));
         let error = assert_kind(call.result(), ErrorKind::WorkerLost).to_string();
-        let words = error.split_once("; its last words: ").expect(&error).1;
+        let words = error.split_once("; its last output: ").expect(&error).1;
         let words = words.split_once(" (started at ").expect(&error).0;
         assert!(words.starts_with("the cause\n"), "{error}");
         assert!(words.ends_with("\nthe end"), "{error}");
