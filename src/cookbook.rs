@@ -32,15 +32,16 @@
 //! # }
 //! ```
 //!
-//! CPU-bound calls need no limit: there are as many worker processes as processors. Each call costs about
-//! ten microseconds, and about one where thousands are made at once, so give each at least that much to do.
-//! The arguments of all calls are in memory until they have started.
+//! CPU-bound calls need no limit: at most as many run at once as there are processors. A call costs about ten
+//! microseconds, or two if thousands are made at once, so give each more than that to do. The arguments of all
+//! calls stay in memory until the calls start.
 //!
 //! # A time limit, and a retry with back-off
 //!
 //! [`run_timeout`](crate::Unfuture::run_timeout) counts from the moment the work starts to run: waiting for a
 //! place under the limit does not count. The pause between two attempts is a [`sleep`](crate::sleep()) on the
-//! ambient thread, so it holds neither a thread nor a place.
+//! ambient thread, so it holds neither a thread nor a place. `cancel_on_drop` ties an attempt to its task: a
+//! deadline for the whole, or a cancellation, takes a waiting attempt out of the queue too.
 //!
 //! ```
 //! use std::time::Duration;
@@ -49,7 +50,7 @@
 //! async fn fetch_patiently(limit: Limit, url: &'static str) -> Result<String, Error> {
 //!     let mut pause = Duration::from_millis(10);
 //!     loop {
-//!         let attempt = limit.thread(move || fetch(url)).flatten();
+//!         let attempt = limit.thread(move || fetch(url)).flatten().cancel_on_drop();
 //!         match attempt.run_timeout(Duration::from_secs(5)).await {
 //!             Err(_) if pause < Duration::from_secs(1) => unsync::sleep(pause).await,
 //!             outcome => return outcome,
@@ -66,7 +67,8 @@
 //! # }
 //! # fn main() -> Result<(), Error> {
 //! let limit = Limit::new(8);
-//! let page = unsync::spawn(fetch_patiently(limit.clone(), "a")).result()??;
+//! let page = unsync::spawn(fetch_patiently(limit.clone(), "a")).flatten();
+//! let page = page.timeout(Duration::from_secs(60)).result()?; // all attempts and pauses
 //! # assert_eq!(page, "A");
 //! # Ok(())
 //! # }
@@ -95,12 +97,12 @@
 //! # }
 //! ```
 //!
-//! A long call reports how far it is with [`progress`](crate::progress()); its
-//! [`on_progress`](crate::Unfuture::on_progress) hears it.
+//! A long `cpu` call reports its own progress with [`progress`](crate::progress()), and
+//! [`on_progress`](crate::Unfuture::on_progress) receives it.
 //!
 //! # Results as they come
 //!
-//! Each result is handed on when it is there, whatever the order, and nothing is collected.
+//! The loop gets each result as soon as it is ready, in any order.
 //!
 //! ```
 //! # fn shrink(n: u64) -> u64 { n / 2 }
@@ -121,7 +123,7 @@
 //!
 //! # Work of different types
 //!
-//! All of it has started already, so awaiting one after the other takes as long as the slowest.
+//! Both run already, so waiting for one after the other takes only as long as the slower one.
 //! `cancel_on_drop` stops the second if the first fails and `?` returns.
 //!
 //! ```
@@ -136,33 +138,38 @@
 //!
 //! # Ctrl-C that keeps what is done
 //!
-//! A [`settle_all`](crate::settle_all) that is cancelled gives the outcomes that are there. Std has no signal
-//! handlers; crates such as `ctrlc` call a closure.
+//! A [`settle_all`](crate::settle_all) that is cancelled, or runs out of time, gives the outcomes that are there.
+//! Std has no signal handlers; crates such as `ctrlc` call a closure.
 //!
 //! ```
 //! # mod ctrlc {
-//! #     pub fn set_handler(f: impl FnOnce() + Send + 'static) { std::thread::spawn(f); }
+//! #     pub fn set_handler(f: impl FnOnce() + Send + 'static) -> Result<(), ()> {
+//! #         std::thread::spawn(f);
+//! #         Ok(())
+//! #     }
 //! # }
 //! # fn main() -> Result<(), unsync::Error> {
-//! # let forever = std::time::Duration::from_secs(3600);
+//! # use std::time::Duration;
+//! # let forever = Duration::from_secs(3600);
 //! let all = unsync::settle_all([unsync::Unfuture::ready(()), unsync::spawn(unsync::sleep(forever))]);
-//! let stop = all.canceller();
-//! ctrlc::set_handler(move || _ = stop.cancel());
+//! let stop = all.canceller(); // before `timeout`: cancelling that would lose the outcomes
+//! ctrlc::set_handler(move || _ = stop.cancel()).expect("the first handler");
+//! let all = all.timeout(Duration::from_secs(60));
 //! let (done, not_done): (Vec<_>, Vec<_>) = all.result()?.into_iter().partition(Result::is_ok);
 //! println!("{} done, {} not", done.len(), not_done.len());
 //! # assert_eq!(done.len(), 1);
-//! unsync::shutdown(std::time::Duration::from_secs(5))
+//! unsync::shutdown(Duration::from_secs(5))
 //! # }
 //! ```
 //!
 //! Worker processes have process groups of their own, so Ctrl-C at a terminal reaches the program alone. They
-//! end with it, also if it has no handler.
+//! end with it, even if it has no handler.
 //!
 //! # Cancelling a task and what it started
 //!
-//! Dropping an `Unfuture` lets its work continue. What is tied by
-//! [`cancel_on_drop`](crate::Unfuture::cancel_on_drop) ends with the task that holds it, through all steps made
-//! on it.
+//! Dropping an `Unfuture` lets its work continue. Work tied by
+//! [`cancel_on_drop`](crate::Unfuture::cancel_on_drop) ends with the task that holds it, whatever was chained to
+//! it.
 //!
 //! ```
 //! # fn work() { loop { std::hint::spin_loop() } }
@@ -182,8 +189,8 @@
 //!
 //! An [`Error`](crate::Error) is a `std::error::Error + Send + Sync`, so `?` turns it into a
 //! `Box<dyn std::error::Error>` and an `anyhow::Error`, and `#[from]` of thiserror accepts it. `?` also turns it
-//! into an [`io::Error`](std::io::Error), and an `io::Error` into it. So work whose own errors are those of I/O
-//! needs one type:
+//! into an [`io::Error`](std::io::Error), and an `io::Error` into it. So work whose own errors are I/O
+//! errors needs only one type:
 //!
 //! ```
 //! use unsync::{Error, Unfuture};
@@ -233,24 +240,45 @@
 //! # }
 //! ```
 //!
-//! - The outer `Result` says whether the work was done: it panicked, was cancelled, took too long. The
-//!   inner one is the function's own.
+//! - The outer `Result` says whether the work was done: it may have panicked, been cancelled or taken too long.
+//!   The inner one is the function's own.
 //! - **It starts when it is called**, not when it is awaited, and continues if the caller drops it. Say so in
 //!   its documentation, or tie it: `.cancel_on_drop()`.
-//! - The function chooses the engine: [`spawn`](crate::spawn()) for what is async inside,
-//!   [`thread`](crate::thread()) for what blocks, [`cpu`](crate::cpu()) for what computes. The choice can
-//!   change without a change for the caller.
+//! - The function chooses the engine: [`spawn`](crate::spawn()) for async code, [`thread`](crate::thread()) for
+//!   what blocks, [`cpu`](crate::cpu()) for what computes. For `cpu`, the program's `main` has to call `init`,
+//!   and its tests need `test_worker!`. Re-export them: `pub use unsync::{init, test_worker};`. Callers notice
+//!   nothing else.
 //! - Arguments are owned, since the work may outlive the call. Convert them at the boundary, as above.
 //! - Answer from memory with [`Unfuture::ready`](crate::Unfuture::ready): it costs no thread.
 //!
-//! `examples/both_worlds.rs` is a small library written this way, with a synchronous and an asynchronous
-//! caller.
+//! To give callers a single `Result`, write two functions over it. Their error type is your own (see
+//! [`Error`](crate::Error)), or this one:
+//!
+//! ```
+//! # use unsync::Unfuture;
+//! # fn start(path: &str) -> Unfuture<std::io::Result<usize>> {
+//! #     let path = path.to_owned();
+//! #     unsync::thread(move || Ok(std::fs::read_to_string(path)?.lines().count()))
+//! # }
+//! pub fn count_lines(path: &str) -> Result<usize, unsync::Error> {
+//!     Ok(start(path).result()??)
+//! }
+//!
+//! pub async fn count_lines_async(path: &str) -> Result<usize, unsync::Error> {
+//!     Ok(start(path).await??)
+//! }
+//! # assert_eq!(count_lines("/none").unwrap_err().kind(), unsync::ErrorKind::Os);
+//! # let lines = unsync::block_on(count_lines_async("Cargo.toml"));
+//! # assert_eq!(lines.unwrap(), count_lines("Cargo.toml").unwrap());
+//! ```
+//!
+//! `examples/both_worlds.rs` is a small library for both worlds, with a synchronous and an asynchronous caller.
 //!
 //! # When something goes wrong
 //!
-//! [`tasks`](crate::tasks()) lists live work and [`stats`](crate::stats()) counts it. In any program,
-//! `UNSYNC_DEBUG=1` in the environment reports the rest on standard error. `examples/diagnose.rs` shows all of it; this
-//! this is what it prints, without the message of the panic itself:
+//! [`tasks`](crate::tasks()) lists live work and [`stats`](crate::stats()) counts it. With `UNSYNC_DEBUG=1` in
+//! its environment, any program reports the rest on standard error. `examples/diagnose.rs` shows all of it. It
+//! prints this, without the message of the panic itself:
 //!
 //! ```text
 //! # A task that blocks the ambient thread
@@ -282,7 +310,7 @@
 //!
 //! A worker process runs the same executable up to [`init`](crate::init), and then only the functions that it
 //! is asked to run. It has what the program had *before* `init`. It does not have what `main` did afterwards:
-//! values of statics, loggers, panic hooks, parsed arguments, threads, open files.
+//! values stored in statics, loggers, panic hooks, parsed arguments, threads, open files.
 //!
 //! - **State**: pass it as an argument, or let the function make it at its first call and keep it in a
 //!   [`OnceLock`](std::sync::OnceLock). The worker keeps it for the calls that follow.
@@ -307,13 +335,15 @@
 //! }
 //! ```
 //!
-//! What a worker prints comes out where the program's own output does.
+//! What a worker prints comes out where the program's own output does, panic messages included. A panic hook
+//! that prints nothing, `std::panic::set_hook(Box::new(|_| {}))` before `init`, silences those of program and
+//! workers; errors keep the message.
 //!
 //! # A memory limit for workers
 //!
 //! [`memory_per_worker`](crate::Config::memory_per_worker) replaces a worker after a call that left it large.
-//! For a limit during the call, start workers under `prlimit`: an allocation that fails aborts the worker, and
-//! the call that made it fails as [`WorkerLost`](crate::ErrorKind::WorkerLost).
+//! For a limit during the call, start workers under `prlimit`, which Linux has in util-linux: an allocation that
+//! fails aborts the worker, and the call that made it fails as [`WorkerLost`](crate::ErrorKind::WorkerLost).
 //!
 //! ```standalone_crate
 //! # fn hungry() -> usize { std::hint::black_box(vec![1_u8; 4 << 30]).len() }
@@ -335,11 +365,14 @@
 //! # fn main() {}
 //! ```
 //!
+//! With [`run_timeout`](crate::Unfuture::run_timeout) on each call as well, input that crashes the decoder, hangs
+//! it or fills memory costs only its own call.
+//!
 //! In containers, a memory limit of the container makes Linux end a worker before it ends the program.
 //!
 //! # Tests, doctests and coverage
 //!
-//! - A test binary has no `main` of its own: [`test_worker!`](crate::test_worker) stands in it once, anywhere,
+//! - A test binary has no `main` of its own: put [`test_worker!`](crate::test_worker) in it once, anywhere,
 //!   and its tests call `cpu` as a program does. cargo-nextest, which runs each test in a process of its own,
 //!   works too; each process then starts its own workers.
 //! - With `harness = false`, `init` is the first line of `main`.
@@ -368,8 +401,8 @@
 //! | tokio's sockets, timers and `tokio::spawn` in an `unsync` task | with one of the recipes |
 //!
 //! Without a recipe tokio does not find its reactor and panics: "there is no reactor running, must be
-//! called from the context of a Tokio 1.x runtime". That is the error of the one task
-//! ([`ErrorKind::Panicked`](crate::ErrorKind::Panicked)); nothing else ends.
+//! called from the context of a Tokio 1.x runtime". Only that task fails, as
+//! [`ErrorKind::Panicked`](crate::ErrorKind::Panicked).
 //!
 //! ## `#[tokio::main]` with workers
 //!
