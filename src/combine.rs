@@ -77,6 +77,9 @@ where
 /// `false`. If any of them is tied by [`cancel_on_drop`](Unfuture::cancel_on_drop), the whole is tied too.
 /// Without any, it is ready.
 ///
+/// A step made on it, such as [`timeout`](Unfuture::timeout), is work of its own: cancelling that loses the
+/// outcomes, so take the [`canceller`](Unfuture::canceller) first.
+///
 /// # Examples
 ///
 /// ```

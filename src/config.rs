@@ -341,10 +341,11 @@ impl Config {
     /// Makes the command that starts a worker process from the path of the executable: to run it under
     /// `nice` or valgrind, or with another environment or working directory.
     ///
-    /// The library adds the one argument by which a worker recognises itself. It sets standard input,
-    /// standard error if that of the program is no terminal, and in tests standard output, and forwards what a
-    /// worker prints there. A wrapper has to pass all of that on. It must also become the worker, as a shell
-    /// does with `exec`, or forward signals: to stop a call, the library kills the process that it started.
+    /// The library adds the one argument by which a worker recognises itself. It replaces what the command says
+    /// of standard input, of standard error if that of the program is no terminal, and of standard output in
+    /// tests; it forwards what a worker prints there. A wrapper has to pass all of that on. It must also become
+    /// the worker, as a shell does with `exec`, or forward signals: to stop a call, the library kills the process
+    /// that it started.
     ///
     /// The closure must not wait for other work: see [`Unfuture::result`](crate::Unfuture::result).
     ///

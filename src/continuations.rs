@@ -24,15 +24,15 @@ use crate::unfuture::Unfuture;
 
 /// Calls a function in a worker process: for work that computes for long, may crash, or may hang.
 ///
-/// `args` is the tuple of the function's arguments, checked at compile time. They and the result cross encoded,
-/// see [`Wire`]. A round trip takes some 10 µs for one call and 2 µs for each of many, and starting a worker
-/// takes 1 to 2 ms; so a call pays from some microseconds of work on. The function must be named in a
-/// [`register!`](crate::register), and `main` must begin with [`init`](crate::init).
+/// `args` is the tuple of the function's arguments, checked at compile time: `()` if it has none, `(x,)` if it has
+/// one. Arguments and result are encoded, see [`Wire`]. A round trip takes about 10 µs for one call and 2 µs for
+/// each of many, and starting a worker takes 1 to 2 ms; give each call more than that to do. The function must be
+/// named in a [`register!`](crate::register), and `main` must begin with [`init`](crate::init).
 ///
 /// In a worker process a call runs on a thread of that process: nested pools do not multiply.
 ///
 /// Workers print where the program prints. Standard error passes through the program unless it is a terminal, so
-/// that errors can quote its last lines; the very last are lost if the program ends without
+/// that errors can quote its last lines; what comes last may be lost if the program ends without
 /// [`shutdown`](crate::shutdown()).
 ///
 /// A worker cannot read from the terminal: on Unix the system stops a process that reads from `/dev/tty`, and
@@ -259,7 +259,8 @@ impl<T: Send + 'static> Unfuture<T> {
     ///
     /// At the deadline the work is cancelled as by [`cancel`](Unfuture::cancel): a call in a worker process is
     /// killed. A thread job that runs cannot be stopped. Its `Unfuture` resolves all the same, and the error
-    /// names the job and says that it still runs, unless the job is one of many.
+    /// names the job and says that it still runs, unless the job is part of a `join_all` or `race`. The ambient
+    /// thread watches the time: a task that blocks it delays all deadlines.
     ///
     /// # Errors
     ///

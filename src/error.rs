@@ -21,7 +21,7 @@ pub(crate) type Origin = &'static Location<'static>;
 /// The error is opaque: [`kind`](Error::kind) says what happened, and the text names the culprit and the line
 /// that started the work. It is cheap to clone; all clones are the same error.
 ///
-/// `?` turns it into an [`io::Error`], and an `io::Error` into it.
+/// `?` turns it into an [`io::Error`], and an `io::Error` into an `Error`.
 ///
 /// # Examples
 ///
@@ -34,7 +34,9 @@ pub(crate) type Origin = &'static Location<'static>;
 /// ```
 ///
 /// A library with its own error type adds a variant for work that was not done. Its functions return that type
-/// inside the work too, so one `?` is for the work and one for the function.
+/// inside the work too, so one `?` is for the work and one for the function. The function of a
+/// [`cpu`](crate::cpu()) call needs a type without that variant, since an `Error` cannot cross to a worker; give the
+/// library's type a `From` of it.
 ///
 /// ```
 /// use std::fmt;

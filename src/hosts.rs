@@ -1,9 +1,8 @@
 //! When one machine is not enough: `cpu` calls on other machines.
 //!
 //! A program that outgrows its machine keeps its code. [`Config::host`](crate::Config::host) adds worker
-//! processes on another machine, started by a launcher that is there already: `ssh`, Slurm's `srun`,
-//! `kubectl exec -i`, `docker run -i`, `mpirun -n 1`. There is no daemon, no port and no scheduler of this
-//! library.
+//! processes on another machine. A launcher that is installed already starts them: `ssh`, Slurm's `srun`,
+//! `kubectl exec -i`, `docker run -i`, `mpirun -n 1`. This library has no daemon, no port and no scheduler.
 //!
 //! ```no_run
 //! use std::process::Command;
@@ -42,15 +41,15 @@
 //! | containers | `docker run -i --rm IMAGE PROGRAM` | the image has the program |
 //! | MPI | `mpirun -n 1 --host node1 PROGRAM` | |
 //!
-//! `PROGRAM` is the path that the closure gets, or wherever the program is over there: the closure may ignore it.
-//! The library appends arguments, by which the program knows what it is.
+//! `PROGRAM` is the path that the closure gets. If the program is elsewhere on the other machine, the closure
+//! ignores it and names that path. The library appends arguments that tell the program what it is.
 //!
 //! One launcher runs for each worker, and one thread here, so one program drives tens of machines, not thousands.
 //!
 //! # The same build
 //!
-//! The executable there has to be the same as here, byte by byte. Copy it (`scp`, `rsync`), have it on a shared
-//! file system, or in the image. The size and a hash of both files are compared before the first call; an error
+//! The executable there has to be the same as here, byte for byte. Copy it (`scp`, `rsync`), or put it on a shared
+//! file system or into the image. The size and a hash of both files are compared before the first call; an error
 //! shows both if they differ. A stripped copy is another build.
 //!
 //! # What crosses, and what does not
@@ -65,9 +64,9 @@
 //!
 //! # When something is lost
 //!
-//! **A call runs at most once.** A network that breaks takes along what it carried, so nobody knows how far the
-//! calls were that it had: they fail as [`WorkerLost`](crate::ErrorKind::WorkerLost), and the error says that they
-//! may have begun. None is tried again by itself. Where a call may run twice, the retry is a line of the caller:
+//! **A call runs at most once.** When a connection breaks, nobody knows how far the calls on it had come. They fail
+//! as [`WorkerLost`](crate::ErrorKind::WorkerLost), and the error says that they may have begun. The library does
+//! not try them again. If a call may run twice, retry it yourself:
 //!
 //! ```
 //! # fn primes(below: u64) -> u64 { below }
@@ -90,18 +89,19 @@
 //! it ran fails.
 //!
 //! **A dead machine stalls nobody.** It is left alone for a quarter of a second, then longer each time, up to about
-//! a minute. Calls fail only if no machine has a worker or can start one; the error has the last words of the
+//! a minute. Calls fail only if no machine has a worker or can start one; the error quotes the last output of the
 //! launcher, such as `Permission denied (publickey)`.
 //!
 //! **Nothing stays behind.** A deadline or a cancel kills the process on the other machine. The end of the program,
 //! however it comes, ends everything there within a second. If the network is cut, both sides give up after
 //! [`host_timeout`](crate::Config::host_timeout), 60 s by default. Only a worker that has replaced itself by another
-//! program (`exec`), or is stopped, survives a `kill -9` of the relay that had started it.
+//! program (`exec`), or is stopped, survives a `kill -9` of the relay that started it.
 //!
 //! # What it costs
 //!
-//! Measured with two virtual processors, `sshd` and a Slurm of four nodes on the same machine; a network adds its
-//! own. Calls are batched as between processes of one machine, and as many are under way as the round trip takes.
+//! Measured on two virtual processors, with `sshd` and a Slurm of four nodes on the same machine; a network adds
+//! its own delay. Calls are batched as between processes of one machine, and as many are under way as it takes to
+//! fill the round trip.
 //!
 //! | | local worker | relay | ssh | srun |
 //! | --- | --- | --- | --- | --- |
@@ -115,14 +115,14 @@
 //!
 //! # When to use something else
 //!
-//! - **Ray** and **dask** keep data on the cluster between tasks, schedule by where it is, grow and shrink, and show
-//!   it all on a dashboard. Here every argument travels from the program, and every result back to it.
+//! - **Ray** and **dask** keep data on the cluster between tasks, run tasks where their data is, scale up and down,
+//!   and have a dashboard. Here every argument travels from the program, and every result back to it.
 //! - **Julia's `Distributed`** and **mirai** (R) have workers that talk to each other, and languages in which
 //!   functions can be sent. Here both sides have the same executable, and calls go one way.
 //! - **MPI** is for programs whose processes exchange data all the time, over networks made for that.
 //!
 //! Use this for calls that are independent, take milliseconds or more, and come from one program: parameter sweeps,
-//! rendering, simulations, conversions. Where a machine more is all that is missing, it takes four lines.
+//! rendering, simulations, conversions. If one more machine is all that is missing, it takes four lines.
 //!
 //! # On Windows
 //!

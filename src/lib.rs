@@ -63,7 +63,7 @@
 //! # What may go wrong
 //!
 //! Every `Unfuture` resolves exactly once, whatever dies: to a value, or to an [`Error`] that says what
-//! happened, to whom, and where it was started. A panic ends the work that panicked and nothing else.
+//! happened to which work, and where that was started. A panic ends the work that panicked and nothing else.
 //! [`ErrorKind`] lists the kinds.
 //!
 //! Waiting on the ambient thread would stop every async task, so nothing here does:
@@ -74,9 +74,9 @@
 //! # Worker processes
 //!
 //! A worker is another process running the same executable; [`init`] turns it into one, and in a test binary
-//! [`test_worker!`] does. [`register!`] makes functions known, and their arguments and results travel as
-//! [`Wire`]. A worker that dies fails the one call that it ran; calls it had not started go to another. Workers
-//! end with the program, however that ends.
+//! [`test_worker!`] does. [`register!`] makes functions known to it. Arguments and results travel as
+//! [`Wire`]. If a worker dies, only the call that it ran fails; calls that it had not started go to another.
+//! Workers end with the program, however that ends.
 //!
 //! # The end of the program
 //!
@@ -88,13 +88,13 @@
 //!
 //! # Settings
 //!
-//! None are needed. [`Config`] has them. Environment variables set some from outside:
+//! None are needed. [`Config`] has all of them, and environment variables set some from outside:
 //!
 //! | variable | meaning |
 //! | --- | --- |
 //! | `UNSYNC_THREADS`, `UNSYNC_PROCESSES` | the two limits |
 //! | `UNSYNC_DEBUG=1` | reports on standard error: tasks that block the ambient thread, failures that nobody looked at, workers that a signal has stopped |
-//! | `UNSYNC_LINK=tcp`, `relay` | for tests: workers connect over loopback TCP instead of a Unix socket, or as those of a host |
+//! | `UNSYNC_LINK=tcp`, `relay` | for tests: workers connect over loopback TCP instead of a Unix socket, or through a relay, as on another machine |
 //!
 //! An empty variable counts as unset. Values that make no sense are refused: thread jobs, pinned values and
 //! worker calls resolve as [`ErrorKind::NotInitialised`], which says what is wrong; async tasks run with the
@@ -107,11 +107,11 @@
 //! | tokio | sockets, files and signals on a reactor; tasks on all cores; a large ecosystem | nothing to set up, no dependencies, `result()` from anywhere; CPU-bound work can be killed |
 //! | smol | the same in smaller parts; the executor can be one's own | one call each for the three kinds of work |
 //! | rayon | parallel iterators over borrowed data, at nanoseconds for each item | work that blocks, fails, crashes, or must be stopped |
-//! | procspawn | anything that serde can encode; standard streams of a worker as pipes | calls are batched; a worker that dies costs one call; no dependencies |
+//! | procspawn | anything that serde can encode; standard streams of a worker as pipes | calls are batched; a worker that dies fails one call; no dependencies |
 //! | `concurrent.futures` (Python) | any picklable function, without registering it | a worker that dies fails one call, not the pool; running calls can be cancelled |
 //! | `unsync` (Python) | a decorator for any function of the language | types, real kills, no deadlock of nested waits |
 //!
-//! The repository measures against them; its README has the figures.
+//! The README of the repository has measurements against them.
 //!
 //! # Versions
 //!

@@ -127,7 +127,8 @@ macro_rules! unsync {
 /// Calls a function in a worker process and registers it where it stands: `cpu!(function, args…)` or
 /// `cpu!(function(args…))`, or a closure with written types that captures nothing.
 ///
-/// See [`cpu`](crate::cpu()) for what it returns.
+/// See [`cpu`](crate::cpu()) for what it returns. A closure cannot use the variables around it: pass their values as
+/// arguments.
 ///
 /// # Examples
 ///
@@ -140,7 +141,9 @@ macro_rules! unsync {
 /// unsync::init();
 /// assert_eq!(unsync::cpu!(add, 20, 22).result()?, 42);
 /// assert_eq!(unsync::cpu!(add(20, 22)).result()?, 42);
-/// assert_eq!(unsync::cpu!(|n: u64| -> u64 { n * 2 }, 21).result()?, 42);
+/// let factor = 2; // passed as an argument, below
+/// let double = unsync::cpu!(|n: u64, factor: u64| -> u64 { n * factor }, 21, factor);
+/// assert_eq!(double.result()?, 42);
 /// # Ok(())
 /// # }
 /// ```

@@ -22,9 +22,8 @@ use crate::sync::atomic::Ordering;
 
 /// The future value of an async task, a thread job, a call in a worker process, or a [`Promise`].
 ///
-/// The work starts without being awaited. One may `.await` the value from any executor or block for
-/// it with [`result`](Unfuture::result): the same `Result` in both worlds. Dropping an `Unfuture`
-/// does not stop the work.
+/// The work starts without being awaited. Await the value on any executor, or block for it with
+/// [`result`](Unfuture::result): both give the same `Result`. Dropping an `Unfuture` does not stop the work.
 ///
 /// # Examples
 ///

@@ -23,8 +23,7 @@ use crate::unfuture::Unfuture;
 ///
 /// It runs without being awaited, and its destructor runs there too. A future that blocks holds up
 /// every other one: blocking work belongs on [`thread`](crate::thread), CPU-bound work in
-/// [`cpu`](crate::cpu()). At the end of the process unfinished tasks end unheard, like those of a
-/// daemon thread.
+/// [`cpu`](crate::cpu()). Unfinished tasks end with the process, as daemon threads do.
 ///
 /// If a poll panics, the future is dropped after the unwinding. The locals of an `async` block are dropped
 /// during it, as anywhere; but the fields of a hand-written future are not, so their destructors do not see

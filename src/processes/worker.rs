@@ -125,7 +125,7 @@ pub fn init() {
     MAIN_CALLS_INIT.get_or_init(|| ());
 }
 
-/// Returns whether this process is a worker.
+/// Returns whether this process is a worker. `false` until [`init`] was called.
 ///
 /// # Examples
 ///
@@ -638,8 +638,8 @@ pub(crate) struct PanicReport {
 
 crate::wire!(struct PanicReport { text, place, backtrace });
 
-/// Tells the program how far the running call is: its
-/// [`on_progress`](crate::Unfuture::on_progress) gets the value.
+/// Reports the progress of the running call to the program:
+/// [`on_progress`](crate::Unfuture::on_progress) receives the value.
 ///
 /// For the function of a [`cpu`](crate::cpu()) call, on the thread that runs it. Elsewhere it does nothing:
 /// on other threads, outside a worker process, and in a call that a worker makes. A value above the limit
