@@ -18,7 +18,7 @@
 //! # A parallel map with a limit
 //!
 //! A [`Limit`](crate::Limit) bounds how many jobs, tasks or calls run at once. [`join_all`](crate::join_all)
-//! keeps the order and stops at the first error.
+//! keeps the order and fails at the first error.
 //!
 //! ```
 //! # fn fetch(url: &str) -> String { url.to_uppercase() }
@@ -168,8 +168,8 @@
 //! # Cancelling a task and what it started
 //!
 //! Dropping an `Unfuture` lets its work continue. Work tied by
-//! [`cancel_on_drop`](crate::Unfuture::cancel_on_drop) ends with the task that holds it, whatever was chained to
-//! it.
+//! [`cancel_on_drop`](crate::Unfuture::cancel_on_drop) ends with the task that holds it. Steps chained to it
+//! keep the tie.
 //!
 //! ```
 //! # fn work() { loop { std::hint::spin_loop() } }
@@ -189,7 +189,7 @@
 //!
 //! An [`Error`](crate::Error) is a `std::error::Error + Send + Sync`, so `?` turns it into a
 //! `Box<dyn std::error::Error>` and an `anyhow::Error`, and `#[from]` of thiserror accepts it. `?` also turns it
-//! into an [`io::Error`](std::io::Error), and an `io::Error` into it. So work whose own errors are I/O
+//! into an [`io::Error`](std::io::Error), and an `io::Error` into an `Error`. So work whose own errors are I/O
 //! errors needs only one type:
 //!
 //! ```
@@ -252,7 +252,7 @@
 //! - Answer from memory with [`Unfuture::ready`](crate::Unfuture::ready): it costs no thread.
 //!
 //! To give callers a single `Result`, write two functions over it. Their error type is your own (see
-//! [`Error`](crate::Error)), or this one:
+//! [`Error`](crate::Error) for how), or `unsync::Error`:
 //!
 //! ```
 //! # use unsync::Unfuture;
@@ -485,5 +485,4 @@
 //! - **Blocking in an `unsync` task.** `result` of unfinished work is an error there, and every other wait of
 //!   this library panics or is an error. It cannot refuse the waits of other libraries, but `UNSYNC_DEBUG=1`
 //!   reports them.
-//! - **Sockets without a reactor.** `std::net` in a [`thread`](crate::thread()) job is the way that needs
-//!   no crate at all.
+//! - **Sockets without a reactor.** Use `std::net` in a [`thread`](crate::thread()) job: it needs no crate.

@@ -92,7 +92,7 @@
 //!
 //! | variable | meaning |
 //! | --- | --- |
-//! | `UNSYNC_THREADS`, `UNSYNC_PROCESSES` | the two limits |
+//! | `UNSYNC_THREADS`, `UNSYNC_PROCESSES` | how many pool threads may run jobs, and how many worker processes may live |
 //! | `UNSYNC_DEBUG=1` | reports on standard error: tasks that block the ambient thread, failures that nobody looked at, workers that a signal has stopped |
 //! | `UNSYNC_LINK=tcp`, `relay` | for tests: workers connect over loopback TCP instead of a Unix socket, or through a relay, as on another machine |
 //!

@@ -397,7 +397,7 @@ impl Drop for Sleep {
 ///
 /// # Panics
 ///
-/// If the future panics, and like [`sleep`] if the future has to wait.
+/// If the future panics, and where [`sleep`] does if the future has to wait.
 ///
 /// # Examples
 ///
@@ -460,7 +460,7 @@ impl<F> fmt::Debug for Timeout<F> {
 ///
 /// # Panics
 ///
-/// If the period is zero. A [`tick`](Interval::tick) that has to wait panics like [`sleep`].
+/// If the period is zero. A [`tick`](Interval::tick) that has to wait panics where [`sleep`] does.
 ///
 /// # Examples
 ///

@@ -166,17 +166,16 @@ pub(crate) fn find(id: u64) -> Option<&'static Entry> {
 
 /// Makes functions callable in a worker process.
 ///
-/// It stands anywhere, normally beside the function, in any crate of the program: functions by path,
-/// generic ones with their types, closures that capture nothing. Arguments and result are
-/// [`Wire`](crate::Wire). A closure has no name to call it by: where it is called as well, that is
-/// [`cpu!`](crate::cpu!).
+/// Put it anywhere in any crate of the program, normally beside the function. It takes functions by path, generic
+/// ones with their types, and closures that capture nothing. Arguments and result are [`Wire`](crate::Wire). A
+/// closure has no name to call it by: [`cpu!`](crate::cpu!) registers and calls it.
 ///
 /// A constructor in the executable's init section links each into a list before `main`. For that the
 /// macro writes an `#[unsafe(link_section)]` attribute into your crate. It is the one thing of this
 /// library outside safe Rust, and it compiles in a crate that forbids unsafe code.
 ///
-/// A function of a library crate counts only if the linker keeps that part of the library, which it
-/// does if the program uses anything beside it.
+/// A function in a library crate is registered only if the linker keeps the part of the library that it is in, as
+/// it does if the program uses anything else there.
 ///
 /// # Examples
 ///

@@ -45,10 +45,10 @@ mod impls;
 /// Decoding bytes that `encode` did not write gives an error or a value, never a panic. A length is
 /// not believed: beyond a few KiB, memory is taken only for what was decoded, in proportion to the
 /// size of the input (the types decide the proportion). Pointers and collections that are nested
-/// deeper than 256 levels are refused, so that no input overflows the stack. That is a limit on
-/// honest values too, which `encode` refuses with a panic, the error of its call: send a long chain as
-/// a `Vec`, not as a list of boxes. An array lies on the
-/// stack while it is decoded, even if it is on its way into a box: a large one is better a `Vec`.
+/// deeper than 256 levels are refused, so that no input overflows the stack. This limits honest values
+/// too: `encode` refuses them with a panic, and the call fails with it. Send a long chain as a `Vec`, not
+/// as a list of boxes. An array lies on the stack while it is decoded, even on its way into a box: send a
+/// large one as a `Vec`.
 ///
 /// # Values that are too large
 ///
@@ -340,13 +340,12 @@ impl Drop for Level {
 
 /// Lets a struct or an enum of yours cross to a worker process: implements [`Wire`](crate::Wire).
 ///
-/// Write the type down once more, without the types of its fields, where its fields are visible.
-/// The fields of a tuple get a name here, any name. A field or variant that is forgotten, misspelt
-/// or too much does not compile, and neither does a field whose type cannot cross. The order in the
-/// macro is the order on the wire.
+/// Repeat the definition without the types of the fields, in a place where the fields are visible. The fields of a
+/// tuple get a name here, any name. A field or variant that is forgotten, misspelt or superfluous does not compile,
+/// and neither does a field whose type cannot cross. The order in the macro is the order on the wire.
 ///
-/// Type parameters stand without bounds, and each has to be `Wire`. A type with other bounds,
-/// lifetimes or constants gets its [`Wire`](crate::Wire) by hand.
+/// Type parameters are written without bounds, and each has to be `Wire`. For a type with other bounds, lifetimes
+/// or constants, implement [`Wire`](crate::Wire) by hand.
 ///
 /// # Examples
 ///

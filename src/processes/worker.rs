@@ -173,8 +173,8 @@ pub(super) fn add_arguments(command: &mut Command, of_main: &[&str], of_test: &s
 /// Makes a test binary able to run its functions in worker processes. Once per test binary, at the
 /// top of an integration test or beside the unit tests of a crate.
 ///
-/// It shows up in the list of tests as one that is ignored. Works under any harness that runs a test
-/// by its name, cargo-nextest among them.
+/// It appears in the list of tests, as ignored. Works under any harness that runs a test by its name,
+/// cargo-nextest among them.
 ///
 /// # Examples
 ///
