@@ -1,7 +1,6 @@
 //! The settings: read once, at first use.
 
 use std::env;
-use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -39,32 +38,6 @@ use crate::{log, spin};
 #[must_use = "settings do nothing unless they are installed"]
 pub struct Config(Settings);
 
-/// What the engines go by.
-pub(crate) struct Settings {
-    threads: Option<usize>,
-    processes: Option<usize>,
-    pub(crate) keep_alive: Duration,
-    pub(crate) thread_name: String,
-    pub(crate) stack_size: Option<usize>,
-    pub(crate) spin: Duration,
-    pub(crate) stall: Option<Duration>,
-    /// Whether a worker that was stopped is reported.
-    pub(crate) debug: bool,
-    pub(crate) calls_per_worker: Option<u64>,
-    pub(crate) memory_per_worker: Option<u64>,
-    pub(crate) start_timeout: Duration,
-    pub(crate) cancel_grace: Duration,
-    pub(crate) frame_bytes_max: usize,
-    pub(crate) kill_children: bool,
-    pub(crate) worker_command: Option<MakeCommand>,
-    pub(crate) hosts: Vec<Host>,
-    pub(crate) host_timeout: Duration,
-    pub(crate) on_thread_start: Option<Box<dyn Fn() + Send + Sync>>,
-    pub(crate) around_poll: Option<AroundPoll>,
-    /// Taken out when the settings come into force.
-    on_unobserved: Option<OnUnobserved>,
-}
-
 /// Another machine for worker processes.
 pub(crate) struct Host {
     pub(crate) name: String,
@@ -72,52 +45,59 @@ pub(crate) struct Host {
     pub(crate) launcher: MakeCommand,
 }
 
+type OnThreadStart = Box<dyn Fn() + Send + Sync>;
 type MakeCommand = Box<dyn Fn(&Path) -> Command + Send + Sync>;
 pub(crate) type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 /// As many as tokio's blocking pool: enough for blocking work, and few enough for any machine.
-const THREADS: usize = 512;
-/// A hundred years: longer than anybody waits, and short enough to be added to any point in time.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub(crate) const THREADS: usize = 512;
+/// Longer than anybody waits, and what std can wait on every platform and add to any point in time.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
 /// Parking and being woken take less than this on any machine.
 const SPIN_MAX: Duration = Duration::from_millis(1);
 /// More threads or processes than this are a mistake.
 const MOST: usize = 1 << 20;
 
-impl Config {
-    /// The defaults.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// let config = unsync::Config::new(); // the defaults
-    /// # drop(config);
-    /// ```
-    pub fn new() -> Config {
-        Config(Settings {
-            threads: None,
-            processes: None,
-            keep_alive: Duration::from_secs(10),
-            thread_name: "unsync".into(),
-            stack_size: None,
-            spin: Duration::from_micros(50),
-            stall: None,
-            debug: false,
-            calls_per_worker: None,
-            memory_per_worker: None,
-            start_timeout: Duration::from_secs(30),
-            cancel_grace: Duration::ZERO,
-            frame_bytes_max: 1 << 30,
-            kill_children: false,
-            worker_command: None,
-            hosts: Vec::new(),
-            host_timeout: Duration::from_secs(60),
-            on_thread_start: None,
-            around_poll: None,
-            on_unobserved: None,
-        })
-    }
+/// Declares the settings: the name and type of each, its default, and how the method of that name makes it from
+/// its argument.
+macro_rules! settings {
+    ($(
+        $(#[$docs:meta])*
+        $name:ident: $type:ty = $default:expr, |$argument:ident: $given:ty| $value:expr;
+    )*) => {
+        /// What the engines go by.
+        pub(crate) struct Settings {
+            $(pub(crate) $name: $type,)*
+            pub(crate) hosts: Vec<Host>,
+            /// Whether a worker that was stopped is reported.
+            pub(crate) debug: bool,
+        }
 
+        impl Config {
+            /// The defaults.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// let config = unsync::Config::new(); // the defaults
+            /// # drop(config);
+            /// ```
+            pub fn new() -> Config {
+                Config(Settings { $($name: $default,)* hosts: Vec::new(), debug: false })
+            }
+
+            $(
+                $(#[$docs])*
+                pub fn $name(mut self, $argument: $given) -> Config {
+                    self.0.$name = $value;
+                    self
+                }
+            )*
+        }
+    };
+}
+
+settings! {
     /// How many threads of the pool may run jobs at once; threads that block in a wait of this library do
     /// not count. Default: 512.
     ///
@@ -127,10 +107,7 @@ impl Config {
     /// let config = unsync::Config::new().threads(16);
     /// # drop(config);
     /// ```
-    pub fn threads(mut self, most: usize) -> Config {
-        self.0.threads = Some(most);
-        self
-    }
+    threads: Option<usize> = None, |most: usize| Some(most);
 
     /// How many worker processes may live at once on this machine. Default: the available parallelism, which
     /// respects affinity and cgroups. With a [`host`](Config::host) it may be 0.
@@ -141,10 +118,7 @@ impl Config {
     /// let config = unsync::Config::new().processes(4);
     /// # drop(config);
     /// ```
-    pub fn processes(mut self, most: usize) -> Config {
-        self.0.processes = Some(most);
-        self
-    }
+    processes: Option<usize> = None, |most: usize| Some(most);
 
     /// How long an idle pool thread or worker process waits for work before it ends. Default: 10 s.
     ///
@@ -156,10 +130,7 @@ impl Config {
     /// let config = unsync::Config::new().keep_alive(Duration::from_secs(60));
     /// # drop(config);
     /// ```
-    pub fn keep_alive(mut self, time: Duration) -> Config {
-        self.0.keep_alive = time;
-        self
-    }
+    keep_alive: Duration = Duration::from_secs(10), |time: Duration| time.min(FOREVER);
 
     /// The prefix of thread names. Default: `unsync`. Linux shows 15 bytes of a name.
     ///
@@ -169,10 +140,7 @@ impl Config {
     /// let config = unsync::Config::new().thread_name("app");
     /// # drop(config);
     /// ```
-    pub fn thread_name(mut self, prefix: impl Into<String>) -> Config {
-        self.0.thread_name = prefix.into();
-        self
-    }
+    thread_name: String = "unsync".into(), |prefix: impl Into<String>| prefix.into();
 
     /// The stack size of every thread that runs code of the program, in bytes. Default: that of
     /// `std::thread` for the pool and for pinned values; 8 MiB, or the environment variable
@@ -185,10 +153,7 @@ impl Config {
     /// let config = unsync::Config::new().stack_size(32 << 20); // deep recursion
     /// # drop(config);
     /// ```
-    pub fn stack_size(mut self, bytes: usize) -> Config {
-        self.0.stack_size = Some(bytes);
-        self
-    }
+    stack_size: Option<usize> = None, |bytes: usize| Some(bytes);
 
     /// How long a waiting thread spins before it parks, up to 1 ms; timed waits may end late by that
     /// much. Default: 50 µs; zero turns spinning off. It turns itself off where it does not pay.
@@ -201,10 +166,7 @@ impl Config {
     /// let config = unsync::Config::new().spin(Duration::ZERO); // never spin
     /// # drop(config);
     /// ```
-    pub fn spin(mut self, time: Duration) -> Config {
-        self.0.spin = time;
-        self
-    }
+    spin: Duration = Duration::from_micros(50), |time: Duration| time;
 
     /// Reports on standard error each poll that blocks the ambient thread for longer than this.
     /// Default: no reports, or 100 ms if the environment variable `UNSYNC_DEBUG` is `1`.
@@ -217,10 +179,7 @@ impl Config {
     /// let config = unsync::Config::new().stall(Duration::from_millis(20));
     /// # drop(config);
     /// ```
-    pub fn stall(mut self, longest: Duration) -> Config {
-        self.0.stall = Some(longest);
-        self
-    }
+    stall: Option<Duration> = None, |longest: Duration| Some(longest);
 
     /// Replaces a worker process after this many calls. Default: never.
     ///
@@ -230,10 +189,7 @@ impl Config {
     /// let config = unsync::Config::new().calls_per_worker(1000); // foreign code that leaks
     /// # drop(config);
     /// ```
-    pub fn calls_per_worker(mut self, calls: u64) -> Config {
-        self.0.calls_per_worker = Some(calls);
-        self
-    }
+    calls_per_worker: Option<u64> = None, |calls: u64| Some(calls);
 
     /// Replaces a worker process whose resident memory exceeds this many bytes at the end of a call. It does
     /// not limit the call itself, which may use as much memory as the system gives. Default: never. Costs a
@@ -245,10 +201,7 @@ impl Config {
     /// let config = unsync::Config::new().memory_per_worker(1 << 30);
     /// # drop(config);
     /// ```
-    pub fn memory_per_worker(mut self, bytes: u64) -> Config {
-        self.0.memory_per_worker = Some(bytes);
-        self
-    }
+    memory_per_worker: Option<u64> = None, |bytes: u64| Some(bytes);
 
     /// How long a worker process may take to start. Default: 30 s.
     ///
@@ -260,10 +213,7 @@ impl Config {
     /// let config = unsync::Config::new().start_timeout(Duration::from_secs(120));
     /// # drop(config);
     /// ```
-    pub fn start_timeout(mut self, limit: Duration) -> Config {
-        self.0.start_timeout = limit;
-        self
-    }
+    start_timeout: Duration = Duration::from_secs(30), |limit: Duration| limit.min(FOREVER);
 
     /// How long the function of a cancelled call may keep running, to see
     /// [`is_cancelled`](crate::is_cancelled) and end by itself, before its worker process is killed.
@@ -293,10 +243,7 @@ impl Config {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn cancel_grace(mut self, time: Duration) -> Config {
-        self.0.cancel_grace = time;
-        self
-    }
+    cancel_grace: Duration = Duration::ZERO, |time: Duration| time.min(FOREVER);
 
     /// The largest size of the encoded arguments or the encoded result of a call, in bytes. Default: 1 GiB.
     ///
@@ -306,10 +253,7 @@ impl Config {
     /// let config = unsync::Config::new().frame_bytes_max(16 << 20);
     /// # drop(config);
     /// ```
-    pub fn frame_bytes_max(mut self, bytes: usize) -> Config {
-        self.0.frame_bytes_max = bytes;
-        self
-    }
+    frame_bytes_max: usize = 1 << 30, |bytes: usize| bytes;
 
     /// Whether the processes that a worker started are killed when it ends, if they are still in its process
     /// group. Default: no.
@@ -333,10 +277,7 @@ impl Config {
     /// let config = unsync::Config::new().kill_children(true);
     /// # drop(config);
     /// ```
-    pub fn kill_children(mut self, kill: bool) -> Config {
-        self.0.kill_children = kill;
-        self
-    }
+    kill_children: bool = false, |kill: bool| kill;
 
     /// Makes the command that starts a worker process from the path of the executable: to run it under
     /// `nice` or valgrind, or with another environment or working directory.
@@ -370,14 +311,79 @@ impl Config {
     /// # #[cfg(not(unix))]
     /// # fn main() {}
     /// ```
-    pub fn worker_command<F>(mut self, make: F) -> Config
-    where
-        F: Fn(&Path) -> Command + Send + Sync + 'static,
-    {
-        self.0.worker_command = Some(Box::new(make));
-        self
-    }
+    worker_command: Option<MakeCommand> = None,
+        |make: impl Fn(&Path) -> Command + Send + Sync + 'static| Some(Box::new(make));
 
+    /// How long nothing may be heard from a [`host`](Config::host) before its worker counts as lost, and how
+    /// long the worker hears nothing before it ends. Default: 60 s. Both sides say something six times within
+    /// this time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let config = unsync::Config::new().host_timeout(Duration::from_secs(300));
+    /// # drop(config);
+    /// ```
+    host_timeout: Duration = Duration::from_secs(60), |time: Duration| time.min(FOREVER);
+
+    /// Runs first on the ambient thread, on every thread of the pool and on those of
+    /// [`Pinned`](crate::Pinned) values.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().on_thread_start(|| println!("a thread starts"));
+    /// # drop(config);
+    /// ```
+    on_thread_start: Option<OnThreadStart> = None,
+        |hook: impl Fn() + Send + Sync + 'static| Some(Box::new(hook));
+
+    /// Runs around every poll on the ambient thread, and must call its argument once. For a reactor that has to
+    /// be entered, such as tokio's. If the hook does not call it, the poll follows after the hook.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let config = unsync::Config::new().around_poll(|poll| {
+    ///     // Enter the reactor here.
+    ///     poll();
+    /// });
+    /// # drop(config);
+    /// ```
+    around_poll: Option<AroundPoll> = None,
+        |hook: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static| Some(Box::new(hook));
+
+    /// Called with every failure that nobody looked at, because the `Unfuture` was dropped. Cancelled work is
+    /// no failure. Default: nothing, or a line on standard error if the environment variable `UNSYNC_DEBUG`
+    /// is `1`.
+    ///
+    /// It may be called on a thread that must not wait for other work: see
+    /// [`Unfuture::result`](crate::Unfuture::result).
+    ///
+    /// # Examples
+    ///
+    /// ```standalone_crate
+    /// use std::sync::mpsc;
+    ///
+    /// # fn main() -> Result<(), unsync::Error> {
+    /// unsync::init();
+    /// let (sender, heard) = mpsc::channel();
+    /// let config = unsync::Config::new().on_unobserved(move |error| {
+    ///     let _ = sender.send(error.to_string());
+    /// });
+    /// config.install()?;
+    /// drop(unsync::thread(|| -> u32 { panic!("nobody looks") }));
+    /// assert!(heard.recv().unwrap().contains("nobody looks"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    on_unobserved: Option<OnUnobserved> = None,
+        |hook: impl Fn(&Error) + Send + Sync + 'static| Some(Box::new(hook));
+}
+
+impl Config {
     /// Adds up to `slots` worker processes on another machine. `launcher` makes the command that starts this
     /// program there, from the path of the executable here: `ssh`, `srun`, `kubectl exec -i`. `name` is for
     /// errors.
@@ -427,86 +433,6 @@ impl Config {
         self
     }
 
-    /// How long nothing may be heard from a [`host`](Config::host) before its worker counts as lost, and how
-    /// long the worker hears nothing before it ends. Default: 60 s. Both sides say something six times within
-    /// this time.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// let config = unsync::Config::new().host_timeout(Duration::from_secs(300));
-    /// # drop(config);
-    /// ```
-    pub fn host_timeout(mut self, time: Duration) -> Config {
-        self.0.host_timeout = time;
-        self
-    }
-
-    /// Runs first on the ambient thread, on every thread of the pool and on those of
-    /// [`Pinned`](crate::Pinned) values.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// let config = unsync::Config::new().on_thread_start(|| println!("a thread starts"));
-    /// # drop(config);
-    /// ```
-    pub fn on_thread_start(mut self, hook: impl Fn() + Send + Sync + 'static) -> Config {
-        self.0.on_thread_start = Some(Box::new(hook));
-        self
-    }
-
-    /// Runs around every poll on the ambient thread, and must call its argument once. For a reactor that has to
-    /// be entered, such as tokio's. If the hook does not call it, the poll follows after the hook.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// let config = unsync::Config::new().around_poll(|poll| {
-    ///     // Enter the reactor here.
-    ///     poll();
-    /// });
-    /// # drop(config);
-    /// ```
-    pub fn around_poll(
-        mut self,
-        hook: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static,
-    ) -> Config {
-        self.0.around_poll = Some(Box::new(hook));
-        self
-    }
-
-    /// Called with every failure that nobody looked at, because the `Unfuture` was dropped. Cancelled work is
-    /// no failure. Default: nothing, or a line on standard error if the environment variable `UNSYNC_DEBUG`
-    /// is `1`.
-    ///
-    /// It may be called on a thread that must not wait for other work: see
-    /// [`Unfuture::result`](crate::Unfuture::result).
-    ///
-    /// # Examples
-    ///
-    /// ```standalone_crate
-    /// use std::sync::mpsc;
-    ///
-    /// # fn main() -> Result<(), unsync::Error> {
-    /// unsync::init();
-    /// let (sender, heard) = mpsc::channel();
-    /// let config = unsync::Config::new().on_unobserved(move |error| {
-    ///     let _ = sender.send(error.to_string());
-    /// });
-    /// config.install()?;
-    /// drop(unsync::thread(|| -> u32 { panic!("nobody looks") }));
-    /// assert!(heard.recv().unwrap().contains("nobody looks"));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn on_unobserved(mut self, hook: impl Fn(&Error) + Send + Sync + 'static) -> Config {
-        self.0.on_unobserved = Some(Box::new(hook));
-        self
-    }
-
     /// Puts these settings into force.
     ///
     /// # Errors
@@ -526,26 +452,21 @@ impl Config {
     /// # }
     /// ```
     pub fn install(self) -> Result<(), Error> {
-        let mut settings = self.0.checked()?;
-        let (spin, hook) = (settings.spin, settings.on_unobserved.take());
-        if SETTINGS.set(Ok(settings)).is_err() {
-            let text = "the library is in use already, install the settings before";
-            return Err(refused(text.into()));
+        let settings = self.0.checked()?;
+        let mut is_first = false;
+        SETTINGS.get_or_init(|| {
+            is_first = true;
+            Ok(settings.in_force())
+        });
+        if is_first {
+            return Ok(());
         }
-        spin::set_budget(spin);
-        if let Some(hook) = hook {
-            on_unobserved(hook);
-        }
-        Ok(())
+        let text = "the library is in use already, install the settings before";
+        Err(refused(text))
     }
 }
 
 impl Settings {
-    /// Threads of the pool that may run jobs at once.
-    pub(crate) fn threads(&self) -> usize {
-        self.threads.unwrap_or(THREADS)
-    }
-
     /// Worker processes that may live at once on this machine.
     pub(crate) fn processes(&self) -> usize {
         self.processes.unwrap_or_else(cores)
@@ -557,50 +478,32 @@ impl Settings {
         if self.hosts.is_empty() || self.processes != Some(0) {
             self.processes = number("processes", self.processes, "UNSYNC_PROCESSES")?;
         }
-        self.debug = one_of("UNSYNC_DEBUG", &["0", "1"])? == Some("1");
-        if one_of("UNSYNC_LINK", &["unix", "tcp", "relay"])? == Some("relay") {
+        self.debug = one_of("UNSYNC_DEBUG", &["0", "1"])? == "1";
+        if one_of("UNSYNC_LINK", &["unix", "tcp", "relay"])? == "relay" {
             // For tests: the workers of this machine as those of a host.
             let (slots, launcher) = (self.processes(), self.worker_command.take());
             let launcher = launcher.unwrap_or_else(|| Box::new(|program| Command::new(program)));
             self = Config(self).processes(0).host("here", slots, launcher).0;
         }
-        let (stack_size, spin) = (self.stack_size.unwrap_or(1), self.spin);
-        let fits = |host: &Host| (1..=MOST).contains(&host.slots);
-        let hosts_fit = self.hosts.iter().all(fits);
+        let is_huge = self.stack_size > Some(isize::MAX as usize);
+        let has_nul = self.thread_name.contains('\0');
+        let mut slots = self.hosts.iter().map(|host| host.slots);
+        let slots_fit = slots.all(|slots| (1..=MOST).contains(&slots));
         let mistakes = [
             (self.calls_per_worker == Some(0), "calls_per_worker is 0"),
             (self.memory_per_worker == Some(0), "memory_per_worker is 0"),
             (self.frame_bytes_max == 0, "frame_bytes_max is 0"),
-            (stack_size == 0, "stack_size is 0"),
-            (
-                stack_size > isize::MAX as usize,
-                "stack_size is more than memory can be",
-            ),
+            (self.stack_size == Some(0), "stack_size is 0"),
+            (is_huge, "stack_size is more than memory can be"),
             (self.start_timeout.is_zero(), "start_timeout is 0"),
             (self.host_timeout.is_zero(), "host_timeout is 0"),
-            (
-                !hosts_fit,
-                "the workers of a host are not from 1 to 1048576",
-            ),
+            (!slots_fit, "slots of a host are not from 1 to 1048576"),
             (self.stall == Some(Duration::ZERO), "stall is 0"),
-            (
-                self.thread_name.contains('\0'),
-                "thread_name holds a nul character",
-            ),
+            (self.spin > SPIN_MAX, "spin is more than 1 ms"),
+            (has_nul, "thread_name holds a nul character"),
         ];
         if let Some((_, mistake)) = mistakes.iter().find(|(is_made, _)| *is_made) {
-            return Err(refused((*mistake).into()));
-        }
-        if spin > SPIN_MAX {
-            return Err(refused(format!("spin is {spin:?}, more than {SPIN_MAX:?}")));
-        }
-        for time in [
-            &mut self.keep_alive,
-            &mut self.start_timeout,
-            &mut self.cancel_grace,
-            &mut self.host_timeout,
-        ] {
-            *time = FOREVER.min(*time);
+            return Err(refused(mistake));
         }
         if self.debug {
             self.stall.get_or_insert(Duration::from_millis(100));
@@ -608,6 +511,15 @@ impl Settings {
             self.on_unobserved.get_or_insert(Box::new(report));
         }
         Ok(self)
+    }
+
+    /// Hands down what the files below this one go by.
+    fn in_force(mut self) -> Settings {
+        spin::set_budget(self.spin);
+        if let Some(hook) = self.on_unobserved.take() {
+            on_unobserved(hook);
+        }
+        self
     }
 }
 
@@ -627,13 +539,7 @@ static SETTINGS: OnceLock<Result<Settings, Error>> = OnceLock::new();
 
 /// The settings in force, or what is wrong with them. After this they cannot be changed.
 pub(crate) fn settings() -> Result<&'static Settings, Error> {
-    let defaults = || {
-        let mut settings = Config::new().0.checked()?;
-        if let Some(hook) = settings.on_unobserved.take() {
-            on_unobserved(hook);
-        }
-        Ok(settings)
-    };
+    let defaults = || Config::new().0.checked().map(Settings::in_force);
     let settings = SETTINGS.get_or_init(defaults).as_ref();
     // Not a clone: each says where its work was started.
     settings.map_err(|error| Error::new(error.kind(), error.to_string()))
@@ -665,9 +571,8 @@ pub(crate) fn stack_size() -> usize {
     let set = settings().ok().and_then(|settings| settings.stack_size);
     set.unwrap_or_else(|| {
         // What std goes by for threads whose stack nobody sets.
-        let least = env::var("RUST_MIN_STACK").ok();
-        let least = least.and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
-        MAIN.max(least)
+        let least = env::var("RUST_MIN_STACK").unwrap_or_default();
+        MAIN.max(least.parse().unwrap_or(0))
     })
 }
 
@@ -681,51 +586,44 @@ pub(crate) fn on_thread_start() {
 
 /// The processors that this process may use; respects affinity and cgroups.
 pub(crate) fn cores() -> usize {
-    static CORES: OnceLock<usize> = OnceLock::new();
-    *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[cold]
-fn refused(what: String) -> Error {
-    Error::new(
-        ErrorKind::NotInitialised,
-        format!("settings refused: {what}"),
-    )
+fn refused(what: &str) -> Error {
+    let text = format!("settings refused: {what}");
+    Error::new(ErrorKind::NotInitialised, text)
 }
 
 /// An environment variable. An empty one counts as unset: that is what a compose file or a unit makes of a
 /// variable that is not set outside.
-fn variable(name: &str) -> Option<OsString> {
-    env::var_os(name).filter(|value| !value.is_empty())
+fn variable(name: &str) -> Option<String> {
+    let value = env::var_os(name).filter(|value| !value.is_empty())?;
+    Some(value.to_string_lossy().into_owned())
 }
 
-/// A variable that has one of these values.
-fn one_of(name: &str, values: &[&'static str]) -> Result<Option<&'static str>, Error> {
-    let Some(value) = variable(name) else {
-        return Ok(None);
-    };
-    let known = values.iter().copied().find(|known| value == *known);
-    known.map(Some).ok_or_else(|| {
-        let values = values.join(" or ");
-        refused(format!("{name} is {value:?}, not {values}"))
-    })
+/// A variable that has one of these values; empty if it is unset.
+fn one_of(name: &str, values: &[&str]) -> Result<String, Error> {
+    let value = variable(name).unwrap_or_default();
+    if value.is_empty() || values.contains(&&*value) {
+        return Ok(value);
+    }
+    let values = values.join(" or ");
+    Err(refused(&format!("{name} is {value:?}, not {values}")))
 }
 
 /// A number set in code, or else by an environment variable.
 fn number(name: &str, set: Option<usize>, variable_name: &str) -> Result<Option<usize>, Error> {
-    if let Some(number) = set {
-        return match number {
-            1..=MOST => Ok(set),
-            _ => Err(refused(format!("{name} is {number}, not from 1 to {MOST}"))),
-        };
-    }
-    let Some(value) = variable(variable_name) else {
-        return Ok(None);
+    let (number, shown) = match (set, variable(variable_name)) {
+        (Some(number), _) => (set, format!("{name} is {number}")),
+        (None, None) => return Ok(None),
+        (None, Some(text)) => {
+            let shown = format!("{variable_name} is {text:?}");
+            (text.trim().parse().ok(), shown)
+        }
     };
-    match value.to_str().and_then(|text| text.trim().parse().ok()) {
-        Some(number @ 1..=MOST) => Ok(Some(number)),
-        _ => Err(refused(format!(
-            "{variable_name} is {value:?}, not a whole number from 1 to {MOST}"
-        ))),
+    match number {
+        Some(1..=MOST) => Ok(number),
+        _ => Err(refused(&format!("{shown}, not a number from 1 to {MOST}"))),
     }
 }

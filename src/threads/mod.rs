@@ -26,7 +26,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Settings, cores, on_thread_start, settings, start_thread};
+use crate::config::{THREADS, cores, on_thread_start, settings, start_thread};
 use crate::current::Current;
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, discard, lock};
@@ -235,7 +235,8 @@ impl Pool {
     #[cold]
     fn enter(&self) {
         let open = engine::enter(&ENGINE);
-        let (limit, cores) = (settings().map_or(1, Settings::threads), cores());
+        let limit = settings().map_or(1, |settings| settings.threads.unwrap_or(THREADS));
+        let cores = cores();
         let mut state = self.lock();
         state.entered = true;
         state.closed |= !open;
