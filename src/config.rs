@@ -50,7 +50,7 @@ type MakeCommand = Box<dyn Fn(&Path) -> Command + Send + Sync>;
 pub(crate) type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 /// As many as tokio's blocking pool: enough for blocking work, and few enough for any machine.
-pub(crate) const THREADS: usize = 512;
+const THREADS: usize = 512;
 /// Longer than anybody waits, and what std can wait on every platform and add to any point in time.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 /// Parking and being woken take less than this on any machine.
@@ -467,6 +467,11 @@ impl Config {
 }
 
 impl Settings {
+    /// Threads of the pool that may run jobs at once.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.unwrap_or(THREADS)
+    }
+
     /// Worker processes that may live at once on this machine.
     pub(crate) fn processes(&self) -> usize {
         self.processes.unwrap_or_else(cores)

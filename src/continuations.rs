@@ -19,7 +19,7 @@ use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::progress::{Progress, Speaker};
 use crate::slot::Work;
 use crate::stop::{Reason, Stopping};
-use crate::threads::{thread_at, try_thread};
+use crate::threads::try_thread;
 use crate::unfuture::Unfuture;
 
 /// Calls a function in a worker process: for work that computes for long, may crash, or may hang.
@@ -184,7 +184,8 @@ impl<T: Send + 'static> Unfuture<T> {
         let origin = Location::caller();
         self.continued(origin, move |work| async move {
             let value = work.await?;
-            thread_at(origin, move || f(value)).cancel_on_drop().await
+            let job = try_thread(origin, move || Ok(f(value)));
+            job.cancel_on_drop().await
         })
     }
 

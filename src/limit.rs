@@ -162,12 +162,12 @@ impl Limit {
         let place = permit.place;
         // In this order, so that the permit of one that never runs is released last.
         let held = (closure, permit);
-        let (job, prepared) = threads::prepare(origin, move || {
+        let (unfuture, job) = threads::prepare(origin, move || {
             let (closure, _permit) = held;
             closure()
         });
-        self.0.start(place, || prepared.submit());
-        job
+        self.0.start(place, || threads::submit(job));
+        unfuture
     }
 }
 

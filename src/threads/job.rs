@@ -1,32 +1,25 @@
 //! The job: a closure, and the slot of its value.
 
-use std::mem;
 use std::sync::Arc;
 
-use super::POOL;
+use super::clear_cancelled;
 use crate::current;
-use crate::error::{Error, ErrorKind, Origin, lock, wall};
+use crate::error::{Error, Origin, lock, wall};
 use crate::slot::{Output, Slot, Work};
-use crate::stop::{Reason, Stopping, cancelled};
+use crate::stop::{Fate, Reason, Stopping, cancelled};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// A closure and the slot of its value, in one allocation.
 pub(crate) struct Closure<F, T> {
     slot: Slot<Option<T>>,
-    /// Whoever takes the closure resolves the slot.
-    stage: Mutex<Stage<F>>,
+    /// Taken out by whoever resolves the slot: the thread that runs the job, or the first to stop it.
+    closure: Mutex<Option<F>>,
+    /// Which of them that is. A job ends by itself as soon as it runs.
+    fate: Fate,
     /// Set when it is stopped; one that runs may look at it.
     cancelled: AtomicBool,
     culprit: Culprit,
-}
-
-enum Stage<F> {
-    Queued(F),
-    /// Running, or has run.
-    Running,
-    /// It never runs, and ends as this.
-    Refused(ErrorKind),
 }
 
 /// What an error calls a job.
@@ -49,32 +42,21 @@ impl<F, T> Closure<F, T> {
     pub(crate) fn new(closure: F, culprit: Culprit, origin: Origin) -> Closure<F, T> {
         Closure {
             slot: Slot::new(origin),
-            stage: Mutex::new(Stage::Queued(closure)),
+            closure: Mutex::new(Some(closure)),
+            fate: Fate::default(),
             cancelled: AtomicBool::new(false),
             culprit,
         }
     }
 
-    /// Takes the closure of a queued job, which is at the next stage then. Fails if the job was not
-    /// queued: with the kind of error that it was refused with, if it was.
-    fn take(&self, next: Stage<F>) -> Result<F, Option<ErrorKind>> {
-        let mut stage = lock(&self.stage);
-        match mem::replace(&mut *stage, next) {
-            Stage::Queued(closure) => Ok(closure),
-            Stage::Running => {
-                *stage = Stage::Running;
-                Err(None)
-            }
-            Stage::Refused(kind) => {
-                *stage = Stage::Refused(kind);
-                Err(Some(kind))
-            }
-        }
+    fn take(&self) -> Option<F> {
+        lock(&self.closure).take()
     }
 
-    /// Calls the closure, unless the job was refused.
+    /// Calls the closure, unless the job was stopped.
     pub(crate) fn run_with(&self, call: impl FnOnce(F) -> Result<T, Error>) {
-        if let Ok(closure) = self.take(Stage::Running) {
+        let closure = self.fate.end().then(|| self.take()).flatten();
+        if let Some(closure) = closure {
             self.slot.begin();
             let outcome = wall(|| call(closure)).unwrap_or_else(|payload| {
                 Err(Error::panicked(self.culprit.name(), payload).started_at(self.slot.origin))
@@ -83,21 +65,21 @@ impl<F, T> Closure<F, T> {
         }
     }
 
-    /// Resolves the job without running it. Fails if it runs or has run, or was refused before: then
-    /// with the kind of that error.
-    fn refuse_with(&self, error: Error) -> Result<(), Option<ErrorKind>> {
-        let (kind, culprit) = (error.kind(), self.culprit.name());
-        let closure = self.take(Stage::Refused(kind))?;
-        let started_at = |error: Error| error.started_at(self.slot.origin);
-        let outcome = match wall(|| drop(closure)) {
+    /// Resolves a queued job without running it.
+    fn stop_for(&self, reason: Reason, error: Error) -> Result<(), Stopping> {
+        self.fate.stop(reason)?;
+        let culprit = self.culprit.name();
+        let outcome = match wall(|| drop(self.take())) {
             Ok(()) => Err(error),
-            Err(payload) => Err(started_at(Error::panicked(culprit, payload))),
+            Err(payload) => Err(Error::panicked(culprit, payload)),
         };
-        let outcome = match kind {
-            ErrorKind::Cancelled => cancelled(outcome, culprit),
+        let outcome = match reason {
+            Reason::Cancelled => cancelled(outcome, culprit),
             _ => outcome,
         };
-        self.slot.finish(outcome.map_err(started_at));
+        let origin = self.slot.origin;
+        self.slot
+            .finish(outcome.map_err(|error| error.started_at(origin)));
         Ok(())
     }
 }
@@ -116,7 +98,6 @@ pub(super) trait Job: current::Job {
     fn run(self: Arc<Self>);
     /// Resolves the job without running it, if it is still queued.
     fn refuse(&self, error: Error);
-    fn origin(&self) -> Origin;
 }
 
 impl<F, T> Job for Closure<F, T>
@@ -130,11 +111,7 @@ where
     }
 
     fn refuse(&self, error: Error) {
-        let _ = self.refuse_with(error);
-    }
-
-    fn origin(&self) -> Origin {
-        self.slot.origin
+        let _ = self.stop_for(Reason::ShutDown, error);
     }
 }
 
@@ -150,14 +127,13 @@ where
     /// Only a queued job can be stopped: a running thread cannot be killed.
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         self.cancelled.store(true, Ordering::Relaxed);
-        match self.refuse_with(reason.error(self.culprit.name())) {
+        let error = reason.error(self.culprit.name());
+        match self.stop_for(reason, error) {
             Ok(()) => {
-                POOL.clear_cancelled();
+                clear_cancelled();
                 Stopping::Yes
             }
-            Err(None) => Stopping::No,
-            Err(Some(before)) if before == reason.kind() => Stopping::Yes,
-            Err(Some(_)) => Stopping::Otherwise,
+            Err(decided) => decided,
         }
     }
 

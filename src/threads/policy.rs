@@ -4,10 +4,10 @@ use std::time::Duration;
 
 /// What is known of the threads.
 pub(super) struct Counts {
-    /// Workers that may run jobs at once.
+    /// Threads that may run jobs at once; 0 until the pool is used.
     pub(super) limit: usize,
     pub(super) cores: usize,
-    /// Threads that live or are being started, the monitor among them.
+    /// Threads that live or are being started.
     pub(super) threads: usize,
     /// Parked and not claimed. Claiming a thread takes it off this count, under the same lock: so two
     /// jobs never count on the same thread.
@@ -16,7 +16,7 @@ pub(super) struct Counts {
     pub(super) claimed: usize,
     /// Blocked in a wait of this library.
     pub(super) blocked: usize,
-    /// Whether a worker spins before it parks. One at a time is enough.
+    /// Whether a thread spins before it parks. One at a time is enough.
     pub(super) spinning: bool,
     pub(super) monitor: Monitor,
     /// Whether jobs took long lately: set by the monitor, unset by the first short job. While it is
@@ -24,22 +24,21 @@ pub(super) struct Counts {
     pub(super) long: bool,
 }
 
+/// Whether a thread watches the queue instead of running jobs.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Monitor {
     Absent,
-    Resting,
-    /// Set before it is started or woken.
+    /// The next thread that starts or wakes is the monitor.
+    Wanted,
     Watching,
 }
 
-/// What is to be done once the lock is free.
+/// What is to be done once the lock is free. It is counted already.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Action {
     Nothing,
     Wake,
     Start,
-    WakeMonitor,
-    StartMonitor,
 }
 
 impl Counts {
@@ -57,71 +56,57 @@ impl Counts {
         }
     }
 
-    /// Threads that run jobs. The monitor runs none.
-    pub(super) fn workers(&self) -> usize {
-        let monitor = usize::from(self.monitor != Monitor::Absent);
-        self.threads.saturating_sub(monitor)
-    }
-
+    /// Threads that run jobs.
     pub(super) fn active(&self) -> usize {
-        let spinning = usize::from(self.spinning);
-        self.workers()
-            .saturating_sub(self.blocked + self.idle + spinning)
+        let monitor = usize::from(self.monitor != Monitor::Absent);
+        let others = self.blocked + self.idle + usize::from(self.spinning) + monitor;
+        // A monitor that blocks in the hook of its start is counted twice.
+        self.threads.saturating_sub(others)
     }
 
     /// How many more may work at once: idle threads, and new ones up to the limit.
     pub(super) fn room(&self) -> usize {
-        let counted = self.workers().saturating_sub(self.blocked);
+        let counted = self.threads - self.blocked;
         self.idle + self.limit.saturating_sub(counted)
     }
 
-    /// Counts an action before it is carried out.
-    pub(super) fn book(&mut self, action: Action) {
-        match action {
-            Action::Nothing => {}
-            Action::Wake => {
-                self.idle -= 1;
-                self.claimed += 1;
+    /// Who takes the front of a queue of this length.
+    pub(super) fn decide(&mut self, queued: usize) -> Action {
+        let is_taken = queued <= usize::from(self.spinning);
+        let has_core = self.active() < self.cores;
+        let wakes = self.long && self.idle > 0;
+        if is_taken {
+            return Action::Nothing;
+        }
+        if !has_core && !wakes {
+            if self.monitor != Monitor::Absent || self.room() == 0 {
+                return Action::Nothing;
             }
-            Action::Start => self.threads += 1,
-            Action::WakeMonitor => self.monitor = Monitor::Watching,
-            Action::StartMonitor => {
-                self.monitor = Monitor::Watching;
-                self.threads += 1;
-            }
+            self.monitor = Monitor::Wanted;
+        }
+        self.reinforce()
+    }
+
+    /// One more thread, whatever the cores do.
+    pub(super) fn reinforce(&mut self) -> Action {
+        if self.idle > 0 {
+            self.idle -= 1;
+            self.claimed += 1;
+            Action::Wake
+        } else if self.room() > 0 {
+            self.threads += 1;
+            Action::Start
+        } else {
+            Action::Nothing
         }
     }
-}
 
-/// Who takes the front of a queue of this length.
-pub(super) fn decide(counts: &Counts, queued: usize) -> Action {
-    let is_taken = queued <= usize::from(counts.spinning);
-    let has_core = counts.active() < counts.cores;
-    if is_taken {
-        Action::Nothing
-    } else if counts.idle > 0 && (counts.long || has_core) {
-        Action::Wake
-    } else if counts.room() == 0 {
-        Action::Nothing
-    } else if has_core {
-        Action::Start
-    } else {
-        match counts.monitor {
-            Monitor::Resting => Action::WakeMonitor,
-            Monitor::Absent => Action::StartMonitor,
-            Monitor::Watching => Action::Nothing,
+    /// The operating system refused a thread that was to start.
+    pub(super) fn refused(&mut self) {
+        self.threads -= 1;
+        if self.monitor == Monitor::Wanted {
+            self.monitor = Monitor::Absent;
         }
-    }
-}
-
-/// Who takes one more job, where jobs are known to block.
-pub(super) fn reinforce(counts: &Counts) -> Action {
-    if counts.idle > 0 {
-        Action::Wake
-    } else if counts.room() > 0 {
-        Action::Start
-    } else {
-        Action::Nothing
     }
 }
 
@@ -180,34 +165,30 @@ mod tests {
         }
     }
 
-    /// Carries out decisions for one queued job after the other, and gives them.
+    /// Decides for one queued job after the other.
     fn decisions(counts: &mut Counts, jobs: usize) -> Vec<Action> {
-        let decide = |queued| {
-            let action = decide(counts, queued);
-            counts.book(action);
-            action
-        };
-        (1..=jobs).map(decide).collect()
+        (1..=jobs).map(|queued| counts.decide(queued)).collect()
     }
 
     #[test]
     fn threads_start_at_once_up_to_the_cores_and_then_the_monitor() {
-        use Action::{Nothing, Start, StartMonitor};
+        use Action::{Nothing, Start};
         let mut counts = pool(0);
         let all = decisions(&mut counts, 5);
-        assert_eq!(all, [Start, Start, StartMonitor, Nothing, Nothing]);
-        assert_eq!((counts.workers(), counts.active()), (2, 2));
+        assert_eq!(all, [Start, Start, Start, Nothing, Nothing]);
+        assert!(counts.monitor == Monitor::Wanted);
+        assert_eq!((counts.threads, counts.active()), (3, 2));
     }
 
     #[test]
-    fn nobody_is_needed_for_an_empty_queue_or_for_what_a_spinning_worker_sees() {
-        let spinning = Counts {
+    fn nobody_is_needed_for_an_empty_queue_or_for_what_a_spinning_thread_sees() {
+        let mut spinning = Counts {
             spinning: true,
             ..pool(1)
         };
-        assert_eq!(decide(&pool(0), 0), Action::Nothing);
-        assert_eq!(decide(&spinning, 1), Action::Nothing);
-        assert_eq!(decide(&spinning, 2), Action::Start);
+        assert_eq!(pool(0).decide(0), Action::Nothing);
+        assert_eq!(spinning.decide(1), Action::Nothing);
+        assert_eq!(spinning.decide(2), Action::Start);
     }
 
     #[test]
@@ -219,52 +200,60 @@ mod tests {
     }
 
     #[test]
-    fn idle_threads_beyond_the_cores_are_woken_only_for_long_jobs() {
+    fn beyond_the_cores_an_idle_thread_is_woken_for_each_long_job_and_else_as_the_monitor() {
         let busy = |long| Counts {
             idle: 2,
             long,
-            monitor: Monitor::Resting,
             ..pool(5)
         };
-        assert_eq!(decide(&busy(true), 1), Action::Wake);
-        assert_eq!(decide(&busy(false), 1), Action::WakeMonitor);
+        let (mut long, mut short) = (busy(true), busy(false));
+        assert_eq!(decisions(&mut long, 2), [Action::Wake; 2]);
+        assert!(long.monitor == Monitor::Absent);
+        assert_eq!(decisions(&mut short, 2), [Action::Wake, Action::Nothing]);
+        assert!(short.monitor == Monitor::Wanted);
     }
 
     #[test]
     fn blocked_threads_count_neither_as_active_nor_against_the_limit() {
-        let blocked = Counts {
+        let mut blocked = Counts {
             blocked: 8,
             ..pool(8)
         };
         assert_eq!((blocked.active(), blocked.room()), (0, 8));
-        assert_eq!(decide(&blocked, 1), Action::Start);
+        assert_eq!(blocked.decide(1), Action::Start);
     }
 
     #[test]
     fn a_full_pool_waits_for_its_threads() {
-        assert_eq!(decide(&pool(8), 100), Action::Nothing);
-        assert_eq!(reinforce(&pool(8)), Action::Nothing);
-        let one_core = Counts {
+        assert_eq!(pool(8).decide(100), Action::Nothing);
+        assert_eq!(pool(8).reinforce(), Action::Nothing);
+        let mut one_core = Counts {
             limit: 1,
             ..pool(1)
         };
-        assert_eq!(decide(&one_core, 1), Action::Nothing);
+        assert_eq!(one_core.decide(1), Action::Nothing);
     }
 
     #[test]
-    fn reinforcements_are_idle_threads_first() {
+    fn reinforcements_are_idle_threads_first_and_the_monitor_is_within_the_limit() {
         let mut counts = Counts {
             idle: 1,
             monitor: Monitor::Watching,
-            ..pool(8)
+            ..pool(7)
         };
-        let mut all = Vec::new();
-        for _ in 0..3 {
-            all.push(reinforce(&counts));
-            counts.book(all[all.len() - 1]);
-        }
+        let all = [(); 3].map(|()| counts.reinforce());
         assert_eq!(all, [Action::Wake, Action::Start, Action::Nothing]);
-        assert_eq!(counts.workers(), 8);
+        assert_eq!(counts.threads, 8);
+    }
+
+    #[test]
+    fn a_monitor_that_the_system_refuses_is_wanted_again() {
+        let mut counts = pool(2);
+        for _ in 0..2 {
+            assert_eq!(counts.decide(1), Action::Start);
+            counts.refused();
+            assert_eq!((counts.threads, counts.active()), (2, 2));
+        }
     }
 
     #[test]
