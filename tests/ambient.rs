@@ -245,6 +245,29 @@ mod running {
     }
 
     #[test]
+    fn large_futures_keep_their_values() {
+        async fn sum<const N: usize>() -> usize {
+            let bytes = [1u8; N];
+            unsync::yield_now().await;
+            bytes.iter().map(|byte| usize::from(*byte)).sum()
+        }
+        fn start<const N: usize>() -> [(usize, Unfuture<usize>); 3] {
+            let ways = [
+                unsync::spawn(sum::<N>()),
+                unsync::spawn_local(sum::<N>),
+                unsync::spawn_now(sum::<N>()),
+            ];
+            ways.map(|way| (N, way))
+        }
+        quick(|| {
+            let tasks = [start::<1_000>(), start::<10_000>(), start::<50_000>()];
+            for (length, task) in tasks.into_iter().flatten() {
+                assert_eq!(task.result().unwrap(), length);
+            }
+        });
+    }
+
+    #[test]
     fn fifty_thousand_tasks_keep_their_values() {
         const TASKS: usize = 50_000;
         limit(HEAVY, || {

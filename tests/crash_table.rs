@@ -60,18 +60,18 @@ macro_rules! crash_table {
 // What strikes the program itself (the encoding of an argument, the decoding of a result) must be
 // something that a program survives.
 crash_table! {
-    abort:               argument_decode body result_encode idle mid_result;
-    exit_0:              argument_decode body result_encode idle mid_result;
-    exit_3:              argument_decode body result_encode idle mid_result;
-    kill_9:              argument_decode body result_encode idle mid_result;
-    stack_overflow:      argument_decode body result_encode idle mid_result;
-    lose_the_link:       argument_decode body result_encode idle mid_result;
-    panic_while_panicking: argument_decode body result_encode idle mid_result;
-    panic_in_extern_c:   argument_decode body result_encode idle mid_result;
-    panic_with_text:     argument_encode argument_decode body result_encode result_decode idle mid_result;
-    panic_with_any:      argument_encode argument_decode body result_encode result_decode idle mid_result;
-    panic_in_drop:       argument_encode argument_decode body result_encode result_decode idle mid_result;
-    panic_elsewhere:     argument_encode argument_decode body result_encode result_decode idle mid_result;
+    abort:               argument_decode body result_encode result_drop idle mid_result;
+    exit_0:              argument_decode body result_encode result_drop idle mid_result;
+    exit_3:              argument_decode body result_encode result_drop idle mid_result;
+    kill_9:              argument_decode body result_encode result_drop idle mid_result;
+    stack_overflow:      argument_decode body result_encode result_drop idle mid_result;
+    lose_the_link:       argument_decode body result_encode result_drop idle mid_result;
+    panic_while_panicking: argument_decode body result_encode result_drop idle mid_result;
+    panic_in_extern_c:   argument_decode body result_encode result_drop idle mid_result;
+    panic_with_text:     argument_encode argument_decode body result_encode result_drop result_decode idle mid_result;
+    panic_with_any:      argument_encode argument_decode body result_encode result_drop result_decode idle mid_result;
+    panic_in_drop:       argument_encode argument_decode body result_encode result_drop result_decode idle mid_result;
+    panic_elsewhere:     argument_encode argument_decode body result_encode result_drop result_decode idle mid_result;
     refuse_to_decode:    argument_decode result_decode;
     refuse_in_words:     argument_decode result_decode;
 }
@@ -199,6 +199,15 @@ impl Wire for Trap {
             "result_decode"
         };
         trap.at(phase).map(|()| trap)
+    }
+}
+
+/// The worker drops the result after it has encoded it.
+impl Drop for Trap {
+    fn drop(&mut self) {
+        if unsync::is_worker() {
+            self.at("result_drop").expect("a fault for a destructor");
+        }
     }
 }
 

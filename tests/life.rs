@@ -2016,6 +2016,29 @@ mod exit {
     use super::*;
 
     #[test]
+    fn does_not_wait_for_those_who_start_work() {
+        const NAME: &str = "exit::does_not_wait_for_those_who_start_work";
+        in_child(NAME, HEAVY, &[], || {
+            let begun = Counter::new();
+            for engine in 0..3 {
+                let begun = begun.clone();
+                thread::spawn(move || {
+                    loop {
+                        let work = match engine {
+                            0 => unsync::spawn(async { 2 }),
+                            1 => unsync::thread(|| 2),
+                            _ => unsync::cpu(double, (1,)),
+                        };
+                        assert_eq!(work.result().unwrap(), 2);
+                        begun.add();
+                    }
+                });
+            }
+            begun.wait_for(1000);
+        });
+    }
+
+    #[test]
     fn does_not_wait_for_pending_work() {
         const NAME: &str = "exit::does_not_wait_for_pending_work";
         let started = Instant::now();

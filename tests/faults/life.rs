@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use unsync::{ErrorKind, Unfuture, WorkState, cpu};
+use unsync::{Error, ErrorKind, Limit, Unfuture, Wire, WorkState, cpu};
 
 use crate::scenario::{
     Gate, Link, SOON, children, file, is_gone, is_pointless_over_a_relay, link, program, until,
@@ -24,15 +24,20 @@ scenarios! {
     streams_that_the_program_holds_do_not_hold_up_a_call;
     n51_calls_per_worker;
     n51_calls_per_worker_of_a_batch;
+    n51_calls_per_worker_and_an_early_shutdown;
+    an_idle_worker_is_used_again;
     n52_idle_timeout_shrinks_and_regrows;
     n53_rss_recycle;
     short_keep_alive_polls_no_long_call;
+    short_keep_alive_and_values_that_take_long;
     n54_shutdown_while_submitting;
     n54_shutdown_ends_what_runs_and_what_waits;
+    n54_shutdown_waits_though_workers_die;
     n54_drain_waits_for_all;
     n55_submit_from_a_continuation;
     n55_crash_in_a_continuation;
     n56_callback_panic;
+    n56_codec_panic_by_every_way;
     n59_unregistered_function_is_named;
     n60_duplicate_registration_is_harmless;
     n64_env_leak_to_reexec_is_ignored;
@@ -68,6 +73,33 @@ fn short_keep_alive_polls_no_long_call() {
     guest.leave();
     call.result().unwrap();
     until("the worker leaves at once", || is_gone(worker));
+}
+
+/// Takes as long to be encoded and decoded as many idle times.
+struct Slow;
+
+impl Wire for Slow {
+    fn encode(&self, _: &mut Vec<u8>) {
+        thread::sleep(Duration::from_millis(20));
+    }
+    fn decode(_: &mut &[u8]) -> Result<Slow, Error> {
+        thread::sleep(Duration::from_millis(20));
+        Ok(Slow)
+    }
+}
+
+fn pass_slow(value: Slow) -> Slow {
+    value
+}
+
+fn short_keep_alive_and_values_that_take_long() {
+    install(workers(2).keep_alive(Duration::from_millis(1)));
+    for _ in 0..4 {
+        let calls = [(); 3].map(|()| cpu(pass_slow, (Slow,)));
+        for call in calls {
+            call.result().unwrap();
+        }
+    }
 }
 
 // ------------------------------------------------------------------------------ standard streams
@@ -169,6 +201,25 @@ fn n51_calls_per_worker() {
         .map(<[u32]>::len)
         .collect();
     assert_eq!(turns, [3, 3, 3, 1]);
+}
+
+fn n51_calls_per_worker_and_an_early_shutdown() {
+    install(workers(3).calls_per_worker(1));
+    let calls: Vec<_> = (0..15).map(|_| cpu(half, (8,))).collect();
+    unsync::shutdown(SOON).unwrap();
+    for call in calls {
+        assert!(call.is_done());
+        assert_eq!(call.result().unwrap(), 4);
+    }
+}
+
+fn an_idle_worker_is_used_again() {
+    install(workers(4));
+    let worker = cpu(pid, ()).result().unwrap();
+    for _ in 0..20 {
+        assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+    }
+    assert_eq!(children().len(), 1);
 }
 
 fn n51_calls_per_worker_of_a_batch() {
@@ -295,6 +346,17 @@ fn n54_shutdown_ends_what_runs_and_what_waits() {
     assert!(children().is_empty());
 }
 
+fn n54_shutdown_waits_though_workers_die() {
+    install(workers(2));
+    let calls: Vec<_> = (0..10).map(|_| (cpu(die, ()), cpu(half, (8,)))).collect();
+    unsync::shutdown(SOON).unwrap();
+    for (lost, call) in calls {
+        assert!(lost.is_done() && call.is_done());
+        assert_kind(lost.result(), ErrorKind::WorkerLost);
+        assert_eq!(call.result().unwrap(), 4);
+    }
+}
+
 fn n54_drain_waits_for_all() {
     install(workers(2));
     let (gate, proof) = (Gate::new(), file("proof"));
@@ -374,6 +436,49 @@ fn n56_callback_panic() {
         assert_kind(mapped.map(|(): ()| ()).result(), ErrorKind::Panicked);
     }
     assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
+/// Cannot leave the program, or cannot come back.
+struct OneWay {
+    leaves: bool,
+}
+
+impl Wire for OneWay {
+    fn encode(&self, out: &mut Vec<u8>) {
+        assert!(self.leaves || unsync::is_worker(), "it cannot leave");
+        self.leaves.encode(out);
+    }
+    fn decode(input: &mut &[u8]) -> Result<OneWay, Error> {
+        assert!(unsync::is_worker(), "it cannot come back");
+        let leaves = bool::decode(input)?;
+        Ok(OneWay { leaves })
+    }
+}
+
+fn round_trip(value: OneWay) -> OneWay {
+    value
+}
+
+fn n56_codec_panic_by_every_way() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    for leaves in [false, true] {
+        let (limit, gate) = (Limit::new(1), Gate::new());
+        let holder = limit.cpu(stay, (gate.path(),));
+        let ways = [
+            cpu(round_trip, (OneWay { leaves },)),
+            unsync::spawn(async move { OneWay { leaves } }).map_cpu(round_trip),
+            limit.cpu(round_trip, (OneWay { leaves },)),
+        ];
+        gate.guest().leave();
+        assert_eq!(holder.result().unwrap(), worker);
+        for way in ways {
+            let error = assert_kind(way.map(|_| ()).result(), ErrorKind::Panicked);
+            let word = if leaves { "come back" } else { "leave" };
+            assert_says(&error, &["`round_trip`", word]);
+        }
+        assert_eq!(limit.cpu(pid, ()).result().unwrap(), worker);
+    }
 }
 
 // -------------------------------------------------------------------------------- registration
@@ -460,6 +565,8 @@ fn n64_env_leak_to_reexec_is_ignored() {
 
 unsync::register!(
     read_stdin,
+    pass_slow,
+    round_trip,
     name,
     talk,
     keep,

@@ -36,6 +36,8 @@ scenarios! {
     n37_sigstop_worker_others_progress;
     n37_sigstop_worker_gives_its_call_back;
     n37_sigstop_worker_while_it_takes_a_large_call;
+    n37_worker_is_killed_while_it_takes_a_large_call;
+    n37_sigstop_of_the_program;
     n37_sigstop_while_running_is_told_by_the_deadline;
     n37_sigstop_while_running_is_told_when_debugging in "export UNSYNC_DEBUG=1";
     n38_sigstop_then_cancel;
@@ -388,18 +390,12 @@ unsync::register!(length);
 ///
 /// Each try has a worker of its own. One that had taken such a call before keeps that memory for a while:
 /// it grows only when the call has begun, and a call that runs may take as long as it likes.
-fn n37_sigstop_worker_while_it_takes_a_large_call() {
-    install(
-        workers(1)
-            .keep_alive(Duration::from_secs(3600))
-            .host_timeout(FROZEN),
-    );
-    const LARGE: usize = 128 << 20;
+const LARGE: usize = 128 << 20;
+
+/// A large call, and its worker, which is frozen before it has the half of it.
+fn freeze_while_it_takes_a_large_call() -> (Unfuture<usize>, u32) {
     let bytes = vec![1; LARGE];
-    let mut tries = 0;
-    let (large, frozen, started) = loop {
-        tries += 1;
-        assert!(tries < 30, "it was never frozen in time");
+    for _ in 0..30 {
         let [worker] = idle_workers(1)[..] else {
             unreachable!()
         };
@@ -412,7 +408,7 @@ fn n37_sigstop_worker_while_it_takes_a_large_call() {
         freeze(worker);
         let in_time = |bytes| bytes < before + (LARGE / 2) as u64;
         if !large.is_done() && memory_of(worker).is_some_and(in_time) {
-            break (large, worker, Instant::now());
+            return (large, worker);
         }
         // It had the whole of it, or nearly so. Or that took so long that the pool has noticed by now, and
         // another one gets the call.
@@ -423,11 +419,54 @@ fn n37_sigstop_worker_while_it_takes_a_large_call() {
         until("the workers are gone", || {
             used.iter().all(|worker| is_gone(*worker))
         });
-    };
-    assert!(large.wait_timeout(SOON), "nobody noticed, in try {tries}");
+    }
+    panic!("it was never frozen in time");
+}
+
+fn n37_sigstop_worker_while_it_takes_a_large_call() {
+    install(
+        workers(1)
+            .keep_alive(Duration::from_secs(3600))
+            .host_timeout(FROZEN),
+    );
+    let (large, frozen) = freeze_while_it_takes_a_large_call();
+    let started = Instant::now();
+    assert!(large.wait_timeout(SOON), "nobody noticed");
     assert_eq!(large.result().unwrap(), LARGE);
     until("the frozen worker is replaced", || is_gone(frozen));
     assert!(started.elapsed() < THAW, "after {:?}", started.elapsed());
+}
+
+/// It has not begun, so it goes to another.
+fn n37_worker_is_killed_while_it_takes_a_large_call() {
+    install(workers(1).keep_alive(Duration::from_secs(3600)));
+    let (large, worker) = freeze_while_it_takes_a_large_call();
+    let queued = cpu(pid, ());
+    signal("KILL", worker);
+    assert_eq!(large.result().unwrap(), LARGE);
+    assert_ne!(queued.result().unwrap(), worker);
+}
+
+/// As by a shell, or with the whole machine.
+fn n37_sigstop_of_the_program() {
+    install(workers(2));
+    let gate = Gate::new();
+    let running = cpu(stay, (gate.path(),));
+    let guest = gate.guest();
+    let (sleep, started) = (unsync::spawn(unsync::sleep(AMPLE)), Instant::now());
+    let mut signals = Command::new("sh");
+    signals.args(["-c", "kill -STOP $PPID; sleep 2; kill -CONT $PPID"]);
+    let mut signals = signals.spawn().unwrap();
+    let calls: Vec<_> = (0..1000).map(|_| cpu(pid, ())).collect();
+    assert!(signals.wait().unwrap().success());
+    for call in calls {
+        call.result().unwrap();
+    }
+    sleep.result().unwrap();
+    assert!(started.elapsed() >= AMPLE);
+    let worker = guest.process;
+    guest.leave();
+    assert_eq!(running.result().unwrap(), worker);
 }
 
 /// An idle worker that is frozen is dealt a call, which it does not start: so another one can have it.
