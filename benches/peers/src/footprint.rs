@@ -21,7 +21,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "tokio",
             peers: &["tokio"],
-            limit: Limit::AtMost(1.0),
+            limit: Limit::AtMost(0.75),
         }],
         seat: |quick| memory(quick, "pending"),
     },
@@ -32,9 +32,20 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "tokio",
             peers: &["tokio"],
-            limit: Limit::AtMost(1.0),
+            limit: Limit::AtMost(0.9),
         }],
         seat: |quick| memory(quick, "sleeping"),
+    },
+    Row {
+        key: "limit-memory",
+        workload: "memory of one job that waits under `Limit(4).thread`, its handle kept",
+        unit: Unit::Bytes,
+        targets: &[Target {
+            against: "our own `thread`",
+            peers: &["(unsync"],
+            limit: Limit::AtMost(1.5),
+        }],
+        seat: |quick| memory_of_all(quick, "queued", &[OURS, "(unsync, without a limit)"]),
     },
     Row {
         key: "idle",
@@ -43,7 +54,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "–",
             peers: &[],
-            limit: Limit::Below(10e6),
+            limit: Limit::Below(1e6),
         }],
         seat: |quick| {
             Contest::new(1, if quick { 1 } else { 5 }).with_figure(OURS, |_| idle_process())
@@ -55,7 +66,6 @@ pub(crate) const ROWS: &[Row] = &[
 
 /// Each figure comes from a process of its own.
 fn memory(quick: bool, what: &'static str) -> Contest {
-    let amount = if quick { 10_000 } else { 1_000_000 };
     let contestants = [
         OURS,
         "tokio current_thread",
@@ -63,8 +73,13 @@ fn memory(quick: bool, what: &'static str) -> Contest {
         "tokio 2 workers",
         "smol",
     ];
+    memory_of_all(quick, what, &contestants)
+}
+
+fn memory_of_all(quick: bool, what: &'static str, contestants: &[&'static str]) -> Contest {
+    let amount = if quick { 10_000 } else { 1_000_000 };
     let contest = Contest::new(1, 3);
-    contestants.into_iter().fold(contest, |contest, name| {
+    contestants.iter().fold(contest, |contest, &name| {
         contest.with_figure(name, move |_| {
             fresh_process(&["--memory", what, name, &amount.to_string()])
         })
@@ -75,6 +90,9 @@ fn memory(quick: bool, what: &'static str) -> Contest {
 pub(crate) fn memory_of(what: &str, name: &str, amount: usize) -> Option<f64> {
     /// Long after the measurement.
     const FAR: Duration = Duration::from_secs(3600);
+    if what == "queued" {
+        return queued_grown(name == OURS, amount);
+    }
     let sleeps = what == "sleeping";
     match name {
         OURS if sleeps => grown(&Unsync, amount, || unsync::sleep(FAR)),
@@ -97,6 +115,42 @@ fn tokio_grown(handle: &tokio::runtime::Handle, amount: usize, sleeps: bool) -> 
     } else {
         grown(handle, amount, pending)
     }
+}
+
+/// What the resident memory grows by for each job that waits for one of four threads.
+fn queued_grown(limited: bool, amount: usize) -> Option<f64> {
+    let config = unsync::Config::new().threads(4);
+    config.install().expect("nothing has begun");
+    let limit = unsync::Limit::new(4);
+    let start = |i| match limited {
+        true => limit.thread(move || i),
+        false => unsync::thread(move || i),
+    };
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Arc::new(std::sync::Mutex::new(gate));
+    let held = (0..4).map(|i| {
+        let gate = gate.clone();
+        let hold = move || {
+            let _ = gate.lock().map(|gate| gate.recv());
+            i
+        };
+        match limited {
+            true => limit.thread(hold),
+            false => unsync::thread(hold),
+        }
+    });
+    let held: Vec<_> = held.collect();
+    let before = resident()?;
+    let handles: Vec<_> = (0..amount).map(start).collect();
+    let after = resident()?;
+    drop(open);
+    let sum = |all: Vec<unsync::Unfuture<usize>>| {
+        let values = all.into_iter().map(|one| one.result().expect("a value"));
+        values.sum::<usize>()
+    };
+    assert_eq!(sum(held), 6);
+    assert_eq!(sum(handles), amount * (amount - 1) / 2);
+    Some(after.saturating_sub(before) as f64 / amount as f64)
 }
 
 /// What the resident memory grows by for each task that waits.

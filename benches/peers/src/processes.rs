@@ -22,7 +22,7 @@ pub(crate) const ROWS: &[Row] = &[
             Target {
                 against: "procspawn pool",
                 peers: &["procspawn"],
-                limit: Limit::AtMost(0.3),
+                limit: Limit::AtMost(0.15),
             },
             Target {
                 against: "Python's process pool",
@@ -71,7 +71,7 @@ pub(crate) const ROWS: &[Row] = &[
             Target {
                 against: "Python `map` with chunksize 64",
                 peers: &["python concurrent.futures"],
-                limit: Limit::AtMost(0.6),
+                limit: Limit::AtMost(0.9),
             },
         ],
         seat: |quick| {
@@ -124,7 +124,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "raw socket into a fresh `Vec`",
             peers: &["raw"],
-            limit: Limit::AtLeast(0.6),
+            limit: Limit::AtLeast(0.75),
         }],
         seat: |quick| {
             let bytes = if quick { 1 << 20 } else { 64 << 20 };
@@ -138,7 +138,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "raw re-exec until its first byte",
             peers: &["raw"],
-            limit: Limit::AtMost(2.0),
+            limit: Limit::AtMost(1.6),
         }],
         seat: |quick| {
             let contest = Contest::new(1, if quick { 3 } else { 51 });

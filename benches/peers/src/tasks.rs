@@ -19,7 +19,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "best of tokio, smol, futures `ThreadPool`",
             peers: &["tokio", "smol", "futures"],
-            limit: Limit::AtMost(0.05),
+            limit: Limit::AtMost(0.08),
         }],
         seat: |quick| {
             let contest = Contest::new(if quick { 200 } else { 20_000 }, 7);
@@ -40,7 +40,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "best of tokio, smol",
             peers: &["tokio", "smol"],
-            limit: Limit::AtMost(0.75),
+            limit: Limit::AtMost(0.85),
         }],
         seat: |quick| {
             let contest = Contest::new(if quick { 2_000 } else { 1_000_000 }, 7);
@@ -56,7 +56,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "best of tokio, smol",
             peers: &["tokio", "smol"],
-            limit: Limit::AtMost(0.55),
+            limit: Limit::AtMost(0.65),
         }],
         seat: |quick| {
             everybody(
@@ -72,7 +72,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "best of tokio, smol",
             peers: &["tokio", "smol"],
-            limit: Limit::AtMost(1.0),
+            limit: Limit::AtMost(0.9),
         }],
         seat: |quick| {
             everybody(
@@ -88,7 +88,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "best of tokio, smol",
             peers: &["tokio", "smol"],
-            limit: Limit::AtMost(0.8),
+            limit: Limit::AtMost(0.9),
         }],
         seat: |quick| {
             let contest = Contest::new(if quick { 1_000 } else { 200_000 }, 7);

@@ -16,12 +16,12 @@ pub(crate) const ROWS: &[Row] = &[
             Target {
                 against: "best of tokio `spawn_blocking`, `blocking`",
                 peers: &["tokio", "blocking"],
-                limit: Limit::AtMost(0.02),
+                limit: Limit::AtMost(0.03),
             },
             Target {
                 against: "best of rayon, threadpool",
                 peers: &["rayon", "threadpool"],
-                limit: Limit::AtMost(0.45),
+                limit: Limit::AtMost(0.8),
             },
         ],
         seat: |quick| {
@@ -45,6 +45,27 @@ pub(crate) const ROWS: &[Row] = &[
             everybody(contest, Shape::One)
                 .with_figure("python unsync", python::workload("thread-one"))
                 .sharing(10)
+        },
+    },
+    Row {
+        key: "limit-many",
+        workload: "1 M jobs under `Limit(4).thread`, then all results",
+        unit: Unit::Nanoseconds,
+        targets: &[Target {
+            against: "our own `thread`",
+            peers: &["(unsync"],
+            limit: Limit::AtMost(1.5),
+        }],
+        seat: |quick| {
+            let limit = unsync::Limit::new(4);
+            let wait = |handle: unsync::Unfuture<usize>| handle.result().expect("a value");
+            Contest::new(if quick { 1_000 } else { 1_000_000 }, 5)
+                .with(OURS, move |n| {
+                    shaped(Shape::Many, n, |i| limit.thread(move || i), wait);
+                })
+                .with("(unsync, without a limit)", move |n| {
+                    shaped(Shape::Many, n, |i| unsync::thread(move || i), wait);
+                })
         },
     },
 ];

@@ -10,23 +10,23 @@ use crate::support::{Samples, cpu_time};
 pub(crate) const ROWS: &[Row] = &[
     Row {
         key: "sleeps-cpu",
-        workload: "100 k sleeps at once: CPU time of each",
+        workload: "100 k sleeps over a second: CPU time of each",
         unit: Unit::Nanoseconds,
         targets: &[Target {
             against: "tokio",
             peers: &["tokio"],
-            limit: Limit::AtMost(0.8),
+            limit: Limit::AtMost(1.3),
         }],
         seat: |quick| everybody(quick, Measure::CpuTime),
     },
     Row {
         key: "sleeps-late",
-        workload: "100 k sleeps at once: median lateness",
+        workload: "100 k sleeps over a second: median lateness",
         unit: Unit::Nanoseconds,
         targets: &[Target {
             against: "tokio",
             peers: &["tokio"],
-            limit: Limit::AtMost(0.1),
+            limit: Limit::AtMost(0.25),
         }],
         seat: |quick| everybody(quick, Measure::Lateness),
     },

@@ -15,7 +15,7 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "tokio `rt,time`",
             peers: &["tokio"],
-            limit: Limit::AtMost(0.6),
+            limit: Limit::AtMost(1.3),
         }],
         seat: |quick| everybody(quick, |built| built.cpu_ns),
     },
@@ -26,9 +26,48 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target {
             against: "std only",
             peers: &["std only"],
-            limit: Limit::Over(100.0 * 1024.0),
+            limit: Limit::Over(144.0 * 1024.0),
         }],
         seat: |_| everybody(true, |built| built.bytes),
+    },
+    Row {
+        key: "size-threads",
+        workload: "stripped size of a program with threads and `shutdown` only",
+        unit: Unit::Bytes,
+        targets: &[Target {
+            against: "std only",
+            peers: &["std only"],
+            limit: Limit::Over(150.0 * 1024.0),
+        }],
+        seat: |_| {
+            let programs = [
+                (OURS, UNSYNC, WITH_UNSYNC_THREADS.into()),
+                ("std only", "", STD_ONLY.into()),
+            ];
+            contest(true, programs, |built| built.bytes)
+        },
+    },
+    Row {
+        key: "type-build",
+        workload: "each further `spawn` type: CPU time to build it",
+        unit: Unit::Nanoseconds,
+        targets: &[Target {
+            against: "tokio `rt,time`",
+            peers: &["tokio"],
+            limit: Limit::AtMost(1.07),
+        }],
+        seat: |quick| types(quick, |built| built.cpu_ns),
+    },
+    Row {
+        key: "type-size",
+        workload: "each further `spawn` type: stripped bytes",
+        unit: Unit::Bytes,
+        targets: &[Target {
+            against: "tokio `rt,time`",
+            peers: &["tokio"],
+            limit: Limit::AtMost(1.02),
+        }],
+        seat: |_| types(true, |built| built.bytes),
     },
 ];
 
@@ -65,6 +104,14 @@ fn main() {
     println!("{:?} {:?} {:?}", slept.result(), text.result().unwrap(), doubled.result());
 }
 "#;
+const WITH_UNSYNC_THREADS: &str = r#"
+fn main() {
+    let slept = unsync::thread(|| std::thread::sleep(std::time::Duration::from_millis(1)));
+    let text = unsync::thread(|| std::fs::read_to_string("Cargo.toml").map(|text| text.len()));
+    println!("{:?} {:?}", slept.result(), text.result().unwrap());
+    println!("{:?}", unsync::shutdown(std::time::Duration::from_secs(1)));
+}
+"#;
 const WITH_TOKIO: &str = r#"
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -76,30 +123,87 @@ fn main() {
 }
 "#;
 
+const UNSYNC: &str = concat!(
+    "unsync = { path = \"",
+    env!("CARGO_MANIFEST_DIR"),
+    "/../..\" }"
+);
+const TOKIO: &str =
+    "tokio = { version = \"1\", default-features = false, features = [\"rt\", \"time\"] }";
+
+/// A contestant: its name, what it depends on, and its program.
+type Program = (&'static str, &'static str, String);
+
 fn everybody(once: bool, figure: fn(Built) -> f64) -> Contest {
-    let ours = concat!(
-        "unsync = { path = \"",
-        env!("CARGO_MANIFEST_DIR"),
-        "/../..\" }"
-    );
-    let tokio =
-        "tokio = { version = \"1\", default-features = false, features = [\"rt\", \"time\"] }";
+    let programs = [
+        (OURS, UNSYNC, WITH_UNSYNC.into()),
+        ("tokio rt,time", TOKIO, WITH_TOKIO.into()),
+        ("std only", "", STD_ONLY.into()),
+        (
+            "(unsync, with a worker process)",
+            UNSYNC,
+            WITH_UNSYNC_CPU.into(),
+        ),
+    ];
+    contest(once, programs, figure)
+}
+
+fn contest<const N: usize>(
+    once: bool,
+    programs: [Program; N],
+    figure: fn(Built) -> f64,
+) -> Contest {
     let contest = Contest::new(1, if once { 1 } else { 5 });
-    [
-        (OURS, ours, WITH_UNSYNC),
-        ("tokio rt,time", tokio, WITH_TOKIO),
-        ("std only", "", STD_ONLY),
-        ("(unsync, with a worker process)", ours, WITH_UNSYNC_CPU),
-    ]
-    .into_iter()
-    .fold(contest, |contest, (name, dependency, main)| {
+    programs.into_iter().fold(contest, |contest, program| {
+        let (name, dependency, main) = program;
         let package = RefCell::new(None);
         contest.with_figure(name, move |_| {
             let mut package = package.borrow_mut();
-            let package = package.get_or_insert_with(|| Package::write(dependency, main));
+            let package = package.get_or_insert_with(|| Package::write(dependency, &main));
             package.build().map(figure)
         })
     })
+}
+
+/// What a program with twenty types of tasks costs more than one with a single type, for each of them.
+fn types(once: bool, figure: fn(Built) -> f64) -> Contest {
+    const MORE: usize = 20;
+    let contest = Contest::new(1, if once { 1 } else { 5 });
+    let contestants = [(OURS, UNSYNC), ("tokio rt,time", TOKIO)];
+    contestants
+        .into_iter()
+        .fold(contest, |contest, (name, dependency)| {
+            let packages = RefCell::new(None);
+            contest.with_figure(name, move |_| {
+                let mut packages = packages.borrow_mut();
+                let packages = packages.get_or_insert_with(|| {
+                    [1, 1 + MORE].map(|types| Package::write(dependency, &program_of(name, types)))
+                });
+                let [one, all] = packages
+                    .each_ref()
+                    .map(|package| package.build().map(figure));
+                Some((all? - one?) / MORE as f64)
+            })
+        })
+}
+
+/// A program that spawns a future of so many types, each with a type of output of its own.
+fn program_of(name: &str, types: usize) -> String {
+    let tasks = (1..=types).map(|length| {
+        let future = format!("async move {{ [n; {length}].map(|n| n + {length}) }}");
+        match name {
+            OURS => format!("println!(\"{{:?}}\", unsync::spawn({future}).result());\n"),
+            _ => format!("println!(\"{{:?}}\", runtime.block_on(runtime.spawn({future})));\n"),
+        }
+    });
+    let runtime = match name {
+        OURS => "",
+        _ => {
+            "let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();"
+        }
+    };
+    let tasks: String = tasks.collect();
+    format!("fn main() {{\nlet n = std::env::args().count();\n{runtime}\n{tasks}}}\n")
 }
 
 /// A small program in a directory of its own, which goes with it.
