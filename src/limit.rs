@@ -14,7 +14,7 @@ use std::future::{Future, poll_fn};
 use std::mem;
 use std::panic::Location;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use crate::ambient::try_spawn_with;
 use crate::error::{Error, Origin, discard, lock};
@@ -22,7 +22,7 @@ use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::slot::trampoline;
 use crate::sync::{Mutex, MutexGuard};
-use crate::threads;
+use crate::threads::{self, Queued};
 use crate::unfuture::Unfuture;
 
 /// Runs at most so many of its tasks, jobs and calls at once; the others wait in order. Called `Semaphore` in
@@ -87,7 +87,7 @@ impl Limit {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let held = (future, self.0.permit());
+        let held = (future, self.0.permit(|permit| (permit, Start::Unasked)));
         try_spawn_with(Location::caller(), false, |itself| async move {
             let (future, permit) = held;
             poll_fn(|cx| permit.poll(cx)).await;
@@ -143,11 +143,11 @@ impl Limit {
             processes::nested(entrypoint, args).map(|call| self.job(origin, call))
         } else {
             processes::prepare(origin, entrypoint, args).map(|prepared| {
-                let (call, permit) = (prepared.unfuture(), self.0.permit());
-                let place = permit.place;
-                prepared.hold(Box::new(permit));
-                self.0.start(place, || prepared.submit());
-                call
+                let call = prepared.unfuture();
+                self.0.permit(|permit| {
+                    prepared.hold(Box::new(permit));
+                    (call, Start::Call(Box::new(|| prepared.submit())))
+                })
             })
         };
         limited.unwrap_or_else(|error| Unfuture::failed(error.started_at(origin)))
@@ -158,16 +158,15 @@ impl Limit {
         F: FnOnce() -> Result<T, Error> + Send + 'static,
         T: Send + 'static,
     {
-        let permit = self.0.permit();
-        let place = permit.place;
-        // In this order, so that the permit of one that never runs is released last.
-        let held = (closure, permit);
-        let (unfuture, job) = threads::prepare(origin, move || {
-            let (closure, _permit) = held;
-            closure()
-        });
-        self.0.start(place, || threads::submit(job));
-        unfuture
+        self.0.permit(|permit| {
+            // In this order, so that the permit of one that never runs is released last.
+            let held = (closure, permit);
+            let (unfuture, job) = threads::prepare(origin, move || {
+                let (closure, _permit) = held;
+                closure()
+            });
+            (unfuture, Start::Job(job))
+        })
     }
 }
 
@@ -198,38 +197,48 @@ struct State {
     waiting: VecDeque<Option<Start>>,
 }
 
-type Start = Box<dyn FnOnce() + Send>;
+/// How to start work that has its permit.
+enum Start {
+    Job(Queued),
+    Call(Box<dyn FnOnce() + Send>),
+    Task(Waker),
+    /// A task that was not polled yet, and will see its permit then.
+    Unasked,
+}
+
+impl Start {
+    fn run(self) {
+        match self {
+            Start::Job(job) => threads::submit(job),
+            Start::Call(submit) => submit(),
+            Start::Task(waker) => waker.wake(),
+            Start::Unasked => {}
+        }
+    }
+}
 
 impl Semaphore {
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
-    /// A permit, or a place at the end of the queue for it.
-    fn permit(self: &Arc<Semaphore>) -> Permit {
+    /// Gives a permit to `hold`, which puts it into the work. Starts the work now or when it is its turn.
+    ///
+    /// One lock, because the threads that release permits want it too: what is made under it is ours.
+    fn permit<T>(self: &Arc<Semaphore>, hold: impl FnOnce(Permit) -> (T, Start)) -> T {
         let mut state = self.lock();
         let place = state.passed + state.waiting.len() as u64;
+        let semaphore = Arc::clone(self);
+        let (held, start) = hold(Permit { semaphore, place });
         if state.free > 0 {
             state.free -= 1;
             state.passed += 1;
-        } else {
-            state.waiting.push_back(Some(Box::new(|| {})));
-        }
-        Permit {
-            semaphore: Arc::clone(self),
-            place,
-        }
-    }
-
-    /// Starts the work that has the permit with this place inside it, now or when it is its turn.
-    fn start(&self, place: u64, start: impl FnOnce() + Send + 'static) {
-        let mut state = self.lock();
-        if let Some(waiting) = state.waiting(place) {
-            *waiting = Box::new(start);
-        } else {
             drop(state);
-            start();
+            start.run();
+        } else {
+            state.waiting.push_back(Some(start));
         }
+        held
     }
 }
 
@@ -271,7 +280,7 @@ impl Permit {
         let Some(waiting) = state.waiting(self.place) else {
             return Poll::Ready(());
         };
-        let replaced = mem::replace(waiting, Box::new(|| waker.wake()));
+        let replaced = mem::replace(waiting, Start::Task(waker));
         drop(state);
         drop(replaced);
         Poll::Pending
@@ -286,7 +295,9 @@ impl Drop for Permit {
             let next = state.release();
             drop(state);
             // It may be refused, and release the next permit.
-            return next.into_iter().for_each(trampoline);
+            return next
+                .into_iter()
+                .for_each(|start| trampoline(|| start.run()));
         }
         // In the middle of the queue an empty place stays until it is its turn.
         while let Some(None) = state.waiting.back() {
