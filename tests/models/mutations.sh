@@ -1,0 +1,292 @@
+#!/usr/bin/env bash
+# Breaks the library in one place after the other, in a copy, and runs the models that guard it: each has to find it.
+# `./mutations.sh NAME…` runs those with NAME in their titles. Fails if a text to be replaced is no longer there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/tests/models/target}
+
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+mkdir -p "$copy/tests/models"
+cp -r src "$copy/src"
+cp -r tests/models/{Cargo.toml,Cargo.lock,src} "$copy/tests/models"
+wanted=("$@")
+found=0
+
+# mutation TITLE FILE MODELS: standard input has the text, a line with ---, and what takes its place.
+mutation() {
+    local title=$1 file=src/$2 models=$3 input text replacement source log=$copy/log
+    input=$(cat)
+    if ((${#wanted[@]})) && ! grep -qF "${wanted[@]/#/-e}" <<<"$title"; then return; fi
+    text=${input%%$'\n---'*} replacement=${input#*$'\n---'} replacement=${replacement#$'\n'}
+    source=$(cat "$file")
+    [[ $source == *"$text"* ]] || { echo "FAILED: $title: the text is no longer in $file"; exit 1; }
+    printf '%s\n' "${source/"$text"/"$replacement"}" >"$copy/$file"
+    cargo build --quiet --manifest-path "$copy/tests/models/Cargo.toml" 2>"$log" ||
+        { cat "$log"; echo "FAILED: $title: does not compile"; exit 1; }
+    if timeout 300 "$CARGO_TARGET_DIR/debug/unsync-models" "$models" >"$log"; then
+        echo "FAILED: $title: not found by the models with \"$models\""
+        exit 1
+    fi
+    grep -q '^FAILED' "$log" || { echo "FAILED: $title: the models with \"$models\" do not end"; exit 1; }
+    printf '%-52s found by %s\n' "$title" "$(sed -n 's/^FAILED: \(.*, schedule [0-9]*\).*/\1/p' "$log")"
+    cp "$file" "$copy/$file"
+    found=$((found + 1))
+}
+
+mutation "slot: the waiter is not notified" slot.rs "slot: complete, wait" <<'END'
+                    self.finished.notify_all();
+---
+END
+
+mutation "slot: notified without the gate" slot.rs "slot: complete, wait" <<'END'
+                    drop(lock(&self.gate));
+---
+END
+
+mutation "slot: looked at before the waker is left" slot.rs "slot: complete, poll" <<'END'
+        let first = !self.asked.load(Ordering::Relaxed);
+        if !self.is_done() &&
+---
+        let first = !self.asked.load(Ordering::Relaxed);
+        let done = self.is_done();
+        if done { return Poll::Ready(()); }
+        if true {
+            drop(self.replace_waker(Some(cx.waker().clone())));
+            return Poll::Pending;
+        }
+        if !self.is_done() &&
+END
+
+mutation "slot: the first waker is kept" slot.rs "slot: complete, poll with another" <<'END'
+        if !self.is_done() && (first || !is_known()) {
+---
+        if !self.is_done() && first {
+END
+
+mutation "slot: a value that nobody can see is kept" slot.rs "slot: complete, drop" <<'END'
+            if wanted {
+                *place = value.take();
+            }
+            error.take()
+---
+            *place = value.take();
+            error.take()
+END
+
+mutation "slot: watches a beginning that was" slot.rs "slot: begin" <<'END'
+        if queued == Err(BEGUN) {
+---
+        if queued == Err(BEGUN) && false {
+END
+
+mutation "slot: the tie is looked at before the drop" slot.rs "slot: tie" <<'END'
+        let mut state = lock(&self.state);
+        let State { core, value } = &mut *state;
+        if core.is_wanted().is_some() {
+---
+        let tied = self.is_tied();
+        let mut state = lock(&self.state);
+        let State { core, value } = &mut *state;
+        if core.is_wanted().is_some() {
+            core.stage = Stage::Detached;
+            return tied;
+END
+
+mutation "shared: the waker is left after the poll" shared.rs "slot: share" <<'END'
+        if !self.is_done() {
+            // Cloning
+---
+        let cx2 = &mut Context::from_waker(&self.inner.waker);
+        if self.inner.source.poll_done(cx2).is_pending() {
+            let waker = cx.waker().clone();
+            lock(&self.inner.waiting.0).insert(self.id, waker);
+            return Poll::Pending;
+        }
+        if !self.is_done() {
+            // Cloning
+END
+
+mutation "fate: decided in two steps" stop.rs "fate" <<'END'
+        self.0
+            .compare_exchange(Fate::OPEN, fate, Ordering::AcqRel, Ordering::Acquire)
+---
+        match self.0.load(Ordering::Acquire) {
+            Fate::OPEN => {
+                self.0.store(fate, Ordering::Release);
+                Ok(Fate::OPEN)
+            }
+            decided => Err(decided),
+        }
+END
+
+mutation "promise: dropped without an outcome" unfuture.rs "promise: drop" <<'END'
+impl<T> Drop for Promise<T> {
+    fn drop(&mut self) {
+---
+impl<T> Drop for Promise<T> {
+    fn drop(&mut self) {
+        return;
+END
+
+mutation "block_on: parks before it looks" block_on.rs "block_on" <<'END'
+            while take().is_none() {
+                match
+---
+            loop {
+                if deadline.is_none() {
+                    thread::park();
+                    if take().is_some() {
+                        return true;
+                    }
+                }
+                match
+END
+
+mutation "ambient: the flag alone decides" ambient/mod.rs "ambient: start, busy" <<'END'
+        if self.ticks % LOOK == 0 || SENT.load(Ordering::Acquire) {
+---
+        if SENT.load(Ordering::Acquire) {
+END
+
+mutation "ambient: unqueued after the poll" ambient/task.rs "ambient: wake" <<'END'
+        match polled {
+            Polled::Pending(body) => live.body = Some(body),
+---
+        live.task.queued.swap(false, Ordering::AcqRel);
+        match polled {
+            Polled::Pending(body) => live.body = Some(body),
+END
+
+mutation "ambient: a cancelled task is polled" ambient/task.rs "ambient: cancel" <<'END'
+        let ended = self.fate.end();
+        if ended {
+            self.slot
+---
+        let ended = true;
+        if ended {
+            self.slot
+END
+
+mutation "ambient: a lost start resolves nothing" ambient/task.rs "ambient: start, close" <<'END'
+        if let Some((body, raw)) = self.0.take() {
+            raw.task().fail(drop_body(Some(body), Reason::ShutDown));
+        }
+---
+END
+
+mutation "timer: set only once" ambient/timer.rs "timer: fire, another" <<'END'
+        replaced.is_none()
+---
+        replaced.is_none() && false
+END
+
+mutation "timer: a due timer wakes nobody" ambient/timer.rs "timer: fire, park" <<'END'
+        if let Some(waker) = self.waker.take() {
+            discard
+---
+        if let Some(waker) = self.waker.take().filter(|_| false) {
+            discard
+END
+
+mutation "timer: a reset keeps the old cell" ambient/timer.rs "timer: fire, reset" <<'END'
+        let waker = self.cancel();
+        self.deadline = deadline;
+---
+        let waker = None::<Waker>;
+        self.deadline = deadline;
+END
+
+mutation "pool: a claimed thread is not woken" threads/mod.rs "pool: submit, park" <<'END'
+        Action::Wake => CLAIMED.notify_one(),
+---
+        Action::Wake => {}
+END
+
+mutation "pool: parks without a second look" threads/mod.rs "pool: submit, park" <<'END'
+        if state.queue.is_empty() {
+            state.counts.idle += 1;
+---
+        {
+            state.counts.idle += 1;
+END
+
+mutation "pool: retires though it is claimed" threads/mod.rs "pool: submit, retire" <<'END'
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            if state.counts.claimed == 0 {
+---
+            let (woken, time) = woken.unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if time {
+                return state;
+            }
+            if state.counts.claimed == 0 {
+END
+
+mutation "pool: looks outside the lock whether it is closed" threads/mod.rs "pool: submit, close" <<'END'
+    if state.closed {
+        drop(state);
+        return queued
+---
+    let closed = state.closed;
+    drop(state);
+    state = lock(&STATE);
+    if closed {
+        drop(state);
+        return queued
+END
+
+mutation "pool: a stopped job runs" threads/job.rs "pool: run" <<'END'
+        let closure = self.fate.end().then(|| self.take()).flatten();
+---
+        self.fate.end();
+        let closure = self.take();
+END
+
+mutation "pool: a blocked thread counts" threads/mod.rs "pool: nested" <<'END'
+    state.counts.blocked += 1;
+    let action = state.assign();
+---
+    state.counts.blocked += 1;
+    let action = Action::Nothing;
+END
+
+mutation "ready-set: an end while it is asked is forgotten" combine.rs "ready-set" <<'END'
+                work.poll_done(&mut Context::from_waker(&waker)).is_ready()
+---
+                work.poll_done(&mut Context::from_waker(&waker)).is_ready() && false
+END
+
+mutation "ready-set: looked at outside the lock" combine.rs "ready-set" <<'END'
+            let mut ended = self.signal.lock();
+            if !ended.members.is_empty() {
+---
+            let is_empty = self.signal.lock().members.is_empty();
+            let mut ended = self.signal.lock();
+            if !is_empty {
+END
+
+mutation "limit: a place is looked for outside the lock" limit.rs "limit: release" <<'END'
+        let mut state = self.lock();
+        if let Some(waiting) = state.waiting(place) {
+            *waiting = Box::new(start);
+        } else {
+---
+        let waits = self.lock().waiting(place).is_some();
+        let mut state = self.lock();
+        if waits {
+            if let Some(waiting) = state.waiting(place) {
+                *waiting = Box::new(start);
+            }
+        } else {
+END
+
+mutation "limit: the cancelled keep their place" limit.rs "limit: release, cancel" <<'END'
+            if first.is_some() {
+                return first;
+            }
+---
+            return first;
+END
+
+echo "all $found found"

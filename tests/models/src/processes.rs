@@ -1,0 +1,44 @@
+//! As much of the process pool as `limit.rs` names. It has a simulation of its own in the library.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::unfuture::Unfuture;
+
+pub(crate) mod registry {
+    pub(crate) const fn assert_captures_nothing<F>() {}
+}
+
+pub trait Wire {}
+
+pub trait Entrypoint<A>: Copy + Send + Sync + 'static {
+    type Output;
+}
+
+pub(crate) struct Call<T>(fn() -> T);
+
+impl<T: Send + 'static> Call<T> {
+    pub(crate) fn unfuture(self: &Arc<Self>) -> Unfuture<T> {
+        unreachable!("the models have no process pool")
+    }
+    pub(crate) fn hold(&self, _: Box<dyn std::any::Any + Send>) {}
+    pub(crate) fn submit(self: Arc<Self>) {}
+}
+
+pub(crate) fn is_worker() -> bool {
+    false
+}
+
+type Nested<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
+
+pub(crate) fn nested<F: Entrypoint<A>, A>(_: F, _: A) -> Result<Nested<F::Output>, Error> {
+    unreachable!("the models have no process pool")
+}
+
+pub(crate) fn prepare<F: Entrypoint<A>, A>(
+    _: crate::error::Origin,
+    _: F,
+    _: A,
+) -> Result<Arc<Call<F::Output>>, Error> {
+    unreachable!("the models have no process pool")
+}
