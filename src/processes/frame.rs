@@ -76,6 +76,15 @@ pub(crate) fn plain(out: &mut Vec<u8>, kind: Kind, call: u64) {
     begin(out, kind, call);
 }
 
+/// A frame by itself.
+pub(crate) fn of(kind: Kind, call: u64, payload: &impl Wire) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let start = begin(&mut frame, kind, call);
+    payload.encode(&mut frame);
+    end(&mut frame, start);
+    frame
+}
+
 /// Panics unless the only frame in `out` still begins as it was begun, up to `before`: the code of the
 /// program that encodes a value has the whole buffer in its hands.
 pub(crate) fn assert_begun(out: &[u8], before: usize, kind: Kind, call: u64) {

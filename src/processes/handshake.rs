@@ -46,9 +46,9 @@ struct Handshake {
 #[derive(Clone, Copy)]
 pub(super) struct WorkerConfig {
     /// The largest result that it may send.
-    pub(super) frame_bytes_max: u64,
+    pub(super) frame_bytes_max: usize,
     /// The stack of the thread that runs the calls.
-    pub(super) stack_size: u64,
+    pub(super) stack_size: usize,
     /// How long a wait looks before it parks.
     pub(super) spin: Duration,
     /// A call that runs for longer holds up those behind it, and they are returned.

@@ -39,7 +39,7 @@ use super::report::{self, Output};
 use super::scheduler::WINDOW;
 use super::transport::{self, Link, Rx, Socket, Tx};
 use super::wire::Wire;
-use super::worker::{self, ARGUMENT, TEST_ARGUMENT, add_arguments};
+use super::worker::{self, add_arguments};
 use crate::error::lock;
 use crate::spin;
 
@@ -246,7 +246,7 @@ fn run() -> io::Result<()> {
     // The worker is one as any other. What it prints does not go where its frames go.
     let mut command = transport::command()?;
     command.stdout(transport::stderr()?);
-    add_arguments(&mut command, &[ARGUMENT], TEST_ARGUMENT);
+    add_arguments(&mut command, false);
     let (mut child, its_stdin) = transport::spawn(command)?;
     let (output, ready) = Output::attach(&mut child, transport::stderr);
     let connected = handshake::connect(child, its_stdin, config, &ready, || true);

@@ -24,9 +24,7 @@ use super::report::{self, ExitReport, Output, Printed};
 use super::scheduler::{self, Exit, Heard, Message, SpawnFailure};
 use super::transport::{self, Link, Rx, Tx};
 use super::wire::Wire;
-use super::worker::{
-    ARGUMENT, PanicReport, RELAY_ARGUMENTS, TEST_ARGUMENT, TEST_RELAY_ARGUMENT, add_arguments,
-};
+use super::worker::{PanicReport, add_arguments};
 use super::{CallHandle, Pool, Request, apply, pool, update};
 use crate::config::{Host, Settings, settings, stack_size, start_deep_thread};
 use crate::current::Current;
@@ -146,9 +144,7 @@ impl Process {
 
     /// Writes an empty frame, for a relay.
     fn say(&self, kind: Kind) {
-        let mut frame = Vec::new();
-        frame::plain(&mut frame, kind, 0);
-        self.write(&frame);
+        self.write(&frame::of(kind, 0, &()));
     }
 
     /// Writes frames; says whether the link took them. If not, the reader finds the end of the link.
@@ -335,8 +331,8 @@ fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
     let is_final = |error| (SpawnFailure::Final, error);
     let settings = settings().map_err(is_final)?;
     let config = WorkerConfig {
-        frame_bytes_max: settings.frame_bytes_max as u64,
-        stack_size: stack_size() as u64,
+        frame_bytes_max: settings.frame_bytes_max,
+        stack_size: stack_size(),
         spin: settings.spin,
         slow: scheduler::WINDOW,
         start_timeout: settings.start_timeout,
@@ -391,10 +387,7 @@ fn command(settings: &Settings, host: Option<&Host>) -> io::Result<Command> {
         Some(make) => make(&transport::executable()?),
         None => transport::command()?,
     };
-    match host {
-        Some(_) => add_arguments(&mut command, &RELAY_ARGUMENTS, TEST_RELAY_ARGUMENT),
-        None => add_arguments(&mut command, &[ARGUMENT], TEST_ARGUMENT),
-    }
+    add_arguments(&mut command, host.is_some());
     if host.is_some() || !io::IsTerminal::is_terminal(&io::stderr()) {
         command.stderr(Stdio::piped());
     }
@@ -439,7 +432,12 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
                 continue;
             }
             match frames.next() {
-                Some(frame) if frame.kind == Kind::Refused => return refusal(frame).map(Some),
+                Some(frame) if frame.kind == Kind::Refused => {
+                    let refusal = io::Error::decode(&mut &*frame.payload);
+                    let text = "no thread could be started in a worker process";
+                    let error = refusal.map(|error| Error::os(text, error));
+                    return error.map(Some).map_err(io::Error::other);
+                }
                 Some(frame) => accept(process, frame, &mut source, &mut reporting)?,
                 None => {}
             }
@@ -541,16 +539,6 @@ fn accept(
         _ => return Err(io::ErrorKind::InvalidData.into()),
     }
     Ok(())
-}
-
-/// Why the worker got no thread to run calls.
-fn refusal(frame: Frame<'_>) -> io::Result<Error> {
-    let refusal = <(Option<i32>, String)>::decode(&mut &*frame.payload);
-    let (code, text) = refusal.map_err(io::Error::other)?;
-    let error = code.map(io::Error::from_raw_os_error);
-    let error = error.unwrap_or_else(|| io::Error::other(text));
-    let text = "no thread could be started in a worker process";
-    Ok(Error::os(text, error))
 }
 
 // -------------------------------------------------------------------------------------------- the end

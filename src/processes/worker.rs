@@ -14,9 +14,7 @@
 //!   sees at once when the parent ends: no orphans.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::cell::Cell;
 use std::env;
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process::{self, Command, Stdio};
@@ -35,22 +33,19 @@ use super::wire::{Wire, encode_within};
 use crate::config::Config;
 use crate::current::{self, Current};
 use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
-use crate::spin::{self, Spin};
+use crate::spin;
 
 /// The only argument of a worker process, by which it knows itself. Processes that it starts do not
 /// inherit arguments. With the version: a program may contain several, each with an `init` of its own.
-pub(crate) const ARGUMENT: &str = concat!("--unsync-worker=", env!("CARGO_PKG_VERSION"));
+const ARGUMENT: &str = concat!("--unsync-worker=", env!("CARGO_PKG_VERSION"));
 /// The same for a worker that is a test binary: the harness takes it for one more filter.
-pub(crate) const TEST_ARGUMENT: &str = concat!("unsync::worker=", env!("CARGO_PKG_VERSION"));
+const TEST_ARGUMENT: &str = concat!("unsync::worker=", env!("CARGO_PKG_VERSION"));
 /// Without a version it was started by hand, and says that no program waits for it.
 const MANUAL_ARGUMENT: &str = "--unsync-worker";
-/// Those of a relay. The first is for a program with another version of this library: it says so much, and
-/// does not run its `main`.
-pub(super) const RELAY_ARGUMENTS: [&str; 2] = [
-    MANUAL_ARGUMENT,
-    concat!("--unsync-relay=", env!("CARGO_PKG_VERSION")),
-];
-pub(super) const TEST_RELAY_ARGUMENT: &str = concat!("unsync::relay=", env!("CARGO_PKG_VERSION"));
+/// The same for a relay. [`MANUAL_ARGUMENT`] follows, for a program with another version of this library: it
+/// says so much, and does not run its `main`.
+const RELAY_ARGUMENT: &str = concat!("--unsync-relay=", env!("CARGO_PKG_VERSION"));
+const TEST_RELAY_ARGUMENT: &str = concat!("unsync::relay=", env!("CARGO_PKG_VERSION"));
 /// Ends the harness's own words on standard output: what follows is the user's.
 pub(crate) const TEST_MARK: &str = "\u{1}unsync::worker\u{1}\n";
 
@@ -113,14 +108,14 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// ```
 #[allow(clippy::needless_doctest_main)]
 pub fn init() {
-    let is_relay = |argument: OsString| argument == RELAY_ARGUMENTS[1];
-    if env::args_os().skip(1).any(is_relay) {
-        relay::serve();
-    }
     // Not only the first: `worker_command` may have put others before it.
-    let own = |argument: OsString| argument == ARGUMENT || argument == MANUAL_ARGUMENT;
-    if env::args_os().skip(1).any(own) {
-        serve();
+    for argument in env::args_os().skip(1) {
+        if argument == RELAY_ARGUMENT {
+            relay::serve();
+        }
+        if argument == ARGUMENT || argument == MANUAL_ARGUMENT {
+            serve();
+        }
     }
     MAIN_CALLS_INIT.get_or_init(|| ());
 }
@@ -150,10 +145,14 @@ pub(crate) fn setup() -> Option<Setup> {
     main.or_else(|| TEST.get().map(|name| Setup::Test(name)))
 }
 
-/// Adds the arguments by which another process of this program knows what it is.
-pub(super) fn add_arguments(command: &mut Command, of_main: &[&str], of_test: &str) {
+/// Adds the arguments by which another process of this program knows that it is a worker, or a relay.
+pub(super) fn add_arguments(command: &mut Command, is_relay: bool) {
     match setup() {
         Some(Setup::Test(name)) => {
+            let role = match is_relay {
+                true => TEST_RELAY_ARGUMENT,
+                false => TEST_ARGUMENT,
+            };
             let quiet = [
                 "--exact",
                 "--include-ignored",
@@ -161,12 +160,11 @@ pub(super) fn add_arguments(command: &mut Command, of_main: &[&str], of_test: &s
                 "--test-threads=1",
                 "-q",
             ];
-            command.arg(name).args(quiet).arg(of_test);
+            command.arg(name).args(quiet).arg(role);
             command.stdout(Stdio::piped());
         }
-        Some(Setup::Main) | None => {
-            command.args(of_main);
-        }
+        _ if is_relay => drop(command.args([RELAY_ARGUMENT, MANUAL_ARGUMENT])),
+        _ => drop(command.arg(ARGUMENT)),
     }
 }
 
@@ -243,6 +241,7 @@ struct Worker {
     /// The standby reader has put it back.
     put_back: Condvar,
     /// The call that the executor is at, which does not read the link meanwhile. Zero while it reads.
+    /// [`Worker::call`] tells it to the code of the call.
     running: AtomicU64,
     /// Whether the standby reader has to be woken when a call begins.
     asleep: AtomicBool,
@@ -254,11 +253,6 @@ struct Worker {
 struct Incoming {
     frames: FrameReader,
     source: Rx,
-}
-
-thread_local! {
-    /// The call that this thread runs.
-    static RUNNING: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 fn serve() -> ! {
@@ -279,8 +273,8 @@ fn serve() -> ! {
     };
     spin::set_budget(config.spin);
     let settings = Config::new()
-        .frame_bytes_max(usize::try_from(config.frame_bytes_max).unwrap_or(usize::MAX))
-        .stack_size(stack_size(config))
+        .frame_bytes_max(config.frame_bytes_max)
+        .stack_size(config.stack_size)
         .spin(config.spin);
     // Calls that a function makes run here, on other threads. If the environment or what stands before
     // `init` is in the way, they say so.
@@ -304,7 +298,7 @@ fn serve() -> ! {
     }));
     let executor = thread::Builder::new()
         .name("unsync-call".into())
-        .stack_size(stack_size(config));
+        .stack_size(config.stack_size);
     *lock(&worker.incoming) = Some(Incoming {
         frames: FrameReader::new(usize::MAX),
         source: rx,
@@ -330,10 +324,6 @@ fn prefer_to_be_killed() {
     }
 }
 
-fn stack_size(config: WorkerConfig) -> usize {
-    usize::try_from(config.stack_size).unwrap_or(usize::MAX)
-}
-
 /// Ends the process, and says why if its program may still be there to read that.
 ///
 /// Nothing here may keep the process alive: neither a standard error that nobody reads, nor one of the
@@ -356,10 +346,6 @@ pub(super) fn abort_soon() {
 }
 
 impl Worker {
-    fn frame_bytes_max(&self) -> usize {
-        usize::try_from(self.config.frame_bytes_max).unwrap_or(usize::MAX)
-    }
-
     /// Writes frames. A parent that does not take them is gone.
     ///
     /// The thread that has the reading end lends it, see [`Tx::write_all`].
@@ -374,11 +360,7 @@ impl Worker {
 
     /// Tells the parent that there is no thread to run calls, and ends the process.
     fn refuse(&self, error: &io::Error) -> ! {
-        let mut frame = Vec::new();
-        let start = frame::begin(&mut frame, Kind::Refused, 0);
-        (error.raw_os_error(), error.to_string()).encode(&mut frame);
-        frame::end(&mut frame, start);
-        self.send(&frame, None);
+        self.send(&frame::of(Kind::Refused, 0, error), None);
         process::exit(1)
     }
 
@@ -387,11 +369,7 @@ impl Worker {
         let call = frame.call;
         match frame.kind {
             Kind::Call => return Some(frame),
-            Kind::Rts => {
-                let mut answer = Vec::new();
-                frame::plain(&mut answer, Kind::Cts, 0);
-                self.send(&answer, Some(reader));
-            }
+            Kind::Rts => self.send(&frame::of(Kind::Cts, 0, &()), Some(reader)),
             // Of a call that is over it says nothing of the one that runs.
             Kind::Cancel if call == self.running.load(Ordering::Relaxed) => {
                 self.cancelled.store(call, Ordering::Relaxed);
@@ -467,15 +445,14 @@ impl Worker {
 
     /// Waits for the standby reader to put back the link, which it does when something has arrived.
     fn await_incoming(&self) -> Incoming {
-        static SPIN: Spin = Spin::new();
-        let look = || lock(&self.incoming).take();
-        SPIN.attempt(look).unwrap_or_else(|| {
-            let waited = self
-                .put_back
-                .wait_while(lock(&self.incoming), |incoming| incoming.is_none());
-            let mut incoming = waited.unwrap_or_else(PoisonError::into_inner);
-            incoming.take().expect("it was waited for")
-        })
+        let mut incoming = lock(&self.incoming);
+        loop {
+            if let Some(incoming) = incoming.take() {
+                return incoming;
+            }
+            let waited = self.put_back.wait(incoming);
+            incoming = waited.unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// From now on the executor cannot read the link.
@@ -531,10 +508,7 @@ impl Worker {
                 returned.extend(call.map(|frame| frame.call));
             }
             if !returned.is_empty() {
-                let mut frame = Vec::new();
-                let start = frame::begin(&mut frame, Kind::Returned, 0);
-                returned.encode(&mut frame);
-                frame::end(&mut frame, start);
+                let frame = frame::of(Kind::Returned, 0, &returned);
                 self.send(&frame, Some(&mut incoming.source));
             }
             self.fill(&mut incoming);
@@ -546,7 +520,7 @@ impl Worker {
     /// Tells the parent of a panic from inside the panic hook: it arrives even if the process does not
     /// live on. Panics of other threads are not the call's.
     fn report(&self, info: &PanicHookInfo<'_>) {
-        let Some(call) = RUNNING.get() else { return };
+        let Some(call) = self.call() else { return };
         let payload = info.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref::<&'static str>().copied());
@@ -557,11 +531,14 @@ impl Worker {
             place: info.location().map(ToString::to_string),
             backtrace: captured.then(|| clip(&backtrace.to_string(), BACKTRACE).to_owned()),
         };
-        let mut frame = Vec::new();
-        let start = frame::begin(&mut frame, Kind::Panic, call);
-        report.encode(&mut frame);
-        frame::end(&mut frame, start);
-        self.send(&frame, None);
+        self.send(&frame::of(Kind::Panic, call, &report), None);
+    }
+
+    /// The call that this thread runs. Other threads of its function have no call of their own, and a pinned
+    /// value is another's.
+    fn call(&self) -> Option<u64> {
+        let running = self.running.load(Ordering::Relaxed);
+        matches!(Current::get(), Current::Worker).then_some(running)
     }
 
     /// Runs one call and writes its `Done` into the empty outbox.
@@ -569,15 +546,13 @@ impl Worker {
         let start = frame::begin(outbox, Kind::Done, call);
         outbox.push(Ending::Value as u8);
         let value = outbox.len();
-        RUNNING.set(Some(call));
         let outcome = wall(|| {
-            let performed = perform(payload, self.frame_bytes_max(), outbox);
+            let performed = perform(payload, self.config.frame_bytes_max, outbox);
             frame::assert_begun(outbox, value, Kind::Done, call);
             performed
         });
-        RUNNING.set(None);
         let (ending, message) = match outcome {
-            Ok(Ok(())) => (Ending::Value, String::new()),
+            Ok(Ok(())) => return frame::end(outbox, start),
             Ok(Err(error)) => {
                 let ending = match error.kind() {
                     ErrorKind::NotRegistered => Ending::Unknown,
@@ -593,12 +568,10 @@ impl Worker {
                 (Ending::Panicked, message)
             }
         };
-        if !matches!(ending, Ending::Value) {
-            outbox.clear();
-            frame::begin(outbox, Kind::Done, call);
-            outbox.push(ending as u8);
-            message.encode(outbox);
-        }
+        outbox.clear();
+        frame::begin(outbox, Kind::Done, call);
+        outbox.push(ending as u8);
+        message.encode(outbox);
         frame::end(outbox, start);
     }
 }
@@ -665,15 +638,11 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 /// ```
 pub fn progress<P: Wire + 'static>(value: P) {
     let Some(worker) = WORKER.get() else { return };
-    // Other threads of the function have no call of their own, and a pinned value is another's.
-    if !matches!(Current::get(), Current::Worker) {
-        return;
-    }
+    let Some(call) = worker.call() else { return };
     let mut frame = Vec::new();
-    let call = worker.running.load(Ordering::Relaxed);
     let start = frame::begin(&mut frame, Kind::Progress, call);
     registry::id_of::<P>().encode(&mut frame);
-    let encoded = encode_within(worker.frame_bytes_max(), &value, &mut frame);
+    let encoded = encode_within(worker.config.frame_bytes_max, &value, &mut frame);
     frame::end(&mut frame, start);
     if encoded.is_ok() {
         worker.send(&frame, None);
