@@ -43,13 +43,12 @@ pub(crate) mod worker;
 
 use std::any::type_name;
 use std::cell::Cell;
-use std::iter;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::config::settings;
+use crate::config::{Settings, settings};
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::progress::{Progress, Speaker};
@@ -81,25 +80,23 @@ struct Pool {
 
 static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
 
+/// The settings of a pool that is in use.
+fn checked_settings() -> &'static Settings {
+    settings().expect("no call is made with settings that are wrong")
+}
+
 /// The pool, which knows the settings from its first use on.
 fn pool() -> &'static Mutex<Pool> {
     POOL.get_or_init(|| {
-        // Without settings no call can be made.
-        let settings = settings().ok();
-        let places = settings.map_or_else(
-            || vec![1],
-            |settings| {
-                let hosts = settings.hosts.iter().map(|host| host.slots);
-                [settings.processes()].into_iter().chain(hosts).collect()
-            },
-        );
+        let settings = checked_settings();
+        let hosts = settings.hosts.iter().map(|host| host.slots);
         let mut state = State::new(Limits {
-            places,
-            calls_per_worker: settings.and_then(|settings| settings.calls_per_worker),
-            keep_alive: settings.map_or(Duration::ZERO, |settings| settings.keep_alive),
-            cancel_grace: settings.map_or(Duration::ZERO, |settings| settings.cancel_grace),
+            places: [settings.processes()].into_iter().chain(hosts).collect(),
+            calls_per_worker: settings.calls_per_worker,
+            keep_alive: settings.keep_alive,
+            cancel_grace: settings.cancel_grace,
             eager: transport::EAGER,
-            host_timeout: settings.map_or(Duration::ZERO, |settings| settings.host_timeout),
+            host_timeout: settings.host_timeout,
         });
         if !engine::enter(&ENGINE) {
             state.close(Instant::now());
@@ -112,9 +109,11 @@ fn pool() -> &'static Mutex<Pool> {
     })
 }
 
-/// Feeds an event to the scheduler, and carries out what follows from it: the only way in. `resolve` resolves
-/// the calls that were not stopped.
-fn apply(event: impl FnOnce(&mut Pool, Instant), resolve: &mut dyn FnMut(&CallHandle, Outcome)) {
+/// Gives what a call that was not stopped has come to: the payload of its `Done`, or an error.
+type Resolve<'a, 'p> = &'a mut dyn FnMut(&Request, Outcome) -> Result<&'p [u8], Error>;
+
+/// Feeds an event to the scheduler, and carries out what follows from it: the only way in.
+fn apply(event: impl FnOnce(&mut Pool, Instant), resolve: Resolve<'_, '_>) {
     let mut pool = lock(pool());
     let now = Instant::now();
     event(&mut pool, now);
@@ -129,22 +128,17 @@ fn update(event: impl FnOnce(&mut Pool, Instant)) {
     });
 }
 
-/// What carrying out effects takes, with the room that it had the last time.
-#[derive(Default)]
-struct Scratch {
-    effects: Effects<CallHandle, Arc<Process>>,
-    frames: Vec<u8>,
-}
+type PoolEffects = Effects<CallHandle, Arc<Process>>;
 
 thread_local! {
-    static SCRATCH: Cell<Scratch> = Cell::default();
+    /// Effects and frames, with the room that carrying them out took the last time.
+    static SCRATCH: Cell<(PoolEffects, Vec<u8>)> = Cell::default();
 }
 
-fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: &mut dyn FnMut(&CallHandle, Outcome)) {
-    // The new one is for what comes of this on the same thread, and for a thread that ends.
-    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
-    let Scratch { effects, frames } = &mut scratch;
-    mem::swap(effects, &mut pool.state.fx);
+fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
+    // The new ones are for what comes of this on the same thread, and for a thread that ends.
+    let (mut effects, mut frames) = SCRATCH.try_with(Cell::take).unwrap_or_default();
+    mem::swap(&mut effects, &mut pool.state.fx);
     let is_empty = pool.state.is_empty();
     let when_empty = match is_empty {
         true => mem::take(&mut pool.when_empty),
@@ -160,31 +154,24 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: &mut dyn FnMut(&CallH
     } else if wakes && supervised {
         supervisor::wake();
     }
-    let mut sends = effects.sends.drain(..).peekable();
-    while let Some((process, _)) = sends.peek() {
-        let process = Arc::clone(process);
-        let next = || sends.next_if(|(other, _)| Arc::ptr_eq(other, &process));
-        process.send(iter::from_fn(next).map(|(_, message)| message), frames);
-    }
-    drop(sends);
-    effects.kills.drain(..).for_each(|process| process.kill());
-    let retirements = effects.retirements.drain(..);
-    retirements.for_each(|process| process.retire());
-    effects.probes.drain(..).for_each(|process| process.probe());
+    let of_workers = effects
+        .actions
+        .chunk_by(|one, next| Arc::ptr_eq(&one.0, &next.0));
+    of_workers.for_each(|actions| actions[0].0.act(actions, &mut frames));
+    effects.actions.clear();
     effects.spawns.drain(..).for_each(supervisor::spawn);
     for call in effects.begun.drain(..) {
         // Its frame is of no more use.
         buffers::recycle(&mut call.request().take_frame());
-        call.begin();
+        call.slot().begin();
     }
     let resolutions = effects.resolutions.len();
     for (call, outcome) in effects.resolutions.drain(..) {
-        match outcome {
-            Outcome::Stopped { reason, ran } => {
-                call.fail(report::stopped(call.request().name, reason, ran, ""));
-            }
-            outcome => resolve(&call, outcome),
-        }
+        let request = call.request();
+        call.resolve(match outcome {
+            Outcome::Stopped { reason, ran } => Err(report::stopped(request.name, reason, ran, "")),
+            outcome => resolve(request, outcome),
+        });
     }
     if resolutions > 0 {
         RESOLVED.fetch_add(resolutions as u64, Ordering::SeqCst);
@@ -192,7 +179,7 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: &mut dyn FnMut(&CallH
     }
     let submitted = SUBMITTED.load(Ordering::SeqCst);
     when_empty.into_iter().for_each(|call| call(submitted));
-    let _ = SCRATCH.try_with(|spare| spare.set(scratch));
+    let _ = SCRATCH.try_with(|spare| spare.set((effects, frames)));
 }
 
 /// Calls that the scheduler was ever given, and those of them that are resolved.
@@ -251,7 +238,7 @@ fn list(on_list: OnList) {
             None => WorkState::Queued,
         },
         age: Some(started.unwrap_or(call.request().made).elapsed()),
-        started_at: call.request().origin,
+        started_at: call.slot().origin,
         name: Some(call.request().name),
     };
     let calls = lock(pool()).state.calls().map(info).collect();
@@ -283,10 +270,7 @@ pub(crate) struct Call<T> {
 struct Request {
     id: u64,
     name: &'static str,
-    origin: Origin,
     made: Instant,
-    /// The length of its frame.
-    bytes: usize,
     fate: Fate,
     parts: Mutex<Parts>,
 }
@@ -312,39 +296,27 @@ pub(crate) type Held = Box<dyn Send>;
 /// A call without the type of its result.
 type CallHandle = Arc<dyn AnyCall>;
 
-trait AnyCall: Send + Sync {
+trait AnyCall: Work {
     fn request(&self) -> &Request;
-    fn begin(&self);
-    /// Resolves the call from the payload of its `Done`.
-    fn done(&self, payload: &[u8]);
-    fn fail(&self, error: Error);
+    /// Resolves the call from the payload of its `Done`, or with an error.
+    fn resolve(&self, payload: Result<&[u8], Error>);
 }
 
 impl Request {
-    fn copy_frame(&self, into: &mut Vec<u8>) {
-        into.extend_from_slice(&lock(&self.parts).frame);
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        lock(&self.parts)
     }
 
     fn take_frame(&self) -> Vec<u8> {
-        mem::take(&mut lock(&self.parts).frame)
-    }
-
-    fn put_frame(&self, frame: Vec<u8>) {
-        lock(&self.parts).frame = frame;
-    }
-
-    fn panicked(&self, report: PanicReport) {
-        let panics = &mut lock(&self.parts).panics;
-        panics.truncate(1);
-        panics.push(report);
+        mem::take(&mut self.parts().frame)
     }
 
     fn take_panics(&self) -> Vec<PanicReport> {
-        mem::take(&mut lock(&self.parts).panics)
+        mem::take(&mut self.parts().panics)
     }
 
     fn progress(&self) -> Option<Arc<Progress>> {
-        let mut parts = lock(&self.parts);
+        let mut parts = self.parts();
         if parts.progress.is_none() {
             let speaker = Speaker::new();
             parts.progress = Some(Arc::clone(&speaker.0));
@@ -360,15 +332,31 @@ impl Request {
 
     /// The call is about to be resolved. The `Unfuture` may be kept for long after that.
     fn end(&self) {
-        let mut parts = lock(&self.parts);
+        let mut parts = self.parts();
         let over = Parts {
             progress: parts.progress.clone(),
             is_over: true,
             ..Parts::default()
         };
-        let parts = mem::replace(&mut *parts, over);
+        let ended = mem::replace(&mut *parts, over);
+        drop(parts);
         self.fate.end();
-        discard(parts.held);
+        discard(ended.held);
+    }
+
+    /// The value in the payload of `Done`.
+    fn value<T: Wire>(&self, mut payload: &[u8]) -> Result<T, Error> {
+        let name = self.name;
+        let ending = u8::decode(&mut payload)?;
+        if ending != Ending::Value as u8 {
+            let message = String::decode(&mut payload).unwrap_or_default();
+            return Err(report::failed(name, ending, message, self.take_panics()));
+        }
+        let culprit = || format!("decoding the result of `{name}`");
+        match wall(|| T::decode(&mut payload)) {
+            Ok(decoded) => decoded.map_err(|error| error.about(&culprit())),
+            Err(payload) => Err(Error::panicked(&culprit(), payload)),
+        }
     }
 }
 
@@ -407,9 +395,7 @@ where
         request: Request {
             id,
             name,
-            origin,
             made: Instant::now(),
-            bytes: frame.len(),
             fate: Fate::default(),
             parts: Mutex::new(Parts {
                 frame,
@@ -426,7 +412,7 @@ impl<T: Wire + Send + 'static> Call<T> {
 
     /// Keeps this for the call until just before its outcome is seen.
     pub(crate) fn hold(&self, held: Held) {
-        lock(&self.request.parts).held = Some(held);
+        self.request.parts().held = Some(held);
     }
 
     pub(crate) fn submit(self: Arc<Self>) {
@@ -435,8 +421,8 @@ impl<T: Wire + Send + 'static> Call<T> {
 }
 
 fn submit(call: CallHandle) {
+    let (id, bytes) = (call.request().id, call.request().parts().frame.len());
     update(|pool, _| {
-        let (id, bytes) = (call.request().id, call.request().bytes);
         // Whoever has stopped it resolves it, unless it is found here.
         if !call.request().fate.is_stopped() {
             SUBMITTED.fetch_add(1, Ordering::SeqCst);
@@ -445,11 +431,18 @@ fn submit(call: CallHandle) {
     });
 }
 
-/// Stops a call; says whether the pool has it.
-fn stop_call(id: u64, reason: Reason) -> bool {
-    let mut found = false;
-    update(|pool, now| found = pool.state.stop(id, reason, now));
-    found
+fn stop(call: &dyn AnyCall, reason: Reason) -> Stopping {
+    let Request { fate, id, name, .. } = call.request();
+    if let Err(decided) = fate.stop(reason) {
+        return decided;
+    }
+    let mut is_found = false;
+    update(|pool, now| is_found = pool.state.stop(*id, reason, now));
+    if !is_found {
+        // It waits for its turn, or is over.
+        call.resolve(Err(reason.error(&format!("`{name}`"))));
+    }
+    Stopping::Yes
 }
 
 /// A call in the very process, for one made in a worker: the work to be done on some thread.
@@ -538,35 +531,8 @@ impl<T: Wire + Send + 'static> AnyCall for Call<T> {
         &self.request
     }
 
-    fn begin(&self) {
-        self.slot.begin();
-    }
-
-    fn done(&self, mut payload: &[u8]) {
-        let name = self.request.name;
-        let culprit = || format!("decoding the result of `{name}`");
-        let outcome = match u8::decode(&mut payload) {
-            Ok(ending) if ending == Ending::Value as u8 => match wall(|| T::decode(&mut payload)) {
-                Ok(decoded) => decoded.map_err(|error| error.about(&culprit())),
-                Err(payload) => Err(Error::panicked(&culprit(), payload)),
-            },
-            Ok(ending) => {
-                let message = String::decode(&mut payload).unwrap_or_default();
-                let panics = self.request.take_panics();
-                Err(report::failed(name, ending, message, panics))
-            }
-            Err(error) => Err(error),
-        };
-        self.resolve(outcome);
-    }
-
-    fn fail(&self, error: Error) {
-        self.resolve(Err(error));
-    }
-}
-
-impl<T> Call<T> {
-    fn resolve(&self, outcome: Result<T, Error>) {
+    fn resolve(&self, payload: Result<&[u8], Error>) {
+        let outcome = payload.and_then(|payload| self.request.value(payload));
         self.request.end();
         let Request { fate, name, .. } = &self.request;
         let outcome = match fate.is_cancelled() {
@@ -584,15 +550,7 @@ impl<T: Wire + Send + 'static> Work for Call<T> {
     }
 
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        let Request { fate, id, name, .. } = &self.request;
-        if let Err(decided) = fate.stop(reason) {
-            return decided;
-        }
-        if !stop_call(*id, reason) {
-            // It waits for its turn, or is over.
-            self.resolve(Err(reason.error(&format!("`{name}`"))));
-        }
-        Stopping::Yes
+        stop(&*self, reason)
     }
 
     fn progress(&self) -> Option<Arc<Progress>> {

@@ -45,7 +45,7 @@ mod worker;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-pub(super) use effects::{Effects, Message, Outcome};
+pub(super) use effects::{Action, Effects, Outcome};
 use place::Place;
 use queue::Queue;
 use worker::{Entry, FRAME_OVERHEAD, Phase, Stop, Worker};
@@ -203,12 +203,7 @@ impl<C: Clone, W: Clone> State<C, W> {
     /// A worker has connected, at a place to which a byte takes `trip` there and back.
     pub(super) fn ready(&mut self, spawn: (u64, usize), handle: W, trip: Duration, now: Instant) {
         self.places[spawn.1].starting -= 1;
-        let mut worker = Worker::new(spawn, handle, self.limits.eager, now);
-        worker.slow += trip;
-        if spawn.1 != HERE {
-            worker.frozen = self.limits.host_timeout;
-        }
-        worker.assigned_max = self.limits.calls_per_worker.unwrap_or(u64::MAX);
+        let worker = Worker::new(spawn, handle, &self.limits, trip, now);
         self.workers.push(worker);
     }
 
@@ -334,7 +329,7 @@ impl<C: Clone, W: Clone> State<C, W> {
                 let kill_at = now;
                 entry.stop.get_or_insert(Stop { reason, kill_at });
             }
-            self.fx.kills.push(worker.kill(now));
+            worker.kill(now);
         }
     }
 
@@ -354,13 +349,13 @@ impl<C: Clone, W: Clone> State<C, W> {
                 continue;
             }
             if worker.is_frozen(now) {
-                self.fx.kills.push(worker.kill(now));
+                worker.kill(now);
                 continue;
             }
             self.fx.resolutions.extend(worker.resolve_overdue(now));
-            if worker.running().is_some() && worker.is_silent(now, CHECK) {
-                self.fx.probes.push(worker.handle.clone());
-            }
+            let silent = worker.running().filter(|_| worker.is_silent(now, CHECK));
+            let probe = silent.map(|running| Action::Probe(running.call.clone()));
+            worker.outbox.extend(probe);
         }
     }
 
@@ -372,9 +367,9 @@ impl<C: Clone, W: Clone> State<C, W> {
         while self.is_short(now) && self.reserve_slot(now) {}
         self.plan(of_workers, now);
         for worker in &mut self.workers {
-            let messages = worker.outbox.drain(..);
-            let sends = messages.map(|message| (worker.handle.clone(), message));
-            self.fx.sends.extend(sends);
+            let actions = worker.outbox.drain(..);
+            let actions = actions.map(|action| (worker.handle.clone(), action));
+            self.fx.actions.extend(actions);
         }
     }
 }
@@ -395,12 +390,6 @@ impl<C: Clone, W: Clone> State<C, W> {
     /// Whether no worker process exists.
     pub(super) fn is_empty(&self) -> bool {
         self.workers.is_empty() && self.starting() + self.reaping == 0
-    }
-
-    /// The call that a worker runs.
-    pub(super) fn running(&self, number: u64) -> Option<&C> {
-        let worker = self.workers.iter().find(|worker| worker.number == number)?;
-        worker.running().map(|entry| &entry.call)
     }
 
     /// The call of this number that a worker has in flight.
@@ -489,14 +478,10 @@ impl<C: Clone, W: Clone> State<C, W> {
 
     /// Whether more calls wait, in the queue or behind another call, than workers are idle or being started.
     fn is_short(&self, now: Instant) -> bool {
-        let (queued, behind) = (self.queue.len(), self.behind());
         let expected = self.places.iter().map(|place| place.expected(now)).sum();
-        if queued + behind <= expected {
-            return false;
-        }
         let is_idle = |worker: &&Worker<C, W>| worker.is_idle() && !worker.decoding;
         let idle = self.workers.iter().filter(is_idle).count();
-        queued + behind.saturating_sub(idle) > expected
+        self.queue.len() + self.behind().saturating_sub(idle) > expected
     }
 
     /// Moves calls from the queue to workers with room.
@@ -544,7 +529,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         let mut next = None;
         for worker in &mut self.workers {
             if worker.kill_at().is_some_and(|at| at <= now) {
-                self.fx.kills.push(worker.kill(now));
+                worker.kill(now);
             }
             let needless = self.closed || worker.is_draining();
             let rest = match needless {
@@ -553,9 +538,7 @@ impl<C: Clone, W: Clone> State<C, W> {
             };
             let idle_until = worker.idle_until(rest).filter(|_| needless || surplus);
             if idle_until.is_some_and(|at| at <= now) {
-                let by = now + RETIRE_TIMEOUT;
-                worker.phase = Phase::Leaving { by };
-                self.fx.retirements.push(worker.handle.clone());
+                worker.retire(now);
             }
             let due = worker.kill_at().or(idle_until);
             next = next.into_iter().chain(due).min();
@@ -715,17 +698,30 @@ mod tests {
 
     fn sent(fx: &Effects<u64, u64>) -> Vec<(u64, u64)> {
         let calls = fx
-            .sends
+            .actions
             .iter()
-            .filter_map(|(worker, message)| match message {
-                Message::Call(call) | Message::LargeCall(call) => Some((*worker, *call)),
+            .filter_map(|(worker, action)| match action {
+                Action::Call(call) | Action::LargeCall(call) => Some((*worker, *call)),
                 _ => None,
             });
         calls.collect()
     }
 
+    /// The workers to which such a thing is done.
+    macro_rules! workers {
+        ($effects:expr, $action:pat) => {{
+            let actions = $effects.iter().flat_map(|fx| &fx.actions);
+            let such = actions.filter(|(_, action)| matches!(action, $action));
+            Vec::from_iter(such.map(|(worker, _)| *worker))
+        }};
+    }
+
     fn kills(effects: &[Effects<u64, u64>]) -> Vec<u64> {
-        effects.iter().flat_map(|fx| fx.kills.clone()).collect()
+        workers!(effects, Action::Kill)
+    }
+
+    fn retired(effects: &[Effects<u64, u64>]) -> Vec<u64> {
+        workers!(effects, Action::Retire)
     }
 
     macro_rules! assert_resolved {
@@ -758,7 +754,7 @@ mod tests {
         for id in 1..=window as u64 {
             pool.start(1, id);
             let fx = pool.hear(1, Heard::Done(id));
-            refills += usize::from(!fx.sends.is_empty());
+            refills += usize::from(!fx.actions.is_empty());
             assert!(pool.state.workers[0].unacked_bytes <= EAGER);
         }
         assert!((1..=3).contains(&refills), "{refills}");
@@ -848,7 +844,7 @@ mod tests {
         pool.start(1, 1);
         assert_eq!(kills(&[pool.stop(1), pool.stop(3)]), []);
         let fx = pool.hear(1, Heard::Returned(vec![2, 3, 4]));
-        assert_eq!(fx.kills, [1]);
+        assert_eq!(kills(&[fx]), [1]);
         assert_resolved!(pool, 3 as Outcome::Stopped { ran: None, .. });
         assert_eq!(pool.queued(), [2, 4]);
         let _ = pool.exit(1, true);
@@ -861,8 +857,8 @@ mod tests {
         pool.batch(1, 1..3);
         pool.start(1, 1);
         let _ = pool.stop(2);
-        assert_eq!(pool.hear(1, Heard::Done(1)).kills, []);
-        assert_eq!(pool.hear(1, Heard::Started(2)).kills, [1]);
+        assert_eq!(kills(&[pool.hear(1, Heard::Done(1))]), []);
+        assert_eq!(kills(&[pool.hear(1, Heard::Started(2))]), [1]);
     }
 
     #[test]
@@ -873,10 +869,10 @@ mod tests {
             ..limits(1)
         });
         let _ = pool.submit(1, 10);
-        assert!(pool.stop(1).sends.is_empty(), "it does not run");
+        assert!(pool.stop(1).actions.is_empty(), "it does not run");
         let _ = pool.wait(50 * MILLI);
         let fx = pool.hear(1, Heard::Started(1));
-        assert!(matches!(fx.sends[..], [(1, Message::Cancel(1))]));
+        assert!(matches!(fx.actions[..], [(1, Action::Cancel(1))]));
         assert_eq!(kills(&pool.wait(cancel_grace - MILLI)), []);
         assert_eq!(kills(&pool.wait(MILLI)), [1]);
     }
@@ -902,8 +898,8 @@ mod tests {
         );
         let fx = pool.hear(1, Heard::Done(1));
         assert!(matches!(
-            fx.sends[..],
-            [(1, Message::Fresh), (1, Message::RequestToSend)]
+            fx.actions[..],
+            [(1, Action::Fresh), (1, Action::RequestToSend)]
         ));
         assert_eq!(pool.in_flight(1), [3]);
         let _ = pool.hear(2, Heard::Done(2));
@@ -936,14 +932,14 @@ mod tests {
         let mut pool = Pool::with(limits(1));
         let _ = pool.submit(1, 70_000);
         let _ = pool.submit(2, 10);
-        assert_eq!(pool.stop(1).kills, []);
+        assert_eq!(kills(&[pool.stop(1)]), []);
         assert_resolved!(pool, 1 as Outcome::Stopped { .. });
         assert_eq!(sent(&pool.hear(1, Heard::ClearToSend)), [(1, 2)]);
         let _ = pool.submit(3, 70_000);
         pool.start(1, 2);
         let _ = pool.hear(1, Heard::Done(2));
         let _ = pool.hear(1, Heard::ClearToSend);
-        assert_eq!(pool.stop(3).kills, [1], "it is being written");
+        assert_eq!(kills(&[pool.stop(3)]), [1], "it is being written");
     }
 
     #[test]
@@ -990,13 +986,13 @@ mod tests {
         pool.state.workers[0].window = 10;
         assert_eq!(pool.submit(2, 10).spawns, [(2, HERE)]);
         let fx = pool.act(|state, now| state.ready((2, HERE), 2, Duration::ZERO, now));
-        assert!(fx.retirements.is_empty() && fx.spawns.is_empty());
+        assert!(fx.actions.is_empty() && fx.spawns.is_empty());
         pool.start(1, 1);
         let _ = pool.wait(MILLI);
         let fx = pool.hear(1, Heard::Returned(vec![2]));
         assert_eq!(sent(&fx), [(2, 2)]);
         pool.start(2, 2);
-        assert_eq!(pool.hear(2, Heard::Done(2)).retirements, [2]);
+        assert_eq!(retired(&[pool.hear(2, Heard::Done(2))]), [2]);
     }
 
     #[test]
@@ -1010,7 +1006,8 @@ mod tests {
         for id in [1, 2] {
             pool.start(1, id);
             let fx = pool.hear(1, Heard::Done(id));
-            let replaced = (fx.retirements.len(), fx.spawns.len());
+            let spawns = fx.spawns.len();
+            let replaced = (retired(&[fx]).len(), spawns);
             assert_eq!(replaced, if id == 2 { (1, 1) } else { (0, 0) });
         }
         // It does not leave.
@@ -1020,8 +1017,8 @@ mod tests {
         let mut pool = Pool::with(limits(1));
         let _ = pool.submit(1, 10);
         pool.start(1, 1);
-        assert!(pool.hear(1, Heard::Outgrown).retirements.is_empty());
-        assert_eq!(pool.hear(1, Heard::Done(1)).retirements, [1]);
+        assert_eq!(retired(&[pool.hear(1, Heard::Outgrown)]), []);
+        assert_eq!(retired(&[pool.hear(1, Heard::Done(1))]), [1]);
     }
 
     #[test]
@@ -1036,8 +1033,7 @@ mod tests {
         let _ = pool.wait(3 * SECOND);
         assert_eq!(pool.state.next_deadline(), Some(idle_from + 10 * SECOND));
         let effects = pool.wait(7 * SECOND);
-        let retired: Vec<u64> = effects.into_iter().flat_map(|fx| fx.retirements).collect();
-        assert_eq!(retired, [1, 2, 3, 4]);
+        assert_eq!(retired(&effects), [1, 2, 3, 4]);
     }
 
     #[test]
@@ -1253,13 +1249,13 @@ mod tests {
         let _ = pool.stop(2);
         let effects = pool.wait(5 * SECOND);
         assert_eq!(kills(&effects), []);
-        assert!(effects.iter().any(|fx| fx.probes == [1]));
+        assert!(workers!(effects, Action::Probe(1)).contains(&1));
         assert_resolved!(pool, 2 as Outcome::Stopped { ran: None, .. });
         // It thaws, and begins what is over.
         let _ = pool.hear(1, Heard::Done(1));
         pool.start(1, 2);
         let fx = pool.hear(1, Heard::Returned(vec![3]));
-        assert_eq!((fx.kills, pool.queued()), (vec![1], vec![3]));
+        assert_eq!((kills(&[fx]), pool.queued()), (vec![1], vec![3]));
         let _ = pool.exit(1, true);
         assert_resolved!(pool, 1 as Outcome::Done);
     }
@@ -1269,11 +1265,8 @@ mod tests {
         let mut pool = Pool::with(limits(1));
         let _ = pool.submit(1, 10);
         pool.now += 60 * SECOND;
-        assert_eq!(
-            pool.act(|state, now| state.check(now, |_| false)).kills,
-            [],
-            "this process was frozen itself"
-        );
+        let fx = pool.act(|state, now| state.check(now, |_| false));
+        assert_eq!(kills(&[fx]), [], "this process was frozen itself");
         assert_eq!(kills(&pool.wait(SECOND)), [1]);
     }
 
@@ -1285,7 +1278,7 @@ mod tests {
             pool.now += FROZEN;
             pool.state.next_check = Some(pool.now);
             let fx = pool.act(|state, now| state.check(now, |_| decodes));
-            assert_eq!(fx.kills.is_empty(), decodes);
+            assert_eq!(kills(&[fx]).is_empty(), decodes);
         }
     }
 
@@ -1294,7 +1287,7 @@ mod tests {
         let mut pool = Pool::with(limits(1));
         pool.batch(1, 1..5);
         pool.start(1, 1);
-        assert_eq!(pool.act(|state, now| state.close(now)).kills, [1]);
+        assert_eq!(kills(&[pool.act(|state, now| state.close(now))]), [1]);
         let _ = pool.exit(1, true);
         assert_eq!(pool.resolved.len(), 4);
     }
@@ -1307,7 +1300,7 @@ mod tests {
         let _ = pool.exit(2, true);
         let _ = pool.submit(4, 10);
         let fx = pool.act(|state, now| state.close(now));
-        assert_eq!(fx.kills, [1]);
+        assert_eq!(kills(&[fx]), [1]);
         let _ = pool.submit(5, 10);
         assert_eq!(pool.resolved.len(), 4, "all but the one that runs");
         let _ = pool.exit(1, true);
@@ -1317,7 +1310,7 @@ mod tests {
             let spawn = (10 + number, HERE);
             let ready =
                 |state: &mut State<u64, u64>, now| state.ready(spawn, 10, Duration::ZERO, now);
-            assert_eq!(pool.act(ready).retirements, [10]);
+            assert_eq!(retired(&[pool.act(ready)]), [10]);
             let _ = pool.exit(10 + number, true);
         }
         let count = pool.state.reaping;

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Effects, Exit, HERE, Heard, Limits, Message, Outcome, SpawnFailure, State, Worker};
+use super::{Action, Effects, Exit, HERE, Heard, Limits, Outcome, SpawnFailure, State, Worker};
 use crate::stop::Reason;
 
 /// Numbers by splitmix64.
@@ -117,7 +117,7 @@ struct Process {
     thawed: Option<Instant>,
     /// What waits for it to thaw.
     deferred: Vec<Event>,
-    inbox: VecDeque<Message<Handle>>,
+    inbox: VecDeque<Action<Handle>>,
     running: Option<u64>,
     turn: u64,
     taken_over: bool,
@@ -505,7 +505,7 @@ impl World {
     }
 
     /// The pool writes to a worker.
-    fn deliver(&mut self, worker: u64, message: Message<Handle>) {
+    fn deliver(&mut self, worker: u64, message: Action<Handle>) {
         let Some(process) = self
             .processes
             .get_mut(&worker)
@@ -534,9 +534,9 @@ impl World {
         }
         match process.inbox.pop_front() {
             None => {}
-            Some(Message::Call(call) | Message::LargeCall(call)) => self.begin(worker, call.id),
-            Some(Message::RequestToSend) => self.say(worker, Said::ClearToSend),
-            Some(Message::Cancel(_) | Message::Fresh) => self.step(worker),
+            Some(Action::Call(call) | Action::LargeCall(call)) => self.begin(worker, call.id),
+            Some(Action::RequestToSend) => self.say(worker, Said::ClearToSend),
+            Some(_) => self.step(worker),
         }
     }
 
@@ -582,17 +582,15 @@ impl World {
         let mut back = Vec::new();
         for message in inbox {
             match message {
-                Message::Call(call) | Message::LargeCall(call) => back.push(call.id),
-                Message::RequestToSend => {
+                Action::Call(call) | Action::LargeCall(call) => back.push(call.id),
+                Action::RequestToSend => {
                     self.fail("a busy worker is asked for a large call".into())
                 }
-                Message::Cancel(id) if id == running => {
-                    if self.calls[id as usize].ends_when_asked {
-                        let delay = self.random.micros(0, 2_000);
-                        self.after(delay, Event::Finish(worker, turn));
-                    }
+                Action::Cancel(id) if id == running && self.calls[id as usize].ends_when_asked => {
+                    let delay = self.random.micros(0, 2_000);
+                    self.after(delay, Event::Finish(worker, turn));
                 }
-                Message::Cancel(_) | Message::Fresh => {}
+                _ => {}
             }
         }
         if !back.is_empty() {
@@ -845,7 +843,7 @@ impl World {
             return;
         };
         process.reader_is_busy = false;
-        self.deliver(worker, Message::LargeCall(call));
+        self.deliver(worker, Action::LargeCall(call));
         let now = self.now;
         self.act(Occasion::Other, |state| {
             state.heard(worker, Heard::Loaded, now)
@@ -953,7 +951,8 @@ impl World {
                         && worker.running().is_some_and(|entry| entry.stop.is_some())
                 };
                 let stopping = self.state.workers.iter().filter(is_stopping);
-                fx.kills.extend(stopping.map(|worker| worker.number));
+                fx.actions
+                    .extend(stopping.map(|worker| (worker.number, Action::Kill)));
             }
             Tamper::ForgetWake => fx.wake_supervisor = false,
             _ => {}
@@ -996,23 +995,18 @@ impl World {
     }
 
     fn carry_out(&mut self, fx: Effects<Handle, u64>, occasion: Occasion) {
-        for (worker, message) in fx.sends {
-            self.send(worker, message);
-        }
-        for worker in fx.kills {
-            self.kill(worker);
-        }
-        for worker in fx.retirements {
-            self.retire(worker);
-        }
-        for worker in fx.probes {
-            self.note("a silent worker is looked at");
-            if self
-                .processes
-                .get(&worker)
-                .is_some_and(|process| process.dead)
-            {
-                self.leave_link(worker);
+        for (worker, action) in fx.actions {
+            match action {
+                Action::Kill => self.kill(worker),
+                Action::Retire => self.retire(worker),
+                Action::Probe(_) => {
+                    self.note("a silent worker is looked at");
+                    let process = self.processes.get(&worker);
+                    if process.is_some_and(|process| process.dead) {
+                        self.leave_link(worker);
+                    }
+                }
+                message => self.send(worker, message),
             }
         }
         for call in fx.begun {
@@ -1062,18 +1056,17 @@ impl World {
         }
     }
 
-    fn send(&mut self, worker: u64, message: Message<Handle>) {
+    fn send(&mut self, worker: u64, message: Action<Handle>) {
         let complete = self.live(None) >= self.limits.places.iter().sum();
         let Some(process) = self.processes.get_mut(&worker) else {
             return self.fail("something is sent to a worker that has gone".into());
         };
-        if process.decoding && !complete && !matches!(message, Message::Cancel(_) | Message::Fresh)
-        {
+        if process.decoding && !complete && !matches!(message, Action::Cancel(_) | Action::Fresh) {
             return self.fail(format!("{worker} gets a call while its reader decodes"));
         }
         let leaves = process.killed || process.retired.is_some();
         match &message {
-            Message::LargeCall(call) => {
+            Action::LargeCall(call) => {
                 process.in_flight.push((*call, false));
                 process.assigned += 1;
                 process.loading = Some(*call);
@@ -1087,20 +1080,20 @@ impl World {
                 self.after(LATE / 2, Event::Progress(worker));
                 return;
             }
-            Message::Call(call) => {
+            Action::Call(call) => {
                 process.in_flight.push((*call, false));
                 process.assigned += 1;
                 self.require(!leaves, || {
                     format!("call {} goes to a worker that leaves", call.id)
                 });
             }
-            Message::RequestToSend => {
+            Action::RequestToSend => {
                 let idle = process.in_flight.is_empty() && !process.asked;
                 process.asked = true;
                 self.require(idle && !leaves, || "a busy worker gets a large call".into());
             }
-            Message::Cancel(_) => {}
-            Message::Fresh => return,
+            Action::Cancel(_) => {}
+            Action::Fresh | Action::Retire | Action::Probe(_) | Action::Kill => return,
         }
         self.deliver(worker, message);
     }

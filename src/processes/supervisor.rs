@@ -9,9 +9,9 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::io;
-use std::iter::{self, Peekable};
+use std::iter;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,12 @@ use super::handshake::{self, SpawnError, WorkerConfig};
 use super::procfs;
 use super::relay::{self, Far};
 use super::report::{self, ExitReport, Output, Printed};
-use super::scheduler::{self, Exit, Heard, Message, SpawnFailure};
+use super::scheduler::{self, Action, Exit, Heard, SpawnFailure};
 use super::transport::{self, Link, Rx, Tx};
 use super::wire::Wire;
 use super::worker::{PanicReport, add_arguments};
-use super::{CallHandle, Pool, Request, apply, pool, update};
-use crate::config::{Host, Settings, settings, stack_size, start_deep_thread};
+use super::{CallHandle, Pool, Request, apply, checked_settings, pool, update};
+use crate::config::{Host, stack_size, start_deep_thread};
 use crate::current::Current;
 use crate::error::{Error, discard, lock, wall};
 use crate::progress::Progress;
@@ -106,14 +106,12 @@ pub(super) struct Process {
     child: Mutex<Child>,
     pid: u32,
     was_killed: AtomicBool,
-    /// Whether a signal had stopped it when it was killed.
+    /// Whether a signal had stopped it when it was killed, or probed.
     was_stopped: AtomicBool,
     /// Set when it was reaped to see whether it had ended. Its number may be another's since.
     was_reaped: AtomicBool,
     /// Whether its reader decodes results, which is foreign code, and hears nothing meanwhile.
     decodes: AtomicBool,
-    /// The last call that was reported because a signal had stopped the process.
-    reported: AtomicU64,
     printed: Arc<Printed>,
     /// Where it is, if that is another host. The child is its launcher then.
     far: Option<Far>,
@@ -123,20 +121,19 @@ pub(super) struct Process {
 const PIECE: usize = 256 << 10;
 
 impl Process {
-    /// Writes what the scheduler has for the worker. `frames` is room to put it together.
-    pub(super) fn send(
-        &self,
-        messages: impl Iterator<Item = Message<CallHandle>>,
-        frames: &mut Vec<u8>,
-    ) {
+    /// Does what the scheduler wants. `frames` is room to put together what is written.
+    pub(super) fn act(&self, actions: &[(Arc<Process>, Action<CallHandle>)], frames: &mut Vec<u8>) {
         frames.clear();
-        for message in messages {
-            match message {
-                Message::Fresh => self.printed.clear(),
-                Message::Call(call) => call.request().copy_frame(frames),
-                Message::RequestToSend => frame::plain(frames, Kind::Rts, 0),
-                Message::LargeCall(call) => self.send_large(call.request()),
-                Message::Cancel(id) => frame::plain(frames, Kind::Cancel, id),
+        for (_, action) in actions {
+            match action {
+                Action::Fresh => self.printed.clear(),
+                Action::Call(call) => frames.extend_from_slice(&call.request().parts().frame),
+                Action::RequestToSend => frame::plain(frames, Kind::Rts, 0),
+                Action::LargeCall(call) => self.send_large(call.request()),
+                Action::Cancel(id) => frame::plain(frames, Kind::Cancel, *id),
+                Action::Retire => self.retire(),
+                Action::Probe(running) => self.probe(running),
+                Action::Kill => self.kill(),
             }
         }
         self.write(frames);
@@ -163,7 +160,8 @@ impl Process {
             self.heard(Heard::Progressed);
         }
         // Another worker needs it if this one ends before the call starts.
-        call.put_frame(frame);
+        call.parts().frame = frame;
+        self.heard(Heard::Loaded);
     }
 
     fn heard(&self, heard: Heard) {
@@ -172,7 +170,7 @@ impl Process {
 
     /// Kills the process. If it was killed before and has ended, something else holds its link open, and
     /// the link is closed.
-    pub(super) fn kill(&self) {
+    fn kill(&self) {
         if procfs::is_stopped(self.pid) {
             self.was_stopped.store(true, Ordering::Relaxed);
         }
@@ -194,7 +192,7 @@ impl Process {
     }
 
     /// Has an idle worker end by itself, so that it can flush what it printed.
-    pub(super) fn retire(&self) {
+    fn retire(&self) {
         match self.far {
             // The end of the link would have its relay kill it.
             Some(_) => self.say(Kind::Retire),
@@ -204,22 +202,14 @@ impl Process {
 
     /// Looks after a worker of which nothing was heard for long. A process that it started may hold its
     /// link, and hide its end.
-    pub(super) fn probe(&self) {
+    fn probe(&self, running: &CallHandle) {
         if self.has_ended() {
-            self.tx.close_both();
-        } else if settings().is_ok_and(|settings| settings.debug) && procfs::is_stopped(self.pid) {
-            self.report_stopped();
+            return self.tx.close_both();
         }
-    }
-
-    /// Reports once for each call that a signal has stopped the worker while it runs the call.
-    fn report_stopped(&self) {
-        let running = lock(pool()).state.running(self.number).cloned();
-        let Some(call) = running else { return };
-        let Request {
-            id, name, origin, ..
-        } = call.request();
-        if self.reported.swap(*id, Ordering::Relaxed) != *id {
+        let is_stopped = procfs::is_stopped(self.pid);
+        let was_stopped = self.was_stopped.swap(is_stopped, Ordering::Relaxed);
+        if is_stopped && !was_stopped && checked_settings().debug {
+            let (name, origin) = (running.request().name, running.slot().origin);
             transport::log(&format!(
                 "worker process {}, which runs `{name}` (started at {origin}), was stopped by a \
                  signal; the system does that to a worker that uses the terminal",
@@ -244,9 +234,8 @@ impl Process {
         if self.far.is_some() {
             return relay::end(&mut lock(&self.child)).ok();
         }
-        let asked = settings().is_ok_and(|settings| settings.kill_children);
         // The number of its group is taken until the process is reaped.
-        if asked && !self.was_reaped.load(Ordering::Relaxed) {
+        if checked_settings().kill_children && !self.was_reaped.load(Ordering::Relaxed) {
             transport::kill_children(self.pid);
         }
         self.kill();
@@ -255,8 +244,7 @@ impl Process {
 
     /// Whether it holds more memory than it may.
     fn has_outgrown(&self) -> bool {
-        let limit = settings().map_or(None, |settings| settings.memory_per_worker);
-        limit.is_some_and(|limit| {
+        checked_settings().memory_per_worker.is_some_and(|limit| {
             procfs::resident_bytes(self.pid).is_some_and(|bytes| bytes > limit)
         })
     }
@@ -295,7 +283,6 @@ fn attend(number: u64, place: usize) {
         was_stopped: AtomicBool::new(false),
         was_reaped: AtomicBool::new(false),
         decodes: AtomicBool::new(false),
-        reported: AtomicU64::new(0),
         printed: Arc::clone(&output.printed),
         far,
     });
@@ -320,16 +307,42 @@ fn spawn_failed(place: usize, failure: SpawnFailure, error: &Error) {
 
 /// Feeds an event after which calls may have no worker to wait for.
 fn fail_start(error: &Error, event: impl FnOnce(&mut Pool, Instant)) {
-    let fail = |call: &CallHandle| call.fail(report::unstartable(call.request().name, error));
-    apply(event, &mut |call, _| fail(call));
+    apply(event, &mut |call, _| {
+        Err(report::unstartable(call.name, error))
+    });
 }
 
 type Launched = (Child, Link, Output, Option<Far>);
 
 /// Starts a process, and waits until it has connected.
 fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
-    let is_final = |error| (SpawnFailure::Final, error);
-    let settings = settings().map_err(is_final)?;
+    let settings = checked_settings();
+    let host = place.checked_sub(1).map(|at| &settings.hosts[at]);
+    let name = host.map(|host| &*host.name);
+    let command = wall(|| command(host)).map_err(|payload| {
+        let culprit = "the hook that makes the command of a worker";
+        (SpawnFailure::Final, Error::panicked(culprit, payload))
+    })?;
+    let program = command
+        .as_ref()
+        .map_or_else(|_| String::new(), report::describe);
+    let refused = |refusal: SpawnError, output: Option<&Output>| {
+        let failure = match &refusal {
+            SpawnError::Os(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => SpawnFailure::Final,
+                _ => SpawnFailure::Refused,
+            },
+            SpawnError::Died(_) => SpawnFailure::Died,
+            _ => SpawnFailure::Final,
+        };
+        let limit = settings.start_timeout;
+        (
+            failure,
+            report::refused(refusal, limit, &program, name, output),
+        )
+    };
+    let os = |error| refused(SpawnError::Os(error), None);
+    let command = command.map_err(os)?;
     let config = WorkerConfig {
         frame_bytes_max: settings.frame_bytes_max,
         stack_size: stack_size(),
@@ -339,51 +352,25 @@ fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
         host_timeout: settings.host_timeout,
         kill_children: settings.kill_children,
     };
-    let host = place.checked_sub(1).map(|at| &settings.hosts[at]);
-    let name = host.map(|host| &*host.name);
-    let refused = |refusal: SpawnError, program: &str, output: Option<&Output>| {
-        let failure = match &refusal {
-            SpawnError::Os(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => SpawnFailure::Final,
-                _ => SpawnFailure::Refused,
-            },
-            SpawnError::Died(_) => SpawnFailure::Died,
-            SpawnError::TimedOut | SpawnError::Unneeded | SpawnError::Unfit(_) => {
-                SpawnFailure::Final
-            }
-        };
-        let limit = settings.start_timeout;
-        let error = report::refused(refusal, limit, program, name, output);
-        (failure, error)
-    };
-    let command = wall(|| command(settings, host)).map_err(|payload| {
-        let culprit = "the hook that makes the command of a worker";
-        is_final(Error::panicked(culprit, payload))
-    })?;
-    let command = command.map_err(|error| refused(SpawnError::Os(error), "", None))?;
-    let program = report::describe(&command);
     let is_needed = || !lock(pool()).state.is_closed();
-    let os = |error| refused(SpawnError::Os(error), &program, None);
     if let Some(name) = name {
         let (mut child, socket) = transport::spawn_at_socket(command).map_err(os)?;
         let (output, _) = Output::attach(&mut child, transport::stdout);
-        return match relay::connect(child, socket, name, config, &output, is_needed) {
-            Ok((child, link, far)) => Ok((child, link, output, Some(far))),
-            Err(refusal) => Err(refused(refusal, &program, Some(&output))),
-        };
+        let connected = relay::connect(child, socket, name, config, &output, is_needed);
+        let (child, link, far) = connected.map_err(|refusal| refused(refusal, Some(&output)))?;
+        return Ok((child, link, output, Some(far)));
     }
     let (mut child, stdin) = transport::spawn(command).map_err(os)?;
     let (output, ready) = Output::attach(&mut child, transport::stdout);
-    match handshake::connect(child, stdin, config, &ready, is_needed) {
-        Ok((child, link)) => Ok((child, link, output, None)),
-        Err(refusal) => Err(refused(refusal, &program, Some(&output))),
-    }
+    let connected = handshake::connect(child, stdin, config, &ready, is_needed);
+    let (child, link) = connected.map_err(|refusal| refused(refusal, Some(&output)))?;
+    Ok((child, link, output, None))
 }
 
 /// How a worker is started.
-fn command(settings: &Settings, host: Option<&Host>) -> io::Result<Command> {
+fn command(host: Option<&Host>) -> io::Result<Command> {
     let make = host.map(|host| &host.launcher);
-    let mut command = match make.or(settings.worker_command.as_ref()) {
+    let mut command = match make.or(checked_settings().worker_command.as_ref()) {
         Some(make) => make(&transport::executable()?),
         None => transport::command()?,
     };
@@ -399,9 +386,15 @@ fn command(settings: &Settings, host: Option<&Host>) -> io::Result<Command> {
 /// What frames other than those of values may hold, whatever the limit of those.
 const CONTROL_BYTES: usize = 1 << 20;
 
+/// What concerns the scheduler, with the payload of a `Done`.
+type News<'a> = Vec<(Heard, Cow<'a, [u8]>)>;
+
+/// The call that has reported progress last: most reports are one of many.
+type Reporting = Option<(u64, Arc<Progress>)>;
+
 /// Reads the link of a worker until it ends. Gives what the worker lacks if it cannot serve.
 fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
-    let settings = settings().map_err(io::Error::other)?;
+    let settings = checked_settings();
     let limit = settings.frame_bytes_max.max(CONTROL_BYTES);
     let mut reader = FrameReader::new(limit.saturating_add(frame::HEADER));
     let mut reporting = None;
@@ -425,67 +418,115 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
                 }
             },
         }
-        let mut frames = iter::from_fn(|| reader.pop()).peekable();
-        while let Some(frame) = frames.peek() {
-            if is_start_or_done(frame) {
-                advance(process, &mut frames);
-                continue;
-            }
-            match frames.next() {
-                Some(frame) if frame.kind == Kind::Refused => {
-                    let refusal = io::Error::decode(&mut &*frame.payload);
-                    let text = "no thread could be started in a worker process";
-                    let error = refusal.map(|error| Error::os(text, error));
-                    return error.map(Some).map_err(io::Error::other);
-                }
-                Some(frame) => accept(process, frame, &mut source, &mut reporting)?,
-                None => {}
-            }
+        // All that is here passes the scheduler in one go.
+        let mut news = News::new();
+        let mut frames = iter::from_fn(|| reader.pop());
+        let end = frames.find_map(|frame| {
+            accept(process, frame, &mut source, &mut reporting, &mut news).transpose()
+        });
+        advance(process, news);
+        if let Some(end) = end {
+            return end.map(Some);
         }
     }
 }
 
-fn is_start_or_done(frame: &Frame<'_>) -> bool {
-    matches!(frame.kind, Kind::Start | Kind::Done)
+/// Does what a frame says, or adds it to the news. Gives what the worker lacks if it cannot serve.
+fn accept<'a>(
+    process: &Process,
+    frame: Frame<'a>,
+    source: &mut Rx,
+    reporting: &mut Reporting,
+    news: &mut News<'a>,
+) -> io::Result<Option<Error>> {
+    let Frame {
+        kind,
+        call,
+        payload,
+    } = frame;
+    let mut bytes = &*payload;
+    let find = || lock(pool()).state.find(process.number, call).cloned();
+    match kind {
+        Kind::Start => news.push((Heard::Started(call), Cow::default())),
+        Kind::Done => news.push((Heard::Done(call), payload)),
+        Kind::Returned => {
+            let ids = Vec::decode(&mut bytes).map_err(io::Error::other)?;
+            news.push((Heard::Returned(ids), Cow::default()));
+        }
+        Kind::Cts => {
+            // This thread writes the call now.
+            source.make_blocking();
+            news.push((Heard::ClearToSend, Cow::default()));
+        }
+        Kind::Progress => {
+            if reporting.as_ref().is_none_or(|(id, _)| *id != call) {
+                let progress = find().and_then(|found| found.request().progress());
+                *reporting = progress.map(|progress| (call, progress));
+            }
+            if let (Ok(kind), Some((_, progress))) = (u64::decode(&mut bytes), reporting) {
+                progress.say(kind, bytes);
+            }
+        }
+        Kind::Panic => {
+            if let (Ok(report), Some(found)) = (PanicReport::decode(&mut bytes), find()) {
+                // The first and the last are kept.
+                let panics = &mut found.request().parts().panics;
+                panics.truncate(1);
+                panics.push(report);
+            }
+        }
+        Kind::Refused => {
+            let error = io::Error::decode(&mut bytes).map_err(io::Error::other)?;
+            let text = "no thread could be started in a worker process";
+            return Ok(Some(Error::os(text, error)));
+        }
+        Kind::Noop => {}
+        Kind::Ping => process.say(Kind::Noop),
+        Kind::Gone => {
+            process.far.iter().for_each(|far| far.set_gone(call));
+            // Its launcher may take long to end, as when a process there holds its standard error.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Kind::Call | Kind::Rts | Kind::Cancel | Kind::Retire => {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+    Ok(None)
 }
 
-/// What the worker has begun and ended, as far as it is here, in one go.
-fn advance<'a>(process: &Process, frames: &mut Peekable<impl Iterator<Item = Frame<'a>>>) {
-    let batch = Vec::from_iter(iter::from_fn(|| frames.next_if(is_start_or_done)));
-    let is_done = |frame: &&Frame<'_>| frame.kind == Kind::Done;
-    let is_running = batch.last().is_some_and(|last| !is_done(&last));
-    if is_running && process.far.is_some() {
+/// Feeds the news to the scheduler, and resolves the calls that are done.
+fn advance(process: &Process, news: News<'_>) {
+    let is_done = |(heard, _): &(Heard, _)| matches!(heard, Heard::Done(_));
+    let Some(last) = news.last() else { return };
+    if process.far.is_some() && !is_done(last) {
         // A launcher or a network may hold back the end of the call until this acknowledges its start.
         process.say(Kind::Noop);
     }
-    let is_large = |frame: &Frame<'_>| frame.payload.len() > buffers::LARGE;
-    let (decodes, large) = (
-        batch.iter().any(|it| is_done(&it)),
-        batch.iter().any(is_large),
-    );
+    let decodes = news.iter().any(is_done);
+    let large = news
+        .iter()
+        .any(|(_, payload)| payload.len() > buffers::LARGE);
     let outgrown = decodes && process.has_outgrown();
     process.decodes.store(decodes, Ordering::Relaxed);
     let event = |pool: &mut Pool, now| {
         let mut hear = |heard| pool.state.heard(process.number, heard, now);
-        for frame in &batch {
-            hear(match frame.kind {
-                Kind::Done => Heard::Done(frame.call),
-                _ => Heard::Started(frame.call),
-            });
-        }
+        news.iter().for_each(|(heard, _)| hear(heard.clone()));
         let also = [(outgrown, Heard::Outgrown), (large, Heard::Decoding)];
         let also = also.into_iter().filter(|(is_so, _)| *is_so);
         also.for_each(|(_, heard)| hear(heard));
     };
     // Calls are resolved in the order in which they were done.
-    let mut done = batch.iter().filter(is_done);
+    let mut done = news.iter().filter_map(|(heard, payload)| match heard {
+        Heard::Done(id) => Some((*id, &**payload)),
+        _ => None,
+    });
     apply(event, &mut |call, _| {
-        let frame = done.find(|frame| frame.call == call.request().id);
-        call.done(frame.map_or(&[], |frame| &*frame.payload));
+        let done = done.find(|(id, _)| *id == call.id);
+        Ok(done.map_or(&[], |(_, payload)| payload))
     });
     process.decodes.store(false, Ordering::Relaxed);
-    for frame in batch {
-        if let Cow::Owned(mut large) = frame.payload {
+    for (_, payload) in news {
+        if let Cow::Owned(mut large) = payload {
             buffers::recycle(&mut large);
         }
     }
@@ -494,70 +535,23 @@ fn advance<'a>(process: &Process, frames: &mut Peekable<impl Iterator<Item = Fra
     }
 }
 
-/// Does what another frame says. `reporting` is the call that has reported progress last: most reports are
-/// one of many.
-fn accept(
-    process: &Process,
-    frame: Frame<'_>,
-    source: &mut Rx,
-    reporting: &mut Option<(u64, Arc<Progress>)>,
-) -> io::Result<()> {
-    let mut payload = &*frame.payload;
-    let find = || lock(pool()).state.find(process.number, frame.call).cloned();
-    match frame.kind {
-        Kind::Progress => {
-            if reporting.as_ref().is_none_or(|(id, _)| *id != frame.call) {
-                let progress = find().and_then(|call| call.request().progress());
-                *reporting = progress.map(|progress| (frame.call, progress));
-            }
-            if let (Ok(kind), Some((_, progress))) = (u64::decode(&mut payload), reporting) {
-                progress.say(kind, payload);
-            }
-        }
-        Kind::Panic => {
-            if let (Ok(report), Some(call)) = (PanicReport::decode(&mut payload), find()) {
-                call.request().panicked(report);
-            }
-        }
-        Kind::Returned => {
-            let ids = Vec::decode(&mut payload).map_err(io::Error::other)?;
-            process.heard(Heard::Returned(ids));
-        }
-        Kind::Cts => {
-            // This thread writes the call now.
-            source.make_blocking();
-            process.heard(Heard::ClearToSend);
-            process.heard(Heard::Loaded);
-        }
-        Kind::Noop => {}
-        Kind::Ping => process.say(Kind::Noop),
-        Kind::Gone => {
-            process.far.iter().for_each(|far| far.set_gone(frame.call));
-            // Its launcher may take long to end, as when a process there holds its standard error.
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        _ => return Err(io::ErrorKind::InvalidData.into()),
-    }
-    Ok(())
-}
-
 // -------------------------------------------------------------------------------------------- the end
 
 /// The link has ended: settles what the worker had, and reaps it.
 fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
-    let (exit, cause, refusal) = match end {
-        Ok(None) => (Exit::Certain, None, None),
-        Ok(Some(refusal)) => (Exit::Refused, None, Some(refusal)),
-        // Calls may have started without a word of it if frames were lost, or not read.
-        Err(cause) if transport::loses_frames(cause) || !transport::is_end(cause) => {
-            (Exit::Uncertain, Some(cause), None)
-        }
-        Err(cause) => (Exit::Certain, Some(cause), None),
-    };
+    let (cause, refusal) = (
+        end.as_ref().err(),
+        end.as_ref().ok().and_then(Option::as_ref),
+    );
     let far = process.far.as_ref();
-    let exit = match far.map(|far| far.gone.get()) {
-        Some(None) if exit != Exit::Refused => Exit::Uncertain,
-        _ => exit,
+    let gone = far.and_then(|far| far.gone.get().copied());
+    // Calls may have started without a word of it if frames were lost, or not read.
+    let is_told = |cause: &io::Error| transport::is_end(cause) && !transport::loses_frames(cause);
+    let exit = match refusal {
+        Some(_) => Exit::Refused,
+        None if far.is_some() && gone.is_none() => Exit::Uncertain,
+        None if cause.is_none_or(is_told) => Exit::Certain,
+        None => Exit::Uncertain,
     };
     let report = OnceCell::new();
     let reap = || {
@@ -566,7 +560,7 @@ fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
         ExitReport {
             pid: far.map_or(process.pid, |far| far.pid),
             was_stopped: process.was_stopped.load(Ordering::Relaxed),
-            status: far.map_or(status, |far| far.gone.get().copied()),
+            status: far.map_or(status, |_| gone),
             place: report::place(far.map(|far| far.host)),
             launcher: status.filter(|_| far.is_some()),
             cause,
@@ -577,7 +571,7 @@ fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
     };
     let event = |pool: &mut Pool, now| pool.state.exited(process.number, exit, now);
     apply(event, &mut |call, outcome| {
-        call.fail(report.get_or_init(reap).error(call.request(), outcome));
+        Err(report.get_or_init(reap).error(call, outcome))
     });
     report.get_or_init(reap);
     output.drain();

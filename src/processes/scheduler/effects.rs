@@ -9,16 +9,8 @@ use crate::stop::Reason;
 /// it is resolved.
 #[derive(Debug)]
 pub(crate) struct Effects<C, W> {
-    /// Write these frames. Those for one worker follow one another, to go with one write.
-    pub(crate) sends: Vec<(W, Message<C>)>,
-    /// Kill these processes. Where a process is asked for again, it is dead and something else holds its
-    /// link open: close the link.
-    pub(crate) kills: Vec<W>,
-    /// Close the sending side of these links, which ends the workers.
-    pub(crate) retirements: Vec<W>,
-    /// Look whether these processes live: nothing was heard of them for long. Close the link of one that
-    /// does not.
-    pub(crate) probes: Vec<W>,
+    /// What concerns a worker. The actions on one follow one another, so that its frames go with one write.
+    pub(crate) actions: Vec<(W, Action<C>)>,
     /// Start workers of these numbers at these places. Each ends up as [`State::ready`](super::State::ready) or
     /// [`State::spawn_failed`](super::State::spawn_failed).
     pub(crate) spawns: Vec<(u64, usize)>,
@@ -31,17 +23,26 @@ pub(crate) struct Effects<C, W> {
 }
 
 #[derive(Debug)]
-pub(crate) enum Message<C> {
+pub(crate) enum Action<C> {
     /// The worker has done all calls that it had: what it printed so far belongs to none of those that
     /// follow. Nothing is written.
     Fresh,
+    /// Write this call.
     Call(C),
-    /// Asks the worker to say when it reads.
+    /// Ask the worker to say when it reads.
     RequestToSend,
-    /// A call that is written while the worker reads.
+    /// Write this call while the worker reads. `Loaded` follows.
     LargeCall(C),
-    /// Asks the running call to end by itself.
+    /// Ask the running call to end by itself.
     Cancel(u64),
+    /// Close the sending side of the link, which ends the worker.
+    Retire,
+    /// Nothing was heard for long of the worker, which runs this call: look whether it lives, and close the
+    /// link if it does not.
+    Probe(C),
+    /// Kill the process. If this was asked for before, it is dead and something else holds its link open: close
+    /// the link.
+    Kill,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,10 +68,7 @@ pub(crate) enum Outcome {
 impl<C, W> Default for Effects<C, W> {
     fn default() -> Effects<C, W> {
         Effects {
-            sends: Vec::new(),
-            kills: Vec::new(),
-            retirements: Vec::new(),
-            probes: Vec::new(),
+            actions: Vec::new(),
             spawns: Vec::new(),
             begun: Vec::new(),
             resolutions: Vec::new(),

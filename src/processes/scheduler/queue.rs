@@ -36,11 +36,12 @@ impl<C> Queue<C> {
     }
 
     pub(super) fn remove(&mut self, id: u64) -> Option<Entry<C>> {
-        [false, true].into_iter().find_map(|is_large| {
-            let calls = self.of(is_large);
-            let at = calls.binary_search_by_key(&id, |entry| entry.id);
-            calls.remove(at.ok()?)
-        })
+        [&mut self.small, &mut self.large]
+            .into_iter()
+            .find_map(|calls| {
+                let at = calls.binary_search_by_key(&id, |entry| entry.id);
+                calls.remove(at.ok()?)
+            })
     }
 
     /// Takes the next call out of one of the queues.

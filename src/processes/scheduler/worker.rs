@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::effects::{Message, Outcome};
-use super::{CHECK, FROZEN, WINDOW};
+use super::effects::{Action, Outcome};
+use super::{CHECK, FROZEN, HERE, Limits, RETIRE_TIMEOUT, WINDOW};
 use crate::stop::Reason;
 
 /// What a frame counts for beside its bytes: a system charges a small write for up to five times its
@@ -19,8 +19,8 @@ pub(super) struct Worker<C, W> {
     pub(super) phase: Phase,
     /// Sent and not done; the one that runs is in front.
     pub(super) in_flight: VecDeque<Entry<C>>,
-    /// What is to be written to it next.
-    pub(super) outbox: Vec<Message<C>>,
+    /// What is to be done to it next.
+    pub(super) outbox: Vec<Action<C>>,
     /// Bytes that the link holds while the worker does not read.
     pub(super) eager: usize,
     /// What the frames of calls that are not known to have begun take of `eager`, at most.
@@ -85,10 +85,12 @@ pub(super) struct Stop {
 }
 
 impl<C: Clone, W: Clone> Worker<C, W> {
+    /// A worker to which a byte takes `trip` there and back.
     pub(super) fn new(
         (number, place): (u64, usize),
         handle: W,
-        eager: usize,
+        limits: &Limits,
+        trip: Duration,
         now: Instant,
     ) -> Worker<C, W> {
         Worker {
@@ -98,14 +100,17 @@ impl<C: Clone, W: Clone> Worker<C, W> {
             phase: Phase::Open,
             in_flight: VecDeque::new(),
             outbox: Vec::new(),
-            eager,
+            eager: limits.eager,
             unacked_bytes: 0,
             window: 1,
-            slow: WINDOW,
-            frozen: FROZEN,
+            slow: WINDOW + trip,
+            frozen: match place {
+                HERE => FROZEN,
+                _ => limits.host_timeout,
+            },
             avg_runtime: WINDOW,
             assigned: 0,
-            assigned_max: u64::MAX,
+            assigned_max: limits.calls_per_worker.unwrap_or(u64::MAX),
             proven: false,
             decoding: false,
             last_active: now,
@@ -160,16 +165,16 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         if self.in_flight.is_empty() {
             self.last_active = now;
             if self.assigned > 0 {
-                self.outbox.push(Message::Fresh);
+                self.outbox.push(Action::Fresh);
             }
         }
         self.assigned += 1;
         self.unacked_bytes += self.charge(&entry);
         if entry.bytes > self.eager {
             self.phase = Phase::Rendezvous;
-            self.outbox.push(Message::RequestToSend);
+            self.outbox.push(Action::RequestToSend);
         } else {
-            self.outbox.push(Message::Call(entry.call.clone()));
+            self.outbox.push(Action::Call(entry.call.clone()));
         }
         self.in_flight.push_back(entry);
     }
@@ -237,7 +242,7 @@ impl<C: Clone, W: Clone> Worker<C, W> {
                 Some(_) => Phase::Loading,
                 None => Phase::Open,
             };
-            self.outbox.extend(call.map(Message::LargeCall));
+            self.outbox.extend(call.map(Action::LargeCall));
         }
     }
 
@@ -258,18 +263,24 @@ impl<C: Clone, W: Clone> Worker<C, W> {
             kill_at: now + grace,
         });
         if entry.started.is_some() && !grace.is_zero() {
-            self.outbox.push(Message::Cancel(entry.id));
+            self.outbox.push(Action::Cancel(entry.id));
         }
     }
 
-    #[must_use]
-    pub(super) fn kill(&mut self, now: Instant) -> W {
+    pub(super) fn kill(&mut self, now: Instant) {
         let again = now + CHECK;
         self.phase = match self.phase {
             Phase::Leaving { .. } => Phase::Leaving { by: again },
             _ => Phase::Killed { again },
         };
-        self.handle.clone()
+        self.outbox.push(Action::Kill);
+    }
+
+    /// Has an idle worker end by itself.
+    pub(super) fn retire(&mut self, now: Instant) {
+        let by = now + RETIRE_TIMEOUT;
+        self.phase = Phase::Leaving { by };
+        self.outbox.push(Action::Retire);
     }
 
     /// When the worker is to be killed. For a call that was stopped: if nothing else can begin there. What
