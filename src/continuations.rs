@@ -91,13 +91,16 @@ where
     A: Wire,
     F::Output: Wire + Send + 'static,
 {
-    if !is_worker() {
-        return processes::call(origin, entrypoint, args);
-    }
-    match processes::nested(entrypoint, args) {
-        Ok(call) => try_thread(origin, call),
-        Err(error) => Unfuture::failed(error.started_at(origin)),
-    }
+    let started = if is_worker() {
+        processes::nested(entrypoint, args).map(|call| try_thread(origin, call))
+    } else {
+        processes::prepare(origin, entrypoint, args).map(|prepared| {
+            let call = prepared.unfuture();
+            prepared.submit();
+            call
+        })
+    };
+    started.unwrap_or_else(|error| Unfuture::failed(error.started_at(origin)))
 }
 
 impl<T: Send + 'static> Unfuture<T> {

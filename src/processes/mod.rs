@@ -10,7 +10,7 @@
 //!                 `Start`
 //! ```
 //!
-//! 1. [`call`] encodes the arguments into a frame and submits the call to the scheduler.
+//! 1. [`prepare`] encodes the arguments into a frame. The call is submitted to the scheduler.
 //! 2. The scheduler assigns it to a worker with room, or asks for one more worker. It decides and does
 //!    nothing: [`apply`] locks it, feeds it an event, unlocks, and carries out the effects. Every event takes
 //!    this way, whichever thread it happens on.
@@ -360,24 +360,7 @@ impl Request {
     }
 }
 
-/// Queues a call to a worker process.
-pub(crate) fn call<F, A>(origin: Origin, entrypoint: F, arguments: A) -> Unfuture<F::Output>
-where
-    F: Entrypoint<A>,
-    A: Wire,
-    F::Output: Wire + Send + 'static,
-{
-    match prepare(origin, entrypoint, arguments) {
-        Ok(call) => {
-            let unfuture = call.unfuture();
-            call.submit();
-            unfuture
-        }
-        Err(error) => Unfuture::failed(error),
-    }
-}
-
-/// Makes a call that is not in the queue yet.
+/// Makes a call to a worker process, which is not in the queue yet.
 pub(crate) fn prepare<F, A>(
     origin: Origin,
     _: F,
@@ -388,8 +371,7 @@ where
     A: Wire,
     F::Output: Wire + Send + 'static,
 {
-    let encoded = encode::<F, A>(&arguments);
-    let (id, name, frame) = encoded.map_err(|error| error.started_at(origin))?;
+    let (id, name, frame) = encode::<F, A>(&arguments)?;
     Ok(Arc::new(Call {
         slot: Slot::new(origin),
         request: Request {
