@@ -549,3 +549,39 @@ impl<T: Wire + Send + 'static> Output<T> for Call<T> {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::Location;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// It may be a permit, which starts the next call when it is dropped.
+    #[test]
+    fn a_call_drops_what_it_holds_without_its_lock() {
+        struct Watch(Arc<Call<u64>>, &'static AtomicBool);
+
+        impl Drop for Watch {
+            fn drop(&mut self) {
+                let is_free = self.0.request.parts.try_lock().is_ok();
+                self.1.store(is_free, Ordering::SeqCst);
+            }
+        }
+
+        static WAS_FREE: AtomicBool = AtomicBool::new(false);
+        let call = Arc::new(Call {
+            slot: Slot::new(Location::caller()),
+            request: Request {
+                id: 0,
+                name: "none",
+                made: Instant::now(),
+                fate: Fate::default(),
+                parts: Mutex::default(),
+            },
+        });
+        call.hold(Box::new(Watch(Arc::clone(&call), &WAS_FREE)));
+        call.resolve(Err(Reason::Cancelled.error("it")));
+        assert!(WAS_FREE.load(Ordering::SeqCst));
+    }
+}

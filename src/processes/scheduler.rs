@@ -144,9 +144,8 @@ pub(super) struct State<C, W> {
     /// Set when a worker has something to do, and stays set till then, so that single calls one after the
     /// other do not wake the supervisor each.
     next_check: Option<Instant>,
+    /// The supervisor knows it, or an earlier one, or is woken for it.
     deadline: Option<Instant>,
-    /// The deadline that the supervisor knows, or is woken for.
-    planned: Option<Instant>,
     /// Set by the shutdown, for good.
     closed: bool,
     /// What the events since the last `schedule` ask for.
@@ -172,7 +171,6 @@ impl<C: Clone, W: Clone> State<C, W> {
             spawned: 0,
             next_check: None,
             deadline: None,
-            planned: None,
             closed: false,
             fx: Effects::default(),
         }
@@ -378,8 +376,7 @@ impl<C: Clone, W: Clone> State<C, W> {
 
 impl<C: Clone, W: Clone> State<C, W> {
     /// When the supervisor has to call `schedule` next. It is woken if that becomes earlier.
-    pub(super) fn next_deadline(&mut self) -> Option<Instant> {
-        self.planned = self.deadline;
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
@@ -531,12 +528,11 @@ impl<C: Clone, W: Clone> State<C, W> {
             if worker.kill_at().is_some_and(|at| at <= now) {
                 worker.kill(now);
             }
-            let needless = self.closed || worker.is_draining();
-            let rest = match needless {
-                true => Duration::ZERO,
-                false => self.limits.keep_alive,
+            let rest = match self.closed || worker.is_draining() {
+                true => Some(Duration::ZERO),
+                false => surplus.then_some(self.limits.keep_alive),
             };
-            let idle_until = worker.idle_until(rest).filter(|_| needless || surplus);
+            let idle_until = rest.and_then(|rest| worker.idle_until(rest));
             if idle_until.is_some_and(|at| at <= now) {
                 worker.retire(now);
             }
@@ -558,12 +554,10 @@ impl<C: Clone, W: Clone> State<C, W> {
         let of_places = of_places.filter(|at| now < *at).min();
         let of_places = of_places.filter(|_| !self.closed && self.queue.len() + self.behind() > 0);
         let deadlines = of_workers.into_iter().chain(self.next_check);
-        self.deadline = deadlines.chain(of_places).min();
-        let is_earlier = |at: Instant| self.planned.is_none_or(|planned| at < planned);
-        if self.deadline.is_some_and(is_earlier) {
-            self.planned = self.deadline;
-            self.fx.wake_supervisor = true;
-        }
+        let deadline = deadlines.chain(of_places).min();
+        let is_earlier = |at: Instant| self.deadline.is_none_or(|known| at < known);
+        self.fx.wake_supervisor |= deadline.is_some_and(is_earlier);
+        self.deadline = deadline;
     }
 }
 
@@ -1040,7 +1034,6 @@ mod tests {
     fn supervisor_is_woken_only_for_an_earlier_deadline() {
         let mut pool = Pool::with(limits(1));
         assert!(pool.submit(1, 10).wake_supervisor);
-        let _ = pool.state.next_deadline();
         let mut wakes = 0;
         for id in 2..1_000 {
             pool.start(1, id - 1);

@@ -46,15 +46,12 @@ pub(super) fn wake() {
 /// If the system refuses it, the pool works on without: the next event tries again, and a reader that ends
 /// stands in. Without any reader nobody would ever look at the calls that wait.
 pub(super) fn start() {
-    // It resolves calls that nobody else does.
-    let thread = start_deep_thread(
-        "cpu",
-        Box::new(|| {
-            Current::Reader.set();
-            supervise();
-        }),
-    );
-    if let Err(error) = thread {
+    let body = || {
+        // It resolves calls that nobody else does.
+        Current::Reader.set();
+        supervise();
+    };
+    if let Err(error) = start_deep_thread("cpu", Box::new(body)) {
         let text = "no thread could be started for the worker processes";
         let may_stand_in = matches!(Current::get(), Current::Reader);
         fail_start(&Error::os(text, error), |pool, _| {
