@@ -74,7 +74,7 @@ struct Pool {
     state: State<CallHandle, Arc<Process>>,
     /// To be called when no worker is left.
     when_empty: Vec<OnIdle>,
-    /// Whether there is a supervisor thread. Left by it when there is nothing to look after.
+    /// Whether there is a supervisor thread. It resets this when it ends, as no worker is left.
     supervised: bool,
 }
 
@@ -136,7 +136,7 @@ thread_local! {
 }
 
 fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
-    // The new ones are for what comes of this on the same thread, and for a thread that ends.
+    // An event that follows from this one on the same thread gets new ones, and so does a thread that ends.
     let (mut effects, mut frames) = SCRATCH.try_with(Cell::take).unwrap_or_default();
     mem::swap(&mut effects, &mut pool.state.fx);
     let is_empty = pool.state.is_empty();
@@ -161,7 +161,7 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
     effects.actions.clear();
     effects.spawns.drain(..).for_each(supervisor::spawn);
     for call in effects.begun.drain(..) {
-        // Its frame is of no more use.
+        // Its frame is no longer needed.
         buffers::recycle(&mut call.request().take_frame());
         call.slot().begin();
     }
@@ -194,7 +194,7 @@ fn when_idle(call: OnIdle) {
     tell_idle();
 }
 
-/// To be called after one of the three has changed: so the last change is seen.
+/// To be called after each change to one of the three, so that the last change is noticed.
 fn tell_idle() {
     let resolved = RESOLVED.load(Ordering::SeqCst);
     if resolved == SUBMITTED.load(Ordering::SeqCst) {

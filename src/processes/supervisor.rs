@@ -36,12 +36,12 @@ use crate::progress::Progress;
 /// Wakes the supervisor.
 static EARLIER: Condvar = Condvar::new();
 
-/// Tells the supervisor that there is something to look after earlier than it knows, or nothing any more.
+/// Tells the supervisor that the next deadline is earlier than it knows, or that no worker is left.
 pub(super) fn wake() {
     EARLIER.notify_one();
 }
 
-/// Starts the supervisor thread, which is entered as there already.
+/// Starts the supervisor thread. `supervised` is already set.
 ///
 /// If the system refuses it, the pool works on without: the next event tries again, and a reader that ends
 /// stands in. Without any reader nobody would ever look at the calls that wait.

@@ -223,7 +223,7 @@ pub fn test_worker() {
         relay::serve();
     }
     if env::args_os().any(|argument| argument == TEST_ARGUMENT) {
-        // Without a program to read this there is none to serve either, and that is seen there.
+        // If nobody reads this, nobody waits for a worker either, and `serve` finds that out.
         let _ = transport::stdout().and_then(|mut stdout| stdout.write_all(TEST_MARK.as_bytes()));
         serve();
     }
