@@ -1,7 +1,7 @@
 //! Async, blocking and CPU-bound work from ordinary programs, and one kind of future for all three.
 //!
 //! There is no runtime to set up: [`spawn`] runs a future on an ambient thread, [`thread`] a closure
-//! on an elastic pool, [`cpu`](cpu()) a function in a worker process that can crash and be killed.
+//! on an elastic pool, [`cpu`](cpu()) a function in a worker process that may crash and can be killed.
 //! Each starts at once and returns an [`Unfuture`], to be awaited from any executor or waited for with
 //! [`result`](Unfuture::result).
 //!
