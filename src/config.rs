@@ -461,7 +461,7 @@ impl Config {
         if is_first {
             return Ok(());
         }
-        let text = "the library is in use already, install the settings before";
+        let text = "the library is in use already: install settings before its first use";
         Err(refused(text))
     }
 }
