@@ -514,8 +514,6 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let slot = self.slot();
         let (origin, is_tied) = (slot.origin, slot.is_tied());
-        // Whoever polled it is not woken any more.
-        slot.forget_waker();
         let source = Arc::downgrade(&self.untyped().last_source());
         let work = self.cancel_on_drop();
         let whole = try_spawn_with(origin, true, |itself| {

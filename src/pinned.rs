@@ -77,10 +77,9 @@ impl<V: 'static> Pinned<V> {
                 .map_err(|error| Error::os("no thread could be started for a pinned value", error))
         });
         Pinned {
-            queue: match started {
-                Ok(_) => Ok(queue),
-                Err(error) => Err(error.started_at(origin)),
-            },
+            queue: started
+                .map(|_| queue)
+                .map_err(|error| error.started_at(origin)),
             origin,
         }
     }

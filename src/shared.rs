@@ -13,9 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::current::must_not_block;
 use crate::error::{Error, discard, lock, wall};
-use crate::slot::would_block;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, OnceLock};
 use crate::unfuture::{Canceller, Unfuture};
@@ -34,13 +32,11 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
     /// }
     /// ```
     pub fn shared(self) -> Shared<T> {
-        let waiting = Arc::new(Waiting::default());
         Shared {
             inner: Arc::new(Inner {
                 source: self,
                 outcome: OnceLock::new(),
-                waker: Waker::from(Arc::clone(&waiting)),
-                waiting,
+                waiting: Arc::default(),
                 clones: AtomicU64::new(1),
             }),
             id: 0,
@@ -77,14 +73,12 @@ struct Inner<T> {
     source: Unfuture<T>,
     /// Taken from the source by the first who looks at it.
     outcome: OnceLock<Result<T, Error>>,
-    /// Wakes all who wait.
-    waker: Waker,
     waiting: Arc<Waiting>,
     /// How many there ever were.
     clones: AtomicU64,
 }
 
-/// The wakers of the clones that wait, by their ids.
+/// The wakers of the clones that wait, by their ids. Waking it wakes them all.
 #[derive(Default)]
 struct Waiting(Mutex<BTreeMap<u64, Waker>>);
 
@@ -115,10 +109,7 @@ impl<T: Clone> Shared<T> {
     /// ```
     pub fn result(&self) -> Result<T, Error> {
         if !self.is_done() {
-            if let Some(thread) = must_not_block() {
-                return Err(would_block(thread, self.inner.source.slot().origin));
-            }
-            self.wait();
+            self.inner.source.slot().wait()?;
         }
         self.outcome().clone()
     }
@@ -250,8 +241,13 @@ impl<T: Clone> Future for Shared<T> {
             drop(replaced);
         }
         // Polled after that: whoever ends the work may have taken the wakers just before.
-        let cx = &mut Context::from_waker(&self.inner.waker);
-        self.inner.source.slot().poll_done(cx).map(|()| {
+        let waker = Waker::from(Arc::clone(&self.inner.waiting));
+        let done = self
+            .inner
+            .source
+            .slot()
+            .poll_done(&mut Context::from_waker(&waker));
+        done.map(|()| {
             self.forget_waker();
             self.outcome().clone()
         })

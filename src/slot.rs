@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::mem;
+use std::mem::{self, ManuallyDrop};
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -36,8 +36,6 @@ pub(crate) struct Header {
     ended: AtomicU8,
     /// Whether the work is to be stopped when the `Unfuture` is dropped.
     pub(crate) tied: AtomicBool,
-    /// Whether a waker was ever left here.
-    asked: AtomicBool,
     /// One of `QUEUED`, `WATCHED`, `BEGUN`, in this order.
     phase: AtomicU8,
     pub(crate) origin: Origin,
@@ -85,15 +83,9 @@ pub(crate) struct Links {
     pub(crate) on_stop: Option<Arc<dyn Fn(Reason) + Send + Sync>>,
     /// What the work that it stands on reports.
     pub(crate) progress: Option<Arc<Progress>>,
-    watchers: Watchers,
-}
-
-/// Who wants to know more than the outcome, until the outcome is there.
-#[derive(Default)]
-struct Watchers {
     /// What the outcome goes into, if that is not seen by whoever waits for it.
-    observed: Option<Weak<dyn Work>>,
-    /// Set in the phase `WATCHED`.
+    observed_by: Option<Weak<dyn Work>>,
+    /// Of tasks that wait for the work to begin. Set in the phase `WATCHED`.
     on_begin: Vec<Waker>,
 }
 
@@ -119,7 +111,7 @@ pub(crate) trait Work: Send + Sync {
 impl dyn Work {
     /// The work to watch. A loop, because a chain may be longer than the stack is deep.
     pub(crate) fn last_source(mut self: Arc<Self>) -> Arc<dyn Work> {
-        while let Some(source) = self.slot().source() {
+        while let Some(source) = self.slot().linked(|links| links.source.as_ref()?.upgrade()) {
             self = source;
         }
         self
@@ -199,14 +191,12 @@ impl Core {
 
     /// Returns what is left to [announce](Header::announce): the waiters, or an outcome that nobody wants.
     fn end(&mut self, header: &Header, error: Option<Error>, spent: Option<Spent>) -> Stage {
-        let (ended, outcome) = match error {
-            Some(error) if error.kind() == ErrorKind::Cancelled => {
-                (CANCELLED, Stage::Failed(error))
-            }
-            Some(error) => (OTHERWISE, Stage::Failed(error)),
-            None => (OTHERWISE, Stage::Done(spent)),
+        let ended = match &error {
+            Some(error) if error.kind() == ErrorKind::Cancelled => CANCELLED,
+            _ => OTHERWISE,
         };
         header.ended.store(ended, Ordering::Release);
+        let outcome = error.map_or(Stage::Done(spent), Stage::Failed);
         if let Stage::Detached = self.stage {
             self.stage = Stage::Taken;
             return outcome;
@@ -214,13 +204,12 @@ impl Core {
         mem::replace(&mut self.stage, outcome)
     }
 
-    /// Whether there is a value, or the error; `None` if the outcome was taken before.
+    /// Whether there is a value, or the error; `None` if the outcome is not there or was taken before.
     fn take(&mut self, header: &Header) -> Option<Result<(), Error>> {
-        let ended = header.ended.load(Ordering::Relaxed);
-        if ended == PENDING {
-            let text = "the work has not ended";
-            return Some(Err(Error::new(ErrorKind::WouldBlock, text)));
+        if self.is_wanted().is_some() {
+            return None;
         }
+        let ended = header.ended.load(Ordering::Relaxed);
         header.ended.store(ended | TAKEN, Ordering::Relaxed);
         match mem::replace(&mut self.stage, Stage::Taken) {
             Stage::Done(spent) => {
@@ -236,15 +225,6 @@ impl Core {
 
 impl<T> Slot<Option<T>> {
     pub(crate) fn new(origin: Origin) -> Slot<Option<T>> {
-        Slot::with(origin, QUEUED)
-    }
-
-    /// For work that is in no queue.
-    pub(crate) fn begun(origin: Origin) -> Slot<Option<T>> {
-        Slot::with(origin, BEGUN)
-    }
-
-    fn with(origin: Origin, phase: u8) -> Slot<Option<T>> {
         let stage = Stage::Pending {
             waker: None,
             waiting: false,
@@ -253,8 +233,7 @@ impl<T> Slot<Option<T>> {
             header: Header {
                 ended: AtomicU8::new(PENDING),
                 tied: AtomicBool::new(false),
-                asked: AtomicBool::new(false),
-                phase: AtomicU8::new(phase),
+                phase: AtomicU8::new(QUEUED),
                 origin,
                 gate: Mutex::new(()),
                 finished: Condvar::new(),
@@ -264,6 +243,13 @@ impl<T> Slot<Option<T>> {
                 value: None,
             }),
         }
+    }
+
+    /// For work that is in no queue.
+    pub(crate) fn begun(origin: Origin) -> Slot<Option<T>> {
+        let mut slot = Slot::new(origin);
+        slot.header.phase = AtomicU8::new(BEGUN);
+        slot
     }
 
     pub(crate) fn settled(origin: Origin, outcome: Result<T, Error>) -> Slot<Option<T>> {
@@ -286,7 +272,7 @@ impl<T> Slot<Option<T>> {
         first
     }
 
-    /// Takes the outcome of a slot that is done; `None` if it was taken before.
+    /// Takes the outcome; `None` if it is not there or was taken before.
     pub(crate) fn take(&self) -> Option<Result<T, Error>> {
         let mut state = lock(&self.state);
         match state.core.take(&self.header)? {
@@ -303,15 +289,6 @@ impl Slot {
         let first = self.resolve(None, |_, _| error.take());
         discard(error);
         first
-    }
-
-    /// Drops the error in an output of work that ends in another way.
-    #[cold]
-    pub(crate) fn reject(&self, output: &mut dyn Any) {
-        let error = lock(&self.state).value.put(output, false);
-        if let Some(error) = error {
-            unobserved::<()>(Err(error));
-        }
     }
 
     /// The `Unfuture` is gone; says whether the work is to be stopped.
@@ -395,26 +372,24 @@ impl<V: ?Sized> Slot<V> {
         };
         let error = put(&mut state.value, wanted);
         let left = state.core.end(&self.header, error, spent);
-        // Of work that never began.
-        let watchers = state.core.links.as_mut();
-        let watchers = watchers.map(|links| mem::take(&mut links.watchers));
         drop(state);
-        if let Some(watchers) = watchers {
-            drop(watchers);
-        }
         self.header.announce(left);
         true
+    }
+
+    /// Reports the error that `put` gives, of work that ends in another way.
+    #[cold]
+    pub(crate) fn reject(&self, put: impl FnOnce(&mut V, bool) -> Option<Error>) {
+        let error = put(&mut lock(&self.state).value, false);
+        if let Some(error) = error {
+            unobserved::<()>(Err(error));
+        }
     }
 
     /// Ties the work to its scope while it is under way; says whether that scope is still there.
     pub(crate) fn tie(&self) -> bool {
         self.tied.store(true, Ordering::Relaxed);
-        !self.is_detached()
-    }
-
-    /// Whether nobody will ever take the outcome.
-    fn is_detached(&self) -> bool {
-        matches!(lock(&self.state).core.stage, Stage::Detached | Stage::Taken)
+        !matches!(lock(&self.state).core.stage, Stage::Detached | Stage::Taken)
     }
 
     /// Changes what the slot knows of others.
@@ -422,27 +397,13 @@ impl<V: ?Sized> Slot<V> {
         change(lock(&self.state).core.links.get_or_insert_default());
     }
 
-    fn linked<R>(&self, get: impl FnOnce(&Links) -> Option<R>) -> Option<R> {
+    pub(crate) fn linked<R>(&self, get: impl FnOnce(&Links) -> Option<R>) -> Option<R> {
         lock(&self.state).core.links.as_deref().and_then(get)
     }
 
-    fn source(&self) -> Option<Arc<dyn Work>> {
-        self.linked(|links| links.source.as_ref()?.upgrade())
-    }
-
-    pub(crate) fn on_stop(&self) -> Option<Arc<dyn Fn(Reason) + Send + Sync>> {
-        self.linked(|links| links.on_stop.clone())
-    }
-
-    pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
-        self.linked(|links| links.progress.clone())
-    }
-
+    /// Whoever can see what comes of that sees what comes of this.
     pub(crate) fn observed_by(&self, by: Weak<dyn Work>) {
-        let core = &mut lock(&self.state).core;
-        if core.is_wanted().is_some() {
-            core.links.get_or_insert_default().watchers.observed = Some(by);
-        }
+        self.link(|links| links.observed_by = Some(by));
     }
 
     /// Whether somebody can still see an outcome. One that is there has been seen, or will be, and another does
@@ -469,7 +430,7 @@ impl<V: ?Sized> Slot<V> {
         let links = || core.links.as_deref();
         core.is_wanted()
             .is_some_and(|wanted| wanted)
-            .then(|| links().and_then(|links| links.watchers.observed.clone()))
+            .then(|| links().and_then(|links| links.observed_by.clone()))
     }
 
     /// The work begins to run.
@@ -477,7 +438,7 @@ impl<V: ?Sized> Slot<V> {
         if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
             let mut state = lock(&self.state);
             let links = state.core.links.as_mut();
-            let wakers = links.map(|links| mem::take(&mut links.watchers.on_begin));
+            let wakers = links.map(|links| mem::take(&mut links.on_begin));
             drop(state);
             for waker in wakers.into_iter().flatten() {
                 discard(wall(|| waker.wake()));
@@ -500,41 +461,26 @@ impl<V: ?Sized> Slot<V> {
             return Poll::Ready(());
         }
         // `begin` takes it from here, and waits for this lock.
-        let on_begin = &mut state.core.links.get_or_insert_default().watchers.on_begin;
+        let on_begin = &mut state.core.links.get_or_insert_default().on_begin;
         if !on_begin.iter().any(|known| known.will_wake(&waker)) {
             on_begin.push(waker);
         }
         Poll::Pending
     }
 
-    /// The `Unfuture` is passed on: whoever polled it is not woken.
-    pub(crate) fn forget_waker(&self) {
-        if self.asked.load(Ordering::Relaxed) {
-            discard(self.replace_waker(None));
-        }
-    }
-
     /// Leaves a waker, if an outcome is to come; gives the one that is of no more use.
-    fn replace_waker(&self, new: Option<Waker>) -> Option<Waker> {
+    fn replace_waker(&self, new: Waker) -> Option<Waker> {
         match &mut lock(&self.state).core.stage {
-            Stage::Pending { waker, .. } => mem::replace(waker, new),
-            _ => new,
+            Stage::Pending { waker, .. } => waker.replace(new),
+            _ => Some(new),
         }
     }
 
+    /// Ready when there is an outcome.
     pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_known = || match &lock(&self.state).core.stage {
-            Stage::Pending { waker, .. } => waker
-                .as_ref()
-                .is_some_and(|waker| waker.will_wake(cx.waker())),
-            _ => true,
-        };
-        // Only the `Unfuture` polls, so nobody else writes this.
-        let first = !self.asked.load(Ordering::Relaxed);
-        if !self.is_done() && (first || !is_known()) {
-            self.asked.store(true, Ordering::Relaxed);
+        if !self.is_done() {
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
-            drop(self.replace_waker(Some(cx.waker().clone())));
+            drop(self.replace_waker(cx.waker().clone()));
         }
         match self.is_done() {
             true => Poll::Ready(()),
@@ -545,7 +491,10 @@ impl<V: ?Sized> Slot<V> {
     /// Blocks until the slot, which is not done, is done; an error on a thread that must not block.
     pub(crate) fn wait(&self) -> Result<(), Error> {
         if let Some(thread) = must_not_block() {
-            return Err(would_block(thread, self.origin));
+            let text = format!(
+                "result() of unfinished work would block {thread}; `.await` it in a task instead"
+            );
+            return Err(Error::new(ErrorKind::WouldBlock, text).started_at(self.origin));
         }
         self.wait_until(None);
         Ok(())
@@ -584,10 +533,12 @@ impl<V: ?Sized> Slot<V> {
 }
 
 thread_local! {
+    // Neither needs a drop, so both can be used until the thread has ended.
     /// How many steps of [`trampoline`] this thread is in.
     static NESTED: Cell<u32> = const { Cell::new(0) };
-    /// Steps too deep to run at once; `None` while there are none.
-    static DEFERRED: RefCell<Option<Steps>> = const { RefCell::new(None) };
+    /// Steps too deep to run at once.
+    static DEFERRED: RefCell<ManuallyDrop<Steps>> =
+        const { RefCell::new(ManuallyDrop::new(Steps::new())) };
 }
 
 type Steps = VecDeque<Box<dyn FnOnce()>>;
@@ -600,43 +551,26 @@ const NESTED_MAX: u32 = 8;
 /// the steps of a long chain are deferred, because they would overflow the stack.
 pub(crate) fn trampoline(step: impl FnOnce() + 'static) {
     let depth = NESTED.get();
-    if depth < NESTED_MAX {
-        NESTED.set(depth + 1);
-        discard(wall(step));
-        return NESTED.set(depth);
+    if depth == NESTED_MAX {
+        return DEFERRED.with_borrow_mut(|steps| steps.push_back(Box::new(step)));
     }
-    let mut step = Some(step);
-    let first = DEFERRED.try_with(|deferred| {
-        let mut deferred = deferred.borrow_mut();
-        let first = deferred.is_none();
-        let steps = deferred.get_or_insert_default();
-        steps.extend(step.take().map(|step| Box::new(step) as Box<dyn FnOnce()>));
-        first
-    });
-    // A thread that is about to end has lost its thread-locals.
-    if let Some(step) = step {
-        discard(wall(step));
-    }
-    if first == Ok(true) {
+    NESTED.set(depth + 1);
+    discard(wall(step));
+    if depth + 1 == NESTED_MAX {
         run_deferred();
-        DEFERRED.set(None);
+        // Nothing is left, except the memory.
+        drop(DEFERRED.with_borrow_mut(|steps| mem::take(&mut **steps)));
     }
+    NESTED.set(depth);
 }
 
 /// Runs the steps that this thread has deferred. Call it before the thread waits: a destructor inside a step
 /// may wait for a deferred step.
 pub(crate) fn run_deferred() {
-    let next = || DEFERRED.try_with(|deferred| deferred.borrow_mut().as_mut()?.pop_front());
-    while let Ok(Some(step)) = next() {
+    let next = || DEFERRED.with_borrow_mut(|steps| steps.pop_front());
+    while let Some(step) = next() {
         discard(wall(step));
     }
-}
-
-/// The answer to `result()` of unfinished work on this thread, which must not block.
-pub(crate) fn would_block(thread: &str, origin: Origin) -> Error {
-    let text =
-        format!("result() of unfinished work would block {thread}; `.await` it in a task instead");
-    Error::new(ErrorKind::WouldBlock, text).started_at(origin)
 }
 
 pub(crate) fn already_taken() -> Error {

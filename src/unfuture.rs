@@ -484,7 +484,8 @@ impl<T> Unfuture<T> {
     }
 
     pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
-        self.slot().progress().or_else(|| self.work.progress())
+        let progress = self.slot().linked(|links| links.progress.clone());
+        progress.or_else(|| self.work.progress())
     }
 
     /// Takes the outcome of work that has ended.

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use super::{Message, Refused, post, stop, wake};
 use crate::config::AroundPoll;
 use crate::engine::{OnIdle, TaskInfo, WorkKind, WorkState};
-use crate::error::{Error, Origin, Payload, discard, unobserved, wall};
+use crate::error::{Error, Origin, Payload, discard, wall};
 use crate::slot::{Output, Slot, Spent, Value, Work};
 use crate::stalls::Stalls;
 use crate::stop::{Fate, Reason, Stopping, cancelled};
@@ -186,32 +186,27 @@ impl Task {
         self.slot.is_done()
     }
 
-    /// Resolves the task with the output of its future; `false` if the task was stopped before that.
-    fn finish(&self, output: &mut dyn Any, spent: Spent) -> bool {
-        let ended = self.fate.end();
-        if ended {
-            self.slot
-                .resolve(Some(spent), |value, wanted| value.put(output, wanted));
+    /// Resolves the task with the output of its future, or the panic, unless it was stopped before that.
+    fn finish(&self, panic: Option<Payload>, output: &mut dyn Any, spent: Spent) -> Polled {
+        let (mut spent, mut error) = (Some(spent), None);
+        if let Some(payload) = panic {
+            // Of two panics the first is the cause.
+            discard(spent.take());
+            error = Some(Error::panicked(CULPRIT, payload).started_at(self.slot.origin));
+        }
+        let put =
+            |value: &mut (dyn Value + 'static), wanted| error.or_else(|| value.put(output, wanted));
+        if self.fate.end() {
+            self.slot.resolve(spent, put);
+            Polled::Ended
         } else {
-            self.slot.reject(output);
+            self.slot.reject(put);
+            Polled::Stopped
         }
-        ended
-    }
-
-    /// The same for a future that panicked.
-    #[cold]
-    fn panicked(&self, payload: Payload) -> bool {
-        let error = Error::panicked(CULPRIT, payload).started_at(self.slot.origin);
-        let ended = self.fate.end();
-        match ended {
-            true => _ = self.slot.fail(error),
-            false => unobserved::<()>(Err(error)),
-        }
-        ended
     }
 
     fn abort(task: Arc<Task>, reason: Reason) -> Stopping {
-        if let Some(on_stop) = task.slot.on_stop() {
+        if let Some(on_stop) = task.slot.linked(|links| links.on_stop.clone()) {
             on_stop(reason);
             return Stopping::Otherwise;
         }
@@ -320,21 +315,12 @@ where
         if polled.is_ok() && output.is_none() {
             return Polled::Pending(self);
         }
-        let spent: Spent = self;
-        let ended = match polled {
-            Ok(()) => task.finish(&mut output, spent),
-            Err(payload) => {
-                // Of two panics the first is the cause.
-                discard(spent);
-                discard(output.take());
-                task.panicked(payload)
-            }
-        };
-        discard(output);
-        match ended {
-            true => Polled::Ended,
-            false => Polled::Stopped,
+        if polled.is_err() {
+            discard(output.take());
         }
+        let polled = task.finish(polled.err(), &mut output, self);
+        discard(output);
+        polled
     }
 }
 
@@ -349,7 +335,7 @@ fn drop_body(body: Option<Body>, reason: Reason) -> Error {
 /// The tasks that have not ended, in a slab. Owned by the loop of the ambient thread.
 pub(super) struct Tasks {
     places: Vec<Place>,
-    free: Vec<u32>,
+    free: Vec<usize>,
     around_poll: Option<&'static AroundPoll>,
     stalls: Option<Stalls>,
     /// To be called when no task is left. Until then each `drain` that gave up is here.
@@ -361,6 +347,7 @@ pub(super) struct Tasks {
     now: Instant,
 }
 
+#[derive(Default)]
 struct Place {
     /// How often this place was given away.
     generation: u32,
@@ -410,17 +397,11 @@ impl Tasks {
         let Some((body, raw)) = spawned.0.take() else {
             return;
         };
-        let index = self
-            .free
-            .pop()
-            .map_or(self.places.len(), |index| index as usize);
-        if index == self.places.len() {
-            self.places.push(Place {
-                generation: 0,
-                task: None,
-            });
-        }
         self.started += 1;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            self.places.len() - 1
+        });
         let place = &mut self.places[index];
         let key = Key::from(place.generation) << PLACE_BITS | index as Key;
         let (task, waker) = raw.place();
@@ -513,8 +494,8 @@ impl Tasks {
     }
 
     fn remove(&mut self, key: Key) {
-        let index = key as u32;
-        let Some(place) = self.places.get_mut(index as usize) else {
+        let index = key as u32 as usize;
+        let Some(place) = self.places.get_mut(index) else {
             return;
         };
         let ended = place.task.take();

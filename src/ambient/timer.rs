@@ -49,7 +49,7 @@ impl Timers {
 
     /// When to check for due timers next.
     pub(super) fn next(&mut self) -> Option<Instant> {
-        while self.entries.peek()?.waker.is_empty() {
+        while lock(&self.entries.peek()?.waker).is_none() {
             self.entries.pop();
         }
         let first = self.entries.peek()?.deadline;
@@ -67,7 +67,7 @@ impl Timers {
         self.cancelled += 1;
         if self.cancelled * 2 > self.entries.len() {
             self.cancelled = 0;
-            self.entries.retain(|entry| !entry.waker.is_empty());
+            self.entries.retain(|entry| lock(&entry.waker).is_some());
         }
     }
 
@@ -97,7 +97,8 @@ pub(super) struct TimerEntry {
 
 impl Drop for TimerEntry {
     fn drop(&mut self) {
-        if let Some(waker) = self.waker.take() {
+        let waker = lock(&self.waker).take();
+        if let Some(waker) = waker {
             discard(wall(|| waker.wake()));
         }
     }
@@ -126,34 +127,7 @@ impl Eq for TimerEntry {}
 
 /// What a [`Sleep`] and its timer share: the waker of the task that waits. So a new waker needs no message,
 /// and the timer of a sleep that was dropped has nobody to wake.
-#[derive(Debug)]
-struct WakerCell(Mutex<Option<Waker>>);
-
-impl WakerCell {
-    fn new(waker: Option<Waker>) -> Arc<WakerCell> {
-        Arc::new(WakerCell(Mutex::new(waker)))
-    }
-
-    fn is_empty(&self) -> bool {
-        lock(&self.0).is_none()
-    }
-
-    /// Registers the waker of a poll. Says whether there was none, so that a timer has to be set.
-    fn register(&self, waker: &Waker) -> bool {
-        let is_known = |old: &Waker| old.will_wake(waker);
-        if lock(&self.0).as_ref().is_some_and(is_known) {
-            return false;
-        }
-        // Cloning and dropping a waker is foreign code: it happens outside the lock.
-        let waker = waker.clone();
-        let replaced = lock(&self.0).replace(waker);
-        replaced.is_none()
-    }
-
-    fn take(&self) -> Option<Waker> {
-        lock(&self.0).take()
-    }
-}
+type WakerCell = Mutex<Option<Waker>>;
 
 /// Waits for a duration.
 ///
@@ -311,7 +285,7 @@ impl Sleep {
         let waker = self.cancel();
         self.deadline = deadline;
         if waker.is_some() {
-            self.waker = Some(WakerCell::new(waker));
+            self.waker = Some(Arc::new(Mutex::new(waker)));
             self.start();
         }
     }
@@ -343,7 +317,7 @@ impl Sleep {
 
     /// Cancels the timer. Returns the waker, if the timer has not taken it.
     fn cancel(&mut self) -> Option<Waker> {
-        let waker = self.waker.take().and_then(|waker| waker.take());
+        let waker = self.waker.take().and_then(|waker| lock(&waker).take());
         // A timer that fired has taken the waker, so it costs the ambient thread no message.
         if waker.is_some() && self.deadline.is_some() {
             if is_ambient() {
@@ -367,10 +341,16 @@ impl Future for Sleep {
             drop(self.cancel());
             return Poll::Ready(());
         }
-        let waker = self.waker.get_or_insert_with(|| WakerCell::new(None));
-        // A timer that fired just now, or was lost in a shutdown, has taken the last one.
-        if waker.register(cx.waker()) {
-            self.start();
+        let cell = self.waker.get_or_insert_default();
+        let is_known = |old: &Waker| old.will_wake(cx.waker());
+        if !lock(cell).as_ref().is_some_and(is_known) {
+            // Cloning and dropping a waker is foreign code: it happens outside the lock.
+            let waker = cx.waker().clone();
+            let replaced = lock(cell).replace(waker);
+            // A timer that fired just now, or was lost in a shutdown, has taken the last one.
+            if replaced.is_none() {
+                self.start();
+            }
         }
         Poll::Pending
     }
@@ -576,12 +556,12 @@ impl Interval {
         let due = self.next.deadline().unwrap_or(now);
         // An awaited tick comes a little late all the same. That is no reason to shift the next ones.
         let in_time = awaited && now - due < self.period;
-        let next = if in_time {
-            due.checked_add(self.period)
+        let policy = if in_time {
+            MissedTicks::Burst
         } else {
-            self.missed.next(due, now, self.period)
+            self.missed
         };
-        self.next.set(next);
+        self.next.set(policy.next(due, now, self.period));
         due
     }
 
@@ -606,7 +586,7 @@ impl Interval {
 }
 
 impl MissedTicks {
-    /// When the tick after a late one is due; `None` for never.
+    /// When the next tick is due; `None` for never.
     fn next(self, due: Instant, now: Instant, period: Duration) -> Option<Instant> {
         let from = match self {
             MissedTicks::Burst => due,
@@ -689,7 +669,7 @@ mod tests {
 
     fn insert(timers: &mut Timers, deadline: Instant) -> (Arc<WakerCell>, Arc<Count>) {
         let count = Arc::new(Count::default());
-        let waker = WakerCell::new(Some(Waker::from(Arc::clone(&count))));
+        let waker = Arc::new(Mutex::new(Some(Waker::from(Arc::clone(&count)))));
         timers.insert(TimerEntry {
             deadline,
             number: 0,
@@ -739,7 +719,7 @@ mod tests {
         let (_kept, count) = insert(&mut timers, last);
         for ms in 0..1000 {
             let (waker, _) = insert(&mut timers, start + Duration::from_millis(ms));
-            drop(waker.take());
+            drop(lock(&waker).take());
             timers.cancelled();
             assert!(timers.entries.len() <= 4);
         }
