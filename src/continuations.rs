@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::ambient::{sleep, spawn, try_spawn, try_spawn_with};
-use crate::error::{Error, ErrorKind, Origin};
+use crate::error::{Error, ErrorKind, Origin, discard};
 use crate::processes::registry::{assert_captures_nothing, id_of};
 use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::progress::{Progress, Speaker};
@@ -514,6 +514,8 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let slot = self.slot();
         let (origin, is_tied) = (slot.origin, slot.is_tied());
+        // Whoever polled it is not woken any more.
+        discard(slot.replace_waker(None));
         let source = Arc::downgrade(&self.untyped().last_source());
         let work = self.cancel_on_drop();
         let whole = try_spawn_with(origin, true, |itself| {

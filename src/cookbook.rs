@@ -291,7 +291,7 @@
 //! WorkerLost: `crashes` lost its worker process 29941 after 7.2µs: signal: 6 (SIGABRT) (started at examples/diagnose.rs:62:10)
 //!
 //! # A wait that would deadlock
-//! WouldBlock: result() of unfinished work would block the ambient thread; `.await` it in a task instead (started at examples/diagnose.rs:66:31)
+//! WouldBlock: waiting for unfinished work would block the ambient thread; `.await` it in a task instead (started at examples/diagnose.rs:66:31)
 //!
 //! # A worker process that a signal has stopped
 //! unsync: worker process 29947, which runs `stops_itself` (started at examples/diagnose.rs:73:14), was stopped by a signal; the system does that to a worker that uses the terminal

@@ -109,7 +109,7 @@ impl<T: Clone> Shared<T> {
     /// ```
     pub fn result(&self) -> Result<T, Error> {
         if !self.is_done() {
-            self.inner.source.slot().wait()?;
+            self.inner.source.slot().wait_until(None)?;
         }
         self.outcome().clone()
     }

@@ -45,15 +45,11 @@ pub(crate) struct Header {
 }
 
 struct State<V: ?Sized> {
-    core: Core,
-    /// There in the stage `Done`.
-    value: V,
-}
-
-struct Core {
     stage: Stage,
     /// Boxed, because most slots have none.
     links: Option<Box<Links>>,
+    /// There in the stage `Done`.
+    value: V,
 }
 
 enum Stage {
@@ -179,10 +175,10 @@ impl<T: Send + 'static> Value for Option<T> {
 /// memory where it was allocated is much cheaper than freeing it elsewhere.
 pub(crate) type Spent = Pin<Box<dyn Send>>;
 
-impl Core {
+impl Stage {
     /// Whether an outcome is still wanted; `None` if there is one, or was.
     fn is_wanted(&self) -> Option<bool> {
-        match self.stage {
+        match self {
             Stage::Pending { .. } => Some(true),
             Stage::Detached => Some(false),
             Stage::Done(_) | Stage::Failed(_) | Stage::Taken => None,
@@ -197,11 +193,11 @@ impl Core {
         };
         header.ended.store(ended, Ordering::Release);
         let outcome = error.map_or(Stage::Done(spent), Stage::Failed);
-        if let Stage::Detached = self.stage {
-            self.stage = Stage::Taken;
+        if let Stage::Detached = self {
+            *self = Stage::Taken;
             return outcome;
         }
-        mem::replace(&mut self.stage, outcome)
+        mem::replace(self, outcome)
     }
 
     /// Whether there is a value, or the error; `None` if the outcome is not there or was taken before.
@@ -211,7 +207,7 @@ impl Core {
         }
         let ended = header.ended.load(Ordering::Relaxed);
         header.ended.store(ended | TAKEN, Ordering::Relaxed);
-        match mem::replace(&mut self.stage, Stage::Taken) {
+        match mem::replace(self, Stage::Taken) {
             Stage::Done(spent) => {
                 // It is empty: nothing foreign runs.
                 drop(spent);
@@ -239,7 +235,8 @@ impl<T> Slot<Option<T>> {
                 finished: Condvar::new(),
             },
             state: Mutex::new(State {
-                core: Core { stage, links: None },
+                stage,
+                links: None,
                 value: None,
             }),
         }
@@ -275,7 +272,7 @@ impl<T> Slot<Option<T>> {
     /// Takes the outcome; `None` if it is not there or was taken before.
     pub(crate) fn take(&self) -> Option<Result<T, Error>> {
         let mut state = lock(&self.state);
-        match state.core.take(&self.header)? {
+        match state.stage.take(&self.header)? {
             Ok(()) => state.value.take().map(Ok),
             Err(error) => Some(Err(error)),
         }
@@ -294,15 +291,15 @@ impl Slot {
     /// The `Unfuture` is gone; says whether the work is to be stopped.
     pub(crate) fn detach(&self) -> bool {
         let mut state = lock(&self.state);
-        let State { core, value } = &mut *state;
-        if core.is_wanted().is_some() {
-            let before = mem::replace(&mut core.stage, Stage::Detached);
+        let State { stage, value, .. } = &mut *state;
+        if stage.is_wanted().is_some() {
+            let before = mem::replace(stage, Stage::Detached);
             drop(state);
             discard(before);
             // Looked at after that: whoever ties it from now on sees that the `Unfuture` is gone.
             return self.is_tied() && !self.is_done();
         }
-        let outcome = core
+        let outcome = stage
             .take(&self.header)
             .map(|ended| ended.map(|()| value.remove()));
         drop(state);
@@ -367,11 +364,11 @@ impl<V: ?Sized> Slot<V> {
         put: impl FnOnce(&mut V, bool) -> Option<Error>,
     ) -> bool {
         let mut state = lock(&self.state);
-        let Some(wanted) = state.core.is_wanted() else {
+        let Some(wanted) = state.stage.is_wanted() else {
             return false;
         };
         let error = put(&mut state.value, wanted);
-        let left = state.core.end(&self.header, error, spent);
+        let left = state.stage.end(&self.header, error, spent);
         drop(state);
         self.header.announce(left);
         true
@@ -389,21 +386,23 @@ impl<V: ?Sized> Slot<V> {
     /// Ties the work to its scope while it is under way; says whether that scope is still there.
     pub(crate) fn tie(&self) -> bool {
         self.tied.store(true, Ordering::Relaxed);
-        !matches!(lock(&self.state).core.stage, Stage::Detached | Stage::Taken)
+        !matches!(lock(&self.state).stage, Stage::Detached | Stage::Taken)
     }
 
     /// Changes what the slot knows of others.
     pub(crate) fn link(&self, change: impl FnOnce(&mut Links)) {
-        change(lock(&self.state).core.links.get_or_insert_default());
+        change(lock(&self.state).links.get_or_insert_default());
     }
 
     pub(crate) fn linked<R>(&self, get: impl FnOnce(&Links) -> Option<R>) -> Option<R> {
-        lock(&self.state).core.links.as_deref().and_then(get)
+        lock(&self.state).links.as_deref().and_then(get)
     }
 
     /// Whoever can see what comes of that sees what comes of this.
     pub(crate) fn observed_by(&self, by: Weak<dyn Work>) {
-        self.link(|links| links.observed_by = Some(by));
+        if !self.is_done() {
+            self.link(|links| links.observed_by = Some(by));
+        }
     }
 
     /// Whether somebody can still see an outcome. One that is there has been seen, or will be, and another does
@@ -411,33 +410,31 @@ impl<V: ?Sized> Slot<V> {
     pub(crate) fn is_observed(&self) -> bool {
         let mut observed = self.observed();
         while let Some(Some(by)) = observed {
-            observed = match by.upgrade() {
-                Some(work) => {
-                    let observed = work.slot().observed();
-                    // It may be the last to hold a value.
-                    discard(work);
-                    observed
-                }
-                None => return false,
-            };
+            observed = by.upgrade().and_then(|work| {
+                let observed = work.slot().observed();
+                // It may be the last to hold a value.
+                discard(work);
+                observed
+            });
         }
         observed.is_some()
     }
 
     /// What the outcome goes into, if it is still wanted.
     fn observed(&self) -> Option<Option<Weak<dyn Work>>> {
-        let core = &lock(&self.state).core;
-        let links = || core.links.as_deref();
-        core.is_wanted()
-            .is_some_and(|wanted| wanted)
-            .then(|| links().and_then(|links| links.observed_by.clone()))
+        let state = lock(&self.state);
+        if state.stage.is_wanted() != Some(true) {
+            return None;
+        }
+        let links = state.links.as_ref();
+        Some(links.and_then(|links| links.observed_by.clone()))
     }
 
     /// The work begins to run.
     pub(crate) fn begin(&self) {
         if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
             let mut state = lock(&self.state);
-            let links = state.core.links.as_mut();
+            let links = state.links.as_mut();
             let wakers = links.map(|links| mem::take(&mut links.on_begin));
             drop(state);
             for waker in wakers.into_iter().flatten() {
@@ -451,7 +448,7 @@ impl<V: ?Sized> Slot<V> {
         // Cloning and dropping a waker is foreign code: it happens outside the lock.
         let waker = cx.waker().clone();
         let mut state = lock(&self.state);
-        if state.core.is_wanted().is_none() {
+        if state.stage.is_wanted().is_none() {
             return Poll::Ready(());
         }
         let queued =
@@ -461,7 +458,7 @@ impl<V: ?Sized> Slot<V> {
             return Poll::Ready(());
         }
         // `begin` takes it from here, and waits for this lock.
-        let on_begin = &mut state.core.links.get_or_insert_default().on_begin;
+        let on_begin = &mut state.links.get_or_insert_default().on_begin;
         if !on_begin.iter().any(|known| known.will_wake(&waker)) {
             on_begin.push(waker);
         }
@@ -469,10 +466,10 @@ impl<V: ?Sized> Slot<V> {
     }
 
     /// Leaves a waker, if an outcome is to come; gives the one that is of no more use.
-    fn replace_waker(&self, new: Waker) -> Option<Waker> {
-        match &mut lock(&self.state).core.stage {
-            Stage::Pending { waker, .. } => waker.replace(new),
-            _ => Some(new),
+    pub(crate) fn replace_waker(&self, new: Option<Waker>) -> Option<Waker> {
+        match &mut lock(&self.state).stage {
+            Stage::Pending { waker, .. } => mem::replace(waker, new),
+            _ => new,
         }
     }
 
@@ -480,7 +477,7 @@ impl<V: ?Sized> Slot<V> {
     pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_done() {
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
-            drop(self.replace_waker(cx.waker().clone()));
+            drop(self.replace_waker(Some(cx.waker().clone())));
         }
         match self.is_done() {
             true => Poll::Ready(()),
@@ -488,27 +485,22 @@ impl<V: ?Sized> Slot<V> {
         }
     }
 
-    /// Blocks until the slot, which is not done, is done; an error on a thread that must not block.
-    pub(crate) fn wait(&self) -> Result<(), Error> {
+    /// Blocks until the slot, which is not done, is done, or the deadline has passed; says whether it is done. An
+    /// error on a thread that must not block.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> Result<bool, Error> {
         if let Some(thread) = must_not_block() {
             let text = format!(
-                "result() of unfinished work would block {thread}; `.await` it in a task instead"
+                "waiting for unfinished work would block {thread}; `.await` it in a task instead"
             );
             return Err(Error::new(ErrorKind::WouldBlock, text).started_at(self.origin));
         }
-        self.wait_until(None);
-        Ok(())
-    }
-
-    /// Blocks until the slot is done or the deadline has passed; says whether it is done.
-    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
         static SPIN: Spin = Spin::new();
         run_deferred();
         if SPIN.attempt(|| self.is_done().then_some(())).is_some() {
-            return true;
+            return Ok(true);
         }
-        blocking(|| {
-            match &mut lock(&self.state).core.stage {
+        let is_done = blocking(|| {
+            match &mut lock(&self.state).stage {
                 Stage::Pending { waiting, .. } => *waiting = true,
                 _ => return true,
             }
@@ -528,7 +520,8 @@ impl<V: ?Sized> Slot<V> {
                 };
             }
             true
-        })
+        });
+        Ok(is_done)
     }
 }
 

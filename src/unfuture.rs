@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin};
 use crate::progress::Progress;
 use crate::slot::{Output, Slot, Work, already_taken, trampoline};
@@ -82,7 +81,7 @@ impl<T> Unfuture<T> {
     /// ```
     pub fn result(self) -> Result<T, Error> {
         if !self.is_done() {
-            self.slot().wait()?;
+            self.slot().wait_until(None)?;
         }
         self.take()
     }
@@ -135,18 +134,13 @@ impl<T> Unfuture<T> {
 
     #[track_caller]
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        let slot = self.slot();
-        if slot.is_done() {
+        if self.is_done() {
             return true;
         }
-        assert_may_block(|thread| {
-            let origin = slot.origin;
-            format!(
-                "waiting for work would block {thread}; `.await` it in a task instead (work started at \
-                 {origin})"
-            )
-        });
-        slot.wait_until(deadline)
+        match self.slot().wait_until(deadline) {
+            Ok(is_done) => is_done,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Stops the work; returns whether it ends, or has ended, as [`ErrorKind::Cancelled`]. Called `abort` in

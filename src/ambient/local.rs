@@ -3,12 +3,10 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::marker::PhantomData;
+use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 
 use super::task::spawn;
 use crate::error::wall;
@@ -40,58 +38,42 @@ where
     F: Future + 'static,
     F::Output: Send + 'static,
 {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    spawn(Proxy {
-        number: NUMBER.fetch_add(1, Ordering::Relaxed),
-        make: Some(make),
-        future: PhantomData,
-    })
-}
-
-/// Stands in the slab for a future that is not `Send`. It can be sent itself, because it holds only the
-/// closure and the number under which the future lies in a thread-local of the ambient thread.
-struct Proxy<M, F> {
-    number: u64,
-    make: Option<M>,
-    future: PhantomData<fn() -> F>,
-}
-
-thread_local! {
-    /// Each a `Pin<Box<F>>`. A future is out of it while it is polled.
-    static FUTURES: RefCell<BTreeMap<u64, Box<dyn Any>>> = RefCell::default();
-}
-
-// Nothing is ever pinned in a proxy: the future is in a box of its own.
-impl<M, F> Unpin for Proxy<M, F> {}
-
-impl<M, F> Future for Proxy<M, F>
-where
-    M: FnOnce() -> F,
-    F: Future + 'static,
-{
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let mut future: Box<dyn Any> = match self.make.take() {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let place = Place(NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut make = Some(make);
+    spawn(poll_fn(move |cx| {
+        let mut future: Box<dyn Any> = match make.take() {
             Some(make) => Box::new(Box::pin(make())),
-            None => FUTURES
-                .with_borrow_mut(|futures| futures.remove(&self.number))
-                .expect("a local future stays where it was put"),
+            None => place.take().expect("a local future stays in its place"),
         };
         let pinned = future
             .downcast_mut::<Pin<Box<F>>>()
-            .expect("the number is this future's");
+            .expect("the place is this future's");
         let polled = wall(|| pinned.as_mut().poll(cx));
-        // It goes back in any case, to be dropped with the proxy, where a panic is caught.
-        FUTURES.with_borrow_mut(|futures| futures.insert(self.number, future));
+        // It goes back in any case, to be dropped with the task, where a panic is caught.
+        FUTURES.with_borrow_mut(|futures| futures.insert(place.0, future));
         polled.unwrap_or_else(|payload| resume_unwind(payload))
+    }))
+}
+
+thread_local! {
+    /// Of the ambient thread; each is a `Pin<Box<F>>`. A future is out of it while it is polled.
+    static FUTURES: RefCell<BTreeMap<u64, Box<dyn Any>>> = RefCell::default();
+}
+
+/// Where a future lies that is not `Send`. The task holds this in its stead, so the task can be sent.
+struct Place(u64);
+
+impl Place {
+    fn take(&self) -> Option<Box<dyn Any>> {
+        let future = FUTURES.try_with(|futures| futures.borrow_mut().remove(&self.0));
+        future.ok().flatten()
     }
 }
 
-impl<M, F> Drop for Proxy<M, F> {
+impl Drop for Place {
     fn drop(&mut self) {
         // Out of the map first: the destructor is foreign code.
-        let future = FUTURES.try_with(|futures| futures.borrow_mut().remove(&self.number));
-        drop(future);
+        drop(self.take());
     }
 }

@@ -429,8 +429,7 @@ impl Executor<'_> {
         // one of them.
         drop(self.injector);
         self.tasks.close();
-        let timers = self.local.timers.borrow_mut().drain();
-        drop(timers);
+        drop(self.local.timers.replace(Timers::new()));
         // All of them have ended by now.
         discard(self.local.stops.take());
         let queued = || self.local.queue.borrow_mut().pop_front();

@@ -4,7 +4,6 @@ use std::cmp;
 use std::collections::BinaryHeap;
 use std::fmt;
 use std::future::Future;
-use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -69,11 +68,6 @@ impl Timers {
             self.cancelled = 0;
             self.entries.retain(|entry| lock(&entry.waker).is_some());
         }
-    }
-
-    /// Removes all timers, at the end.
-    pub(super) fn drain(&mut self) -> Vec<TimerEntry> {
-        mem::take(&mut self.entries).into_vec()
     }
 
     /// Removes one timer that is due. It fires when the caller drops it.
@@ -698,9 +692,8 @@ mod tests {
         assert_eq!(fired(), [0, 1, 1, 1]);
         assert!(timers.due(at(2)).is_none());
         assert_eq!(timers.next(), Some(at(3)));
-        drop(timers.drain());
+        drop(timers);
         assert_eq!(fired(), [1, 1, 1, 1]);
-        assert!(timers.is_empty() && timers.next().is_none());
     }
 
     #[test]

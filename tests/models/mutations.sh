@@ -45,23 +45,22 @@ mutation "slot: notified without the gate" slot.rs "slot: complete, wait" <<'END
 END
 
 mutation "slot: looked at before the waker is left" slot.rs "slot: complete, poll" <<'END'
-        let first = !self.asked.load(Ordering::Relaxed);
-        if !self.is_done() &&
+        if !self.is_done() {
+            // Cloning
 ---
-        let first = !self.asked.load(Ordering::Relaxed);
-        let done = self.is_done();
-        if done { return Poll::Ready(()); }
-        if true {
+        if !self.is_done() {
             drop(self.replace_waker(Some(cx.waker().clone())));
             return Poll::Pending;
         }
-        if !self.is_done() &&
+        if !self.is_done() {
+            // Cloning
 END
 
 mutation "slot: the first waker is kept" slot.rs "slot: complete, poll with another" <<'END'
-        if !self.is_done() && (first || !is_known()) {
+            Stage::Pending { waker, .. } => mem::replace(waker, new),
 ---
-        if !self.is_done() && first {
+            Stage::Pending { waker: Some(_), .. } => new,
+            Stage::Pending { waker, .. } => mem::replace(waker, new),
 END
 
 mutation "slot: a value that nobody can see is kept" slot.rs "slot: complete, drop" <<'END'
@@ -82,14 +81,14 @@ END
 
 mutation "slot: the tie is looked at before the drop" slot.rs "slot: tie" <<'END'
         let mut state = lock(&self.state);
-        let State { core, value } = &mut *state;
-        if core.is_wanted().is_some() {
+        let State { stage, value, .. } = &mut *state;
+        if stage.is_wanted().is_some() {
 ---
         let tied = self.is_tied();
         let mut state = lock(&self.state);
-        let State { core, value } = &mut *state;
-        if core.is_wanted().is_some() {
-            core.stage = Stage::Detached;
+        let State { stage, value, .. } = &mut *state;
+        if stage.is_wanted().is_some() {
+            *stage = Stage::Detached;
             return tied;
 END
 
@@ -97,8 +96,9 @@ mutation "shared: the waker is left after the poll" shared.rs "slot: share" <<'E
         if !self.is_done() {
             // Cloning
 ---
-        let cx2 = &mut Context::from_waker(&self.inner.waker);
-        if self.inner.source.poll_done(cx2).is_pending() {
+        let waker = Waker::from(Arc::clone(&self.inner.waiting));
+        let cx2 = &mut Context::from_waker(&waker);
+        if self.inner.source.slot().poll_done(cx2).is_pending() {
             let waker = cx.waker().clone();
             lock(&self.inner.waiting.0).insert(self.id, waker);
             return Poll::Pending;
@@ -159,12 +159,10 @@ mutation "ambient: unqueued after the poll" ambient/task.rs "ambient: wake" <<'E
 END
 
 mutation "ambient: a cancelled task is polled" ambient/task.rs "ambient: cancel" <<'END'
-        let ended = self.fate.end();
-        if ended {
+        if self.fate.end() {
             self.slot
 ---
-        let ended = true;
-        if ended {
+        if self.fate.end() || true {
             self.slot
 END
 
@@ -176,17 +174,17 @@ mutation "ambient: a lost start resolves nothing" ambient/task.rs "ambient: star
 END
 
 mutation "timer: set only once" ambient/timer.rs "timer: fire, another" <<'END'
-        replaced.is_none()
+            if replaced.is_none() {
 ---
-        replaced.is_none() && false
+            if replaced.is_none() && false {
 END
 
 mutation "timer: a due timer wakes nobody" ambient/timer.rs "timer: fire, park" <<'END'
-        if let Some(waker) = self.waker.take() {
-            discard
+        let waker = lock(&self.waker).take();
+        if let Some(waker) = waker {
 ---
-        if let Some(waker) = self.waker.take().filter(|_| false) {
-            discard
+        let waker = lock(&self.waker).take();
+        if let Some(waker) = waker.filter(|_| false) {
 END
 
 mutation "timer: a reset keeps the old cell" ambient/timer.rs "timer: fire, reset" <<'END'
@@ -252,9 +250,13 @@ mutation "pool: a blocked thread counts" threads/mod.rs "pool: nested" <<'END'
 END
 
 mutation "ready-set: an end while it is asked is forgotten" combine.rs "ready-set" <<'END'
-                work.poll_done(&mut Context::from_waker(&waker)).is_ready()
+                    .is_ready()
+            };
+            if is_done {
 ---
-                work.poll_done(&mut Context::from_waker(&waker)).is_ready() && false
+                    .is_ready() && false
+            };
+            if is_done {
 END
 
 mutation "ready-set: looked at outside the lock" combine.rs "ready-set" <<'END'
