@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::iter::FusedIterator;
 use std::mem;
-use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::panic::Location;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -60,7 +60,9 @@ where
             match outcome {
                 Ok(value) => values[index] = Some(value),
                 Err(error) => {
-                    set.detach();
+                    // The others run on.
+                    set.cancels = false;
+                    drop(set);
                     discard(values);
                     return Err(error);
                 }
@@ -111,7 +113,6 @@ where
             outcomes: set.members.iter().map(|_| None).collect(),
             set,
             itself,
-            origin,
         };
         async move {
             while let Some((index, outcome)) = settling.set.next().await {
@@ -122,31 +123,31 @@ where
     })
 }
 
-type Outcomes<T> = Vec<Result<T, Error>>;
-
 /// The outcomes that are there, and those that are to come. However it ends, [`settle_all`] gives them.
 struct Settling<T: Send + 'static> {
     outcomes: Vec<Option<Result<T, Error>>>,
     set: ReadySet<T>,
     itself: Weak<dyn Work>,
-    origin: Origin,
 }
 
 impl<T: Send + 'static> Settling<T> {
-    fn settle(&mut self) -> Outcomes<T> {
+    fn settle(&mut self) -> Vec<Result<T, Error>> {
         let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
-        let stopped = |work: &Option<Unfuture<T>>| {
-            let stopper = work.as_ref().map(Unfuture::untyped);
+        let stopped = |work: &Unfuture<T>| {
             // What is not left running then has ended.
-            work.as_ref().map(Unfuture::cancel);
-            let running = stopper.and_then(|work| work.still_running(reason));
-            let origin = work.as_ref().map_or(self.origin, |work| work.slot().origin);
-            Err(running.unwrap_or_else(|| reason.error("part of `settle_all`").started_at(origin)))
+            work.cancel();
+            let ended = || {
+                reason
+                    .error("part of `settle_all`")
+                    .started_at(work.slot().origin)
+            };
+            Err(work.untyped().still_running(reason).unwrap_or_else(ended))
         };
         let outcomes = mem::take(&mut self.outcomes).into_iter();
+        // Of each there is its outcome or the work.
         outcomes
             .zip(&self.set.members)
-            .map(|(outcome, work)| outcome.unwrap_or_else(|| stopped(work)))
+            .filter_map(|(outcome, work)| outcome.or_else(|| work.as_ref().map(stopped)))
             .collect()
     }
 }
@@ -374,10 +375,6 @@ impl<T> Iterator for AsCompleted<T> {
 impl<T> ExactSizeIterator for AsCompleted<T> {}
 impl<T> FusedIterator for AsCompleted<T> {}
 
-// As for `Unfuture`: outcomes are written in one step.
-impl<T> UnwindSafe for AsCompleted<T> {}
-impl<T> RefUnwindSafe for AsCompleted<T> {}
-
 impl<T> fmt::Debug for AsCompleted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -468,8 +465,8 @@ impl Drop for ForgetWaker {
 
 impl Wake for Member {
     fn wake(self: Arc<Self>) {
-        self.signal
-            .change(|ended| ended.members.push_back(self.index));
+        let index = self.index;
+        self.signal.change(|ended| ended.members.push_back(index));
     }
 }
 
@@ -495,11 +492,6 @@ impl<T> ReadySet<T> {
             signal,
             cancels: false,
         }
-    }
-
-    /// Lets the members run on, except those that are tied themselves.
-    fn detach(mut self) {
-        self.cancels = false;
     }
 
     /// The next that has ended; `None` when all were given away, or when the waiting was stopped.

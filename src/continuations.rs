@@ -6,10 +6,11 @@
 
 use std::convert::identity;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::panic::Location;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use crate::ambient::{sleep, spawn, try_spawn, try_spawn_with};
@@ -221,16 +222,17 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         const { assert_captures_nothing::<F>() }
         let origin = Location::caller();
-        let speaker = Speaker::of(self.progress());
+        let speaker = Speaker::new();
+        speaker.passes_on(self.progress());
         let progress = Arc::clone(&speaker.0);
         let mapped = self.continued(origin, move |work| async move {
             let value = work.await?;
             let call = cpu_at(origin, entrypoint, (value,)).cancel_on_drop();
             speaker.passes_on(call.progress());
+            drop(speaker);
             call.await
         });
-        mapped.slot().link(|links| links.progress = Some(progress));
-        mapped
+        mapped.heard_as(progress)
     }
 
     /// Calls `f` with the outcome on the ambient thread.
@@ -255,8 +257,13 @@ impl<T: Send + 'static> Unfuture<T> {
     where
         F: FnOnce(Result<T, Error>) + Send + 'static,
     {
-        let mut callback = Callback(Some((self, f)));
-        drop(spawn(poll_fn(move |cx| callback.poll(cx))));
+        let mut callback = Callback(self, Some(f));
+        drop(spawn(async move {
+            poll_fn(|cx| callback.0.slot().poll_done(cx)).await;
+            if let Some(f) = callback.1.take() {
+                f(callback.0.take());
+            }
+        }));
     }
 
     /// Sets a deadline for the work, `limit` from now. Time in a queue counts.
@@ -317,8 +324,8 @@ impl<T: Send + 'static> Unfuture<T> {
         if self.is_done() {
             return self;
         }
-        let (origin, progress) = (self.slot().origin, self.progress());
-        self.within(progress, |work, _| async move {
+        let origin = self.slot().origin;
+        self.within(|work, _| async move {
             let mut time_is_up = pin!(time_is_up);
             poll_fn(|cx| match work.slot().poll_done(cx) {
                 Poll::Ready(()) => Poll::Ready(()),
@@ -334,12 +341,10 @@ impl<T: Send + 'static> Unfuture<T> {
                 Stopping::No if !work.is_done() => Err(reason.error("work").started_at(origin)),
                 _ => work.await,
             };
-            match outcome {
-                Err(error) if error.kind() == ErrorKind::TimedOut => {
-                    Err(stopper.still_running(reason).unwrap_or(error))
-                }
-                outcome => outcome,
-            }
+            outcome.map_err(|error| match error.kind() {
+                ErrorKind::TimedOut => stopper.still_running(reason).unwrap_or(error),
+                _ => error,
+            })
         })
     }
 
@@ -416,8 +421,7 @@ impl<T: Send + 'static> Unfuture<Result<T, Error>> {
         if self.is_done() {
             return Unfuture::settled_at(self.slot().origin, self.take().and_then(identity));
         }
-        let progress = self.progress();
-        self.within(progress, |work, _| async { work.await.and_then(identity) })
+        self.within(|work, _| async { work.await.and_then(identity) })
     }
 }
 
@@ -439,53 +443,45 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
         if self.is_done() {
             return match self.take() {
                 Ok(inner) if inner.is_done() => inner.tied(is_tied),
-                Ok(inner) => {
-                    let progress = inner.progress();
-                    inner.tied(is_tied).within(progress, |inner, _| inner)
-                }
+                Ok(inner) => inner.tied(is_tied).within(|inner, _| inner),
                 Err(error) => Unfuture::settled_at(origin, Err(error)),
             };
         }
-        let speaker = Speaker::of(self.progress());
+        let speaker = Speaker::new();
+        speaker.passes_on(self.progress());
         let progress = Arc::clone(&speaker.0);
-        self.within(Some(progress), |outer, itself| {
-            let mut outer = Outer(Some(outer));
+        let flat = self.within(|outer, itself| {
+            let outer = Outer(outer);
             async move {
-                let inner = poll_fn(|cx| outer.poll(cx)).await?;
+                poll_fn(|cx| outer.0.slot().poll_done(cx)).await;
+                let inner = outer.0.take()?;
                 let is_gone = || !itself.upgrade().is_some_and(|flat| flat.slot().tie());
                 if inner.slot().is_tied() && is_gone() {
                     return Err(Reason::Cancelled.error("work"));
                 }
                 inner.slot().observed_by(itself);
                 speaker.passes_on(inner.progress());
+                drop(speaker);
                 inner.cancel_on_drop().await
             }
-        })
+        });
+        flat.heard_as(progress)
     }
 }
 
 /// Outer work whose inner work is not known. Dropping it stops the one, and the other as soon as it exists.
-struct Outer<T: Send + 'static>(Option<Unfuture<Unfuture<T>>>);
-
-impl<T: Send + 'static> Outer<T> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Unfuture<T>, Error>> {
-        let is_done = |outer: &mut Unfuture<_>| outer.slot().poll_done(cx).is_ready();
-        match self.0.take_if(is_done) {
-            Some(outer) => Poll::Ready(outer.take()),
-            None => Poll::Pending,
-        }
-    }
-}
+struct Outer<T: Send + 'static>(Unfuture<Unfuture<T>>);
 
 impl<T: Send + 'static> Drop for Outer<T> {
     fn drop(&mut self) {
-        if let Some(outer) = self.0.take() {
-            outer.cancel();
-            // A running job may still give the inner work.
-            drop(spawn(
-                async move { outer.await.map(Unfuture::cancel_on_drop) },
-            ));
+        if self.0.slot().is_taken() {
+            return;
         }
+        self.0.cancel();
+        // A running job may still give the inner work.
+        let gone = Unfuture::failed(Reason::Cancelled.error("work"));
+        let outer = mem::replace(&mut self.0, gone);
+        let _detached = spawn(async move { outer.await.map(Unfuture::cancel_on_drop) });
     }
 }
 
@@ -498,22 +494,28 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let (is_tied, progress) = (self.slot().is_tied(), self.progress());
         let next = try_spawn(origin, next(self)).tied(is_tied);
-        if progress.is_some() {
-            next.slot().link(|links| links.progress = progress);
+        match progress {
+            None => next,
+            Some(progress) => next.heard_as(progress),
         }
-        next
+    }
+
+    /// The same work, whose reports are these.
+    fn heard_as(self, progress: Arc<Progress>) -> Unfuture<T> {
+        self.slot().link(|links| links.progress = Some(progress));
+        self
     }
 
     /// Starts a task that stays the same work: cancelling it cancels this work, and whoever sees its outcome
     /// sees this one's.
-    fn within<U, M, F>(self, progress: Option<Arc<Progress>>, make: M) -> Unfuture<U>
+    fn within<U, M, F>(self, make: M) -> Unfuture<U>
     where
         M: FnOnce(Unfuture<T>, Weak<dyn Work>) -> F,
         F: Future<Output = Result<U, Error>> + Send + 'static,
         U: Send + 'static,
     {
         let slot = self.slot();
-        let (origin, is_tied) = (slot.origin, slot.is_tied());
+        let (origin, is_tied, progress) = (slot.origin, slot.is_tied(), self.progress());
         // Whoever polled it is not woken any more.
         discard(slot.replace_waker(None));
         let source = Arc::downgrade(&self.untyped().last_source());
@@ -531,25 +533,14 @@ impl<T: Send + 'static> Unfuture<T> {
 }
 
 /// A callback that was not called yet. If its task ends before the work, the drop calls it.
-struct Callback<T, F: FnOnce(Result<T, Error>)>(Option<(Unfuture<T>, F)>);
-
-impl<T, F: FnOnce(Result<T, Error>)> Callback<T, F> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_done = |(work, _): &mut (Unfuture<T>, F)| work.slot().poll_done(cx).is_ready();
-        let Some((work, f)) = self.0.take_if(is_done) else {
-            return Poll::Pending;
-        };
-        f(work.take());
-        Poll::Ready(())
-    }
-}
+struct Callback<T, F: FnOnce(Result<T, Error>)>(Unfuture<T>, Option<F>);
 
 impl<T, F: FnOnce(Result<T, Error>)> Drop for Callback<T, F> {
     fn drop(&mut self) {
-        if let Some((work, f)) = self.0.take() {
+        if let Some(f) = self.1.take() {
             let text = "no ambient thread is left to report the outcome";
             let error = Error::new(ErrorKind::ShutDown, text);
-            f(Err(error.started_at(work.slot().origin)));
+            f(Err(error.started_at(self.0.slot().origin)));
         }
     }
 }

@@ -59,20 +59,15 @@ pub(crate) fn assert_may_block(complain: impl FnOnce(&str) -> String) {
     }
 }
 
-/// Runs something that parks the thread.
+/// Runs something that parks the thread, and nothing foreign.
 pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
-    struct Resume(fn());
-    impl Drop for Resume {
-        fn drop(&mut self) {
-            (self.0)();
-        }
-    }
     let Current::Pool { blocks, resumes } = Current::get() else {
         return park();
     };
     blocks();
-    let _resume = Resume(resumes);
-    park()
+    let parked = park();
+    resumes();
+    parked
 }
 
 /// Work that runs on a thread and can be cancelled.

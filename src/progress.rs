@@ -163,17 +163,8 @@ impl Speaker {
         }))))
     }
 
-    /// One for a whole of which this is a part.
-    pub(crate) fn of(part: Option<Arc<Progress>>) -> Speaker {
-        let speaker = Speaker::new();
-        if let Some(part) = part {
-            part.join(&speaker.0);
-        }
-        speaker
-    }
-
-    /// Leaves it to this part to speak.
-    pub(crate) fn passes_on(self, part: Option<Arc<Progress>>) {
+    /// From now on this part speaks too.
+    pub(crate) fn passes_on(&self, part: Option<Arc<Progress>>) {
         if let Some(part) = part {
             part.join(&self.0);
         }

@@ -12,10 +12,7 @@ use crate::log;
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
 
 /// Where the ambient thread says what it polls.
-#[derive(Clone)]
-pub(crate) struct Stalls(Arc<Watched>);
-
-struct Watched {
+pub(crate) struct Stalls {
     state: Mutex<State>,
     /// Notified when a poll begins while the watchdog waits for one, and at the end.
     began: Condvar,
@@ -34,47 +31,37 @@ struct State {
 
 impl Stalls {
     /// Starts the watchdog. If the operating system refuses the thread, there are no reports.
-    pub(crate) fn watch(longest: Duration) -> Option<Stalls> {
-        let watched = Arc::new(Watched {
+    pub(crate) fn watch(longest: Duration) -> Option<Arc<Stalls>> {
+        let stalls = Arc::new(Stalls {
             state: Mutex::default(),
             began: Condvar::new(),
             longest,
         });
-        let watchdog = Arc::clone(&watched);
+        let watchdog = Arc::clone(&stalls);
         start_thread("stalls", Box::new(move || watchdog.report())).ok()?;
-        Some(Stalls(watched))
+        Some(stalls)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
     /// A poll begins; it ends when the guard is dropped.
     pub(crate) fn polling(&self, origin: Origin) -> Polling<'_> {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         state.polling = Some((origin, Instant::now()));
         let waiting = mem::take(&mut state.waiting);
         drop(state);
         if waiting {
-            self.0.began.notify_one();
+            self.began.notify_one();
         }
-        Polling(&self.0)
+        Polling(self)
     }
 
     /// There are no more polls: the watchdog ends.
     pub(crate) fn end(&self) {
-        self.0.lock().over = true;
-        self.0.began.notify_one();
-    }
-}
-
-pub(crate) struct Polling<'a>(&'a Watched);
-
-impl Drop for Polling<'_> {
-    fn drop(&mut self) {
-        self.0.lock().polling = None;
-    }
-}
-
-impl Watched {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.lock().over = true;
+        self.began.notify_one();
     }
 
     /// The life of the watchdog. Each poll that is too long is reported once.
@@ -104,5 +91,13 @@ impl Watched {
             ));
             state = self.lock();
         }
+    }
+}
+
+pub(crate) struct Polling<'a>(&'a Stalls);
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        self.0.lock().polling = None;
     }
 }

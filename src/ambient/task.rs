@@ -337,7 +337,7 @@ pub(super) struct Tasks {
     places: Vec<Place>,
     free: Vec<usize>,
     around_poll: Option<&'static AroundPoll>,
-    stalls: Option<Stalls>,
+    stalls: Option<Arc<Stalls>>,
     /// To be called when no task is left. Until then each `drain` that gave up is here.
     when_idle: Vec<OnIdle>,
     /// Tasks that ever were.
@@ -364,7 +364,10 @@ struct Live {
 }
 
 impl Tasks {
-    pub(super) fn new(around_poll: Option<&'static AroundPoll>, stalls: Option<Stalls>) -> Tasks {
+    pub(super) fn new(
+        around_poll: Option<&'static AroundPoll>,
+        stalls: Option<Arc<Stalls>>,
+    ) -> Tasks {
         Tasks {
             places: Vec::new(),
             free: Vec::new(),
@@ -462,7 +465,7 @@ impl Tasks {
             let Some(live) = place.task else { continue };
             live.task.fail(drop_body(live.body, Reason::ShutDown));
         }
-        self.stalls.iter().for_each(Stalls::end);
+        self.stalls.iter().for_each(|stalls| stalls.end());
         self.update_live();
         self.tell_if_idle();
     }
