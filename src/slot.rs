@@ -249,12 +249,6 @@ impl<T> Slot<Option<T>> {
         slot
     }
 
-    pub(crate) fn settled(origin: Origin, outcome: Result<T, Error>) -> Slot<Option<T>> {
-        let slot = Slot::begun(origin);
-        slot.finish(outcome);
-        slot
-    }
-
     /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
     pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
         let mut error = None;

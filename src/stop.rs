@@ -1,5 +1,6 @@
 //! Ending work early: why, the answer to the request, and which of two ends was first.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, unobserved};
@@ -35,18 +36,6 @@ impl Reason {
 
     pub(crate) fn error(self, culprit: &str) -> Error {
         Error::new(self.kind(), self.text(culprit))
-    }
-}
-
-/// The outcome of work after a caller was told that it ends as cancelled. Any other outcome is reported as
-/// unobserved.
-pub(crate) fn cancelled<T>(outcome: Result<T, Error>, culprit: &str) -> Result<T, Error> {
-    match outcome {
-        Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
-        other => {
-            unobserved(other);
-            Err(Reason::Cancelled.error(culprit))
-        }
     }
 }
 
@@ -104,7 +93,20 @@ impl Fate {
         )
     }
 
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire) == Fate::CANCELLED
+    /// The outcome of work that has ended. If a caller was told that it ends as cancelled, it does, and any other
+    /// outcome is reported as unobserved.
+    pub(crate) fn outcome<T>(
+        &self,
+        found: Result<T, Error>,
+        culprit: impl Display,
+    ) -> Result<T, Error> {
+        match found {
+            Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
+            other if self.0.load(Ordering::Acquire) == Fate::CANCELLED => {
+                unobserved(other);
+                Err(Reason::Cancelled.error(&culprit.to_string()))
+            }
+            other => other,
+        }
     }
 }

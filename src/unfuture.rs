@@ -276,7 +276,9 @@ impl<T> Unfuture<T> {
     where
         T: Send + 'static,
     {
-        Unfuture::of(Arc::new(Slot::settled(origin, outcome)))
+        let slot = Slot::begun(origin);
+        slot.finish(outcome);
+        Unfuture::of(Arc::new(slot))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::engine::{OnIdle, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, Payload, discard, wall};
 use crate::slot::{Output, Slot, Spent, Value, Work};
 use crate::stalls::Stalls;
-use crate::stop::{Fate, Reason, Stopping, cancelled};
+use crate::stop::{Fate, Reason, Stopping};
 use crate::sync::Instant;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::unfuture::Unfuture;
@@ -221,11 +221,7 @@ impl Task {
     pub(super) fn fail(&self, error: Error) {
         self.fate.end();
         let failed = Err::<(), _>(error.started_at(self.slot.origin));
-        let failed = match self.fate.is_cancelled() {
-            true => cancelled(failed, CULPRIT),
-            false => failed,
-        };
-        if let Err(error) = failed {
+        if let Err(error) = self.fate.outcome(failed, CULPRIT) {
             self.slot.fail(error.started_at(self.slot.origin));
         }
     }

@@ -53,7 +53,7 @@ use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, Wor
 use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
 use crate::progress::{Progress, Speaker};
 use crate::slot::{Output, Slot, Work};
-use crate::stop::{Fate, Reason, Stopping, cancelled};
+use crate::stop::{Fate, Reason, Stopping};
 use crate::unfuture::Unfuture;
 
 use beside::beside;
@@ -517,10 +517,7 @@ impl<T: Wire + Send + 'static> AnyCall for Call<T> {
         let outcome = payload.and_then(|payload| self.request.value(payload));
         self.request.end();
         let Request { fate, name, .. } = &self.request;
-        let outcome = match fate.is_cancelled() {
-            true => cancelled(outcome, &format!("`{name}`")),
-            false => outcome,
-        };
+        let outcome = fate.outcome(outcome, format_args!("`{name}`"));
         self.slot
             .finish(outcome.map_err(|error| error.started_at(self.slot.origin)));
     }

@@ -6,7 +6,7 @@ use super::clear_cancelled;
 use crate::current;
 use crate::error::{Error, Origin, lock, wall};
 use crate::slot::{Output, Slot, Work};
-use crate::stop::{Fate, Reason, Stopping, cancelled};
+use crate::stop::{Fate, Reason, Stopping};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -73,10 +73,7 @@ impl<F, T> Closure<F, T> {
             Ok(()) => Err(error),
             Err(payload) => Err(Error::panicked(culprit, payload)),
         };
-        let outcome = match reason {
-            Reason::Cancelled => cancelled(outcome, culprit),
-            _ => outcome,
-        };
+        let outcome = self.fate.outcome(outcome, culprit);
         let origin = self.slot.origin;
         self.slot
             .finish(outcome.map_err(|error| error.started_at(origin)));
