@@ -11,7 +11,7 @@ use std::cell::OnceCell;
 use std::io;
 use std::iter;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -103,12 +103,14 @@ pub(super) struct Process {
     child: Mutex<Child>,
     pid: u32,
     was_killed: AtomicBool,
-    /// Whether a signal had stopped it when it was killed, or probed.
+    /// Whether a signal had stopped it when it was killed.
     was_stopped: AtomicBool,
     /// Set when it was reaped to see whether it had ended. Its number may be another's since.
     was_reaped: AtomicBool,
     /// Whether its reader decodes results, which is foreign code, and hears nothing meanwhile.
     decodes: AtomicBool,
+    /// The last call that was reported because a signal had stopped the process.
+    reported: AtomicU64,
     printed: Arc<Printed>,
     /// Where it is, if that is another host. The child is its launcher then.
     far: Option<Far>,
@@ -203,10 +205,12 @@ impl Process {
         if self.has_ended() {
             return self.tx.close_both();
         }
-        let is_stopped = procfs::is_stopped(self.pid);
-        let was_stopped = self.was_stopped.swap(is_stopped, Ordering::Relaxed);
-        if is_stopped && !was_stopped && checked_settings().debug {
-            let (name, origin) = (running.request().name, running.slot().origin);
+        if !checked_settings().debug || !procfs::is_stopped(self.pid) {
+            return;
+        }
+        let Request { id, name, .. } = running.request();
+        if self.reported.swap(*id, Ordering::Relaxed) != *id {
+            let origin = running.slot().origin;
             transport::log(&format!(
                 "worker process {}, which runs `{name}` (started at {origin}), was stopped by a \
                  signal; the system does that to a worker that uses the terminal",
@@ -280,6 +284,7 @@ fn attend(number: u64, place: usize) {
         was_stopped: AtomicBool::new(false),
         was_reaped: AtomicBool::new(false),
         decodes: AtomicBool::new(false),
+        reported: AtomicU64::new(0),
         printed: Arc::clone(&output.printed),
         far,
     });
