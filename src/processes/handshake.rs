@@ -111,10 +111,8 @@ pub(super) enum SpawnError {
     Os(io::Error),
     /// The child ended before it connected.
     Died(ExitStatus),
-    /// The child did not connect in time.
+    /// The child did not connect in time, or nobody needs it any more.
     TimedOut,
-    /// Nobody needs the child any more.
-    Unneeded,
     /// What a launcher started on another host cannot serve.
     Unfit(String),
 }
@@ -137,18 +135,10 @@ pub(super) fn connect(
     ready: &Receiver<Infallible>,
     is_needed: impl Fn() -> bool,
 ) -> Result<(Child, Link), SpawnError> {
-    let deadline = Instant::now().checked_add(config.start_timeout);
-    let mut check = || {
-        if let Some(status) = child.try_wait()? {
-            return Err(SpawnError::Died(status));
-        }
-        if deadline.is_some_and(|at| at <= Instant::now()) {
-            return Err(SpawnError::TimedOut);
-        }
-        match is_needed() {
-            true => Ok(()),
-            false => Err(SpawnError::Unneeded),
-        }
+    let check_time = time_limit(config.start_timeout, is_needed);
+    let mut check = || match child.try_wait()? {
+        Some(status) => Err(SpawnError::Died(status)),
+        None => check_time(),
     };
     let linked = invite(stdin, config, ready, &mut check);
     if linked.is_err() {
@@ -160,6 +150,18 @@ pub(super) fn connect(
 
 /// Fails when there is no reason to wait any longer.
 pub(super) type Check<'a> = &'a mut dyn FnMut() -> Result<(), SpawnError>;
+
+/// Fails when the time is up, or nobody needs the child any more.
+pub(super) fn time_limit(
+    limit: Duration,
+    is_needed: impl Fn() -> bool,
+) -> impl Fn() -> Result<(), SpawnError> {
+    let started = Instant::now();
+    move || match is_needed() && started.elapsed() < limit {
+        true => Ok(()),
+        false => Err(SpawnError::TimedOut),
+    }
+}
 
 fn invite(
     mut stdin: Box<dyn Write>,
@@ -285,21 +287,11 @@ fn say(mut socket: &Socket, token: Token) -> io::Result<()> {
     socket.write_all(&token.to_le_bytes())
 }
 
-/// Reads a token within the limit, however slowly it comes; any other is an error.
+/// Reads a token, and waits so long for each part of it; any other is an error.
 fn expect(mut socket: &Socket, token: Token, limit: Duration) -> io::Result<()> {
     let mut found = [0; size_of::<Token>()];
-    let (mut filled, started) = (0, Instant::now());
-    while filled < found.len() {
-        let left = limit.saturating_sub(started.elapsed());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        socket.set_read_timeout(Some(left))?;
-        match socket.read(&mut found[filled..])? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => filled += read,
-        }
-    }
+    socket.set_read_timeout(Some(limit))?;
+    socket.read_exact(&mut found)?;
     match found == token.to_le_bytes() {
         true => socket.set_read_timeout(None),
         false => Err(io::ErrorKind::PermissionDenied.into()),

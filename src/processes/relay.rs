@@ -22,6 +22,7 @@
 //! - **Nagle's algorithm** is left on by some. When a call has begun, a `Noop` of the parent carries the
 //!   acknowledgement for which the end of the call would wait.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read, Write};
@@ -32,7 +33,8 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::frame::{self, FrameTracker, Kind};
+use super::buffers;
+use super::frame::{self, FrameReader, Kind, PIECE};
 use super::handshake::{self, Check, SpawnError, WorkerConfig};
 use super::procfs;
 use super::report::{self, Output};
@@ -96,12 +98,7 @@ pub(super) fn connect(
     output: &Output,
     is_needed: impl Fn() -> bool,
 ) -> Result<(Child, Link, Far), SpawnError> {
-    let deadline = Instant::now().checked_add(config.start_timeout);
-    let mut check = || match is_needed() {
-        false => Err(SpawnError::Unneeded),
-        true if deadline.is_some_and(|at| at <= Instant::now()) => Err(SpawnError::TimedOut),
-        true => Ok(()),
-    };
+    let mut check = handshake::time_limit(config.start_timeout, is_needed);
     let mut heard = Vec::new();
     let refusal = match meet(&socket, host, config, &mut heard, &mut check) {
         Ok(far) => return Ok((child, Link::new(socket, None), far)),
@@ -206,8 +203,8 @@ pub(super) fn end(child: &mut Child) -> io::Result<ExitStatus> {
 
 struct Relay {
     tx: Tx,
-    /// And what was written to it.
-    stdout: Mutex<(File, FrameTracker)>,
+    /// Between two frames whenever it is not locked.
+    stdout: Mutex<File>,
     /// Whether there was a sign of the parent since the last look.
     heard: AtomicBool,
 }
@@ -258,7 +255,7 @@ fn run() -> io::Result<()> {
     stdout.write_all(ready.as_bytes())?;
     let relay = Box::leak(Box::new(Relay {
         tx,
-        stdout: Mutex::new((stdout, FrameTracker::default())),
+        stdout: Mutex::new(stdout),
         heard: AtomicBool::new(true),
     }));
     relay.serve(stdin, rx, child, config)?;
@@ -282,7 +279,8 @@ impl Relay {
             let _ = parent_ends.send(End::Parent);
         })?;
         thread::Builder::new().spawn(move || {
-            report::copy(&mut rx, |bytes| self.pass_up(bytes));
+            // However it ends, the link is of no more use.
+            let _ = self.pass_up(&mut rx);
             let _ = ends.send(End::Worker);
         })?;
         let (pid, pulse) = (child.id(), config.host_timeout / 6);
@@ -317,13 +315,9 @@ impl Relay {
         }
         let _ = child.kill();
         let status = u64::from(transport::raw_status(child.wait()?) as u32);
-        let mut gone = Vec::new();
-        frame::plain(&mut gone, Kind::Gone, u64::from(pid) << 32 | status);
-        let (stdout, tracker) = &mut *lock(&self.stdout);
-        if tracker.may_end_with(gone.len()) {
-            // It fails if nobody wants to know.
-            let _ = stdout.write_all(&gone);
-        }
+        let gone = frame::of(Kind::Gone, u64::from(pid) << 32 | status, &());
+        // It fails if nobody wants to know.
+        let _ = lock(&self.stdout).write_all(&gone);
         Ok(())
     }
 
@@ -332,32 +326,45 @@ impl Relay {
         self.tx.write_all(bytes, None)
     }
 
-    fn pass_up(&self, bytes: &[u8]) -> io::Result<()> {
-        let (stdout, tracker) = &mut *lock(&self.stdout);
-        tracker.follow(bytes)?;
-        if tracker.is_between() {
-            return stdout.write_all(&[bytes, &newline(Kind::Noop)].concat());
+    /// Passes on what the worker says, in whole frames: if it dies while it says something, the parent sees
+    /// nothing of that, and what follows is a frame.
+    fn pass_up(&self, rx: &mut Rx) -> io::Result<()> {
+        let (mut reader, mut frames) = (FrameReader::new(usize::MAX), Vec::new());
+        while reader.fill(rx)? {
+            let mut stdout = lock(&self.stdout);
+            while let Some(frame) = reader.pop() {
+                frame::head(&mut frames, frame.kind, frame.call, frame.payload.len());
+                match frame.payload {
+                    Cow::Borrowed(small) => frames.extend_from_slice(small),
+                    Cow::Owned(mut large) => {
+                        stdout.write_all(&frames)?;
+                        for piece in large.chunks(PIECE) {
+                            stdout.write_all(piece)?;
+                            // The parent takes it.
+                            self.heard.store(true, Ordering::Relaxed);
+                        }
+                        frames.clear();
+                        buffers::recycle(&mut large);
+                    }
+                }
+            }
+            frames.extend(newline(Kind::Noop));
+            stdout.write_all(&frames)?;
+            frames.clear();
         }
-        stdout.write_all(bytes)?;
-        // The parent takes a large result.
-        self.heard.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Asks for an answer, unless something is being said.
     fn ping(&self) -> io::Result<()> {
         match self.stdout.try_lock() {
-            Ok(mut stdout) if stdout.1.is_between() => stdout.0.write_all(&newline(Kind::Ping)),
-            _ => Ok(()),
+            Ok(mut stdout) => stdout.write_all(&newline(Kind::Ping)),
+            Err(_) => Ok(()),
         }
     }
 }
 
 /// A frame that ends a line.
 fn newline(kind: Kind) -> Vec<u8> {
-    let mut frame = Vec::new();
-    let start = frame::begin(&mut frame, kind, 0);
-    frame.push(b'\n');
-    frame::end(&mut frame, start);
-    frame
+    frame::of(kind, 0, &b'\n')
 }

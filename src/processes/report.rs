@@ -111,7 +111,7 @@ pub(super) fn refused(
             let what = format!("the launcher of host `{host}` ended ({status})");
             (what, None)
         }
-        (SpawnError::TimedOut | SpawnError::Unneeded, _) => {
+        (SpawnError::TimedOut, _) => {
             let what = format!("a worker process{place} was not ready within {limit:?}");
             (what, None)
         }

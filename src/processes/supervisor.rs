@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::buffers;
-use super::frame::{self, Frame, FrameReader, Kind};
+use super::frame::{self, Frame, FrameReader, Kind, PIECE};
 use super::handshake::{self, SpawnError, WorkerConfig};
 use super::procfs;
 use super::relay::{self, Far};
@@ -115,9 +115,6 @@ pub(super) struct Process {
     /// Where it is, if that is another host. The child is its launcher then.
     far: Option<Far>,
 }
-
-/// A large call is written in pieces of this size. Each that the worker takes is a sign of life.
-const PIECE: usize = 256 << 10;
 
 impl Process {
     /// Does what the scheduler wants. `frames` is room to put together what is written.
@@ -405,19 +402,12 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
             Ok(true) => {}
             Ok(false) => return Ok(None),
             Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted => continue,
                 io::ErrorKind::WouldBlock => {
                     let limit = settings.host_timeout;
                     let text = format!("nothing was heard of its host for {limit:?}");
                     return Err(io::Error::new(io::ErrorKind::TimedOut, text));
                 }
-                _ => {
-                    let last = (&process.far, reader.behind_torn());
-                    if let (Some(far), Some((Kind::Gone, call))) = last {
-                        far.set_gone(call);
-                    }
-                    return Err(error);
-                }
+                _ => return Err(error),
             },
         }
         // All that is here passes the scheduler in one go.

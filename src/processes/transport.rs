@@ -111,7 +111,10 @@ impl Read for Rx {
             }
         }
         self.set_nonblocking(false)?;
-        (&*self.socket).read(buffer)
+        match (&*self.socket).read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.read(buffer),
+            read => read,
+        }
     }
 }
 

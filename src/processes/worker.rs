@@ -385,13 +385,10 @@ impl Worker {
         match incoming.frames.fill(&mut incoming.source) {
             Ok(true) => {}
             Ok(false) => leave(None),
-            Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
-                _ if transport::is_end(&error) => leave(None),
-                _ => leave(Some(&format!(
-                    "a worker process cannot read its link: {error}"
-                ))),
-            },
+            Err(error) if transport::is_end(&error) => leave(None),
+            Err(error) => leave(Some(&format!(
+                "a worker process cannot read its link: {error}"
+            ))),
         }
     }
 
