@@ -92,8 +92,7 @@ const PATH_MAX: usize = 108;
 
 /// Where the parent listens, if it can: a name that nobody can guess. Empty where it cannot.
 fn socket_path() -> SocketPath {
-    let is_wanted =
-        transport::HAS_PATHS && env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp");
+    let is_wanted = env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp");
     let path = format!("unsync-{:032x}/link", token());
     // The worker may have another working directory.
     let path = path::absolute(env::temp_dir().join(path)).unwrap_or_default();
@@ -177,9 +176,9 @@ fn invite(
     while let Err(RecvTimeoutError::Timeout) = ready.recv_timeout(PAUSE_MAX) {
         check()?;
     }
-    let listener = Listener::open(path)?;
+    let (listener, port) = Listener::open(path)?;
     let handshake = Handshake {
-        port: listener.port()?,
+        port,
         child: token(),
         parent: token(),
         name: procfs::name(),
@@ -213,12 +212,9 @@ fn accept(
     let started = Instant::now();
     loop {
         match listener.accept() {
-            Ok(socket) => {
-                // Otherwise it was a stranger, or the child has died, as the check tells.
-                if greet(&socket, handshake).is_ok() {
-                    return Ok(socket);
-                }
-            }
+            Ok(socket) if greet(&socket, handshake).is_ok() => return Ok(socket),
+            // A stranger, or the child has died, as the check tells.
+            Ok(_) => {}
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => {
                     thread::sleep((started.elapsed() / 16).clamp(PAUSE_MIN, PAUSE_MAX));

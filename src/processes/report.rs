@@ -4,10 +4,9 @@ use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::handshake::SpawnError;
 use super::procfs;
 use super::scheduler::{DEATHS, Outcome};
 use super::transport;
-use super::worker::{Ending, PanicReport, Setup, TEST_MARK, setup};
+use super::worker::{Ending, PanicReport, Setup, TEST_MARK, clip, setup};
 use crate::config::start_thread;
 use crate::error::{Error, ErrorKind, lock};
 use crate::stop::Reason;
@@ -39,17 +38,18 @@ pub(super) fn failed(name: &str, ending: u8, message: String, panics: Vec<PanicR
         // The function may have caught another one before.
         let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
         let report = panics.into_iter().rfind(is_this).unwrap_or_default();
-        return report.error(name, &message, "");
+        return report.error(name, message, "");
     }
-    if is(Ending::Unknown) {
-        Error::new(ErrorKind::NotRegistered, format!("`{name}`: {message}"))
+    let (kind, text) = if is(Ending::Unknown) {
+        (ErrorKind::NotRegistered, format!("`{name}`: {message}"))
     } else if is(Ending::TooLarge) {
         let text = format!("the result of `{name}` is {message}");
-        Error::new(ErrorKind::TooLarge, text)
+        (ErrorKind::TooLarge, text)
     } else {
         let text = format!("the arguments of `{name}`: {message}");
-        Error::new(ErrorKind::Codec, text)
-    }
+        (ErrorKind::Codec, text)
+    };
+    Error::new(kind, text)
 }
 
 /// The error of a call for which no worker can be started.
@@ -59,17 +59,17 @@ pub(super) fn unstartable(name: &str, error: &Error) -> Error {
 
 impl PanicReport {
     /// The error of a call that panicked; `message` is what was caught, if anything was.
-    fn error(&self, name: &str, message: &str, suffix: &str) -> Error {
-        let caught = Some(message).filter(|text| !text.is_empty());
-        let text = caught.or(self.text.as_deref()).unwrap_or_default();
-        let mut said = format!("`{name}` panicked");
-        for (mark, part) in [(" at ", self.place.as_deref()), (": ", Some(text))] {
-            if let Some(part) = part.filter(|part| !part.is_empty()) {
-                said = said + mark + part;
-            }
-        }
-        Error::new(ErrorKind::Panicked, said + suffix)
-            .with_remote_panic(text.to_owned(), self.backtrace.clone())
+    fn error(self, name: &str, message: String, suffix: &str) -> Error {
+        let text = match message.is_empty() {
+            true => self.text.unwrap_or_default(),
+            false => message,
+        };
+        let place = self
+            .place
+            .map_or_else(String::new, |at| format!(" at {at}"));
+        let colon = if text.is_empty() { "" } else { ": " };
+        let said = format!("`{name}` panicked{place}{colon}{text}{suffix}");
+        Error::new(ErrorKind::Panicked, said).with_remote_panic(text, self.backtrace)
     }
 }
 
@@ -98,32 +98,27 @@ pub(super) fn refused(
     output: Option<&Output>,
 ) -> Error {
     let place = place(host);
-    let (what, status) = match (refusal, host) {
-        (SpawnError::Os(error), _) => {
+    let mut status = None;
+    let what = match refusal {
+        SpawnError::Os(error) => {
             let attempt = format!("no worker process could be started{place}{program}");
             return Error::os(attempt, error);
         }
-        (SpawnError::Died(status), None) => {
-            let what = format!("a worker process ended before it was ready ({status})");
-            (what, Some(status))
-        }
-        (SpawnError::Died(status), Some(host)) => {
-            let what = format!("the launcher of host `{host}` ended ({status})");
-            (what, None)
-        }
-        (SpawnError::TimedOut, _) => {
-            let what = format!("a worker process{place} was not ready within {limit:?}");
-            (what, None)
-        }
-        (SpawnError::Unfit(why), _) => (format!("no worker process{place}: {why}"), None),
+        SpawnError::Died(ended) => match host {
+            Some(host) => format!("the launcher of host `{host}` ended ({ended})"),
+            None => {
+                status = Some(ended);
+                format!("a worker process ended before it was ready ({ended})")
+            }
+        },
+        SpawnError::TimedOut => format!("a worker process{place} was not ready within {limit:?}"),
+        SpawnError::Unfit(why) => format!("no worker process{place}: {why}"),
     };
-    let tail = output.map_or_else(String::new, Output::quote);
+    let tail = output.map_or("", Output::tail);
     // A worker that has said what is wrong needs no hint.
-    let passed_harness =
-        output.is_some_and(|output| output.printed.passed_harness.load(Ordering::Relaxed));
-    let hint = match host.is_some() || passed_harness || tail.contains("unsync: ") {
+    let hint = match host.is_some() || tail.contains("unsync: ") {
         true => String::new(),
-        false => hint(status, &tail),
+        false => hint(status, tail),
     };
     Error::new(ErrorKind::WorkerLost, format!("{hint}{what}{tail}")).exited(status)
 }
@@ -156,47 +151,46 @@ fn hint(status: Option<ExitStatus>, tail: &str) -> String {
 
 /// How a worker ended.
 pub(super) struct ExitReport<'a> {
-    pub(super) pid: u32,
+    /// Its number, and where it was if not here.
+    pub(super) process: String,
     /// Whether a signal had stopped it when it was killed.
     pub(super) was_stopped: bool,
     pub(super) status: Option<ExitStatus>,
-    /// Where it was, as the end of a sentence, and how its launcher ended, if on another host.
-    pub(super) place: String,
+    /// How its launcher ended, if it was on another host.
     pub(super) launcher: Option<ExitStatus>,
     /// Why the link ended, if not because the worker closed it.
     pub(super) cause: Option<&'a io::Error>,
     /// What it lacked, if it could not serve.
     pub(super) refusal: Option<&'a Error>,
     pub(super) output: &'a Output,
-    /// The end of its standard error, once that was waited for.
-    pub(super) tail: OnceCell<String>,
 }
 
 impl ExitReport<'_> {
     /// The error of a call that the end of the worker leaves without a value.
     pub(super) fn error(&self, call: &Request, outcome: Outcome) -> Error {
         let name = call.name;
-        if let Outcome::Lost {
-            ran,
-            stop: Some(reason),
-            ..
-        } = outcome
-        {
-            let place = match self.was_stopped {
-                true => " in a worker process that a signal had stopped",
-                false => "",
-            };
-            return stopped(name, reason, ran, place).exited(self.status);
+        if let Outcome::Lost { ran, stop, .. } = outcome {
+            if let Some(reason) = stop {
+                let place = match self.was_stopped {
+                    true => " in a worker process that a signal had stopped",
+                    false => "",
+                };
+                return stopped(name, reason, ran, place).exited(self.status);
+            }
+            if let Some(ran) = ran {
+                return self.ran(call, ran);
+            }
         }
-        let what = match (outcome, self.refusal) {
-            (Outcome::Lost { ran: Some(ran), .. }, _) => return self.ran(call, ran),
-            (_, Some(refusal)) => return unstartable(name, refusal),
+        if let Some(refusal) = self.refusal {
+            return unstartable(name, refusal);
+        }
+        let what = match outcome {
             // It may have started, and nobody will ever know.
-            (Outcome::Lost { deaths: 0, .. }, _) => {
+            Outcome::Lost { deaths: 0, .. } => {
                 let begun = self.launcher.map_or("", |_| ", which may have begun,");
                 format!("`{name}`{begun} lost its worker process")
             }
-            (Outcome::Lost { .. }, _) => format!(
+            Outcome::Lost { .. } => format!(
                 "`{name}` was not started by any of {DEATHS} worker processes, the last was"
             ),
             _ => format!(
@@ -204,23 +198,22 @@ impl ExitReport<'_> {
                  started anything, the last was"
             ),
         };
-        let text = format!("{what} {}{}: {}", self.pid, self.place, self.how());
+        let text = format!("{what} {}: {}", self.process, self.how());
         Error::new(ErrorKind::WorkerLost, text).exited(self.status)
     }
 
     /// The error of a call that ran.
     fn ran(&self, call: &Request, ran: Duration) -> Error {
-        let (name, how) = (call.name, self.how());
-        let pid = format!("{}{}", self.pid, self.place);
-        let panics = call.take_panics();
-        let error = match panics.first().filter(|_| self.may_be_panic()) {
+        let (name, process, how) = (call.name, &self.process, self.how());
+        let panics = call.take_panics().into_iter();
+        let error = match panics.take(1).find(|_| self.may_be_panic()) {
             Some(report) => {
-                let suffix = format!("; its worker process {pid} ended with it ({how})");
-                report.error(name, "", &suffix)
+                let suffix = format!("; its worker process {process} ended with it ({how})");
+                report.error(name, String::new(), &suffix)
             }
             None => Error::new(
                 ErrorKind::WorkerLost,
-                format!("`{name}` lost its worker process {pid} after {ran:.1?}: {how}"),
+                format!("`{name}` lost its worker process {process} after {ran:.1?}: {how}"),
             ),
         };
         error.exited(self.status)
@@ -234,7 +227,7 @@ impl ExitReport<'_> {
 
     /// What made std abort without a panic, if it was heard to say so.
     fn abort_without_panic(&self) -> Option<&'static str> {
-        let tail = self.tail();
+        let tail = self.output.tail();
         if tail.contains("has overflowed its stack") {
             Some("stack overflow")
         } else if tail.contains("memory allocation of ") {
@@ -244,18 +237,12 @@ impl ExitReport<'_> {
         }
     }
 
-    fn tail(&self) -> &str {
-        self.tail.get_or_init(|| self.output.quote())
-    }
-
     fn how(&self) -> String {
-        let mut how = match self.status {
-            Some(status) if status.success() => format!("{status}, without a result"),
-            Some(status) => status.to_string(),
-            None => match self.launcher {
-                Some(status) => format!("its launcher ended ({status})"),
-                None => "unknown exit status".into(),
-            },
+        let mut how = match (self.status, self.launcher) {
+            (Some(status), _) if status.success() => format!("{status}, without a result"),
+            (Some(status), _) => status.to_string(),
+            (None, Some(launcher)) => format!("its launcher ended ({launcher})"),
+            (None, None) => "unknown exit status".into(),
         };
         if let Some(cause) = self.cause.filter(|cause| !transport::is_end(cause)) {
             how = format!("{how}; {cause}");
@@ -266,7 +253,7 @@ impl ExitReport<'_> {
         if let Some(why) = self.abort_without_panic() {
             how = format!("{why}, {how}");
         }
-        how + self.tail()
+        how + self.output.tail()
     }
 }
 
@@ -277,6 +264,7 @@ pub(super) struct Output {
     pub(super) printed: Arc<Printed>,
     /// Disconnected when everything is forwarded.
     drained: Receiver<Infallible>,
+    tail: OnceCell<String>,
 }
 
 /// How long the rest of what a worker printed may take to arrive after its end, for an error and before the
@@ -298,31 +286,32 @@ impl Output {
         // to standard output fails.
         if let Some(stderr) = child.stderr.take() {
             let (printed, copying) = (Arc::clone(&printed), copying.clone());
-            let forward = move || {
-                forward_stderr(stderr, &printed);
-                drop(copying);
-            };
+            let forward = move || forward_stderr(stderr, &printed, copying);
             let _ = start_thread("stderr", Box::new(forward));
         }
         if let Some(stdout) = child.stdout.take() {
-            let printed = Arc::clone(&printed);
-            let forward = move || {
-                forward_stdout(stdout, &printed, prelude, sink);
-                drop(copying);
-            };
+            let forward = move || forward_stdout(stdout, prelude, sink, copying);
             let _ = start_thread("stdout", Box::new(forward));
         }
-        (Output { printed, drained }, ready)
+        let tail = OnceCell::new();
+        let output = Output {
+            printed,
+            drained,
+            tail,
+        };
+        (output, ready)
     }
 
-    /// The end of standard error of a worker that has ended, as the end of a sentence.
-    fn quote(&self) -> String {
-        let _ = self.drained.recv_timeout(TAIL_WAIT);
-        let text = lock(&self.printed.stderr).clone();
-        match excerpt(&String::from_utf8_lossy(&text)) {
-            text if text.is_empty() => text,
-            text => format!("; its last output: {text}"),
-        }
+    /// The end of standard error of a worker that has ended, as the end of a sentence. Waits for it once.
+    fn tail(&self) -> &str {
+        self.tail.get_or_init(|| {
+            let _ = self.drained.recv_timeout(TAIL_WAIT);
+            let text = lock(&self.printed.0).clone();
+            match excerpt(&String::from_utf8_lossy(&text)) {
+                text if text.is_empty() => text,
+                text => format!("; its last output: {text}"),
+            }
+        })
     }
 
     /// Waits until everything is forwarded: the program may end next.
@@ -331,17 +320,12 @@ impl Output {
     }
 }
 
-/// What a worker has printed.
+/// What a worker has printed to standard error since its call began; the middle is dropped if it is long.
+///
+/// If standard error is a terminal, the worker writes to it directly. Otherwise it is forwarded, so that
+/// an error can quote it.
 #[derive(Default)]
-pub(super) struct Printed {
-    /// To standard error since its call began; the middle is dropped if it is long.
-    ///
-    /// If standard error is a terminal, the worker writes to it directly. Otherwise it is forwarded, so that
-    /// an error can quote it.
-    stderr: Mutex<Vec<u8>>,
-    /// Whether a test harness has handed over to the worker.
-    passed_harness: AtomicBool,
-}
+pub(super) struct Printed(Mutex<Vec<u8>>);
 
 /// How much is kept of the beginning, which tells the cause, and of the end.
 const KEPT: usize = 32 << 10;
@@ -354,7 +338,7 @@ const OMITTED: &str = "[...]";
 
 impl Printed {
     pub(super) fn add(&self, bytes: &[u8]) {
-        let mut text = lock(&self.stderr);
+        let mut text = lock(&self.0);
         text.extend(bytes);
         let end = text.len().saturating_sub(KEPT);
         if end > KEPT {
@@ -364,7 +348,7 @@ impl Printed {
 
     /// Another call begins.
     pub(super) fn clear(&self) {
-        lock(&self.stderr).clear();
+        lock(&self.0).clear();
     }
 }
 
@@ -372,31 +356,32 @@ impl Printed {
 /// and that of a call's panic is the source of the error anyway.
 fn excerpt(text: &str) -> String {
     let mut in_backtrace = false;
-    let mut lines = Vec::new();
-    for line in text.trim().lines() {
+    let is_quoted = |line: &&str| {
         in_backtrace = is_backtrace(line, in_backtrace);
-        if !in_backtrace {
-            let cut = line.char_indices().nth(LINE);
-            lines.push(match cut {
-                Some((at, _)) => format!("{}...", &line[..at]),
-                None => line.trim_end().to_owned(),
-            });
-        }
-    }
-    let fit = |lines: &mut dyn Iterator<Item = &String>| {
-        let mut bytes = 0;
-        let fits = |line: &&String| {
-            bytes += line.len() + 1;
-            bytes <= QUOTED
-        };
-        lines.take_while(fits).count()
+        !in_backtrace
     };
-    let first = fit(&mut lines.iter());
-    let last = lines.len() - fit(&mut lines.iter().rev());
+    let clipped = |line: &str| match clip(line, LINE) {
+        start if start.len() < line.len() => format!("{start}..."),
+        line => line.trim_end().to_owned(),
+    };
+    let lines = text.trim().lines().filter(is_quoted).map(clipped);
+    let mut lines: Vec<String> = lines.collect();
+    let first = quotable(&mut lines.iter());
+    let last = lines.len() - quotable(&mut lines.iter().rev());
     if first < last {
         lines.splice(first..last, [OMITTED.to_owned()]);
     }
     lines.join("\n")
+}
+
+/// How many of these lines are quoted.
+fn quotable<'a>(lines: impl Iterator<Item = &'a String>) -> usize {
+    let mut bytes = 0;
+    let fits = |line: &&String| {
+        bytes += line.len() + 1;
+        bytes <= QUOTED
+    };
+    lines.take_while(fits).count()
 }
 
 /// Whether this is a line of a backtrace as the standard library prints it.
@@ -409,7 +394,7 @@ fn is_backtrace(line: &str, after_another: bool) -> bool {
     begins || (after_another && continues)
 }
 
-fn forward_stderr(mut stderr: ChildStderr, printed: &Printed) {
+fn forward_stderr(mut stderr: ChildStderr, printed: &Printed, _copying: Sender<Infallible>) {
     copy(&mut stderr, |bytes| {
         printed.add(bytes);
         // A closed standard error is no reason to stop listening.
@@ -421,21 +406,21 @@ fn forward_stderr(mut stderr: ChildStderr, printed: &Printed) {
 /// Forwards what a test's worker prints, without what the harness prints before it. Outside of tests, a worker
 /// has the standard output of the program.
 fn forward_stdout(
-    mut stdout: ChildStdout,
-    printed: &Printed,
+    stdout: ChildStdout,
     prelude: Sender<Infallible>,
     sink: Sink,
+    _copying: Sender<Infallible>,
 ) {
+    let mut stdout = BufReader::new(stdout);
     // The last bytes, as many as the mark has.
-    let (mut seen, mut byte) = (VecDeque::from([0; TEST_MARK.len()]), [0]);
-    while seen != TEST_MARK.as_bytes() {
-        if stdout.read_exact(&mut byte).is_err() {
-            return;
-        }
+    let mut seen = VecDeque::from([0; TEST_MARK.len()]);
+    for byte in stdout.by_ref().bytes().map_while(Result::ok) {
         seen.pop_front();
-        seen.extend(byte);
+        seen.push_back(byte);
+        if seen == TEST_MARK.as_bytes() {
+            break;
+        }
     }
-    printed.passed_harness.store(true, Ordering::Relaxed);
     drop(prelude);
     copy(&mut stdout, |bytes| {
         let _ = sink().and_then(|mut stdout| stdout.write_all(bytes));

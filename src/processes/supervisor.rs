@@ -550,15 +550,16 @@ fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
         process.tx.close_both();
         let status = process.reap();
         ExitReport {
-            pid: far.map_or(process.pid, |far| far.pid),
+            process: match far {
+                Some(far) => format!("{}{}", far.pid, report::place(Some(far.host))),
+                None => process.pid.to_string(),
+            },
             was_stopped: process.was_stopped.load(Ordering::Relaxed),
             status: far.map_or(status, |_| gone),
-            place: report::place(far.map(|far| far.host)),
             launcher: status.filter(|_| far.is_some()),
             cause,
             refusal,
             output,
-            tail: OnceCell::new(),
         }
     };
     let event = |pool: &mut Pool, now| pool.state.exited(process.number, exit, now);

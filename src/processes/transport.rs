@@ -49,9 +49,6 @@ pub(super) struct Link {
     pub(super) tx: Tx,
 }
 
-/// Whether a socket can have a path.
-pub(super) const HAS_PATHS: bool = cfg!(unix);
-
 /// How many bytes can be written for sure while the other side does not read. A Unix socket of macOS and the BSDs holds 8 KiB.
 pub(super) const EAGER: usize = match cfg!(any(target_os = "linux", target_os = "android", windows))
 {
@@ -172,19 +169,18 @@ impl Tx {
 
 /// Whether this is how a link ends when the other side is gone.
 pub(super) fn is_end(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, UnexpectedEof};
-    is_reset(error) || matches!(error.kind(), UnexpectedEof | BrokenPipe)
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(
+        error.kind(),
+        UnexpectedEof | BrokenPipe | ConnectionReset | ConnectionAborted
+    )
 }
 
 /// Whether a link that ended so may have lost its last frames. On Windows a process that crashes resets its
 /// connections, which discards what was not read yet. Then nobody knows what had started.
 pub(super) fn loses_frames(error: &io::Error) -> bool {
-    cfg!(windows) && is_reset(error)
-}
-
-fn is_reset(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset};
-    matches!(error.kind(), ConnectionReset | ConnectionAborted)
+    cfg!(windows) && matches!(error.kind(), ConnectionReset | ConnectionAborted)
 }
 
 // ---------------------------------------------------------------------------------- the connection
@@ -195,15 +191,13 @@ pub(super) fn connect(port: Option<u16>, path: &Path) -> io::Result<Socket> {
         return connect_unix(path).map_err(|error| of(&path.display(), error));
     };
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
-    let stream = TcpStream::connect(address).map_err(|error| of(&address, error));
-    stream.map(undelayed).map_err(|error| match path.parent() {
+    let what = match path.parent() {
         // The parent comes to a port only if it could not have the path.
-        Some(_) => {
-            let text = format!("{error}; `{}` could not be made", path.display());
-            io::Error::new(error.kind(), text)
-        }
-        None => error,
-    })
+        Some(_) => format!("{address}` in place of `{}", path.display()),
+        None => address.to_string(),
+    };
+    let connected = TcpStream::connect(address).map(undelayed);
+    connected.map_err(|error| of(&what, error))
 }
 
 #[cfg(unix)]
@@ -233,17 +227,19 @@ pub(super) enum Listener {
 }
 
 impl Listener {
-    /// Listens at this path, or else on loopback.
-    pub(super) fn open(path: &Path) -> io::Result<Listener> {
-        Listener::open_unix(path).or_else(|refused| {
-            let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
-            let listener = TcpListener::bind(loopback).map_err(|error| {
-                let refused = of(&path.display(), refused);
-                io::Error::new(error.kind(), format!("`{loopback}`: {error}; {refused}"))
-            })?;
-            listener.set_nonblocking(true)?;
-            Ok(Listener::Tcp(listener))
-        })
+    /// Listens at this path, or else on loopback: then at a port.
+    pub(super) fn open(path: &Path) -> io::Result<(Listener, Option<u16>)> {
+        let refused = match Listener::open_unix(path) {
+            Ok(listener) => return Ok((listener, None)),
+            Err(error) => of(&path.display(), error),
+        };
+        let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let listener = TcpListener::bind(loopback).map_err(|error| {
+            io::Error::new(error.kind(), format!("`{loopback}`: {error}; {refused}"))
+        })?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        Ok((Listener::Tcp(listener), Some(port)))
     }
 
     #[cfg(unix)]
@@ -259,15 +255,6 @@ impl Listener {
     #[cfg(not(unix))]
     fn open_unix(_: &Path) -> io::Result<Listener> {
         Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// The port to connect to; `None` for a path.
-    pub(super) fn port(&self) -> io::Result<Option<u16>> {
-        match self {
-            #[cfg(unix)]
-            Listener::Unix(_) => Ok(None),
-            Listener::Tcp(listener) => Ok(Some(listener.local_addr()?.port())),
-        }
     }
 
     /// Fails with `WouldBlock` if no connection waits. The socket may be non-blocking.
@@ -319,21 +306,14 @@ fn named(command: Command) -> Command {
 pub(super) fn executable() -> io::Result<PathBuf> {
     let path = env::current_exe();
     #[cfg(target_os = "linux")]
-    if !path
-        .as_ref()
-        .is_ok_and(|path| is_same_file(path, "/proc/self/exe"))
     {
-        return Ok(format!("/proc/{}/exe", std::process::id()).into());
+        use std::os::unix::fs::MetadataExt;
+        let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+        if path.as_deref().ok().and_then(identity) != identity("/proc/self/exe".as_ref()) {
+            return Ok(format!("/proc/{}/exe", std::process::id()).into());
+        }
     }
     path
-}
-
-/// Whether both exist and are one file.
-#[cfg(target_os = "linux")]
-fn is_same_file(one: &Path, other: &str) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let files = fs::metadata(one).and_then(|one| Ok((one, fs::metadata(other)?)));
-    files.is_ok_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// Starts a child, and returns a writer to its standard input. The child has a process group of its own, so

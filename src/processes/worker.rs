@@ -589,7 +589,7 @@ impl current::Job for RunningCall {
 const TEXT: usize = 64 << 10;
 const BACKTRACE: usize = 512 << 10;
 
-fn clip(text: &str, most: usize) -> &str {
+pub(super) fn clip(text: &str, most: usize) -> &str {
     let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;
