@@ -45,7 +45,7 @@ pub(crate) enum Kind {
     Noop,
     /// Relay: the parent has to say something. A newline.
     Ping,
-    /// Relay: the worker has ended, and that was all it said. Its number and exit status stand for the call. Empty.
+    /// Relay: the worker has ended, and that was all it said. Its exit status.
     Gone,
 }
 

@@ -79,16 +79,6 @@ pub(super) struct Far {
     pub(super) gone: OnceLock<ExitStatus>,
 }
 
-impl Far {
-    /// Takes what stands for the call in a `Gone`: the number of the process, and its status.
-    pub(super) fn set_gone(&self, call: u64) {
-        if call >> 32 == u64::from(self.pid) {
-            let status = transport::exit_status(call as u32 as i32);
-            self.gone.get_or_init(|| status);
-        }
-    }
-}
-
 /// Waits until the worker behind a launcher is connected. A launcher that does not come to that is ended.
 pub(super) fn connect(
     mut child: Child,
@@ -275,7 +265,10 @@ impl Relay {
         let (ends, ended) = channel();
         let parent_ends = ends.clone();
         thread::Builder::new().spawn(move || {
-            report::copy(&mut stdin, |bytes| self.pass_down(bytes));
+            report::copy(&mut stdin, |bytes| {
+                self.heard.store(true, Ordering::Relaxed);
+                self.tx.write_all(bytes, None)
+            });
             let _ = parent_ends.send(End::Parent);
         })?;
         thread::Builder::new().spawn(move || {
@@ -314,16 +307,11 @@ impl Relay {
             transport::kill_children(pid);
         }
         let _ = child.kill();
-        let status = u64::from(transport::raw_status(child.wait()?) as u32);
-        let gone = frame::of(Kind::Gone, u64::from(pid) << 32 | status, &());
+        let status = transport::raw_status(child.wait()?);
+        let gone = frame::of(Kind::Gone, 0, &status);
         // It fails if nobody wants to know.
         let _ = lock(&self.stdout).write_all(&gone);
         Ok(())
-    }
-
-    fn pass_down(&self, bytes: &[u8]) -> io::Result<()> {
-        self.heard.store(true, Ordering::Relaxed);
-        self.tx.write_all(bytes, None)
     }
 
     /// Passes on what the worker says, in whole frames: if it dies while it says something, the parent sees

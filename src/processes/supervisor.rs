@@ -124,9 +124,9 @@ impl Process {
             match action {
                 Action::Fresh => self.printed.clear(),
                 Action::Call(call) => frames.extend_from_slice(&call.request().parts().frame),
-                Action::RequestToSend => frame::plain(frames, Kind::Rts, 0),
+                Action::RequestToSend => frame::head(frames, Kind::Rts, 0, 0),
                 Action::LargeCall(call) => self.send_large(call.request()),
-                Action::Cancel(id) => frame::plain(frames, Kind::Cancel, *id),
+                Action::Cancel(id) => frame::head(frames, Kind::Cancel, *id, 0),
                 Action::Retire => self.retire(),
                 Action::Probe(running) => self.probe(running),
                 Action::Kill => self.kill(),
@@ -475,7 +475,9 @@ fn accept<'a>(
         Kind::Noop => {}
         Kind::Ping => process.say(Kind::Noop),
         Kind::Gone => {
-            process.far.iter().for_each(|far| far.set_gone(call));
+            if let (Some(far), Ok(status)) = (&process.far, i32::decode(&mut bytes)) {
+                far.gone.get_or_init(|| transport::exit_status(status));
+            }
             // Its launcher may take long to end, as when a process there holds its standard error.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
