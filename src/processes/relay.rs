@@ -144,7 +144,7 @@ fn read_line(
     heard: &mut Vec<u8>,
     check: Check<'_>,
 ) -> Result<String, SpawnError> {
-    const HEARD_MAX: usize = 1 << 20;
+    const HEARD_MAX: usize = 256 << 10;
     let unfit = |text: &str| Err(SpawnError::Unfit(text.into()));
     let (mut start, mut byte) = (heard.len(), [0]);
     while heard.len() < HEARD_MAX {

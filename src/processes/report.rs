@@ -267,10 +267,9 @@ pub(super) struct Output {
     tail: OnceCell<String>,
 }
 
-/// How long the rest of what a worker printed may take to arrive after its end, for an error and before the
-/// worker counts as gone. A process that the worker started may hold its streams open for ever.
-const TAIL_WAIT: Duration = Duration::from_millis(500);
-const DRAIN_WAIT: Duration = Duration::from_secs(1);
+/// How long the rest of what a worker printed may take to arrive after its end. A process that the worker
+/// started may hold its streams open for ever.
+const TAIL_WAIT: Duration = Duration::from_secs(1);
 
 /// Where standard output is forwarded to.
 type Sink = fn() -> io::Result<File>;
@@ -316,7 +315,7 @@ impl Output {
 
     /// Waits until everything is forwarded: the program may end next.
     pub(super) fn drain(&self) {
-        let _ = self.drained.recv_timeout(DRAIN_WAIT);
+        self.tail();
     }
 }
 

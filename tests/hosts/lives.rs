@@ -28,7 +28,7 @@ plays! {
 }
 
 /// In a call: stays until the scenario lets it go.
-fn stay(gate: String) -> u32 {
+pub(crate) fn stay(gate: String) -> u32 {
     drop(wait_at(&gate));
     process::id()
 }

@@ -1,6 +1,7 @@
 //! What a launcher prints, delays or refuses before there is a worker.
 
-use crate::scenario::{file, until};
+use crate::lives::stay;
+use crate::scenario::{Gate, file, until};
 use crate::*;
 
 plays! {
@@ -259,11 +260,11 @@ fn far_and_here() {
     install(config.host("far", 1, shell(PLAIN)));
     let here = cpu(pid, ()).result().unwrap();
     assert!(scenario::children().contains(&here));
-    let calls: Vec<_> = (0..2).map(|_| cpu(sleep, (2000,))).collect();
-    let workers: Vec<u32> = calls
-        .into_iter()
-        .map(|call| call.result().unwrap())
-        .collect();
+    let gate = Gate::new();
+    let calls: Vec<_> = (0..2).map(|_| cpu(stay, (gate.path(),))).collect();
+    // Both at the same time, however long the far one takes to start.
+    let workers = [gate.guest(), gate.guest()].map(|guest| guest.process);
     let is_here = |worker: &&u32| scenario::children().contains(worker);
     assert_eq!(workers.iter().filter(is_here).count(), 1, "{workers:?}");
+    calls.into_iter().for_each(|call| drop(call.result()));
 }
