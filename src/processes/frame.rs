@@ -76,11 +76,6 @@ pub(crate) fn end(out: &mut [u8], start: usize) {
     out[start + HEADER - 8..start + HEADER].copy_from_slice(&length.to_le_bytes());
 }
 
-/// A frame with an empty payload.
-pub(crate) fn plain(out: &mut Vec<u8>, kind: Kind, call: u64) {
-    begin(out, kind, call);
-}
-
 /// A frame by itself.
 pub(crate) fn of(kind: Kind, call: u64, payload: &impl Wire) -> Vec<u8> {
     let mut frame = Vec::new();
