@@ -181,8 +181,8 @@ fn panics() {
 fn settings_that_make_no_sense() {
     let configs = [
         (Config::new().processes(0), "processes is 0"),
-        (only(0, PLAIN), "the workers of a host"),
-        (only(usize::MAX, PLAIN), "the workers of a host"),
+        (only(0, PLAIN), "slots of a host"),
+        (only(usize::MAX, PLAIN), "slots of a host"),
         (only(1, PLAIN).host_timeout(Duration::ZERO), "host_timeout"),
     ];
     for (config, words) in configs {
