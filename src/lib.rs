@@ -145,7 +145,7 @@
 //! | no dependencies | `.ci/run`: "manifest" |
 //! | no unsafe code | `unsafe_code = "forbid"` in `Cargo.toml` |
 //! | each file uses only what lies below it; `cfg` in one file | `tests/floors.rs` |
-//! | every `Unfuture` resolves exactly once, whatever dies | `tests/combinations.rs`, `tests/beneath.rs`, `tests/crash_table.rs`, the simulation in `processes/simulation.rs` |
+//! | every `Unfuture` resolves exactly once, whatever dies | `tests/combinations.rs`, `tests/beneath.rs`, `tests/crash_table.rs`, `tests/soak.rs`, the simulation in `processes/simulation.rs` |
 //! | no wake-up is lost and every race has one winner, in every schedule | `tests/models`: `slot`, `fate`, `promise`, `block_on`, `ambient`, `timer`, `pool`, `ready-set`, `limit` |
 //! | no lock is held while foreign code runs | tests named `…_may_call_back`, and `foreign_code_may_wait_while_an_outcome_is_handed_on` |
 //! | a panic ends a step, never a loop | tests named `…_panics_…` in `tests/ambient.rs`, `tests/threads.rs`, `tests/pinned.rs` |
@@ -154,7 +154,7 @@
 //! | nothing goes through a lock that the program can hold | `reports_do_not_wait_for_whoever_holds_standard_error` |
 //! | nothing that may have run is run again | `tests/crash_table.rs`, `tests/hosts/storm.rs`, the simulation |
 //! | no worker outlives the program | `tests/faults/orphans.rs`, `tests/hosts/lives.rs` |
-//! | idle costs nothing | `tests/idle.rs` |
+//! | idle costs nothing, and nothing grows | `tests/idle.rs`, `tests/soak.rs` |
 
 // In the order of the floors, from the ground up: `tests/floors.rs` has the list, and checks that every file uses
 // only what lies below it. How to write to standard error without its lock differs by platform, so `log` is

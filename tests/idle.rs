@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use unsync::{Error, Wire};
 
-use support::{CountingWaker, Gate, HEAVY, QUICK, eventually, fence, in_child, poll, used};
+use support::{CountingWaker, Gate, HEAVY, QUICK, eventually, fence, in_child, poll, used, waits};
 
 /// What may be used in one second of idling.
 const NEXT_TO_NOTHING: Duration = Duration::from_millis(10);
@@ -291,20 +291,6 @@ fn stay(millis: u64) {
     thread::sleep(Duration::from_millis(millis));
 }
 unsync::register!(stay);
-
-/// How often threads of the library have begun to wait so far.
-fn waits() -> u64 {
-    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let of_task = |task: fs::DirEntry| {
-        let name = fs::read_to_string(task.path().join("comm")).ok()?;
-        let status = fs::read_to_string(task.path().join("status")).ok()?;
-        let mut lines = status.lines();
-        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-        let count: u64 = count.trim().parse().unwrap();
-        name.starts_with("unsync-").then_some(count)
-    };
-    tasks.filter_map(of_task).sum()
-}
 
 /// Nobody looks after workers that have nothing to do, and one look in a second is enough for those that run
 /// long calls.

@@ -52,8 +52,9 @@ const OPEN: u64 = 200;
 const SLACK: u64 = 64;
 /// The threads of the library that do not retire.
 const STAYS: [&str; 2] = ["unsync-ambient", "unsync-cpu"];
-/// What may be used in a tenth of a second of idling.
-const NEXT_TO_NOTHING: Duration = Duration::from_millis(2);
+/// How long an idle spell is at least, and what may be used in it.
+const SPELL: Duration = Duration::from_millis(300);
+const NEXT_TO_NOTHING: Duration = Duration::from_millis(5);
 
 fn soak() {
     silence_deliberate_panics();
@@ -92,13 +93,13 @@ fn once_warm() -> Holdings {
     Holdings::now()
 }
 
-/// What is left to be done after a busy spell may take a moment on a busy machine.
+/// Nothing wakes and nothing spins. What is left to be done after a busy spell may take a moment on a busy machine.
 fn assert_idle() {
     let time = || support::used(&[process::id()]).values().sum::<Duration>();
     until("the program is idle", || {
-        let before = time();
-        thread::sleep(Duration::from_millis(100));
-        time().saturating_sub(before) < NEXT_TO_NOTHING
+        let (waits, used) = (support::waits(), time());
+        thread::sleep(SPELL);
+        support::waits() == waits && time().saturating_sub(used) < NEXT_TO_NOTHING
     });
 }
 

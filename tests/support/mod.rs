@@ -457,6 +457,21 @@ fn time_of(task: &std::path::Path) -> Option<Duration> {
     Some(Duration::from_millis(10 * ticks))
 }
 
+/// How often threads of the library have begun to wait so far.
+#[cfg(target_os = "linux")]
+pub(crate) fn waits() -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let of_task = |task: std::fs::DirEntry| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        let count: u64 = count.trim().parse().unwrap();
+        name.starts_with("unsync-").then_some(count)
+    };
+    tasks.filter_map(of_task).sum()
+}
+
 // ------------------------------------------------------------------------- processes of their own
 
 const CHILD: &str = "UNSYNC_TEST_CHILD";
