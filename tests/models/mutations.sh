@@ -24,13 +24,13 @@ mutation() {
     printf '%s\n' "${source/"$text"/"$replacement"}" >"$copy/$file"
     cargo build --quiet --manifest-path "$copy/tests/models/Cargo.toml" 2>"$log" ||
         { cat "$log"; echo "FAILED: $title: does not compile"; exit 1; }
+    cp "$file" "$copy/$file"
     if timeout 300 "$CARGO_TARGET_DIR/debug/unsync-models" "$models" >"$log"; then
         echo "FAILED: $title: not found by the models with \"$models\""
         exit 1
     fi
     grep -q '^FAILED' "$log" || { echo "FAILED: $title: the models with \"$models\" do not end"; exit 1; }
     printf '%-52s found by %s\n' "$title" "$(sed -n 's/^FAILED: \(.*, schedule [0-9]*\).*/\1/p' "$log")"
-    cp "$file" "$copy/$file"
     found=$((found + 1))
 }
 
@@ -92,19 +92,10 @@ mutation "slot: the tie is looked at before the drop" slot.rs "slot: tie" <<'END
             return tied;
 END
 
-mutation "shared: the waker is left after the poll" shared.rs "slot: share" <<'END'
-        if !self.is_done() {
-            // Cloning
+mutation "shared: only one clone is woken" shared.rs "slot: share" <<'END'
+        for waker in wakers.into_values() {
 ---
-        let waker = Waker::from(Arc::clone(&self.inner.waiting));
-        let cx2 = &mut Context::from_waker(&waker);
-        if self.inner.source.slot().poll_done(cx2).is_pending() {
-            let waker = cx.waker().clone();
-            lock(&self.inner.waiting.0).insert(self.id, waker);
-            return Poll::Pending;
-        }
-        if !self.is_done() {
-            // Cloning
+        for waker in wakers.into_values().take(1) {
 END
 
 mutation "fate: decided in two steps" stop.rs "fate" <<'END'
@@ -120,7 +111,7 @@ mutation "fate: decided in two steps" stop.rs "fate" <<'END'
         }
 END
 
-mutation "promise: dropped without an outcome" unfuture.rs "promise: drop" <<'END'
+mutation "promise: dropped without an outcome" unfuture.rs "promise: drop, wait" <<'END'
 impl<T> Drop for Promise<T> {
     fn drop(&mut self) {
 ---
@@ -129,18 +120,15 @@ impl<T> Drop for Promise<T> {
         return;
 END
 
-mutation "block_on: parks before it looks" block_on.rs "block_on" <<'END'
-            while take().is_none() {
-                match
+mutation "block_on: the token alone counts" block_on.rs "block_on" <<'END'
+        if SPIN.attempt(take).is_some() {
+            return true;
+        }
 ---
-            loop {
-                if deadline.is_none() {
-                    thread::park();
-                    if take().is_some() {
-                        return true;
-                    }
-                }
-                match
+        if deadline.is_none() {
+            blocking(thread::park);
+            return take().is_some();
+        }
 END
 
 mutation "ambient: the flag alone decides" ambient/mod.rs "ambient: start, busy" <<'END'
@@ -149,13 +137,10 @@ mutation "ambient: the flag alone decides" ambient/mod.rs "ambient: start, busy"
         if SENT.load(Ordering::Acquire) {
 END
 
-mutation "ambient: unqueued after the poll" ambient/task.rs "ambient: wake" <<'END'
-        match polled {
-            Polled::Pending(body) => live.body = Some(body),
----
+mutation "ambient: unqueued by a store" ambient/task.rs "ambient: two wakes" <<'END'
         live.task.queued.swap(false, Ordering::AcqRel);
-        match polled {
-            Polled::Pending(body) => live.body = Some(body),
+---
+        live.task.queued.store(false, Ordering::Relaxed);
 END
 
 mutation "ambient: a cancelled task is polled" ambient/task.rs "ambient: cancel" <<'END'
@@ -173,26 +158,26 @@ mutation "ambient: a lost start resolves nothing" ambient/task.rs "ambient: star
 ---
 END
 
-mutation "timer: set only once" ambient/timer.rs "timer: fire, another" <<'END'
-            if replaced.is_none() {
+mutation "timer: a waker is looked for outside the lock" ambient/timer.rs "timer: fire, another" <<'END'
+            let replaced = lock(cell).replace(waker);
 ---
-            if replaced.is_none() && false {
+            let replaced = lock(cell).clone();
+            drop(lock(cell).replace(waker));
 END
 
 mutation "timer: a due timer wakes nobody" ambient/timer.rs "timer: fire, park" <<'END'
-        let waker = lock(&self.waker).take();
         if let Some(waker) = waker {
+            discard
 ---
-        let waker = lock(&self.waker).take();
         if let Some(waker) = waker.filter(|_| false) {
+            discard
 END
 
-mutation "timer: a reset keeps the old cell" ambient/timer.rs "timer: fire, reset" <<'END'
-        let waker = self.cancel();
-        self.deadline = deadline;
+mutation "timer: none is set after a reset" ambient/timer.rs "timer: fire, reset" <<'END'
+            self.waker = Some(Arc::new(Mutex::new(waker)));
+            self.start();
 ---
-        let waker = None::<Waker>;
-        self.deadline = deadline;
+            self.waker = Some(Arc::new(Mutex::new(waker)));
 END
 
 mutation "pool: a claimed thread is not woken" threads/mod.rs "pool: submit, park" <<'END'
@@ -252,11 +237,10 @@ END
 mutation "ready-set: an end while it is asked is forgotten" combine.rs "ready-set" <<'END'
                     .is_ready()
             };
-            if is_done {
 ---
-                    .is_ready() && false
+                    .is_ready()
+                    && false
             };
-            if is_done {
 END
 
 mutation "ready-set: looked at outside the lock" combine.rs "ready-set" <<'END'
@@ -268,19 +252,13 @@ mutation "ready-set: looked at outside the lock" combine.rs "ready-set" <<'END'
             if !is_empty {
 END
 
-mutation "limit: a place is looked for outside the lock" limit.rs "limit: release" <<'END'
-        let mut state = self.lock();
-        if let Some(waiting) = state.waiting(place) {
-            *waiting = Box::new(start);
-        } else {
+mutation "limit: a free place is looked for outside the lock" limit.rs "limit: release" <<'END'
+        if state.free > 0 {
 ---
-        let waits = self.lock().waiting(place).is_some();
-        let mut state = self.lock();
-        if waits {
-            if let Some(waiting) = state.waiting(place) {
-                *waiting = Box::new(start);
-            }
-        } else {
+        let is_free = state.free > 0;
+        drop(state);
+        state = self.lock();
+        if is_free {
 END
 
 mutation "limit: the cancelled keep their place" limit.rs "limit: release, cancel" <<'END'

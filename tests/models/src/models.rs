@@ -38,11 +38,13 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("fate: end, cancel, time out", fates),
     ("promise: set, drop of a tied one", set_tied_drop),
     ("promise: drop, cancel", abandon_cancel),
+    ("promise: drop, wait", abandon_wait),
     ("promise: drop, drop", abandon_drop),
     ("block_on: wake, token eaten", token_eaten),
     ("ambient: start, park", start_park),
     ("ambient: two starts, park", two_starts_park),
     ("ambient: wake, poll, park", wake_poll),
+    ("ambient: two wakes, poll", two_wakes_poll),
     ("ambient: cancel, poll", cancel_poll),
     ("ambient: start, close", start_close),
     ("ambient: start, busy thread", start_busy),
@@ -245,6 +247,13 @@ fn abandon_cancel() {
     dropper.join().unwrap();
 }
 
+fn abandon_wait() {
+    let (promise, unfuture) = promise::<u8>();
+    let dropper = thread::spawn(move || drop(promise));
+    assert_eq!(kind(&unfuture.result()), Some(ErrorKind::Abandoned));
+    dropper.join().unwrap();
+}
+
 /// The waker is dropped with them, whoever is last.
 fn abandon_drop() {
     let count = Arc::new(Count::default());
@@ -295,6 +304,34 @@ fn wake_poll() {
     let task = unexplored(|| spawn(async { source.await.unwrap() }));
     let setter = thread::spawn(move || assert!(promise.set(1)));
     assert_eq!(task.result().unwrap(), 1);
+    setter.join().unwrap();
+    end();
+}
+
+/// A poll sees what was written before a wake, also before one that found the task queued.
+fn two_wakes_poll() {
+    let is_set = Arc::new(sync::atomic::AtomicBool::new(false));
+    let (sets, waker) = (
+        Arc::clone(&is_set),
+        Arc::new(std::sync::OnceLock::<Waker>::new()),
+    );
+    let kept = Arc::clone(&waker);
+    let task = spawn(poll_fn(move |cx| {
+        kept.get_or_init(|| cx.waker().clone());
+        match is_set.load(Relaxed) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }));
+    // The other task is polled after the first.
+    unexplored(|| spawn(async {}).result().unwrap());
+    let waker = waker.get().unwrap().clone();
+    let setter = thread::spawn(move || {
+        waker.wake_by_ref();
+        sets.store(true, Relaxed);
+        waker.wake();
+    });
+    task.result().unwrap();
     setter.join().unwrap();
     end();
 }
@@ -430,12 +467,17 @@ fn submit_retire() {
     end();
 }
 
+/// A job that comes too late fails, and none runs once the end is announced.
 fn submit_close() {
     unexplored(|| threads::thread(|| ()).result().unwrap());
-    let late = thread::spawn(|| threads::thread(|| 1).result());
+    let is_closed = flag();
+    let seen = Arc::clone(&is_closed);
+    let late =
+        thread::spawn(move || threads::thread(move || assert!(!seen.load(Relaxed))).result());
     for closed in close() {
         closed.result().unwrap();
     }
+    is_closed.store(true, Relaxed);
     let outcome = late.join().unwrap();
     assert!(outcome.is_ok() || kind(&outcome) == Some(ErrorKind::ShutDown));
 }
@@ -535,8 +577,8 @@ fn release_cancel() {
     let limit = Limit::new(1);
     let first = limit.thread(|| 1);
     let second = limit.thread(|| 2);
-    let is_cancelled = second.cancel();
     let third = limit.thread(|| 3);
+    let is_cancelled = second.cancel();
     assert_eq!(third.result().unwrap(), 3);
     assert_eq!(first.result().unwrap(), 1);
     assert_eq!(is_cancelled, second.result().is_err());
