@@ -147,7 +147,7 @@ mutation "ambient: a cancelled task is polled" ambient/task.rs "ambient: cancel"
         if self.fate.end() {
             self.slot
 ---
-        if self.fate.end() || true {
+        if true {
             self.slot
 END
 
