@@ -45,7 +45,7 @@ pub(crate) enum Kind {
     Noop,
     /// Relay: the parent has to say something. A newline.
     Ping,
-    /// Relay: the worker has ended, and that was all it said. Its exit status.
+    /// Relay: the worker has ended, and that was all it said. Its number and exit status stand for the call. Empty.
     Gone,
 }
 
@@ -59,21 +59,21 @@ pub(crate) const HEADER: usize = 20;
 /// In the upper bytes of the kind: tells frames from other bytes, most likely.
 const MARK: u32 = 0x756e_7300;
 
-/// Writes the header of a payload of this length.
-pub(crate) fn head(out: &mut Vec<u8>, kind: Kind, call: u64, length: usize) {
-    (MARK | kind as u32, call, length).encode(out);
-}
-
 /// Writes a header whose length is not known yet; [`end`] fills it in.
 pub(crate) fn begin(out: &mut Vec<u8>, kind: Kind, call: u64) -> usize {
     let start = out.len();
-    head(out, kind, call, 0);
+    (MARK | kind as u32, call, 0u64).encode(out);
     start
 }
 
 pub(crate) fn end(out: &mut [u8], start: usize) {
     let length = (out.len() - start - HEADER) as u64;
     out[start + HEADER - 8..start + HEADER].copy_from_slice(&length.to_le_bytes());
+}
+
+/// A frame with an empty payload.
+pub(crate) fn plain(out: &mut Vec<u8>, kind: Kind, call: u64) {
+    begin(out, kind, call);
 }
 
 /// A frame by itself.
@@ -125,9 +125,6 @@ fn broken(what: &str) -> io::Error {
 const CHUNK: usize = buffers::LARGE;
 /// How far the length of a frame is trusted: the memory for its payload grows in steps of this size.
 const RESERVE: usize = 1 << 20;
-
-/// What is large is written in pieces of this size. Each that the other side takes is a sign of life.
-pub(crate) const PIECE: usize = 256 << 10;
 
 /// Where frames come from.
 pub(crate) trait Source: Read {
@@ -238,6 +235,53 @@ impl FrameReader {
                 Ok(read > 0)
             }
         }
+    }
+
+    /// At the end of the stream: the empty frame that stands behind one that is torn, if there is one.
+    pub(crate) fn behind_torn(&mut self) -> Option<(Kind, u64)> {
+        let torn = match self.large.get_mut() {
+            Some((_, payload)) => payload,
+            None => &self.chunk[self.start.get()..self.end],
+        };
+        let start = torn.len().checked_sub(HEADER)?;
+        let header = header(&torn[start..], 0).ok()??;
+        Some((header.kind, header.call))
+    }
+}
+
+/// Follows a stream that is passed on unread, and knows where its frames end.
+#[derive(Default)]
+pub(crate) struct FrameTracker {
+    header: Vec<u8>,
+    /// What is missing of the payload.
+    missing: usize,
+}
+
+impl FrameTracker {
+    pub(crate) fn follow(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let payload = self.missing.min(bytes.len());
+            self.missing -= payload;
+            bytes = &bytes[payload..];
+            let part = bytes.len().min(HEADER - self.header.len());
+            self.header.extend_from_slice(&bytes[..part]);
+            bytes = &bytes[part..];
+            if let Some(header) = header(&self.header, usize::MAX)? {
+                self.missing = header.length;
+                self.header.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the stream is between two frames.
+    pub(crate) fn is_between(&self) -> bool {
+        self.missing == 0 && self.header.is_empty()
+    }
+
+    /// Whether so many more bytes would not be taken for the rest of a frame.
+    pub(crate) fn may_end_with(&self, count: usize) -> bool {
+        self.is_between() || self.missing > count
     }
 }
 
@@ -466,6 +510,50 @@ mod tests {
                 }
             };
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_tracker_knows_where_frames_end() {
+        let lengths = [0, 1, 0, HEADER - 1, HEADER, 300, 0];
+        let bytes = stream(&lengths);
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += HEADER + length;
+            Some(*end)
+        });
+        let borders: Vec<usize> = [0].into_iter().chain(ends).collect();
+        for piece in 1..bytes.len() {
+            let (mut tracker, mut followed) = (FrameTracker::default(), 0);
+            for part in bytes.chunks(piece) {
+                tracker.follow(part).unwrap();
+                followed += part.len();
+                let is_between = borders.contains(&followed);
+                assert_eq!(tracker.is_between(), is_between, "after {followed}");
+            }
+        }
+        let noise = FrameTracker::default().follow(b"far: this node goes down in five minutes");
+        assert_eq!(noise.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// Wherever the stream is torn, what comes behind is found, or was not to be sent.
+    #[test]
+    fn the_last_frame_is_found_behind_a_torn_one() {
+        let mut last = Vec::new();
+        plain(&mut last, Kind::Gone, 77);
+        for bytes in [stream(&[100]), stream(&[10, 2 * CHUNK])] {
+            for cut in 1..bytes.len() {
+                let mut tracker = FrameTracker::default();
+                tracker.follow(&bytes[..cut]).unwrap();
+                if !tracker.may_end_with(HEADER) || tracker.is_between() {
+                    continue;
+                }
+                let torn = [&bytes[..cut], &last].concat();
+                let (mut source, mut frames) = (torn.as_slice(), FrameReader::new(1 << 30));
+                while frames.fill(&mut source).is_ok() {
+                    assert_eq!(frames.pop().unwrap().kind, Kind::Done, "cut at {cut}");
+                }
+                assert_eq!(frames.behind_torn(), Some((Kind::Gone, 77)), "cut at {cut}");
+            }
         }
     }
 

@@ -22,7 +22,6 @@
 //! - **Nagle's algorithm** is left on by some. When a call has begun, a `Noop` of the parent carries the
 //!   acknowledgement for which the end of the call would wait.
 
-use std::borrow::Cow;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read, Write};
@@ -33,8 +32,7 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::buffers;
-use super::frame::{self, FrameReader, Kind, PIECE};
+use super::frame::{self, FrameTracker, Kind};
 use super::handshake::{self, Check, SpawnError, WorkerConfig};
 use super::procfs;
 use super::report::{self, Output};
@@ -77,6 +75,16 @@ pub(super) struct Far {
     pub(super) trip: Duration,
     /// How the worker ended. Set when its relay has said so: then all that the worker said is known.
     pub(super) gone: OnceLock<ExitStatus>,
+}
+
+impl Far {
+    /// Takes what stands for the call in a `Gone`: the number of the process, and its status.
+    pub(super) fn set_gone(&self, call: u64) {
+        if call >> 32 == u64::from(self.pid) {
+            let status = transport::exit_status(call as u32 as i32);
+            self.gone.get_or_init(|| status);
+        }
+    }
 }
 
 /// Waits until the worker behind a launcher is connected. A launcher that does not come to that is ended.
@@ -193,8 +201,8 @@ pub(super) fn end(child: &mut Child) -> io::Result<ExitStatus> {
 
 struct Relay {
     tx: Tx,
-    /// Between two frames whenever it is not locked.
-    stdout: Mutex<File>,
+    /// And what was written to it.
+    stdout: Mutex<(File, FrameTracker)>,
     /// Whether there was a sign of the parent since the last look.
     heard: AtomicBool,
 }
@@ -245,7 +253,7 @@ fn run() -> io::Result<()> {
     stdout.write_all(ready.as_bytes())?;
     let relay = Box::leak(Box::new(Relay {
         tx,
-        stdout: Mutex::new(stdout),
+        stdout: Mutex::new((stdout, FrameTracker::default())),
         heard: AtomicBool::new(true),
     }));
     relay.serve(stdin, rx, child, config)?;
@@ -265,15 +273,11 @@ impl Relay {
         let (ends, ended) = channel();
         let parent_ends = ends.clone();
         thread::Builder::new().spawn(move || {
-            report::copy(&mut stdin, |bytes| {
-                self.heard.store(true, Ordering::Relaxed);
-                self.tx.write_all(bytes, None)
-            });
+            report::copy(&mut stdin, |bytes| self.pass_down(bytes));
             let _ = parent_ends.send(End::Parent);
         })?;
         thread::Builder::new().spawn(move || {
-            // However it ends, the link is of no more use.
-            let _ = self.pass_up(&mut rx);
+            report::copy(&mut rx, |bytes| self.pass_up(bytes));
             let _ = ends.send(End::Worker);
         })?;
         let (pid, pulse) = (child.id(), config.host_timeout / 6);
@@ -307,52 +311,48 @@ impl Relay {
             transport::kill_children(pid);
         }
         let _ = child.kill();
-        let status = transport::raw_status(child.wait()?);
-        let gone = frame::of(Kind::Gone, 0, &status);
-        // It fails if nobody wants to know.
-        let _ = lock(&self.stdout).write_all(&gone);
+        let status = u64::from(transport::raw_status(child.wait()?) as u32);
+        let mut gone = Vec::new();
+        frame::plain(&mut gone, Kind::Gone, u64::from(pid) << 32 | status);
+        let (stdout, tracker) = &mut *lock(&self.stdout);
+        if tracker.may_end_with(gone.len()) {
+            // It fails if nobody wants to know.
+            let _ = stdout.write_all(&gone);
+        }
         Ok(())
     }
 
-    /// Passes on what the worker says, in whole frames: if it dies while it says something, the parent sees
-    /// nothing of that, and what follows is a frame.
-    fn pass_up(&self, rx: &mut Rx) -> io::Result<()> {
-        let (mut reader, mut frames) = (FrameReader::new(usize::MAX), Vec::new());
-        while reader.fill(rx)? {
-            let mut stdout = lock(&self.stdout);
-            while let Some(frame) = reader.pop() {
-                frame::head(&mut frames, frame.kind, frame.call, frame.payload.len());
-                match frame.payload {
-                    Cow::Borrowed(small) => frames.extend_from_slice(small),
-                    Cow::Owned(mut large) => {
-                        stdout.write_all(&frames)?;
-                        for piece in large.chunks(PIECE) {
-                            stdout.write_all(piece)?;
-                            // The parent takes it.
-                            self.heard.store(true, Ordering::Relaxed);
-                        }
-                        frames.clear();
-                        buffers::recycle(&mut large);
-                    }
-                }
-            }
-            frames.extend(newline(Kind::Noop));
-            stdout.write_all(&frames)?;
-            frames.clear();
+    fn pass_down(&self, bytes: &[u8]) -> io::Result<()> {
+        self.heard.store(true, Ordering::Relaxed);
+        self.tx.write_all(bytes, None)
+    }
+
+    fn pass_up(&self, bytes: &[u8]) -> io::Result<()> {
+        let (stdout, tracker) = &mut *lock(&self.stdout);
+        tracker.follow(bytes)?;
+        if tracker.is_between() {
+            return stdout.write_all(&[bytes, &newline(Kind::Noop)].concat());
         }
+        stdout.write_all(bytes)?;
+        // The parent takes a large result.
+        self.heard.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Asks for an answer, unless something is being said.
     fn ping(&self) -> io::Result<()> {
         match self.stdout.try_lock() {
-            Ok(mut stdout) => stdout.write_all(&newline(Kind::Ping)),
-            Err(_) => Ok(()),
+            Ok(mut stdout) if stdout.1.is_between() => stdout.0.write_all(&newline(Kind::Ping)),
+            _ => Ok(()),
         }
     }
 }
 
 /// A frame that ends a line.
 fn newline(kind: Kind) -> Vec<u8> {
-    frame::of(kind, 0, &b'\n')
+    let mut frame = Vec::new();
+    let start = frame::begin(&mut frame, kind, 0);
+    frame.push(b'\n');
+    frame::end(&mut frame, start);
+    frame
 }

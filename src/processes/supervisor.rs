@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::buffers;
-use super::frame::{self, Frame, FrameReader, Kind, PIECE};
+use super::frame::{self, Frame, FrameReader, Kind};
 use super::handshake::{self, SpawnError, WorkerConfig};
 use super::procfs;
 use super::relay::{self, Far};
@@ -116,6 +116,9 @@ pub(super) struct Process {
     far: Option<Far>,
 }
 
+/// A large call is written in pieces of this size. Each that the worker takes is a sign of life.
+const PIECE: usize = 256 << 10;
+
 impl Process {
     /// Does what the scheduler wants. `frames` is room to put together what is written.
     pub(super) fn act(&self, actions: &[(Arc<Process>, Action<CallHandle>)], frames: &mut Vec<u8>) {
@@ -124,9 +127,9 @@ impl Process {
             match action {
                 Action::Fresh => self.printed.clear(),
                 Action::Call(call) => frames.extend_from_slice(&call.request().parts().frame),
-                Action::RequestToSend => frame::head(frames, Kind::Rts, 0, 0),
+                Action::RequestToSend => frame::plain(frames, Kind::Rts, 0),
                 Action::LargeCall(call) => self.send_large(call.request()),
-                Action::Cancel(id) => frame::head(frames, Kind::Cancel, *id, 0),
+                Action::Cancel(id) => frame::plain(frames, Kind::Cancel, *id),
                 Action::Retire => self.retire(),
                 Action::Probe(running) => self.probe(running),
                 Action::Kill => self.kill(),
@@ -407,7 +410,13 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
                     let text = format!("nothing was heard of its host for {limit:?}");
                     return Err(io::Error::new(io::ErrorKind::TimedOut, text));
                 }
-                _ => return Err(error),
+                _ => {
+                    let last = (&process.far, reader.behind_torn());
+                    if let (Some(far), Some((Kind::Gone, call))) = last {
+                        far.set_gone(call);
+                    }
+                    return Err(error);
+                }
             },
         }
         // All that is here passes the scheduler in one go.
@@ -475,9 +484,7 @@ fn accept<'a>(
         Kind::Noop => {}
         Kind::Ping => process.say(Kind::Noop),
         Kind::Gone => {
-            if let (Some(far), Ok(status)) = (&process.far, i32::decode(&mut bytes)) {
-                far.gone.get_or_init(|| transport::exit_status(status));
-            }
+            process.far.iter().for_each(|far| far.set_gone(call));
             // Its launcher may take long to end, as when a process there holds its standard error.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -399,7 +399,7 @@ impl Worker {
             let mut outbox = Vec::new();
             loop {
                 let (call, payload) = self.next(&mut outbox);
-                frame::head(&mut outbox, Kind::Start, call, 0);
+                frame::plain(&mut outbox, Kind::Start, call);
                 // Before the parent learns of it, and may want to end it.
                 self.begin(call);
                 self.send(&outbox, None);
