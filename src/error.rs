@@ -486,6 +486,14 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The next of the numbers that are never given twice. Under a lock, because not every target has atomics of
+/// 64 bits, and 32 of them run out.
+pub(crate) fn next_number(last: &Mutex<u64>) -> u64 {
+    let mut last = lock(last);
+    *last += 1;
+    *last
+}
+
 /// Drops a foreign value and catches its panic. The destructor of a payload may panic too; the payload of that
 /// is leaked, since there is no end to it.
 pub(crate) fn discard<T>(value: T) {

@@ -11,8 +11,7 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use crate::error::lock;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::error::{lock, next_number};
 use crate::sync::{Mutex, MutexGuard};
 
 /// The values that were reported, and who waits for the next.
@@ -47,10 +46,10 @@ impl Progress {
 
     /// Passes a value on to those who listen to this type.
     pub(crate) fn say(self: &Arc<Progress>, kind: u64, bytes: &[u8]) {
-        static ORDER: AtomicU64 = AtomicU64::new(1);
+        static LAST: Mutex<u64> = Mutex::new(0);
         self.spread(Report {
             kind,
-            order: ORDER.fetch_add(1, Ordering::Relaxed),
+            order: next_number(&LAST),
             bytes: bytes.into(),
             is_heard: false,
         });

@@ -13,8 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::error::{Error, discard, lock, wall};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::error::{Error, discard, lock, next_number, wall};
 use crate::sync::{Mutex, OnceLock};
 use crate::unfuture::{Canceller, Unfuture};
 
@@ -37,7 +36,7 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
                 source: self,
                 outcome: OnceLock::new(),
                 waiting: Arc::default(),
-                clones: AtomicU64::new(1),
+                last_id: Mutex::new(0),
             }),
             id: 0,
         }
@@ -74,8 +73,7 @@ struct Inner<T> {
     /// Taken from the source by the first who looks at it.
     outcome: OnceLock<Result<T, Error>>,
     waiting: Arc<Waiting>,
-    /// How many there ever were.
-    clones: AtomicU64,
+    last_id: Mutex<u64>,
 }
 
 /// The wakers of the clones that wait, by their ids. Waking it wakes them all.
@@ -258,7 +256,7 @@ impl<T> Clone for Shared<T> {
     fn clone(&self) -> Shared<T> {
         Shared {
             inner: Arc::clone(&self.inner),
-            id: self.inner.clones.fetch_add(1, Ordering::Relaxed),
+            id: next_number(&self.inner.last_id),
         }
     }
 }

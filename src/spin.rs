@@ -5,21 +5,21 @@
 //! crate looks for a while before it parks, yields its core between two looks, and stops spinning where
 //! that does not pay.
 
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a wait looks before it parks, in nanoseconds.
-static BUDGET_NS: AtomicU64 = AtomicU64::new(50_000);
+static BUDGET_NS: AtomicU32 = AtomicU32::new(50_000);
 
 pub(crate) fn set_budget(budget: Duration) {
     // The settings allow no more than a millisecond.
-    BUDGET_NS.store(budget.as_nanos() as u64, Relaxed);
+    BUDGET_NS.store(budget.as_nanos() as u32, Relaxed);
 }
 
 /// How long a wait looks at most.
 pub(crate) fn budget() -> Duration {
-    Duration::from_nanos(BUDGET_NS.load(Relaxed))
+    Duration::from_nanos(BUDGET_NS.load(Relaxed).into())
 }
 
 /// A place that waits, with what it learned about its waits.

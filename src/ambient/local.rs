@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
 
 use super::task::spawn;
-use crate::error::wall;
+use crate::error::{next_number, wall};
 use crate::unfuture::Unfuture;
 
 /// Starts a future that need not be `Send`. The closure makes it on the ambient thread, where it stays until
@@ -38,8 +38,8 @@ where
     F: Future + 'static,
     F::Output: Send + 'static,
 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let place = Place(NEXT.fetch_add(1, Ordering::Relaxed));
+    static LAST: Mutex<u64> = Mutex::new(0);
+    let place = Place(next_number(&LAST));
     let mut make = Some(make);
     spawn(poll_fn(move |cx| {
         let mut future: Box<dyn Any> = match make.take() {

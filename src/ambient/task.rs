@@ -16,7 +16,7 @@ use crate::slot::{Output, Slot, Spent, Value, Work};
 use crate::stalls::Stalls;
 use crate::stop::{Fate, Reason, Stopping};
 use crate::sync::Instant;
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::unfuture::Unfuture;
 
 /// Starts a future on the ambient thread.
@@ -139,17 +139,22 @@ impl Drop for Spawned {
 /// A future in its box, full until it was polled to its end.
 pub(super) type Body = Pin<Box<dyn Step>>;
 
-/// The name of a task in the slab: its place, and above that how often the place was given away. So
-/// a late wake finds nothing.
-pub(super) type Key = u64;
-const PLACE_BITS: u32 = 32;
+/// The name of a task in the slab: its place, and how often the place was given away. So a late wake finds
+/// nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Key {
+    index: u32,
+    generation: u32,
+}
 
 /// What is shared of a task: its slot, and whether it is queued. It is the waker as well.
 ///
 /// The future is not in here: the ambient thread owns it, so polling takes no lock.
 pub(super) struct Task<V: ?Sized = dyn Value> {
-    /// Set once, by the ambient thread, before the first poll; no waker exists before that.
-    key: AtomicU64,
+    /// Its key. Set once, by the ambient thread, before the first poll; no waker exists before that. In
+    /// halves, because not every target has atomics of 64 bits.
+    index: AtomicU32,
+    generation: AtomicU32,
     /// Set from the wake that queues the task until just before the poll that follows, and for ever
     /// once the task has ended. So any number of wakes in between are one poll.
     queued: AtomicBool,
@@ -161,13 +166,14 @@ pub(super) struct Task<V: ?Sized = dyn Value> {
     slot: Slot<V>,
 }
 
-/// A key that no task ever has.
-const UNPLACED: Key = Key::MAX;
+/// An index that no task ever has.
+const UNPLACED: u32 = u32::MAX;
 
 impl<T> Task<Option<T>> {
     fn new(origin: Origin, begins: bool) -> Task<Option<T>> {
         Task {
-            key: AtomicU64::new(UNPLACED),
+            index: AtomicU32::new(UNPLACED),
+            generation: AtomicU32::new(0),
             queued: AtomicBool::new(true),
             begins,
             fate: Fate::default(),
@@ -179,7 +185,14 @@ impl<T> Task<Option<T>> {
 impl Task {
     /// Whether it has its place; otherwise its start is still queued.
     pub(super) fn is_placed(&self) -> bool {
-        self.key.load(Ordering::Relaxed) != UNPLACED
+        self.key().index != UNPLACED
+    }
+
+    fn key(&self) -> Key {
+        Key {
+            index: self.index.load(Ordering::Relaxed),
+            generation: self.generation.load(Ordering::Relaxed),
+        }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -248,7 +261,7 @@ impl<T: Send + 'static> Wake for Task<Option<T>> {
     }
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            wake(self.key.load(Ordering::Relaxed));
+            wake(Task::key(&**self));
         }
     }
 }
@@ -402,9 +415,13 @@ impl Tasks {
             self.places.len() - 1
         });
         let place = &mut self.places[index];
-        let key = Key::from(place.generation) << PLACE_BITS | index as Key;
+        let key = Key {
+            index: index as u32,
+            generation: place.generation,
+        };
         let (task, waker) = raw.place();
-        task.key.store(key, Ordering::Relaxed);
+        task.index.store(key.index, Ordering::Relaxed);
+        task.generation.store(key.generation, Ordering::Relaxed);
         if task.begins {
             task.slot.begin();
         }
@@ -448,7 +465,7 @@ impl Tasks {
 
     /// Drops the future of a task; gives what the task ends as, unless it has ended.
     pub(super) fn stop(&mut self, task: &Task, reason: Reason) -> Option<Error> {
-        let key = task.key.load(Ordering::Relaxed);
+        let key = task.key();
         let error = drop_body(self.find(key)?.body.take(), reason);
         self.remove(key);
         Some(error)
@@ -485,15 +502,15 @@ impl Tasks {
     }
 
     fn find(&mut self, key: Key) -> Option<&mut Live> {
-        let place = self.places.get_mut(key as u32 as usize)?;
+        let place = self.places.get_mut(key.index as usize)?;
         // Generations wrap around after 2^32 tasks in one place. A stale wake that meets its number
         // again costs a spurious poll, which every future allows.
-        let same = Key::from(place.generation) == key >> PLACE_BITS;
+        let same = place.generation == key.generation;
         if same { place.task.as_mut() } else { None }
     }
 
     fn remove(&mut self, key: Key) {
-        let index = key as u32 as usize;
+        let index = key.index as usize;
         let Some(place) = self.places.get_mut(index) else {
             return;
         };

@@ -44,13 +44,13 @@ pub(crate) mod worker;
 use std::any::type_name;
 use std::cell::Cell;
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 use crate::config::{Settings, settings};
 use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, WorkState};
-use crate::error::{Error, ErrorKind, Origin, discard, lock, wall};
+use crate::error::{Error, ErrorKind, Origin, discard, lock, next_number, wall};
 use crate::progress::{Progress, Speaker};
 use crate::slot::{Output, Slot, Work};
 use crate::stop::{Fate, Reason, Stopping};
@@ -174,17 +174,19 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
         });
     }
     if resolutions > 0 {
-        RESOLVED.fetch_add(resolutions as u64, Ordering::SeqCst);
+        RESOLVED.fetch_add(resolutions, Ordering::SeqCst);
         tell_idle();
     }
     let submitted = SUBMITTED.load(Ordering::SeqCst);
-    when_empty.into_iter().for_each(|call| call(submitted));
+    when_empty
+        .into_iter()
+        .for_each(|call| call(submitted as u64));
     let _ = SCRATCH.try_with(|spare| spare.set((effects, frames)));
 }
 
 /// Calls that the scheduler was ever given, and those of them that are resolved.
-static SUBMITTED: AtomicU64 = AtomicU64::new(0);
-static RESOLVED: AtomicU64 = AtomicU64::new(0);
+static SUBMITTED: AtomicUsize = AtomicUsize::new(0);
+static RESOLVED: AtomicUsize = AtomicUsize::new(0);
 /// To be called when all calls are resolved. Until then each `drain` that gave up is here.
 static WHEN_IDLE: Mutex<Vec<OnIdle>> = Mutex::new(Vec::new());
 
@@ -199,7 +201,7 @@ fn tell_idle() {
     let resolved = RESOLVED.load(Ordering::SeqCst);
     if resolved == SUBMITTED.load(Ordering::SeqCst) {
         let waiting = mem::take(&mut *lock(&WHEN_IDLE));
-        waiting.into_iter().for_each(|call| call(resolved));
+        waiting.into_iter().for_each(|call| call(resolved as u64));
     }
 }
 
@@ -479,8 +481,8 @@ where
         return Err(Error::new(ErrorKind::NotRegistered, text));
     };
     // Never reused; the queue is in their order.
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    static LAST: Mutex<u64> = Mutex::new(0);
+    let id = next_number(&LAST);
     let mut frame = Vec::with_capacity(64);
     buffers::enlarge(&mut frame);
     let start = frame::begin(&mut frame, Kind::Call, id);

@@ -16,9 +16,10 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::env;
 use std::io::{self, Write};
+use std::mem;
 use std::panic::{self, PanicHookInfo};
 use std::process::{self, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -240,14 +241,19 @@ struct Worker {
     incoming: Mutex<Option<Incoming>>,
     /// The standby reader has put it back.
     put_back: Condvar,
-    /// The call that the executor is at, which does not read the link meanwhile. Zero while it reads.
-    /// [`Worker::call`] tells it to the code of the call.
-    running: AtomicU64,
-    /// Whether the standby reader has to be woken when a call begins.
-    asleep: AtomicBool,
+    running: Mutex<Running>,
     standby: OnceLock<Thread>,
-    /// The last call that the parent wants to end by itself.
-    cancelled: AtomicU64,
+}
+
+/// What the executor is at.
+#[derive(Default)]
+struct Running {
+    /// The call that it runs, and does not read the link meanwhile. Zero while it reads.
+    call: u64,
+    /// Whether the parent wants that call to end by itself.
+    is_cancelled: bool,
+    /// Whether the standby reader sleeps until a call begins. Set by the standby reader.
+    wakes_standby: bool,
 }
 
 struct Incoming {
@@ -285,10 +291,8 @@ fn serve() -> ! {
         writing: Mutex::new(()),
         incoming: Mutex::new(None),
         put_back: Condvar::new(),
-        running: AtomicU64::new(0),
-        asleep: AtomicBool::new(false),
+        running: Mutex::default(),
         standby: OnceLock::new(),
-        cancelled: AtomicU64::new(0),
     });
     prefer_to_be_killed();
     let default = panic::take_hook();
@@ -370,11 +374,12 @@ impl Worker {
         match frame.kind {
             Kind::Call => return Some(frame),
             Kind::Rts => self.send(&frame::of(Kind::Cts, 0, &()), Some(reader)),
-            // Of a call that is over it says nothing of the one that runs.
-            Kind::Cancel if call == self.running.load(Ordering::Relaxed) => {
-                self.cancelled.store(call, Ordering::Relaxed);
+            Kind::Cancel => {
+                let mut running = lock(&self.running);
+                // Of a call that is over it says nothing of the one that runs.
+                running.is_cancelled |= running.call == call;
             }
-            Kind::Cancel | Kind::Noop => {}
+            Kind::Noop => {}
             _ => leave(None),
         }
         None
@@ -433,7 +438,7 @@ impl Worker {
     /// Nothing follows that the end of the last call could travel with.
     fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Rx>) {
         // Before the parent learns of the end: what it sends after that is not returned.
-        self.running.store(0, Ordering::SeqCst);
+        lock(&self.running).call = 0;
         if !outbox.is_empty() {
             self.send(outbox, reader);
             buffers::recycle(outbox);
@@ -452,11 +457,19 @@ impl Worker {
         }
     }
 
+    /// The call that runs, or zero.
+    fn running(&self) -> u64 {
+        lock(&self.running).call
+    }
+
     /// From now on the executor cannot read the link.
     fn begin(&self, call: u64) {
-        // Either this sees that the standby reader sleeps, or that one sees this before it does.
-        self.running.store(call, Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst) {
+        let begun = Running {
+            call,
+            ..Running::default()
+        };
+        let before = mem::replace(&mut *lock(&self.running), begun);
+        if before.wakes_standby {
             if let Some(standby) = self.standby.get() {
                 standby.unpark();
             }
@@ -468,9 +481,9 @@ impl Worker {
     fn stand_by(&self) -> ! {
         self.standby.get_or_init(thread::current);
         loop {
-            let before = self.running.load(Ordering::Relaxed);
+            let before = self.running();
             thread::park_timeout(self.config.slow);
-            let running = self.running.load(Ordering::SeqCst);
+            let running = self.running();
             if running != before {
                 continue;
             }
@@ -482,11 +495,14 @@ impl Worker {
                 }
                 continue;
             }
-            self.asleep.store(true, Ordering::SeqCst);
-            if self.running.load(Ordering::SeqCst) == 0 {
+            let sleeps = {
+                let mut running = lock(&self.running);
+                running.wakes_standby = running.call == 0;
+                running.wakes_standby
+            };
+            if sleeps {
                 thread::park();
             }
-            self.asleep.store(false, Ordering::SeqCst);
         }
     }
 
@@ -496,7 +512,7 @@ impl Worker {
     /// A write may wait here for the executor to finish one. It can, because the parent reads: it makes no
     /// write that blocks while anything of this worker is under way.
     fn take_over(&self, mut incoming: Incoming) {
-        while self.running.load(Ordering::SeqCst) != 0 {
+        while self.running() != 0 {
             // The executor may be at a write that finds no room.
             incoming.source.make_blocking();
             let mut returned = Vec::new();
@@ -534,7 +550,7 @@ impl Worker {
     /// The call that this thread runs. Other threads of its function have no call of their own, and a pinned
     /// value is another's.
     fn call(&self) -> Option<u64> {
-        let running = self.running.load(Ordering::Relaxed);
+        let running = self.running();
         matches!(Current::get(), Current::Worker).then_some(running)
     }
 
@@ -579,8 +595,8 @@ struct RunningCall;
 impl current::Job for RunningCall {
     fn is_cancelled(&self) -> bool {
         WORKER.get().is_some_and(|worker| {
-            let running = worker.running.load(Ordering::Relaxed);
-            running != 0 && running == worker.cancelled.load(Ordering::Relaxed)
+            let running = lock(&worker.running);
+            running.call != 0 && running.is_cancelled
         })
     }
 }
