@@ -10,8 +10,9 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::io;
 use std::iter;
+use std::mem;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -110,7 +111,7 @@ pub(super) struct Process {
     /// Whether its reader decodes results, which is foreign code, and hears nothing meanwhile.
     decodes: AtomicBool,
     /// The last call that was reported because a signal had stopped the process.
-    reported: AtomicU64,
+    reported: Mutex<u64>,
     printed: Arc<Printed>,
     /// Where it is, if that is another host. The child is its launcher then.
     far: Option<Far>,
@@ -209,7 +210,7 @@ impl Process {
             return;
         }
         let Request { id, name, .. } = running.request();
-        if self.reported.swap(*id, Ordering::Relaxed) != *id {
+        if mem::replace(&mut *lock(&self.reported), *id) != *id {
             let origin = running.slot().origin;
             transport::log(&format!(
                 "worker process {}, which runs `{name}` (started at {origin}), was stopped by a \
@@ -284,7 +285,7 @@ fn attend(number: u64, place: usize) {
         was_stopped: AtomicBool::new(false),
         was_reaped: AtomicBool::new(false),
         decodes: AtomicBool::new(false),
-        reported: AtomicU64::new(0),
+        reported: Mutex::new(0),
         printed: Arc::clone(&output.printed),
         far,
     });
