@@ -19,7 +19,7 @@ use unsync::{Config, Error, ErrorKind, Wire, cpu};
 
 #[allow(dead_code, unused_macros)] // what this table has no use for
 mod scenario;
-use scenario::{Gate, Link, is_gone, lane_state, link, until, wait_at};
+use scenario::{Gate, is_gone, lane_state, until, wait_at};
 
 unsync::test_worker!();
 
@@ -412,14 +412,13 @@ fn strike_mid_result(fault: &str, struck: u32) {
     drop(door);
     before.result().unwrap();
 
-    match (Death::by(fault), culprit.result()) {
-        // A relay takes the whole of it, and may have it before the worker dies.
-        (death, Ok(bulk)) if death.is_none() || link() == Link::Relay => {
+    match Death::by(fault) {
+        None => {
+            let bulk = culprit.result().unwrap();
             assert!(bulk.bytes.len() == BULK && bulk.bytes.iter().all(|byte| *byte == 7));
         }
-        (None, outcome) => panic!("{:?}", outcome.err()),
-        (Some(death), outcome) => {
-            let error = outcome.map(drop).unwrap_err();
+        Some(death) => {
+            let error = culprit.result().map(drop).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
             death.assert_is(&error);
             let started = format!("(started at {}:{line}:", file!());
