@@ -33,7 +33,7 @@ scenarios! {
     n05_started_call_is_never_rerun_though_its_start_was_not_heard;
     n04_out_of_memory;
     n04_out_of_memory_before_the_start;
-    n04_out_of_memory_for_the_result in "ulimit -S -v 300000";
+    n04_out_of_memory_for_the_result in "export MALLOC_ARENA_MAX=1; ulimit -S -v 300000";
     n27_panic_hook_of_the_function;
     n28_panic_that_no_hook_sees;
     n31_grandchild_does_not_hide_death;
