@@ -49,7 +49,9 @@ impl Wire for u8 {
 
     #[inline]
     fn decode_array<const N: usize>(input: &mut &[u8]) -> Result<[u8; N], Error> {
-        take::<u8>(N, input).map(array)
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(take::<u8>(N, input)?);
+        Ok(bytes)
     }
 }
 
@@ -180,13 +182,22 @@ macro_rules! pointers {
 
             fn decode(input: &mut &[u8]) -> Result<Self, Error> {
                 let _level = Level::enter()?;
-                T::decode(input).map(Self::new)
+                point_to(T::decode(input), $pointer::new)
             }
         }
     )*};
 }
 
 pointers!(Box Rc Arc);
+
+/// A function of its own: without optimisation, each step copies a value that may be large, and the stack
+/// that this takes is not taken while the value is decoded.
+fn point_to<T, P>(decoded: Result<T, Error>, new: fn(T) -> P) -> Result<P, Error> {
+    match decoded {
+        Ok(value) => Ok(new(value)),
+        Err(error) => Err(error),
+    }
+}
 
 /// `(type[bounds]…) value => slice, vector => value`
 macro_rules! sequences {
