@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;
 use std::pin::Pin;
-use std::sync::Mutex;
 
 use super::task::spawn;
 use crate::error::{next_number, wall};
+use crate::sync::Mutex;
 use crate::unfuture::Unfuture;
 
 /// Starts a future that need not be `Send`. The closure makes it on the ambient thread, where it stays until

@@ -356,14 +356,8 @@ pub(crate) mod atomic {
     atomics! {
         AtomicBool(bool): BOOLS of false, true;
         AtomicU8(u8): BYTES of 0, 2;
-        AtomicU64(u64): LONGS of 0, 1, u64::MAX;
+        AtomicU32(u32): WORDS of 0, u32::MAX;
         AtomicUsize(usize): SIZES of 0, 1;
-    }
-
-    impl AtomicU64 {
-        pub(crate) fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-            self.get().fetch_add(value, order)
-        }
     }
 
     impl AtomicUsize {
