@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::future::pending;
 use std::os::unix::process::CommandExt;
@@ -68,6 +69,7 @@ fn soak() {
     while memory.is_empty() || started.elapsed() < asked_time().unwrap_or(TIME) {
         soak.be_busy();
         soak.assert_settled();
+        clean_up_after_killed_relays();
         before.assert_unchanged();
         assert_idle();
         memory.push((started.elapsed(), scenario::resident(process::id()) >> 20));
@@ -78,6 +80,15 @@ fn soak() {
     let early = memory.iter().take_while(|(at, _)| *at < quarter);
     let most = early.fold(first.1, |most, (_, mebibytes)| most.max(*mebibytes));
     assert!(last.1 <= most + SLACK, "the memory grows: {memory:?}");
+}
+
+/// A relay that is killed while it starts its worker leaves the directory of their link behind.
+fn clean_up_after_killed_relays() {
+    if link() == Link::Relay {
+        for name in scenario::entries(&env::temp_dir()) {
+            let _ = fs::remove_dir_all(env::temp_dir().join(name));
+        }
+    }
 }
 
 /// What the process has once everything was used and what may retire has retired.
