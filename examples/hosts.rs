@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use picture::{HEIGHT, TILES, WIDTH, png, put, render, say, show_progress};
+use picture::{HEIGHT, TILES, WIDTH, ended, png, put, render, show_progress};
 use unsync::Config;
 
 const USAGE: &str = "hosts [ssh:NAME:WORKERS | srun:WORKERS | here:WORKERS]...";
@@ -33,14 +33,7 @@ fn main() -> ExitCode {
         .iter()
         .map(|host| host.to_string_lossy().into())
         .collect();
-    match hosts_render(&hosts) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            show_progress("");
-            say(&format!("hosts: {error}\n"));
-            ExitCode::FAILURE
-        }
-    }
+    ended("hosts", hosts_render(&hosts))
 }
 
 fn hosts_render(hosts: &[String]) -> Result<(), Box<dyn Error>> {

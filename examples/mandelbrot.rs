@@ -18,20 +18,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use picture::{HEIGHT, TILES, WIDTH, png, put, render, say, show_progress};
+use picture::{HEIGHT, TILES, WIDTH, ended, png, put, render, show_progress};
 
 fn main() -> ExitCode {
     unsync::init();
     let given = support::arguments("mandelbrot [OUT.png]", 1).pop();
     let path = given.map_or_else(|| env::temp_dir().join("mandelbrot.png"), PathBuf::from);
-    match mandelbrot(&path) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            show_progress("");
-            say(&format!("mandelbrot: {error}\n"));
-            ExitCode::FAILURE
-        }
-    }
+    ended("mandelbrot", mandelbrot(&path))
 }
 
 fn mandelbrot(path: &Path) -> Result<(), Box<dyn Error>> {

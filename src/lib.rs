@@ -145,7 +145,7 @@
 //! | no dependencies | `.ci/run`: "manifest" |
 //! | no unsafe code | `unsafe_code = "forbid"` in `Cargo.toml` |
 //! | each file uses only what lies below it; `cfg` in one file | `tests/floors.rs` |
-//! | every `Unfuture` resolves exactly once, whatever dies | `tests/combinations.rs`, `tests/beneath.rs`, `tests/crash_table.rs`, `tests/soak.rs`, the simulation in `processes/simulation.rs` |
+//! | every `Unfuture` resolves exactly once, whatever dies | `tests/combinations.rs`, `tests/beneath.rs`, `tests/crash_table.rs`, `tests/soak.rs`, the simulation of the scheduler in `tests/simulation` |
 //! | no wake-up is lost and every race has one winner, in every schedule with two preemptions | `tests/models`: `slot`, `fate`, `promise`, `block_on`, `ambient`, `timer`, `pool`, `ready-set`, `limit` |
 //! | no lock is held while foreign code runs | tests named `…_may_call_back`, and `foreign_code_may_wait_while_an_outcome_is_handed_on` |
 //! | a panic ends a step, never a loop | tests named `…_panics_…` in `tests/ambient.rs`, `tests/threads.rs`, `tests/pinned.rs` |

@@ -159,7 +159,7 @@ fn engine_of(floor: &str) -> Option<&str> {
     ENGINES.contains(&folder).then_some(folder)
 }
 
-/// All files but those that are tests.
+/// All files of the library.
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = Vec::new();
@@ -173,10 +173,8 @@ fn sources() -> Vec<Source> {
             }
             let name = path.strip_prefix(&root).unwrap().with_extension("");
             let name = name.to_str().unwrap().replace('\\', "/");
-            if name != "processes/simulation" {
-                let code = code(&fs::read_to_string(&path).unwrap());
-                sources.push(Source { name, code });
-            }
+            let code = code(&fs::read_to_string(&path).unwrap());
+            sources.push(Source { name, code });
         }
     }
     assert!(sources.len() > 30, "{}", sources.len());

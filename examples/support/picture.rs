@@ -1,8 +1,9 @@
 //! The Mandelbrot set in tiles, and the PNG file that they make, with nothing but the standard library.
 
 use std::env;
+use std::error::Error;
 use std::io::{self, IsTerminal, Write};
-use std::process;
+use std::process::{self, ExitCode};
 
 pub(crate) const WIDTH: usize = 1600;
 pub(crate) const HEIGHT: usize = 1200;
@@ -163,6 +164,16 @@ fn adler32(data: &[u8]) -> u32 {
     };
     let (a, b) = data.iter().fold((1, 0), step);
     b << 16 | a
+}
+
+/// The end of a program: says what went wrong.
+pub(crate) fn ended(program: &str, outcome: Result<(), Box<dyn Error>>) -> ExitCode {
+    let Err(error) = outcome else {
+        return ExitCode::SUCCESS;
+    };
+    show_progress("");
+    say(&format!("{program}: {error}\n"));
+    ExitCode::FAILURE
 }
 
 /// A line that the next one overwrites, on a terminal only.

@@ -35,7 +35,7 @@
 //! - After `schedule(now)` the next deadline is later than `now`, except that of a check that is due. An idle
 //!   pool has none but those of `keep_alive`.
 //!
-//! `simulation.rs` lets all this happen at random and checks the invariants after each event.
+//! `tests/simulation` lets all this happen at random and checks the invariants after each event.
 
 mod effects;
 mod place;
@@ -562,7 +562,7 @@ impl<C: Clone, W: Clone> State<C, W> {
 }
 
 #[cfg(test)]
-#[path = "simulation.rs"]
+#[path = "../../tests/simulation/mod.rs"]
 mod simulation;
 
 #[cfg(test)]
