@@ -2020,7 +2020,9 @@ mod exit {
         const NAME: &str = "exit::does_not_wait_for_those_who_start_work";
         in_child(NAME, HEAVY, &[], || {
             let begun = Counter::new();
-            for engine in 0..3 {
+            // On Windows a process that ends while it creates another may leave that one suspended for ever.
+            let engines = if cfg!(windows) { 2 } else { 3 };
+            for engine in 0..engines {
                 let begun = begun.clone();
                 thread::spawn(move || {
                     loop {
