@@ -165,7 +165,7 @@ fn expected(what: impl Display, found: impl Display) -> Error {
 fn take<'a, T: Wire>(count: usize, input: &mut &'a [u8]) -> Result<&'a [u8], Error> {
     let bytes = count.saturating_mul(T::BYTES_MIN);
     let Some((taken, rest)) = input.split_at_checked(bytes) else {
-        let missing = format_args!("{bytes} bytes of `{}`", type_name::<T>());
+        let missing = format!("{bytes} bytes of `{}`", type_name::<T>());
         return Err(expected(missing, input.len()));
     };
     *input = rest;
@@ -215,7 +215,7 @@ fn decode_collection<T: Wire>(input: &mut &[u8]) -> Result<Vec<T>, Error> {
     // Every element has a byte at least, so a length beyond the bytes that are there is a lie.
     let length = usize::decode(input)?;
     if length > input.len() {
-        let most = format_args!("a length of at most {}", input.len());
+        let most = format!("a length of at most {}", input.len());
         return Err(expected(most, length));
     }
     let rest_max = input.len() - length;
