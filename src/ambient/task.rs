@@ -139,12 +139,12 @@ impl Drop for Spawned {
 /// A future in its box, full until it was polled to its end.
 pub(super) type Body = Pin<Box<dyn Step>>;
 
-/// The name of a task in the slab: its place, and how often the place was given away. So a late wake finds
-/// nothing.
+/// The name of a task in the slab: its place, and how many tasks were started before it. So a late wake, when
+/// the place is another's, finds nothing.
 #[derive(Clone, Copy)]
 pub(super) struct Key {
     index: u32,
-    generation: u32,
+    number: u32,
 }
 
 /// What is shared of a task: its slot, and whether it is queued. It is the waker as well.
@@ -154,7 +154,7 @@ pub(super) struct Task<V: ?Sized = dyn Value> {
     /// Its key. Set once, by the ambient thread, before the first poll; no waker exists before that. In
     /// halves, because not every target has atomics of 64 bits.
     index: AtomicU32,
-    generation: AtomicU32,
+    number: AtomicU32,
     /// Set from the wake that queues the task until just before the poll that follows, and for ever
     /// once the task has ended. So any number of wakes in between are one poll.
     queued: AtomicBool,
@@ -173,7 +173,7 @@ impl<T> Task<Option<T>> {
     fn new(origin: Origin, begins: bool) -> Task<Option<T>> {
         Task {
             index: AtomicU32::new(UNPLACED),
-            generation: AtomicU32::new(0),
+            number: AtomicU32::new(0),
             queued: AtomicBool::new(true),
             begins,
             fate: Fate::default(),
@@ -191,7 +191,7 @@ impl Task {
     fn key(&self) -> Key {
         Key {
             index: self.index.load(Ordering::Relaxed),
-            generation: self.generation.load(Ordering::Relaxed),
+            number: self.number.load(Ordering::Relaxed),
         }
     }
 
@@ -343,7 +343,7 @@ fn drop_body(body: Option<Body>, reason: Reason) -> Error {
 
 /// The tasks that have not ended, in a slab. Owned by the loop of the ambient thread.
 pub(super) struct Tasks {
-    places: Vec<Place>,
+    places: Vec<Option<Live>>,
     free: Vec<usize>,
     around_poll: Option<&'static AroundPoll>,
     stalls: Option<Arc<Stalls>>,
@@ -354,13 +354,6 @@ pub(super) struct Tasks {
     /// The time at one of the last ticks: what a task's age is counted from. Looking at the clock for
     /// each task would cost a tenth of what a task costs.
     now: Instant,
-}
-
-#[derive(Default)]
-struct Place {
-    /// How often this place was given away.
-    generation: u32,
-    task: Option<Live>,
 }
 
 struct Live {
@@ -393,7 +386,7 @@ impl Tasks {
     }
 
     pub(super) fn list(&self) -> Vec<TaskInfo> {
-        let live = self.places.iter().filter_map(|place| place.task.as_ref());
+        let live = self.places.iter().flatten();
         let info = |live: &Live| TaskInfo {
             kind: WorkKind::Async,
             state: WorkState::Running,
@@ -411,21 +404,20 @@ impl Tasks {
         };
         self.started += 1;
         let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place::default());
+            self.places.push(None);
             self.places.len() - 1
         });
-        let place = &mut self.places[index];
         let key = Key {
             index: index as u32,
-            generation: place.generation,
+            number: self.started as u32,
         };
         let (task, waker) = raw.place();
         task.index.store(key.index, Ordering::Relaxed);
-        task.generation.store(key.generation, Ordering::Relaxed);
+        task.number.store(key.number, Ordering::Relaxed);
         if task.begins {
             task.slot.begin();
         }
-        place.task = Some(Live {
+        self.places[index] = Some(Live {
             body: Some(body),
             task,
             since: self.now,
@@ -474,8 +466,7 @@ impl Tasks {
     /// Drops all futures, for ever.
     pub(super) fn close(&mut self) {
         self.free = Vec::new();
-        for place in mem::take(&mut self.places) {
-            let Some(live) = place.task else { continue };
+        for live in mem::take(&mut self.places).into_iter().flatten() {
             live.task.fail(drop_body(live.body, Reason::ShutDown));
         }
         self.stalls.iter().for_each(|stalls| stalls.end());
@@ -502,11 +493,10 @@ impl Tasks {
     }
 
     fn find(&mut self, key: Key) -> Option<&mut Live> {
-        let place = self.places.get_mut(key.index as usize)?;
-        // Generations wrap around after 2^32 tasks in one place. A stale wake that meets its number
-        // again costs a spurious poll, which every future allows.
-        let same = place.generation == key.generation;
-        if same { place.task.as_mut() } else { None }
+        let live = self.places.get_mut(key.index as usize)?.as_mut()?;
+        // Numbers wrap around after 2^32 tasks. A stale wake that meets its own again costs a spurious poll,
+        // which every future allows.
+        (live.task.key().number == key.number).then_some(live)
     }
 
     fn remove(&mut self, key: Key) {
@@ -514,8 +504,7 @@ impl Tasks {
         let Some(place) = self.places.get_mut(index) else {
             return;
         };
-        let ended = place.task.take();
-        place.generation = place.generation.wrapping_add(1);
+        let ended = place.take();
         self.free.push(index);
         self.update_live();
         if self.free.len() == self.places.len() && self.places.len() > PLACES_KEPT {
