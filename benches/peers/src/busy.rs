@@ -20,7 +20,7 @@ const LEFT_OUT: [&str; 8] = [
     "memory-sleep",
     "idle",
     "build",
-    "size",
+    "type-build",
 ];
 const ROUNDS: usize = 7;
 /// No row may be slower with it by more than this.
