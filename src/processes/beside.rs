@@ -6,7 +6,7 @@
 /// Turns the `type_name` of a function into an expression that names it beside its definition. `None` for
 /// a closure, which has no name.
 ///
-/// Only their case tells types from modules, so a method of a type in lower case loses its type.
+/// Only case tells types from modules, so a method of a lower-case type loses its type.
 pub(super) fn beside(type_name: &str) -> Option<String> {
     if type_name.ends_with("{{closure}}") {
         return None;

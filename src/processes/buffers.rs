@@ -1,10 +1,10 @@
-//! The pool of spare buffers, for the frames that need large ones.
+//! The pool of spare buffers for large frames.
 //!
 //! Touching the pages of a new buffer for the first time costs about three times as much as the copy
-//! into it, so the buffers of large frames are used again, for frames in either direction. A thread
-//! frees them when none has been filled for a second, however many small frames there are, and ends:
-//! without large frames the pool costs nothing. The end of a worker frees them too, so that a shutdown
-//! does not leave the thread behind.
+//! into it, so the buffers of large frames are reused, for frames in either direction. Once none has been
+//! filled for a second, however many small frames there are, a thread frees them and ends: without large
+//! frames the pool costs nothing. The end of a worker frees them too, so that a shutdown does not leave the
+//! thread behind.
 
 use std::mem;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -15,15 +15,15 @@ use crate::error::lock;
 
 /// A buffer is large if its capacity is above this.
 pub(super) const LARGE: usize = 64 << 10;
-/// How many are kept, each as large as the largest frame that it held.
+/// How many buffers are kept, each as large as the largest frame that it held.
 const KEPT: usize = 4;
-/// How long they are kept after the last one was filled.
+/// How long buffers are kept after the last one was filled.
 const REST: Duration = Duration::from_secs(1);
 
 struct BufferPool {
     spare: Vec<Vec<u8>>,
-    /// When the last buffer that was filled came back; `None` if there is no thread to free them, and
-    /// then there are none.
+    /// When a filled buffer last came back; `None` if there is no thread to free buffers, and thus no spare
+    /// buffer.
     filled: Option<Instant>,
 }
 
@@ -35,8 +35,7 @@ const EMPTY: BufferPool = BufferPool {
 static POOL: Mutex<BufferPool> = Mutex::new(EMPTY);
 static FREED: Condvar = Condvar::new();
 
-/// Moves what a buffer holds into a large one if there is one to spare: for a buffer that may have to
-/// hold much more.
+/// Moves the content of a buffer that may have to hold much more into a spare large one, if there is one.
 pub(super) fn enlarge(buffer: &mut Vec<u8>) {
     if buffer.capacity() <= LARGE {
         // A statement of its own, so that the copy is made without the lock.
@@ -48,15 +47,15 @@ pub(super) fn enlarge(buffer: &mut Vec<u8>) {
     }
 }
 
-/// Empties a buffer whose content is not needed any more; a large one goes into the pool.
+/// Empties a buffer whose content is no longer needed; a large one goes into the pool.
 pub(super) fn recycle(buffer: &mut Vec<u8>) {
-    // A buffer that was enlarged and then held little is not a sign that it will be needed.
+    // A buffer that was enlarged and then held little is no sign that a large one will be needed.
     let is_filled = buffer.len() >= buffer.capacity() / 4;
     buffer.clear();
     if buffer.capacity() <= LARGE {
         return;
     }
-    // Before the guard, so that a buffer that is not kept is freed after it.
+    // Declared before the guard, so that a buffer that is not kept is freed after the unlock.
     let buffer = mem::take(buffer);
     let mut pool = lock(&POOL);
     let is_watched = pool.filled.is_some();
@@ -73,7 +72,7 @@ pub(super) fn recycle(buffer: &mut Vec<u8>) {
     }
 }
 
-/// The life of the thread that frees the buffers.
+/// The body of the thread that frees the buffers.
 fn watch() {
     let rest = |pool: &BufferPool| REST.checked_sub(pool.filled?.elapsed());
     let mut pool = lock(&POOL);
@@ -99,7 +98,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// For tests that look at the memory of buffers, since spare ones are shared. Begins with none.
+    /// For tests that look at the memory of buffers, since spare buffers are shared. Starts with none.
     pub(in super::super) fn turn() -> MutexGuard<'static, ()> {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = lock(&TURN);

@@ -6,7 +6,7 @@
 //!   mark and kind: u32 │ call: u64 │ length of the payload: u64 │ payload        (little endian)
 //! ```
 //!
-//! Pure: knows neither process nor thread nor socket.
+//! Pure: it knows no process, thread or socket.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -26,18 +26,17 @@ pub(crate) enum Kind {
     Cancel,
     /// Worker: the call runs from now on. Empty.
     Start,
-    /// Worker: how far the call is. The id of a type, and a value of it.
+    /// Worker: how far the call has got. The id of a type, and a value of it.
     Progress,
-    /// Worker: the call panicked. A report; the end of the call follows, or that of the worker.
+    /// Worker: the call panicked. A report; the end of the call or of the worker follows.
     Panic,
     /// Worker: the call is over. A byte that says how, and the value or a message.
     Done,
-    /// Worker: these calls will not run here, because one takes long. Their ids.
+    /// Worker: these calls will not run here, because another takes long. Their ids.
     Returned,
     /// Worker: clear to send, the answer to a request. It does nothing but read the large call. Empty.
     Cts,
-    /// Worker: it cannot serve, and ends; no call has started. What the system refused it with, as a code
-    /// and a text.
+    /// Worker: it cannot serve, and ends; no call has started. The `io::Error` of the system.
     Refused,
     /// Parent to a worker behind a relay: end by yourself. Empty.
     Retire,
@@ -45,7 +44,8 @@ pub(crate) enum Kind {
     Noop,
     /// Relay: the parent has to say something. A newline.
     Ping,
-    /// Relay: the worker has ended, and that was all it said. Its number and exit status stand for the call. Empty.
+    /// Relay: the worker has ended, and that was all it said. Its pid and exit status are in place of the
+    /// call. Empty.
     Gone,
 }
 
@@ -85,8 +85,8 @@ pub(crate) fn of(kind: Kind, call: u64, payload: &impl Wire) -> Vec<u8> {
     frame
 }
 
-/// Panics unless the only frame in `out` still begins as it was begun, up to `before`: the code of the
-/// program that encodes a value has the whole buffer in its hands.
+/// Panics unless the only frame in `out` still has its header and reaches to `before`: the program's own code
+/// encodes values, and can change the whole buffer.
 pub(crate) fn assert_begun(out: &[u8], before: usize, kind: Kind, call: u64) {
     let header = header(out, 0).ok().flatten();
     let is_this = header.is_some_and(|header| (header.kind, header.call) == (kind, call));
@@ -110,7 +110,7 @@ fn header(bytes: &[u8], limit: usize) -> io::Result<Option<Header>> {
     let header = <(u32, u64, u64)>::decode(&mut head);
     let (mark, call, length) = header.map_err(io::Error::other)?;
     let kind = Kind::decode(&mut &(mark ^ MARK).to_le_bytes()[..])
-        .map_err(|_| broken("something that is no frame arrived"))?;
+        .map_err(|_| broken("bytes that are not a frame arrived"))?;
     match usize::try_from(length) {
         Ok(length) if length <= limit => Ok(Some(Header { kind, call, length })),
         _ => Err(broken("a frame longer than the limit arrived")),
@@ -121,7 +121,7 @@ fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Bytes read at once. Most frames are small: many come with one read.
+/// How many bytes are read at once. Most frames are small: many come with one read.
 const CHUNK: usize = buffers::LARGE;
 /// How far the length of a frame is trusted: the memory for its payload grows in steps of this size.
 const RESERVE: usize = 1 << 20;
@@ -146,7 +146,7 @@ pub(crate) struct FrameReader {
     limit: usize,
     chunk: Box<[u8]>,
     /// The bytes of the chunk from `start` to `end` are read and not yet popped. In a cell, so that
-    /// `pop` leaves the reader shared: many frames can be held at once, and none beyond the next `fill`.
+    /// `pop` takes `&self`: many frames can be held at once, and none beyond the next `fill`.
     start: Cell<usize>,
     end: usize,
     /// A payload larger than the chunk, as far as it has arrived. The chunk is empty meanwhile.
@@ -237,7 +237,7 @@ impl FrameReader {
         }
     }
 
-    /// At the end of the stream: the empty frame that stands behind one that is torn, if there is one.
+    /// At the end of the stream: the empty frame behind a torn one, if there is one.
     pub(crate) fn behind_torn(&mut self) -> Option<(Kind, u64)> {
         let torn = match self.large.get_mut() {
             Some((_, payload)) => payload,
@@ -253,7 +253,7 @@ impl FrameReader {
 #[derive(Default)]
 pub(crate) struct FrameTracker {
     header: Vec<u8>,
-    /// What is missing of the payload.
+    /// How much of the payload is missing.
     missing: usize,
 }
 
@@ -279,7 +279,7 @@ impl FrameTracker {
         self.missing == 0 && self.header.is_empty()
     }
 
-    /// Whether so many more bytes would not be taken for the rest of a frame.
+    /// Whether this many more bytes would not be taken for the rest of a frame.
     pub(crate) fn may_end_with(&self, count: usize) -> bool {
         self.is_between() || self.missing > count
     }
@@ -314,7 +314,7 @@ mod tests {
         }
     }
 
-    /// Gives pieces of a length.
+    /// Gives pieces of a given length.
     struct Pieces<'a>(&'a [u8], usize);
 
     impl Read for Pieces<'_> {
@@ -342,12 +342,12 @@ mod tests {
         Ok(frames.pop())
     }
 
-    /// Why the first frame of these bytes is no frame.
+    /// Why the first frame of these bytes is refused.
     fn refused(mut bytes: &[u8]) -> io::Error {
         FrameReader::new(1 << 30).fill(&mut bytes).unwrap_err()
     }
 
-    /// The memory of a payload that has not arrived.
+    /// The memory reserved for a payload that has not fully arrived.
     fn reserved(frames: &mut FrameReader) -> usize {
         let large = frames.large.get_mut().as_ref();
         large.map_or(0, |(_, payload)| payload.capacity())
@@ -535,7 +535,7 @@ mod tests {
         assert_eq!(noise.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
-    /// Wherever the stream is torn, what comes behind is found, or was not to be sent.
+    /// Wherever the stream is torn, the frame behind it is found, or was not to be sent.
     #[test]
     fn the_last_frame_is_found_behind_a_torn_one() {
         let mut last = Vec::new();

@@ -31,13 +31,13 @@ use super::wire::Wire;
 
 /// What the parent tells the child on its standard input, after the path of the socket.
 struct Handshake {
-    /// If the parent listens there, and not at the path.
+    /// Set if the parent listens at a port, and not at the path.
     port: Option<u16>,
     /// What the child says first on each connection.
     child: Token,
     /// What the parent answers.
     parent: Token,
-    /// What the child is to be called, as in [`procfs::name`].
+    /// The name that the child is to take, see [`procfs::name`].
     name: Vec<u8>,
     config: WorkerConfig,
 }
@@ -49,7 +49,7 @@ pub(super) struct WorkerConfig {
     pub(super) frame_bytes_max: usize,
     /// The stack of the thread that runs the calls.
     pub(super) stack_size: usize,
-    /// How long a wait looks before it parks.
+    /// How long a wait spins before it parks.
     pub(super) spin: Duration,
     /// A call that runs for longer holds up those behind it, and they are returned.
     pub(super) slow: Duration,
@@ -74,7 +74,7 @@ fn token() -> Token {
     half() << 64 | half()
 }
 
-/// A Unix socket and the directory made for it. Removed when this is dropped, if they are there.
+/// A Unix socket and the directory made for it. Removed on drop, if they are there.
 struct SocketPath(PathBuf);
 
 impl Drop for SocketPath {
@@ -86,11 +86,11 @@ impl Drop for SocketPath {
     }
 }
 
-/// No system has sockets with longer paths than about this. So what the child is told is short, and the
-/// parent can write it before the child reads.
+/// No system allows socket paths much longer than this. So the message to the child is short, and the parent
+/// can write it before the child reads.
 const PATH_MAX: usize = 108;
 
-/// Where the parent listens, if it can: a name that nobody can guess. Empty where it cannot.
+/// Where the parent listens, if it can: a path that nobody can guess. Empty if it cannot.
 fn socket_path() -> SocketPath {
     let is_wanted = env::var_os("UNSYNC_LINK").is_none_or(|link| link != "tcp");
     let path = format!("unsync-{:032x}/link", token());
@@ -112,7 +112,7 @@ pub(super) enum SpawnError {
     Died(ExitStatus),
     /// The child did not connect in time, or nobody needs it any more.
     TimedOut,
-    /// What a launcher started on another host cannot serve.
+    /// The process that a launcher started on another host cannot serve.
     Unfit(String),
 }
 
@@ -184,14 +184,14 @@ fn invite(
         name: procfs::name(),
         config,
     };
-    // As above.
+    // This may fail like the first write.
     let _ = stdin.write_all(&encoded(&handshake));
     drop(stdin);
     let mut accept = || accept(&listener, &handshake, check);
     let first = accept()?;
     Ok(match handshake.port {
         None => Link::new(first, None),
-        // The first connection is for what the parent says.
+        // The first connection carries what the parent says.
         Some(_) => Link::new(accept()?, Some(first)),
     })
 }
@@ -200,7 +200,7 @@ fn invite(
 const PAUSE_MIN: Duration = Duration::from_micros(100);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 
-/// Waits for the connection of the one who knows the token.
+/// Waits for a connection whose other end knows the token.
 ///
 /// Polls, because std has no event for "connected or dead". A child usually connects within a millisecond
 /// or two, so the pauses are short at first. They delay a start by a sixteenth at most.
@@ -213,13 +213,13 @@ fn accept(
     loop {
         match listener.accept() {
             Ok(socket) if greet(&socket, handshake).is_ok() => return Ok(socket),
-            // A stranger, or the child has died, as the check tells.
+            // A stranger, or the child has died, which `check` notices.
             Ok(_) => {}
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => {
                     thread::sleep((started.elapsed() / 16).clamp(PAUSE_MIN, PAUSE_MAX));
                 }
-                // A stranger that has gone again.
+                // A stranger that is already gone.
                 io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
                 _ => return Err(error.into()),
             },
@@ -228,11 +228,11 @@ fn accept(
     }
 }
 
-/// How long a connection may be silent before it has said its token.
+/// How long a connection may stay silent before it says its token.
 const GREETING: Duration = Duration::from_secs(1);
 
 fn greet(socket: &Socket, handshake: &Handshake) -> io::Result<()> {
-    // Some systems let it inherit this from the listener.
+    // On some systems the socket inherits this from the listener.
     socket.set_nonblocking(false)?;
     expect(socket, handshake.child, GREETING)?;
     say(socket, handshake.parent)
@@ -252,7 +252,7 @@ pub(super) fn connect_back() -> io::Result<(Link, WorkerConfig)> {
     let stdin = transport::stdin()?;
     stdin.take(HANDSHAKE_MAX).read_to_end(&mut bytes)?;
     let mut bytes = bytes.as_slice();
-    // No other process connects there, and the parent may be gone and unable to remove it.
+    // No other process connects to the socket, and the parent may be gone and unable to remove it.
     let SocketPath(path) = &SocketPath(PathBuf::decode(&mut bytes)?);
     let handshake = Handshake::decode(&mut bytes)?;
     procfs::set_name(&handshake.name);
@@ -264,7 +264,7 @@ pub(super) fn connect_back() -> io::Result<(Link, WorkerConfig)> {
     let incoming = connect()?;
     let outgoing = handshake.port.map(|_| connect()).transpose()?;
     for socket in [&incoming].into_iter().chain(&outgoing) {
-        // The real parent may be gone, and a stranger at its port.
+        // The real parent may be gone, and a stranger may listen at its port.
         expect(socket, handshake.parent, PATIENCE)?;
     }
     Ok((Link::new(incoming, outgoing), handshake.config))
@@ -279,11 +279,11 @@ pub(super) fn encoded(what: &impl Wire) -> Vec<u8> {
 }
 
 fn say(mut socket: &Socket, token: Token) -> io::Result<()> {
-    // Nothing else is in transit: there is room for it.
+    // Nothing else is in transit, so there is room for the token.
     socket.write_all(&token.to_le_bytes())
 }
 
-/// Reads a token, and waits so long for each part of it; any other is an error.
+/// Reads a token, waiting up to `limit` for each part of it; any other token is an error.
 fn expect(mut socket: &Socket, token: Token, limit: Duration) -> io::Result<()> {
     let mut found = [0; size_of::<Token>()];
     socket.set_read_timeout(Some(limit))?;
@@ -301,7 +301,7 @@ mod tests {
 
     use super::*;
 
-    /// The error of the write would hide how the child ended.
+    /// An error of the write would hide how the child ended.
     #[test]
     fn a_child_that_is_gone_before_it_is_told_anything_has_died() {
         let mut command = transport::command().unwrap();

@@ -1,6 +1,6 @@
 //! The process pool: CPU-bound work in processes that can crash, hang and be killed.
 //!
-//! The walk of a call, from `cpu(f, args)` to its result:
+//! The path of a call, from `cpu(f, args)` to its result:
 //!
 //! ```text
 //!   cpu ──▶ queue ──assign──▶ in flight at a worker ──link──▶ worker process
@@ -11,19 +11,19 @@
 //! ```
 //!
 //! 1. [`prepare`] encodes the arguments into a frame. The call is submitted to the scheduler.
-//! 2. The scheduler assigns it to a worker with room, or asks for one more worker. It decides and does
-//!    nothing: [`apply`] locks it, feeds it an event, unlocks, and carries out the effects. Every event takes
-//!    this way, whichever thread it happens on.
-//! 3. The frame is written to the link by the thread on which the event happened. That never blocks for long:
-//!    small frames are limited to what a link holds, and a large one is written by the reader thread, to a
-//!    worker that is idle and does nothing but read.
-//! 4. The worker acknowledges the start of the call and runs it. If another call takes long there, it returns
-//!    the call, and the scheduler assigns it again.
+//! 2. The scheduler assigns the call to a worker with room, or asks for one more worker. It only decides:
+//!    [`apply`] locks it, feeds it an event, unlocks, and carries out the effects. Every event goes this way,
+//!    whichever thread it happens on.
+//! 3. The thread on which the event happened writes the frame to the link. That never blocks for long: small
+//!    frames are limited to what a link holds, and the reader thread writes a large one, to a worker that is
+//!    idle and does nothing but read.
+//! 4. The worker acknowledges the start of the call and runs it. If another call takes long there, the worker
+//!    returns this one, and the scheduler assigns it again.
 //! 5. The reader thread of the worker reads `Done`, feeds it to the scheduler, and resolves the call. If the
-//!    link ends instead, it reaps the worker: a call that had not started goes back to its place in the
-//!    queue, one that ran fails and never runs again.
-//! 6. The supervisor, one thread for all workers, feeds the scheduler the time: it kills for calls that were
-//!    stopped, looks after frozen workers, and retires idle ones.
+//!    link ends instead, the thread reaps the worker: a call that had not started goes back to its place in
+//!    the queue; one that ran fails and never runs again.
+//! 6. The supervisor, one thread for all workers, feeds the scheduler the time: it kills workers for stopped
+//!    calls, checks for frozen workers, and retires idle ones.
 //!
 //! A worker on another host is reached through a launcher and a relay, see `relay`. The rest is the same.
 
@@ -72,9 +72,9 @@ pub use worker::{init, is_worker, progress};
 
 struct Pool {
     state: State<CallHandle, Arc<Process>>,
-    /// To be called when no worker is left.
+    /// Called when no worker is left.
     when_empty: Vec<OnIdle>,
-    /// Whether there is a supervisor thread. It resets this when it ends, as no worker is left.
+    /// Whether there is a supervisor thread, which resets this when it ends because no worker is left.
     supervised: bool,
 }
 
@@ -85,7 +85,7 @@ fn checked_settings() -> &'static Settings {
     settings().expect("no call is made with settings that are wrong")
 }
 
-/// The pool, which knows the settings from its first use on.
+/// The pool, which takes the settings at its first use.
 fn pool() -> &'static Mutex<Pool> {
     POOL.get_or_init(|| {
         let settings = checked_settings();
@@ -109,10 +109,10 @@ fn pool() -> &'static Mutex<Pool> {
     })
 }
 
-/// Gives what a call that was not stopped has come to: the payload of its `Done`, or an error.
+/// Returns how a call that was not stopped ended: the payload of its `Done`, or an error.
 type Resolve<'a, 'p> = &'a mut dyn FnMut(&Request, Outcome) -> Result<&'p [u8], Error>;
 
-/// Feeds an event to the scheduler, and carries out what follows from it: the only way in.
+/// Feeds an event to the scheduler and carries out its effects: the only way in.
 fn apply(event: impl FnOnce(&mut Pool, Instant), resolve: Resolve<'_, '_>) {
     let mut pool = lock(pool());
     let now = Instant::now();
@@ -131,12 +131,12 @@ fn update(event: impl FnOnce(&mut Pool, Instant)) {
 type PoolEffects = Effects<CallHandle, Arc<Process>>;
 
 thread_local! {
-    /// Effects and frames, with the room that carrying them out took the last time.
+    /// Spare effects and frames, which keep the capacity of their last use.
     static SCRATCH: Cell<(PoolEffects, Vec<u8>)> = Cell::default();
 }
 
 fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
-    // An event that follows from this one on the same thread gets new ones, and so does a thread that ends.
+    // An event that this one causes on the same thread gets new ones, and so does a thread that is ending.
     let (mut effects, mut frames) = SCRATCH.try_with(Cell::take).unwrap_or_default();
     mem::swap(&mut effects, &mut pool.state.fx);
     let is_empty = pool.state.is_empty();
@@ -184,19 +184,19 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
     let _ = SCRATCH.try_with(|spare| spare.set((effects, frames)));
 }
 
-/// Calls that the scheduler was ever given, and those of them that are resolved.
+/// How many calls the scheduler was ever given, and how many of them are resolved.
 static SUBMITTED: AtomicUsize = AtomicUsize::new(0);
 static RESOLVED: AtomicUsize = AtomicUsize::new(0);
-/// To be called when all calls are resolved. Until then each `drain` that gave up is here.
+/// Called when all calls are resolved. A `drain` that gave up stays here until then.
 static WHEN_IDLE: Mutex<Vec<OnIdle>> = Mutex::new(Vec::new());
 
-/// Calls once no call is queued or in flight.
+/// Runs the callback once no call is queued or in flight.
 fn when_idle(call: OnIdle) {
     lock(&WHEN_IDLE).push(call);
     tell_idle();
 }
 
-/// To be called after each change to one of the three, so that the last change is noticed.
+/// Must run after each change to one of these three statics, so that the last change is noticed.
 fn tell_idle() {
     let resolved = RESOLVED.load(Ordering::SeqCst);
     if resolved == SUBMITTED.load(Ordering::SeqCst) {
@@ -207,7 +207,7 @@ fn tell_idle() {
 
 /// Starts worker processes up to the limit, so that the first calls need not wait for them.
 ///
-/// Returns at once. Nothing happens in a worker, or in a program that cannot have any.
+/// Returns at once. Does nothing in a worker, or in a program that cannot have workers.
 ///
 /// # Examples
 ///
@@ -252,7 +252,7 @@ fn count(stats: &mut Stats) {
     (stats.calls_queued, stats.calls_running, stats.workers) = counts;
 }
 
-/// Stops all calls and takes no more; calls once the last worker process has ended.
+/// Stops all calls and takes no more; runs the callback once the last worker process has ended.
 fn close(call: OnIdle) {
     update(|pool, now| {
         pool.when_empty.push(call);
@@ -262,13 +262,13 @@ fn close(call: OnIdle) {
 
 // --------------------------------------------------------------------------------------- the calls
 
-/// What an `Unfuture` of a call holds.
+/// What the `Unfuture` of a call holds.
 pub(crate) struct Call<T> {
     slot: Slot<Option<T>>,
     request: Request,
 }
 
-/// All of a call that needs no type of its result.
+/// The part of a call that does not depend on the type of its result.
 struct Request {
     id: u64,
     name: &'static str,
@@ -282,9 +282,9 @@ struct Request {
 struct Parts {
     /// The whole frame, until the start is acknowledged.
     frame: Vec<u8>,
-    /// The first that was reported, and the last.
+    /// The first panic that was reported, and the last.
     panics: Vec<PanicReport>,
-    /// What the call has reported. Made when something is reported or somebody listens.
+    /// What the call has reported. Created when something is reported or somebody listens.
     progress: Option<Arc<Progress>>,
     /// Keeps the listeners waiting until the call is over.
     speaker: Option<Speaker>,
@@ -332,7 +332,7 @@ impl Request {
         progress
     }
 
-    /// The call is about to be resolved. The `Unfuture` may be kept for long after that.
+    /// The call is about to be resolved. Its `Unfuture` may be kept long after that.
     fn end(&self) {
         let mut parts = self.parts();
         let over = Parts {
@@ -362,7 +362,7 @@ impl Request {
     }
 }
 
-/// Makes a call to a worker process, which is not in the queue yet.
+/// Makes a call to a worker process, without queueing it yet.
 pub(crate) fn prepare<F, A>(
     origin: Origin,
     _: F,
@@ -394,7 +394,7 @@ impl<T: Wire + Send + 'static> Call<T> {
         Unfuture::of(self.clone())
     }
 
-    /// Keeps this for the call until just before its outcome is seen.
+    /// Keeps `held` until just before the outcome of the call is seen.
     pub(crate) fn hold(&self, held: Held) {
         self.request.parts().held = Some(held);
     }
@@ -407,7 +407,7 @@ impl<T: Wire + Send + 'static> Call<T> {
 fn submit(call: CallHandle) {
     let (id, bytes) = (call.request().id, call.request().parts().frame.len());
     update(|pool, _| {
-        // Whoever has stopped it resolves it, unless it is found here.
+        // If the call is already stopped, `stop` does not find it in the pool and resolves it.
         if !call.request().fate.is_stopped() {
             SUBMITTED.fetch_add(1, Ordering::SeqCst);
             pool.state.submit(id, bytes, call);
@@ -423,13 +423,13 @@ fn stop(call: &dyn AnyCall, reason: Reason) -> Stopping {
     let mut is_found = false;
     update(|pool, now| is_found = pool.state.stop(*id, reason, now));
     if !is_found {
-        // It waits for its turn, or is over.
+        // The call is still waiting to be submitted, or is over.
         call.resolve(Err(reason.error(&format!("`{name}`"))));
     }
     Stopping::Yes
 }
 
-/// A call in the very process, for one made in a worker: the work to be done on some thread.
+/// The work of a call made in a worker: it runs in the same process, on some thread.
 pub(crate) fn nested<F, A>(_: F, arguments: A) -> Result<Nested<F::Output>, Error>
 where
     F: Entrypoint<A, Output: Wire>,
@@ -480,7 +480,7 @@ where
         };
         return Err(Error::new(ErrorKind::NotRegistered, text));
     };
-    // Never reused; the queue is in their order.
+    // Ids are never reused, and the queue is ordered by them.
     static LAST: Mutex<u64> = Mutex::new(0);
     let id = next_number(&LAST);
     let mut frame = Vec::with_capacity(64);
@@ -556,7 +556,7 @@ mod tests {
 
     use super::*;
 
-    /// It may be a permit, which starts the next call when it is dropped.
+    /// What it holds may be a permit, which starts the next call when dropped.
     #[test]
     fn a_call_drops_what_it_holds_without_its_lock() {
         struct Watch(Arc<Call<u64>>, &'static AtomicBool);

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::process;
 
-/// The name of this process in `top`, `pgrep` and the log of the kernel.
+/// The name of this process in `top`, `pgrep` and the kernel log.
 const NAME: &str = "/proc/self/comm";
 
-/// Empty where that is not known.
+/// Empty if the name is not known.
 pub(super) fn name() -> Vec<u8> {
     let line = fs::read(NAME).unwrap_or_default();
     line.trim_ascii_end().to_vec()
@@ -16,13 +16,13 @@ pub(super) fn name() -> Vec<u8> {
 /// A process that was started as `/proc/self/exe` is called `exe` otherwise.
 pub(super) fn set_name(name: &[u8]) {
     if !name.is_empty() {
-        // Without it the process is called something else, and works as well.
+        // If this fails, the process has another name and works just as well.
         let _ = fs::write(NAME, name);
     }
 }
 
-/// The executable of this process and the file that this code is in, if that is another one: under a
-/// loader that was started by itself, or in a library that some program has loaded.
+/// The executable of this process and the file that this code is in, if they differ: under a loader that was
+/// started directly, or in a library that another program has loaded.
 pub(super) fn loader() -> Option<(PathBuf, PathBuf)> {
     let executable = fs::read_link("/proc/self/exe").ok()?;
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
@@ -38,13 +38,13 @@ pub(super) fn loader() -> Option<(PathBuf, PathBuf)> {
     (file != executable).then_some((executable, file))
 }
 
-/// Whether a child of this process has ended, without reaping it. Unknown of one that was reaped.
+/// Whether a child of this process has ended, without reaping it. Unknown if the child was reaped.
 pub(super) fn has_ended(child: u32) -> Option<bool> {
     let (state, parent) = stat(child)?;
     (parent == process::id()).then_some(matches!(&*state, "Z" | "X"))
 }
 
-/// Whether a signal has stopped a process, as a terminal does to one in the background that reads from it.
+/// Whether a signal has stopped a process, as happens to one in the background that reads from its terminal.
 pub(super) fn is_stopped(process: u32) -> bool {
     stat(process).is_some_and(|(state, _)| state == "T")
 }
@@ -53,7 +53,7 @@ pub(super) fn is_stopped(process: u32) -> bool {
 fn stat(process: u32) -> Option<(String, u32)> {
     let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
-    // The name in parentheses before them may hold anything.
+    // The name in parentheses before these fields may contain anything.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();
     Some((fields.next()?.into(), fields.next()?.parse().ok()?))

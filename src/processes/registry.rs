@@ -1,9 +1,9 @@
 //! The entrypoints: which functions a worker process can be asked to run.
 //!
-//! [`register!`](crate::register) puts an [`Entry`] beside the function and a constructor into the
-//! platform's init section, which links the entry into one list before `main` starts. The
-//! constructor does nothing else. So there is no list to keep by hand, and a function counts as
-//! registered wherever in the program's crates it stands.
+//! [`register!`](crate::register) puts an [`Entry`] beside the function, and a constructor into the
+//! platform's init section. The constructor links the entry into one list before `main` starts, and does
+//! nothing else. So there is no list to keep by hand, and a function may be registered anywhere in the
+//! program's crates.
 
 use std::any::TypeId;
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, lock};
 /// A function that a worker process can run: a function item, or a closure that captures nothing.
 ///
 /// `A` is the tuple of its arguments. Implemented for every function of up to twelve arguments; nothing
-/// else implements it. To be called in a worker process, arguments and result have to be [`Wire`].
+/// else implements it. A function can be called in a worker process if its arguments and result are [`Wire`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot run in a worker process",
     label = "cannot run in a worker process",
@@ -81,9 +81,9 @@ pub fn id<F: 'static>(_: F) -> u64 {
     id_of::<F>()
 }
 
-/// An entrypoint holds nothing but its type, so its type is all that has to travel.
+/// Checks that an entrypoint captures nothing, so that its type is all that has to travel.
 ///
-/// The public functions call it themselves, so that the compiler's last note shows the caller's line.
+/// The public functions call this themselves, so that the compiler's last note shows the caller's line.
 pub(crate) const fn assert_captures_nothing<F>() {
     assert!(
         size_of::<F>() == 0,
@@ -93,11 +93,11 @@ pub(crate) const fn assert_captures_nothing<F>() {
 }
 
 /// An entrypoint whose arguments and result are [`Wire`]. Each argument has a bound of its own, so the
-/// compiler names the argument that cannot cross and not the tuple, at the function that is registered.
+/// compiler names the argument that cannot cross, not the tuple, at the function that is registered.
 #[doc(hidden)]
 pub trait Serve<A>: Entrypoint<A> {
-    /// Decodes the arguments, which stand behind the id of the function, calls it and appends what it
-    /// returns, which may take `limit` bytes.
+    /// Decodes the arguments, which follow the id of the function, calls the function and appends its result,
+    /// which may take up to `limit` bytes.
     fn serve(self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>;
 }
 
@@ -166,16 +166,16 @@ pub(crate) fn find(id: u64) -> Option<&'static Entry> {
 
 /// Makes functions callable in a worker process.
 ///
-/// Put it anywhere in any crate of the program, normally beside the function. It takes functions by path, generic
-/// ones with their types, and closures that capture nothing. Arguments and result are [`Wire`](crate::Wire). A
-/// closure has no name to call it by: [`cpu!`](crate::cpu!) registers and calls it.
+/// Put it anywhere in any crate of the program, normally beside the function. It takes functions by path,
+/// generic ones with their types, and closures that capture nothing. Arguments and result have to be
+/// [`Wire`](crate::Wire). A closure has no name to call it by: [`cpu!`](crate::cpu!) registers and calls it.
 ///
-/// A constructor in the executable's init section links each into a list before `main`. For that the
-/// macro writes an `#[unsafe(link_section)]` attribute into your crate. It is the one thing of this
-/// library outside safe Rust, and it compiles in a crate that forbids unsafe code.
+/// A constructor in the executable's init section links each function into a list before `main`. For that,
+/// the macro writes an `#[unsafe(link_section)]` attribute into your crate. This attribute is the only thing
+/// in the library outside safe Rust, and it compiles in a crate that forbids unsafe code.
 ///
-/// A function in a library crate is registered only if the linker keeps the part of the library that it is in, as
-/// it does if the program uses anything else there.
+/// A function in a library crate is registered only if the linker keeps the part of the library that contains
+/// it, which it does if the program uses anything else in that part.
 ///
 /// # Examples
 ///

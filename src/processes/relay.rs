@@ -5,22 +5,23 @@
 //!          ◀─────────                        ◀── stdout ┴ relay ┴◀────────
 //! ```
 //!
-//! A launcher is a program of the user's choice. What it gets on its standard input arrives at the other host,
-//! and the other way round: that is all that is known of it. A worker could not be at that end itself: its
-//! standard output is the user's, and a process that it starts could hold the stream and hide its death. The
-//! relay starts the worker as any other, and copies bytes.
+//! A launcher is a program of the user's choice. What it gets on its standard input arrives at the other
+//! host, and vice versa: nothing else is known of it. A worker could not sit at that end itself: its standard
+//! output is the user's, and a process that it starts could hold the stream open and hide its death. The
+//! relay starts the worker like any other, and copies bytes.
 //!
-//! - **Hello**: the relay names its build. The parent says nothing before, and skips what comes before, such as
-//!   a greeting of the host. It refuses another build, and answers with the orders. The relay answers when the
-//!   worker is connected. Frames follow.
-//! - **Gone** is the last frame of a relay. Without it nobody knows what the worker has begun: a launcher or a
-//!   network that dies takes along what it carried.
+//! - **Hello**: the relay names its build. The parent says nothing before that, and skips what comes first,
+//!   such as a greeting of the host. It refuses any other build, and otherwise answers with the settings. The
+//!   relay answers once the worker is connected. Frames follow.
+//! - **Gone** is the last frame of a relay. Without it nobody knows what the worker has begun: a launcher or
+//!   a network that dies loses what it carried.
 //! - **The end of standard input** kills the worker.
-//! - **Silence** ends both sides, since a network that is cut ends nothing. The relay sends `Ping` now and then,
-//!   and the parent answers.
-//! - **Whole lines** are all that some launchers pass on. A newline in a `Noop` follows what the worker says.
-//! - **Nagle's algorithm** is left on by some. When a call has begun, a `Noop` of the parent carries the
-//!   acknowledgement for which the end of the call would wait.
+//! - **Silence** ends both sides, since a network that is cut closes nothing. The relay sends `Ping` now and
+//!   then, and the parent answers.
+//! - **Whole lines** are all that some launchers pass on, so a `Noop` with a newline follows what the worker
+//!   says.
+//! - **Nagle's algorithm** is left on by some launchers. When a call has begun, a `Noop` from the parent
+//!   carries the acknowledgement that the end of the call would wait for.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
@@ -43,13 +44,13 @@ use super::worker::{self, add_arguments};
 use crate::error::lock;
 use crate::spin;
 
-/// What a line of the relay begins with, where the frames have not begun yet.
+/// How a line of the relay begins, before any frames.
 const HELLO: &str = "\u{1}unsync::hello\u{1}";
 const READY: &str = "\u{1}unsync::ready\u{1}";
 
 /// How long a launcher whose relay has ended may take to end.
 const GRACE: Duration = Duration::from_secs(1);
-/// A host is not further away than that. On a busy one, an answer may take longer.
+/// No host is further away than this. On a busy host, an answer may take longer.
 const TRIP_MAX: Duration = Duration::from_millis(250);
 
 /// What tells this build of the program from any other: the size of the executable, and a hash of its bytes.
@@ -69,16 +70,16 @@ fn build() -> io::Result<&'static str> {
 /// A worker on another host. The child of this process is its launcher.
 pub(super) struct Far {
     pub(super) host: &'static str,
-    /// The number of the worker process there.
+    /// The pid of the worker process there.
     pub(super) pid: u32,
-    /// How long a byte takes there and back.
+    /// The round-trip time.
     pub(super) trip: Duration,
-    /// How the worker ended. Set when its relay has said so: then all that the worker said is known.
+    /// How the worker ended. Set when its relay has said so: then all that the worker said has arrived.
     pub(super) gone: OnceLock<ExitStatus>,
 }
 
 impl Far {
-    /// Takes what stands for the call in a `Gone`: the number of the process, and its status.
+    /// Takes what a `Gone` has in place of the call: the pid of the worker, and its exit status.
     pub(super) fn set_gone(&self, call: u64) {
         if call >> 32 == u64::from(self.pid) {
             let status = transport::exit_status(call as u32 as i32);
@@ -87,7 +88,7 @@ impl Far {
     }
 }
 
-/// Waits until the worker behind a launcher is connected. A launcher that does not come to that is ended.
+/// Waits until the worker behind a launcher is connected. If it does not connect, the launcher is ended.
 pub(super) fn connect(
     mut child: Child,
     socket: Socket,
@@ -126,7 +127,7 @@ fn meet(
     socket.set_read_timeout(Some(PAUSE))?;
     let build = read_line(socket, HELLO, heard, check)?;
     if build != own {
-        let text = format!("its executable is another build: {build}, not {own}");
+        let text = format!("its executable is a different build: {build}, not {own}");
         return Err(SpawnError::Unfit(text));
     }
     let mut message = handshake::encoded(&config);
@@ -145,7 +146,7 @@ fn meet(
     })
 }
 
-/// Reads the rest of the first line that has the mark. Byte by byte, because frames come behind it.
+/// Reads the rest of the first line that has the mark, byte by byte because frames follow it.
 fn read_line(
     mut socket: &Socket,
     mark: &str,
@@ -178,20 +179,20 @@ fn read_line(
             }
         }
     }
-    unfit("it prints without end, and no hello")
+    unfit("it prints without end and says no hello")
 }
 
-/// Ends a launcher that has nothing to carry any more, if it does not end by itself.
+/// Ends a launcher that has nothing left to carry, if it does not end by itself.
 pub(super) fn end(child: &mut Child) -> io::Result<ExitStatus> {
     let deadline = Instant::now() + GRACE;
-    // std has no event for the end of a process that can be waited for with a limit.
+    // std cannot wait for the end of a process with a time limit.
     while Instant::now() < deadline {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
         thread::sleep(Duration::from_millis(2));
     }
-    // A shell may wait for the launcher that it started.
+    // The child may be a shell that waits for the launcher it started.
     transport::kill_children(child.id());
     child.kill()?;
     child.wait()
@@ -201,9 +202,9 @@ pub(super) fn end(child: &mut Child) -> io::Result<ExitStatus> {
 
 struct Relay {
     tx: Tx,
-    /// And what was written to it.
+    /// The file, and a tracker of what was written to it.
     stdout: Mutex<(File, FrameTracker)>,
-    /// Whether there was a sign of the parent since the last look.
+    /// Whether there was a sign of life from the parent since the last check.
     heard: AtomicBool,
 }
 
@@ -213,11 +214,11 @@ enum End {
     Parent,
 }
 
-/// The life of a relay.
+/// Runs this process as a relay.
 pub(super) fn serve() -> ! {
     match run() {
         Ok(()) => worker::leave(None),
-        // The parent has refused it, or is gone.
+        // The parent has refused this relay, or is gone.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => worker::leave(None),
         Err(error) => worker::leave(Some(&format!(
             "this process was started to reach a worker from another host: {error}"
@@ -238,7 +239,7 @@ fn run() -> io::Result<()> {
     config.slow = WINDOW + trip;
     spin::set_budget(config.spin);
 
-    // The worker is one as any other. What it prints does not go where its frames go.
+    // The worker is one like any other. What it prints must not go where its frames go.
     let mut command = transport::command()?;
     command.stdout(transport::stderr()?);
     add_arguments(&mut command, false);
@@ -262,7 +263,7 @@ fn run() -> io::Result<()> {
 }
 
 impl Relay {
-    /// Copies in both directions until the worker has ended, and says how.
+    /// Copies in both directions until the worker has ended, and reports how it ended.
     fn serve(
         &'static self,
         mut stdin: File,
@@ -297,13 +298,13 @@ impl Relay {
                 is_lost |= self.ping().is_err();
             }
             if is_lost {
-                // Nobody may read what is still to be written.
+                // Perhaps nobody reads what is still to be written.
                 worker::abort_soon();
                 let _ = child.kill();
             }
             let has_ended = procfs::has_ended(pid);
             if has_ended.unwrap_or_else(|| matches!(child.try_wait(), Ok(Some(_)))) {
-                // Another process may hold the link, and hide its end.
+                // Another process may hold the link open, and hide its end.
                 self.tx.close_both();
             }
         }
@@ -316,7 +317,7 @@ impl Relay {
         frame::plain(&mut gone, Kind::Gone, u64::from(pid) << 32 | status);
         let (stdout, tracker) = &mut *lock(&self.stdout);
         if tracker.may_end_with(gone.len()) {
-            // It fails if nobody wants to know.
+            // This fails if nobody is left to read it.
             let _ = stdout.write_all(&gone);
         }
         Ok(())
@@ -334,12 +335,12 @@ impl Relay {
             return stdout.write_all(&[bytes, &newline(Kind::Noop)].concat());
         }
         stdout.write_all(bytes)?;
-        // The parent takes a large result.
+        // The parent is taking a large result.
         self.heard.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Asks for an answer, unless something is being said.
+    /// Asks the parent for an answer, unless a frame is being written.
     fn ping(&self) -> io::Result<()> {
         match self.stdout.try_lock() {
             Ok(mut stdout) if stdout.1.is_between() => stdout.0.write_all(&newline(Kind::Ping)),

@@ -31,11 +31,11 @@ pub(super) fn stopped(name: &str, reason: Reason, ran: Option<Duration>, place: 
     })
 }
 
-/// The error of a call that its worker has ended without a value.
+/// The error of a call that its worker ended without a value.
 pub(super) fn failed(name: &str, ending: u8, message: String, panics: Vec<PanicReport>) -> Error {
     let is = |other: Ending| ending == other as u8;
     if is(Ending::Panicked) {
-        // The function may have caught another one before.
+        // The function may have caught another panic before.
         let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
         let report = panics.into_iter().rfind(is_this).unwrap_or_default();
         return report.error(name, message, "");
@@ -84,7 +84,7 @@ pub(super) fn describe(command: &Command) -> String {
     }
 }
 
-/// Where a worker is, as the end of a sentence. Here is not worth mentioning.
+/// Where a worker is, as the end of a sentence. This machine is not worth mentioning.
 pub(super) fn place(host: Option<&str>) -> String {
     host.map_or_else(String::new, |host| format!(" on host `{host}`"))
 }
@@ -151,7 +151,7 @@ fn hint(status: Option<ExitStatus>, tail: &str) -> String {
 
 /// How a worker ended.
 pub(super) struct ExitReport<'a> {
-    /// Its number, and where it was if not here.
+    /// Its pid, and its host if it was on another one.
     pub(super) process: String,
     /// Whether a signal had stopped it when it was killed.
     pub(super) was_stopped: bool,
@@ -160,7 +160,7 @@ pub(super) struct ExitReport<'a> {
     pub(super) launcher: Option<ExitStatus>,
     /// Why the link ended, if not because the worker closed it.
     pub(super) cause: Option<&'a io::Error>,
-    /// What it lacked, if it could not serve.
+    /// Why it could not serve, if that is how it ended.
     pub(super) refusal: Option<&'a Error>,
     pub(super) output: &'a Output,
 }
@@ -219,13 +219,13 @@ impl ExitReport<'_> {
         error.exited(self.status)
     }
 
-    /// Whether a panic that was reported may be what ended it: one that cannot unwind aborts. The function
-    /// may have caught it, and have ended in any other way later.
+    /// Whether a reported panic may be what ended the worker: one that cannot unwind aborts. But the function
+    /// may have caught it, and the worker may have ended in another way later.
     fn may_be_panic(&self) -> bool {
         self.status.is_some_and(transport::is_abort) && self.abort_without_panic().is_none()
     }
 
-    /// What made std abort without a panic, if it was heard to say so.
+    /// What made std abort without a panic, if its message was heard.
     fn abort_without_panic(&self) -> Option<&'static str> {
         let tail = self.output.tail();
         if tail.contains("has overflowed its stack") {
@@ -247,8 +247,8 @@ impl ExitReport<'_> {
         if let Some(cause) = self.cause.filter(|cause| !transport::is_end(cause)) {
             how = format!("{how}; {cause}");
         } else if self.status.is_some() && how.contains("SIGKILL") {
-            // A system that runs out of memory kills so, but so may others.
-            how += ", perhaps for want of memory";
+            // A system that runs out of memory kills this way, but so may others.
+            how += ", perhaps because memory ran out";
         }
         if let Some(why) = self.abort_without_panic() {
             how = format!("{why}, {how}");
@@ -268,7 +268,7 @@ pub(super) struct Output {
 }
 
 /// How long the rest of what a worker printed may take to arrive after its end. A process that the worker
-/// started may hold its streams open for ever.
+/// started may hold its streams open forever.
 const TAIL_WAIT: Duration = Duration::from_secs(1);
 
 /// Where standard output is forwarded to.
@@ -276,13 +276,13 @@ type Sink = fn() -> io::Result<File>;
 
 impl Output {
     /// Forwards what a worker prints. The receiver is disconnected when a test harness has printed its own
-    /// words, which have to be read: otherwise it ends the process.
+    /// output, which has to be read, or else the harness ends the process.
     pub(super) fn attach(child: &mut Child, sink: Sink) -> (Output, Receiver<Infallible>) {
         let (copying, drained) = channel();
         let (prelude, ready) = channel();
         let printed = Arc::<Printed>::default();
-        // Without a thread its pipe is closed: what the worker prints to standard error is lost, and printing
-        // to standard output fails.
+        // Without a thread, the pipe is closed: what the worker prints to standard error is lost, and
+        // printing to standard output fails.
         if let Some(stderr) = child.stderr.take() {
             let (printed, copying) = (Arc::clone(&printed), copying.clone());
             let forward = move || forward_stderr(stderr, &printed, copying);
@@ -301,7 +301,7 @@ impl Output {
         (output, ready)
     }
 
-    /// The end of standard error of a worker that has ended, as the end of a sentence. Waits for it once.
+    /// The end of the standard error of a worker that has ended, as the end of a sentence. Waits for it once.
     fn tail(&self) -> &str {
         self.tail.get_or_init(|| {
             let _ = self.drained.recv_timeout(TAIL_WAIT);
@@ -351,8 +351,8 @@ impl Printed {
     }
 }
 
-/// The first and the last lines of a text, without backtraces: they would leave no room for anything else,
-/// and that of a call's panic is the source of the error anyway.
+/// The first and the last lines of a text, without backtraces: these would leave no room for anything else,
+/// and the backtrace of a call's panic is the source of the error anyway.
 fn excerpt(text: &str) -> String {
     let mut in_backtrace = false;
     let is_quoted = |line: &&str| {
@@ -402,7 +402,7 @@ fn forward_stderr(mut stderr: ChildStderr, printed: &Printed, _copying: Sender<I
     });
 }
 
-/// Forwards what a test's worker prints, without what the harness prints before it. Outside of tests, a worker
+/// Forwards what a test's worker prints, without what the harness prints before it. Outside tests, a worker
 /// has the standard output of the program.
 fn forward_stdout(
     stdout: ChildStdout,

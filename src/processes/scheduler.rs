@@ -1,8 +1,8 @@
 //! The scheduler: decides which worker runs which call, and when workers start and end.
 //!
-//! It does no I/O. [`State`] takes events, and [`State::schedule`] gives the [`Effects`] that follow. It knows
-//! no thread, process or socket, and no clock but the `now` that it is given. The pool has one function that
-//! locks the state, feeds it an event, calls `schedule`, unlocks, and carries out the effects.
+//! It does no I/O. [`State`] takes events, and [`State::schedule`] produces the [`Effects`] that follow. It
+//! knows no thread, process or socket, and no clock but the `now` that it is given. The pool has one function
+//! that locks the state, feeds it an event, calls `schedule`, unlocks, and carries out the effects.
 //!
 //! # The life of a call
 //!
@@ -13,8 +13,8 @@
 //! ```
 //!
 //! 1. `submit` puts the call into the queue, which is ordered by id, and `schedule` assigns it to the worker
-//!    with the fewest calls in flight. Calls that are quick travel in batches: a worker may have as many in
-//!    flight as it runs in about a millisecond, and as many bytes as its link holds unread.
+//!    with the fewest calls in flight. Quick calls travel in batches: a worker may have as many in flight as
+//!    it runs in about a millisecond, and as many bytes as its link holds unread.
 //! 2. A large call needs an idle worker. The pool asks that worker whether it listens (request to send), and
 //!    writes the call once it has answered (clear to send).
 //! 3. `started` decides what the end of the worker means: before it the call goes back to its place in the
@@ -24,16 +24,17 @@
 //!
 //! # Invariants
 //!
-//! - Each call is resolved exactly once. The pool is not quiet before that has been carried out.
+//! - Each call is resolved exactly once. The pool is not idle before that has been carried out.
 //! - A call that may have begun is never assigned again.
-//! - No worker is killed while a call runs there that nobody has stopped. For a stopped call that runs it is
-//!   killed once nothing else is in flight there; otherwise only if it is frozen or does not retire.
-//! - A call waits only while no worker has room for it and no further worker may be started. The one
-//!   exception is a worker that small calls leave alone for an older large one.
-//! - Bytes that are written to a worker and not known to be read never exceed what its link holds, except
-//!   those of a large call, which the worker reads as they are written.
-//! - After `schedule(now)` the next deadline is later than `now`, except that of a check that is due. An idle
-//!   pool has none but those of `keep_alive`.
+//! - Before the shutdown no worker is killed while it runs a call that nobody has stopped. A worker that runs
+//!   or loads a stopped call is killed once it has nothing else in flight. Otherwise a worker is killed only if
+//!   it is frozen or does not retire.
+//! - A call waits only while no worker has room for it and no other may be started. The one exception: small
+//!   calls leave one worker alone for an older large call.
+//! - The bytes written to a worker and not known to be read never exceed what its link holds, except those of
+//!   a large call, which the worker reads as they are written.
+//! - After `schedule(now)` the next deadline is later than `now`, unless a check is due. An idle pool has no
+//!   deadlines but those of `keep_alive`.
 //!
 //! `tests/simulation` lets all this happen at random and checks the invariants after each event.
 
@@ -52,27 +53,27 @@ use worker::{Entry, FRAME_OVERHEAD, Phase, Stop, Worker};
 
 use crate::stop::Reason;
 
-/// Workers that may die with a call before they start it.
+/// How many workers may die with a call before they start it.
 pub(super) const DEATHS: u32 = 3;
 /// The same for workers in a row that die before they start any call, if no worker is left. Two calls that
-/// kill whoever gets them do not make the calls behind them fail.
+/// kill every worker that gets them do not make the calls behind them fail.
 const LOST_WORKERS: u32 = 2 * DEATHS + 1;
-/// The work that may lie ready at a worker of this machine. A call that runs for longer is slow.
+/// How much work may be in flight at a worker on this machine. A call that runs for longer is slow.
 pub(super) const WINDOW: Duration = Duration::from_millis(1);
-/// How far apart the health checks are.
+/// The interval between health checks.
 const CHECK: Duration = Duration::from_secs(1);
-/// A worker that owes an answer for this long is frozen. On a machine that is busy enough, a healthy worker,
-/// or the thread that reads from it, may get no processor for a second.
+/// A worker that owes an answer for this long is frozen. On a busy machine, a healthy worker or the thread
+/// that reads from it may get no processor for a second.
 const FROZEN: Duration = Duration::from_secs(3);
-/// How long a worker that is told to end may take for it.
+/// How long a worker that is told to end may take.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(1);
-/// This machine among the places.
+/// The index of this machine among the places.
 const HERE: usize = 0;
 
 /// The settings that concern the scheduler.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
-    /// Workers that may live at once: on this machine, then at each host.
+    /// How many workers may live at once: on this machine, then at each host.
     pub(super) places: Vec<usize>,
     pub(super) calls_per_worker: Option<u64>,
     pub(super) keep_alive: Duration,
@@ -83,7 +84,7 @@ pub(super) struct Limits {
     pub(super) host_timeout: Duration,
 }
 
-/// What is heard of a worker that is connected.
+/// What is heard from a connected worker.
 #[derive(Clone, Debug)]
 pub(super) enum Heard {
     /// It runs this call from now on.
@@ -92,57 +93,57 @@ pub(super) enum Heard {
     Done(u64),
     /// It gives back these calls, which it has not begun, because the one that it runs takes long.
     Returned(Vec<u64>),
-    /// It reads, and does nothing else until a large call has arrived. The effect is to write the call, and
-    /// then `Loaded` follows.
+    /// It does nothing but read until a large call has arrived. The effect is to write the call; `Loaded`
+    /// follows.
     ClearToSend,
-    /// The large call is written, or the link does not take it any more.
+    /// The large call is written, or the link no longer takes it.
     Loaded,
-    /// Something that concerns one call only, or that the link has taken further bytes of a large call.
+    /// Something that concerns one call only, or the link has taken more bytes of a large call.
     Progressed,
-    /// Its reader is about to decode a large result, and hears nothing until `Decoded`. To be fed together
-    /// with `Done`, so that no call is assigned in between.
+    /// Its reader is about to decode a large result, and hears nothing until `Decoded`. Fed together with
+    /// `Done`, so that no call is assigned in between.
     Decoding,
     Decoded,
-    /// It takes too much memory, say: another one takes its place once it is idle.
+    /// It uses too much memory, say: another worker takes its place once it is idle.
     Outgrown,
 }
 
-/// Why no worker came up, and after how many such failures in a row the calls fail, if there is no worker.
+/// Why a worker did not start, and after how many such failures in a row calls fail, if there is no worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SpawnFailure {
-    /// Another try would end alike.
+    /// Another try would end the same way.
     Final = 1,
     /// The process ended before it was connected.
     Died = DEATHS as isize,
-    /// The system is short of something.
+    /// The system is short of a resource.
     Refused = 5,
 }
 
 /// How the link of a worker has ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Exit {
-    /// All that the worker had said is known.
+    /// Everything that the worker said has arrived.
     Certain,
-    /// The link has lost something: anything that was sent may have begun.
+    /// The link has lost something: any call that was sent may have begun.
     Uncertain,
-    /// The worker was short of something, and has begun nothing.
+    /// The worker was short of a resource, and has begun nothing.
     Refused,
 }
 
-/// The state of the pool. `W` is what the effects name a worker by.
+/// The state of the pool. Effects name a worker by its `W`.
 pub(super) struct State<C, W> {
     limits: Limits,
     queue: Queue<C>,
-    /// The workers that are connected, in the order in which they were.
+    /// The connected workers, in the order in which they connected.
     workers: Vec<Worker<C, W>>,
     /// Where workers run: here, then the hosts.
     places: Vec<Place>,
     /// Workers whose link has ended and whose process is not reaped yet.
     reaping: usize,
-    /// Numbers given to workers.
+    /// The last number given to a worker.
     spawned: u64,
-    /// Set when a worker has something to do, and stays set till then, so that single calls one after the
-    /// other do not wake the supervisor each.
+    /// Set when a worker has something to do, and kept until it is due, so that a series of single calls does
+    /// not wake the supervisor each time.
     next_check: Option<Instant>,
     /// The supervisor knows it, or an earlier one, or is woken for it.
     deadline: Option<Instant>,
@@ -176,7 +177,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// A call is made, of which the frame has so many bytes. Ids ascend in the order of submission.
+    /// A call is made, with a frame of this many bytes. Ids ascend in the order of submission.
     pub(super) fn submit(&mut self, id: u64, bytes: usize, call: C) {
         let entry = Entry {
             id,
@@ -193,20 +194,19 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// Workers are wanted up to the limit, whatever there is to do.
+    /// Workers are wanted up to the limit, however little there is to do.
     pub(super) fn warm(&mut self, now: Instant) {
         while self.reserve_slot(now) {}
     }
 
-    /// A worker has connected, at a place to which a byte takes `trip` there and back.
+    /// A worker has connected, at a place with the round-trip time `trip`.
     pub(super) fn ready(&mut self, spawn: (u64, usize), handle: W, trip: Duration, now: Instant) {
         self.places[spawn.1].starting -= 1;
         let worker = Worker::new(spawn, handle, &self.limits, trip, now);
         self.workers.push(worker);
     }
 
-    /// A worker could not be started. Calls wait for those that live; if there are none, they fail in the
-    /// end.
+    /// A worker could not be started. Calls wait for the live ones; if there are none, calls eventually fail.
     pub(super) fn spawn_failed(&mut self, place: usize, failure: SpawnFailure, now: Instant) {
         self.places[place].starting -= 1;
         self.fail(place, failure as u32, now);
@@ -261,12 +261,12 @@ impl<C: Clone, W: Clone> State<C, W> {
         };
         let worker = self.workers.remove(at);
         self.reaping += 1;
-        // Nothing of a large call was sent that the worker was not clear for.
+        // Nothing of a large call is written before the worker is clear for it.
         let certain = exit != Exit::Uncertain || worker.phase == Phase::Rendezvous;
         if worker.proven && self.workers.is_empty() {
             self.places.iter_mut().for_each(Place::forgive);
         }
-        // One that was short of something has not even seen its calls.
+        // A worker that was short of a resource has not even seen its calls.
         let refused = exit == Exit::Refused;
         let failed = worker.has_failed() && !refused;
         for mut entry in worker.in_flight {
@@ -287,12 +287,12 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// The process of a worker has ended, and what it printed is passed on.
+    /// The process of a worker has ended, and what it printed has been passed on.
     pub(super) fn reaped(&mut self) {
         self.reaping -= 1;
     }
 
-    /// A call is to be stopped. Says whether it will be, which is false for one that is over.
+    /// A call is to be stopped. Returns whether it will be: `false` if it is over.
     pub(super) fn stop(&mut self, id: u64, reason: Reason, now: Instant) -> bool {
         if let Some(entry) = self.queue.remove(id) {
             self.resolve(entry, Outcome::unstarted(reason));
@@ -302,7 +302,7 @@ impl<C: Clone, W: Clone> State<C, W> {
             let Some(at) = worker.position(id) else {
                 continue;
             };
-            // Of a large call nothing is written before the worker is clear for it.
+            // Nothing of a large call is written before the worker is clear for it.
             if worker.phase == Phase::Rendezvous {
                 for unsent in worker.take_back(&[id]) {
                     self.resolve(unsent, Outcome::unstarted(reason));
@@ -331,9 +331,9 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// A tick of the supervisor: looks after workers that owe something, but not while their readers decode
-    /// and hear nothing. A check that is late judges nobody: the program was frozen itself, and has not
-    /// heard what they said.
+    /// A tick of the supervisor: checks on workers that owe an answer, but not while their readers decode and
+    /// hear nothing. A check that is late judges no worker: the program itself was frozen, and has not heard
+    /// what they said.
     pub(super) fn check(&mut self, now: Instant, decodes: impl Fn(&W) -> bool) {
         let Some(at) = self.next_check.filter(|at| *at <= now) else {
             return;
@@ -357,8 +357,8 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// Decides what follows from the events since the last time, and from the time that has passed: adds it
-    /// to the effects. To be called after each event, and by the supervisor at the deadline.
+    /// Decides what follows from the events since the last `schedule` and from the time that has passed, and
+    /// adds it to the effects. Called after each event, and by the supervisor at the deadline.
     pub(super) fn schedule(&mut self, now: Instant) {
         self.assign(now);
         let of_workers = self.end_workers(now);
@@ -389,7 +389,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         self.workers.is_empty() && self.starting() + self.reaping == 0
     }
 
-    /// The call of this number that a worker has in flight.
+    /// The call with this id, if the worker with this number has it in flight.
     pub(super) fn find(&self, number: u64, id: u64) -> Option<&C> {
         let worker = self.workers.iter().find(|worker| worker.number == number)?;
         Some(&worker.in_flight[worker.position(id)?].call)
@@ -426,7 +426,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// Counts a failure. Without any worker, and after enough failures everywhere, nothing can run.
+    /// Counts a failure. With no worker, and enough failures at every place, nothing can run.
     fn fail(&mut self, place: usize, tries: u32, now: Instant) {
         let is_alone = self.live() + self.starting() == 0;
         self.places[place].fail(is_alone, tries, now);
@@ -445,8 +445,8 @@ impl<C: Clone, W: Clone> State<C, W> {
         self.places.iter().map(|place| place.starting).sum()
     }
 
-    /// Starts one more worker, if there may be one more now: on this machine, or else at the host with the least
-    /// for its size.
+    /// Starts one more worker, if one may be started now: on this machine, or else at the host with the
+    /// lowest load for its size.
     fn reserve_slot(&mut self, now: Instant) -> bool {
         let load = |at: usize| {
             let is_there = |worker: &&Worker<C, W>| worker.place == at && worker.is_live();
@@ -467,7 +467,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         true
     }
 
-    /// Calls that lie behind another one at their worker. If that takes long, they come back.
+    /// How many calls lie behind another one at their worker. If that one takes long, they come back.
     fn behind(&self) -> usize {
         let in_flight = self.workers.iter().map(|worker| worker.in_flight.len());
         in_flight.map(|calls| calls.saturating_sub(1)).sum()
@@ -486,8 +486,8 @@ impl<C: Clone, W: Clone> State<C, W> {
         while self.queue.len() > 0 {
             let large = self.queue.is_large_next();
             let idle = large.then(|| self.least_loaded(Worker::is_idle)).flatten();
-            // While a large call waits, the small ones behind it leave one worker alone, the one that is
-            // idle next. It changes only to one that is idle earlier, or if its call turns out slow.
+            // While a large call waits, the small ones behind it leave one worker alone: the one that will be
+            // idle next. That changes only to one that will be idle earlier, or if its call turns out slow.
             let kept = if large { self.idle_next(now) } else { None };
             let bytes = self.queue.small.front().map(|next| next.bytes);
             let has_room = |worker: &Worker<C, W>| {
@@ -519,8 +519,8 @@ impl<C: Clone, W: Clone> State<C, W> {
         next.map(|worker| worker.number)
     }
 
-    /// Kills workers whose time is up, and retires idle ones that are not needed any more. Those that calls
-    /// may come back for stay. Gives when the next one is due.
+    /// Kills workers whose time is up, and retires idle ones that are no longer needed. Idle workers stay
+    /// while calls may be returned. Returns when the next worker is due.
     fn end_workers(&mut self, now: Instant) -> Option<Instant> {
         let surplus = self.behind() == 0;
         let mut next = None;
@@ -600,7 +600,7 @@ mod tests {
             }
         }
 
-        /// With so many workers that are connected: 1, 2 and so on.
+        /// A pool with all its workers connected: 1, 2 and so on.
         fn with(limits: Limits) -> Pool {
             let mut pool = Pool::new(limits);
             let spawns = pool.act(|state, now| state.warm(now)).spawns;
@@ -648,7 +648,7 @@ mod tests {
             self.act(|state, now| state.exited(number, exit, now))
         }
 
-        /// Lets time pass; the supervisor does its duty.
+        /// Lets time pass; the supervisor does its work.
         fn wait(&mut self, time: Duration) -> Vec<Effects<u64, u64>> {
             let (end, mut effects) = (self.now + time, Vec::new());
             while let Some(at) = self.state.next_deadline().filter(|at| *at <= end) {
@@ -660,7 +660,7 @@ mod tests {
             effects
         }
 
-        /// A worker learns that calls are quick, and has so many in flight then.
+        /// Lets a worker learn that calls are quick, then submits calls with these ids.
         fn batch(&mut self, number: u64, ids: std::ops::Range<u64>) {
             for id in 1_000..1_020 {
                 let _ = self.submit(id, 10);
@@ -701,7 +701,7 @@ mod tests {
         calls.collect()
     }
 
-    /// The workers to which such a thing is done.
+    /// The workers that get such an action.
     macro_rules! workers {
         ($effects:expr, $action:pat) => {{
             let actions = $effects.iter().flat_map(|fx| &fx.actions);
@@ -743,7 +743,7 @@ mod tests {
         pool.batch(1, 1..300);
         let window = pool.in_flight(1).len();
         assert!((100..=256).contains(&window), "{window}");
-        // It is refilled at the half, with one write.
+        // The window is refilled at half, with one write.
         let mut refills = 0;
         for id in 1..=window as u64 {
             pool.start(1, id);
@@ -1047,7 +1047,7 @@ mod tests {
         assert!(wakes <= 11, "{wakes}");
     }
 
-    /// One worker is well, and no other one can be started.
+    /// One worker is healthy, and no other can be started.
     #[test]
     fn starts_that_fail_get_rare_though_the_calls_of_others_start() {
         let mut pool = Pool::new(limits(2));
@@ -1189,7 +1189,7 @@ mod tests {
         assert!(matches!(pool.resolved[..], [(1, Outcome::Unstartable)]));
     }
 
-    /// What lies behind a call is not held up by the round trip, and the round trip is filled.
+    /// The calls behind another one are not held up by the round trip, and the round trip is filled.
     #[test]
     fn as_many_calls_are_under_way_as_the_round_trip_takes() {
         let mut pool = at_hosts(&[1]);
@@ -1244,7 +1244,7 @@ mod tests {
         assert_eq!(kills(&effects), []);
         assert!(workers!(effects, Action::Probe(1)).contains(&1));
         assert_resolved!(pool, 2 as Outcome::Stopped { ran: None, .. });
-        // It thaws, and begins what is over.
+        // The worker thaws, and begins a call that is over.
         let _ = pool.hear(1, Heard::Done(1));
         pool.start(1, 2);
         let fx = pool.hear(1, Heard::Returned(vec![3]));

@@ -1,10 +1,10 @@
 //! The worker processes: each has a reader thread that starts the process, reads its link and reaps it. One
-//! supervisor thread looks at the clock for all of them.
+//! supervisor thread watches the clock for all of them.
 //!
-//! A thread for each, because std can wait neither for many children nor for many links at once; and
-//! the end of the link is the event that tells of an exit, because `Child` can be waited for and killed
-//! by one thread only at a time. Readers block in their reads without a limit. What has to happen at a
-//! certain time, the scheduler asks of the supervisor.
+//! Each worker has a thread because std cannot wait for many children or many links at once. The end of the
+//! link tells of an exit, because only one thread at a time can wait for or kill a `Child`. A read of
+//! a local worker's link blocks without a limit; on a link to a host, silence ends it. The supervisor does what
+//! the scheduler wants done at a certain time.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -44,11 +44,11 @@ pub(super) fn wake() {
 
 /// Starts the supervisor thread. `supervised` is already set.
 ///
-/// If the system refuses it, the pool works on without: the next event tries again, and a reader that ends
-/// stands in. Without any reader nobody would ever look at the calls that wait.
+/// If the system refuses the thread, the pool works on without it: the next event tries again, and a reader
+/// that ends stands in. Without any reader, nobody would ever look at the waiting calls.
 pub(super) fn start() {
     let body = || {
-        // It resolves calls that nobody else does.
+        // The supervisor resolves calls that no other thread resolves.
         Current::Reader.set();
         supervise();
     };
@@ -60,12 +60,12 @@ pub(super) fn start() {
                 pool.state.strand();
             }
         });
-        // Not before, or that event would try again.
+        // Reset only now, or that event would try again.
         lock(pool()).supervised = false;
     }
 }
 
-/// A reader ends. It is the supervisor from now on if there is none and one is needed.
+/// Lets an ending reader become the supervisor, if there is none and one is needed.
 fn stand_in() {
     let mut pool = lock(pool());
     let is_needed = !pool.supervised && pool.state.next_deadline().is_some();
@@ -76,7 +76,7 @@ fn stand_in() {
     }
 }
 
-/// The life of the supervisor. It ends with the last worker.
+/// Runs the supervisor until the last worker is gone.
 fn supervise() {
     loop {
         let decodes = |process: &Arc<Process>| process.decodes.load(Ordering::Relaxed);
@@ -106,22 +106,22 @@ pub(super) struct Process {
     was_killed: AtomicBool,
     /// Whether a signal had stopped it when it was killed.
     was_stopped: AtomicBool,
-    /// Set when it was reaped to see whether it had ended. Its number may be another's since.
+    /// Set when it was reaped to see whether it had ended. Its pid may belong to another process since.
     was_reaped: AtomicBool,
-    /// Whether its reader decodes results, which is foreign code, and hears nothing meanwhile.
+    /// Whether its reader is decoding results, which runs foreign code, and hears nothing meanwhile.
     decodes: AtomicBool,
     /// The last call that was reported because a signal had stopped the process.
     reported: Mutex<u64>,
     printed: Arc<Printed>,
-    /// Where it is, if that is another host. The child is its launcher then.
+    /// Where the worker is, if on another host. `child` is then its launcher.
     far: Option<Far>,
 }
 
-/// A large call is written in pieces of this size. Each that the worker takes is a sign of life.
+/// A large call is written in pieces of this size. Each piece that the worker takes is a sign of life.
 const PIECE: usize = 256 << 10;
 
 impl Process {
-    /// Does what the scheduler wants. `frames` is room to put together what is written.
+    /// Carries out actions of the scheduler. `frames` is scratch space for what is written.
     pub(super) fn act(&self, actions: &[(Arc<Process>, Action<CallHandle>)], frames: &mut Vec<u8>) {
         frames.clear();
         for (_, action) in actions {
@@ -144,7 +144,7 @@ impl Process {
         self.write(&frame::of(kind, 0, &()));
     }
 
-    /// Writes frames; says whether the link took them. If not, the reader finds the end of the link.
+    /// Writes frames, and returns whether the link took them. If not, the reader finds the end of the link.
     fn write(&self, frames: &[u8]) -> bool {
         let _writing = lock(&self.writing);
         self.tx.write_all(frames, None).is_ok()
@@ -159,7 +159,7 @@ impl Process {
             }
             self.heard(Heard::Progressed);
         }
-        // Another worker needs it if this one ends before the call starts.
+        // Another worker needs the frame if this one ends before the call starts.
         call.parts().frame = frame;
         self.heard(Heard::Loaded);
     }
@@ -175,16 +175,16 @@ impl Process {
             self.was_stopped.store(true, Ordering::Relaxed);
         }
         let was_killed = self.was_killed.swap(true, Ordering::Relaxed);
-        // At the end of the link a relay kills its worker, and says how that ended. A launcher that was killed
-        // could not pass it on. A shell may wait for the one that it started.
+        // At the end of the link, a relay kills its worker and says how the worker ended. A launcher that was
+        // killed could not pass that on. The child may be a shell that waits for the launcher it started.
         if self.far.is_some() && was_killed {
             transport::kill_children(self.pid);
         }
         if self.far.is_none() || was_killed {
-            // It fails only if the process was reaped before.
+            // This fails only if the process was reaped before.
             let _ = lock(&self.child).kill();
         }
-        // If that was a wrapper only, the worker behind it ends when it sees the end of the link.
+        // If the child is only a wrapper, the worker behind it ends when it sees the end of the link.
         self.tx.close();
         if was_killed && self.has_ended() {
             self.tx.close_both();
@@ -194,14 +194,14 @@ impl Process {
     /// Has an idle worker end by itself, so that it can flush what it printed.
     fn retire(&self) {
         match self.far {
-            // The end of the link would have its relay kill it.
+            // At the end of the link, its relay would kill it.
             Some(_) => self.say(Kind::Retire),
             None => self.tx.close(),
         }
     }
 
-    /// Looks after a worker of which nothing was heard for long. A process that it started may hold its
-    /// link, and hide its end.
+    /// Checks on a worker that has long been silent. A process that it started may hold its link open and
+    /// hide its end.
     fn probe(&self, running: &CallHandle) {
         if self.has_ended() {
             return self.tx.close_both();
@@ -220,7 +220,7 @@ impl Process {
         }
     }
 
-    /// Whether the process has ended, whoever else may hold its link.
+    /// Whether the process has ended, even if another process holds its link open.
     fn has_ended(&self) -> bool {
         procfs::has_ended(self.pid).unwrap_or_else(|| {
             let was_reaped = matches!(lock(&self.child).try_wait(), Ok(Some(_)));
@@ -229,14 +229,13 @@ impl Process {
         })
     }
 
-    /// Makes sure that the process has ended, and reaps it. A process whose link has ended is past
-    /// the point where a kill could change how it ended; one that lives on without its link is of no
-    /// use.
+    /// Makes sure that the process has ended, and reaps it. Once the link has ended, a kill can no longer
+    /// change how the process ended; a process that lives on without its link is useless.
     fn reap(&self) -> Option<ExitStatus> {
         if self.far.is_some() {
             return relay::end(&mut lock(&self.child)).ok();
         }
-        // The number of its group is taken until the process is reaped.
+        // The id of its process group is not reused until the process is reaped.
         if checked_settings().kill_children && !self.was_reaped.load(Ordering::Relaxed) {
             transport::kill_children(self.pid);
         }
@@ -244,7 +243,7 @@ impl Process {
         lock(&self.child).wait().ok()
     }
 
-    /// Whether it holds more memory than it may.
+    /// Whether the process uses more memory than it may.
     fn has_outgrown(&self) -> bool {
         checked_settings().memory_per_worker.is_some_and(|limit| {
             procfs::resident_bytes(self.pid).is_some_and(|bytes| bytes > limit)
@@ -256,7 +255,7 @@ impl Process {
 
 /// Starts a worker at a place, and the thread that reads from it.
 pub(super) fn spawn((number, place): (u64, usize)) {
-    // It decodes results: they may be as large as what a call has the stack for.
+    // The thread decodes results, which may need as much stack as a call has.
     let body = move || {
         Current::Reader.set();
         attend(number, place);
@@ -268,7 +267,7 @@ pub(super) fn spawn((number, place): (u64, usize)) {
     }
 }
 
-/// The life of a worker.
+/// Starts a worker, reads its link and reaps it.
 fn attend(number: u64, place: usize) {
     let (child, Link { rx, tx }, output, far) = match launch(place) {
         Ok(launched) => launched,
@@ -370,7 +369,7 @@ fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
     Ok((child, link, output, None))
 }
 
-/// How a worker is started.
+/// The command that starts a worker.
 fn command(host: Option<&Host>) -> io::Result<Command> {
     let make = host.map(|host| &host.launcher);
     let mut command = match make.or(checked_settings().worker_command.as_ref()) {
@@ -386,16 +385,16 @@ fn command(host: Option<&Host>) -> io::Result<Command> {
 
 // ---------------------------------------------------------------------------------------- the reading
 
-/// What frames other than those of values may hold, whatever the limit of those.
+/// How many bytes a frame without a value may hold, whatever the limit for values.
 const CONTROL_BYTES: usize = 1 << 20;
 
-/// What concerns the scheduler, with the payload of a `Done`.
+/// Events for the scheduler, with the payload of each `Done`.
 type News<'a> = Vec<(Heard, Cow<'a, [u8]>)>;
 
-/// The call that has reported progress last: most reports are one of many.
+/// The call that reported progress last: most reports are one of many.
 type Reporting = Option<(u64, Arc<Progress>)>;
 
-/// Reads the link of a worker until it ends. Gives what the worker lacks if it cannot serve.
+/// Reads the link of a worker until it ends. Returns the reason if the worker cannot serve.
 fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
     let settings = checked_settings();
     let limit = settings.frame_bytes_max.max(CONTROL_BYTES);
@@ -420,7 +419,7 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
                 }
             },
         }
-        // All that is here passes the scheduler in one go.
+        // The scheduler gets everything that has arrived in one go.
         let mut news = News::new();
         let mut frames = iter::from_fn(|| reader.pop());
         let end = frames.find_map(|frame| {
@@ -433,7 +432,7 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
     }
 }
 
-/// Does what a frame says, or adds it to the news. Gives what the worker lacks if it cannot serve.
+/// Does what a frame says, or adds it to the news. Returns the reason if the worker cannot serve.
 fn accept<'a>(
     process: &Process,
     frame: Frame<'a>,
@@ -486,7 +485,7 @@ fn accept<'a>(
         Kind::Ping => process.say(Kind::Noop),
         Kind::Gone => {
             process.far.iter().for_each(|far| far.set_gone(call));
-            // Its launcher may take long to end, as when a process there holds its standard error.
+            // The launcher may take long to end, say if a process there holds its standard error open.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Kind::Call | Kind::Rts | Kind::Cancel | Kind::Retire => {
@@ -539,7 +538,7 @@ fn advance(process: &Process, news: News<'_>) {
 
 // -------------------------------------------------------------------------------------------- the end
 
-/// The link has ended: settles what the worker had, and reaps it.
+/// Settles the calls of a worker whose link has ended, and reaps the worker.
 fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
     let (cause, refusal) = (
         end.as_ref().err(),
@@ -547,7 +546,7 @@ fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
     );
     let far = process.far.as_ref();
     let gone = far.and_then(|far| far.gone.get().copied());
-    // Calls may have started without a word of it if frames were lost, or not read.
+    // If frames were lost or not read, calls may have started unnoticed.
     let is_told = |cause: &io::Error| transport::is_end(cause) && !transport::loses_frames(cause);
     let exit = match refusal {
         Some(_) => Exit::Refused,

@@ -1,5 +1,5 @@
 //! The byte link between the parent and a worker, and everything else that differs by platform: the only
-//! file here with `cfg`.
+//! file here with `cfg`, but for the sections in `register!`.
 //!
 //! The parent listens and the child connects, see [`handshake`](super::handshake). On Unix the parent listens
 //! at a socket in a directory that only its user may enter; elsewhere, or if that fails, on loopback TCP.
@@ -10,7 +10,7 @@
 //!
 //! Over TCP a link is two connections, one for each direction. A process that ends with unread data
 //! resets that connection, and a reset discards what is in transit in both directions. Nothing is ever
-//! sent to the worker on the connection on which it speaks, so its last frames arrive.
+//! sent to the worker on the connection that it writes to, so its last frames arrive.
 
 use std::borrow::Cow;
 use std::env;
@@ -49,7 +49,8 @@ pub(super) struct Link {
     pub(super) tx: Tx,
 }
 
-/// How many bytes can be written for sure while the other side does not read. A Unix socket of macOS and the BSDs holds 8 KiB.
+/// How many bytes can always be written while the other side does not read. On macOS and the BSDs, a Unix
+/// socket holds 8 KiB.
 pub(super) const EAGER: usize = match cfg!(any(target_os = "linux", target_os = "android", windows))
 {
     true => 64 << 10,
@@ -82,7 +83,7 @@ pub(super) struct Rx {
 impl Rx {
     /// Lets a long write of another thread block until there is room.
     pub(super) fn make_blocking(&mut self) {
-        // It fails only on a link that has ended, as the next read tells.
+        // This fails only on a link that has ended, as the next read shows.
         let _ = self.set_nonblocking(false);
     }
 
@@ -96,7 +97,7 @@ impl Rx {
 }
 
 impl Read for Rx {
-    /// Looks for a while before it blocks, where that pays and can be done without blocking.
+    /// Spins for a while before it blocks, if that pays and the socket can be made non-blocking.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.spin.pays() && self.set_nonblocking(true).is_ok() {
             let look = || match (&*self.socket).read(buffer) {
@@ -155,7 +156,7 @@ impl Tx {
 
     /// Ends this direction: the other side reads what is in transit, then the end of the stream.
     pub(super) fn close(&self) {
-        // It fails only if the other side has ended it before.
+        // This fails only if the other side has ended it before.
         let _ = self.outgoing.shutdown(Shutdown::Write);
     }
 
@@ -176,8 +177,8 @@ pub(super) fn is_end(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a link that ended so may have lost its last frames. On Windows a process that crashes resets its
-/// connections, which discards what was not read yet. Then nobody knows what had started.
+/// Whether a link that ended this way may have lost its last frames. On Windows a process that crashes resets
+/// its connections, which discards what was not read yet, and nobody knows what had started.
 pub(super) fn loses_frames(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset};
     cfg!(windows) && matches!(error.kind(), ConnectionReset | ConnectionAborted)
@@ -192,7 +193,7 @@ pub(super) fn connect(port: Option<u16>, path: &Path) -> io::Result<Socket> {
     };
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
     let what = match path.parent() {
-        // The parent comes to a port only if it could not have the path.
+        // The parent falls back to a port only if it could not use the path.
         Some(_) => format!("{address}` in place of `{}", path.display()),
         None => address.to_string(),
     };
@@ -211,7 +212,7 @@ fn connect_unix(_: &Path) -> io::Result<Socket> {
 }
 
 fn undelayed(stream: TcpStream) -> Socket {
-    // It fails only on a connection that has ended, as the first read tells.
+    // This fails only on a connection that has ended, as the first read shows.
     let _ = stream.set_nodelay(true);
     #[cfg(unix)]
     return OwnedFd::from(stream).into();
@@ -227,7 +228,7 @@ pub(super) enum Listener {
 }
 
 impl Listener {
-    /// Listens at this path, or else on loopback: then at a port.
+    /// Listens at this path, or else at a loopback port, which it returns.
     pub(super) fn open(path: &Path) -> io::Result<(Listener, Option<u16>)> {
         let refused = match Listener::open_unix(path) {
             Ok(listener) => return Ok((listener, None)),
@@ -283,7 +284,7 @@ pub(super) fn program() -> io::Result<PathBuf> {
     env::current_exe()
 }
 
-/// A command that starts it.
+/// A command that starts this program.
 pub(super) fn command() -> io::Result<Command> {
     Ok(named(Command::new(program()?)))
 }
@@ -299,10 +300,10 @@ fn named(command: Command) -> Command {
     command
 }
 
-/// The same executable by a name that means it in other processes too, for a command that wraps it.
+/// The same executable under a name that is valid in other processes too, for a command that wraps it.
 ///
-/// On Linux that is its path while the file there is the very same; else the name by which this process
-/// has it, which is valid as long as this process lives.
+/// On Linux that is its path if the same file is still there, or else the `/proc` name of this process, which
+/// is valid as long as this process lives.
 pub(super) fn executable() -> io::Result<PathBuf> {
     let path = env::current_exe();
     #[cfg(target_os = "linux")]
@@ -317,13 +318,13 @@ pub(super) fn executable() -> io::Result<PathBuf> {
 }
 
 /// Starts a child, and returns a writer to its standard input. The child has a process group of its own, so
-/// Ctrl-C reaches the parent only, which decides what to do.
+/// Ctrl-C reaches only the parent, which decides what to do.
 pub(super) fn spawn(mut command: Command) -> io::Result<(Child, Box<dyn Write>)> {
     #[cfg(unix)]
     {
         use std::os::unix::process::CommandExt;
-        // No pipe: a write to one raises SIGPIPE when the child is gone, and the program may have given
-        // that its default back.
+        // Not a pipe: a write to one raises SIGPIPE when the child is gone, and the program may have restored
+        // the default action of that signal.
         let (stdin, theirs) = UnixStream::pair()?;
         command.stdin(OwnedFd::from(theirs)).process_group(0);
         Ok((command.spawn()?, Box::new(stdin)))
@@ -357,17 +358,17 @@ pub(super) fn spawn_at_socket(command: Command) -> io::Result<(Child, Socket)> {
 }
 
 /// Kills the processes that a worker started, as far as they stayed in its group. The worker must not be
-/// reaped. std can signal one process only, so this costs the start of a program.
+/// reaped yet. std can signal only one process, so this costs the start of a program.
 pub(super) fn kill_children(worker: u32) {
     if cfg!(target_os = "linux") && procfs::has_ended(worker).is_none() {
-        // Somebody else has reaped it: a program that ignores SIGCHLD has the system do so.
+        // It is already reaped: if a program ignores SIGCHLD, the system reaps its children.
         return;
     }
     let (program, arguments) = match cfg!(windows) {
         true => ("taskkill", format!("/T /F /PID {worker}")),
         false => ("kill", format!("-KILL -- -{worker}")),
     };
-    // It fails if the group is empty, which is what is wanted.
+    // This fails if the group is empty, which is what is wanted.
     let _ = Command::new(program)
         .args(arguments.split(' '))
         .stdin(Stdio::null())
@@ -376,7 +377,7 @@ pub(super) fn kill_children(worker: u32) {
         .status();
 }
 
-/// Whether a process that ended so has aborted.
+/// Whether a process that ended this way has aborted.
 pub(super) fn is_abort(status: ExitStatus) -> bool {
     #[cfg(unix)]
     {
@@ -385,7 +386,7 @@ pub(super) fn is_abort(status: ExitStatus) -> bool {
     }
     #[cfg(not(unix))]
     {
-        // What Windows ends a process with that calls `__fastfail`, as std does.
+        // The exit code of a Windows process that calls `__fastfail`, as std does.
         const STATUS_STACK_BUFFER_OVERRUN: u32 = 0xC000_0409;
         status.code() == Some(STATUS_STACK_BUFFER_OVERRUN as i32)
     }
@@ -413,8 +414,8 @@ pub(super) fn stdin() -> io::Result<fs::File> {
     duplicate(&io::stdin())
 }
 
-/// Standard output without the lock around it: the program may hold that for as long as it likes, and wait
-/// for us meanwhile. Made for each write, it stays where the program has redirected it to.
+/// Standard output without the lock around it: the program may hold the lock for as long as it likes, and
+/// wait for us meanwhile. Duplicated for each write, it follows any redirection by the program.
 pub(super) fn stdout() -> io::Result<fs::File> {
     duplicate(&io::stdout())
 }

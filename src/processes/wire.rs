@@ -1,7 +1,7 @@
 //! The codec: values to bytes and back.
 //!
-//! Pure: it knows neither process nor frame nor file. Bytes are believed only as far as they go: a
-//! length is checked before it is used, nesting has a limit, and whatever is no value is an error.
+//! Pure: it knows no process, frame or file. Bytes are not trusted: a length is checked before it is used,
+//! nesting has a limit, and anything that is not a value is an error.
 
 use std::any::type_name;
 use std::cell::Cell;
@@ -15,9 +15,9 @@ mod impls;
 
 /// A value that can cross to a worker process and back.
 ///
-/// The plain data of the standard library has it, [`std::io::Error`] too; [`wire!`](crate::wire) gives it
-/// to your own structs and enums. References do not implement it, nor do types that belong to one process,
-/// such as files and locks.
+/// The plain data types of the standard library implement it, [`std::io::Error`] too; [`wire!`](crate::wire)
+/// implements it for your own structs and enums. References do not implement it, nor do types that belong to
+/// one process, such as files and locks.
 ///
 /// # Format
 ///
@@ -30,25 +30,25 @@ mod impls;
 ///   each (as `()` does), zeros follow until there are as many bytes as elements.
 /// - Text is a collection of bytes: UTF-8, or what the platform keeps in an `OsString`.
 ///
-/// The format is an agreement among processes of one executable. It says nothing about itself and
-/// may change with any version, so it does not belong in files or between programs.
+/// The format is an agreement among processes of one executable. It is not self-describing and may change
+/// with any version, so it does not belong in files or between programs.
 ///
 /// # What does not arrive
 ///
-/// Clones of an `Arc` or `Rc` arrive as values of their own, a map or set gets a new hasher, and
-/// spare capacity stays behind. An [`std::io::Error`] arrives with its code, or with its kind and its text.
-/// A [`RangeInclusive`](std::ops::RangeInclusive) that was iterated to its end is refused by
-/// `decode`: the standard library offers no way to make one.
+/// Clones of an `Arc` or `Rc` arrive as separate values, a map or set gets a new hasher, and spare capacity
+/// stays behind. An [`std::io::Error`] arrives with its code, or with its kind and its text. A
+/// [`RangeInclusive`](std::ops::RangeInclusive) that was iterated to its end is refused by `decode`: the
+/// standard library offers no way to make one.
 ///
 /// # Foreign bytes
 ///
 /// Decoding bytes that `encode` did not write gives an error or a value, never a panic. A length is
-/// not believed: beyond a few KiB, memory is taken only for what was decoded, in proportion to the
-/// size of the input (the types decide the proportion). Pointers and collections that are nested
-/// deeper than 256 levels are refused, so that no input overflows the stack. This limits honest values
-/// too: `encode` refuses them with a panic, and the call fails with it. Send a long chain as a `Vec`, not
-/// as a list of boxes. An array lies on the stack while it is decoded, even on its way into a box: send a
-/// large one as a `Vec`.
+/// not trusted: beyond a few KiB, memory is allocated only for what was decoded, in proportion to the size of
+/// the input (the types decide the proportion). Pointers and collections that are nested deeper than 256
+/// levels are refused, so that no input overflows the stack. This limits valid values too: `encode` panics if
+/// they nest deeper, and the call fails with that panic. Send a long chain as a `Vec`, not as a list of
+/// boxes. An array is on the stack while it is decoded, even on its way into a box: send a large one as a
+/// `Vec`.
 ///
 /// # Values that are too large
 ///
@@ -70,7 +70,7 @@ mod impls;
 /// # Ok::<(), unsync::Error>(())
 /// ```
 ///
-/// A type that `wire!` cannot describe travels as another one:
+/// A type that `wire!` cannot describe can travel as another type:
 ///
 /// ```
 /// use unsync::{Error, Wire};
@@ -97,25 +97,25 @@ mod impls;
     note = "an `async fn` returns a future, which cannot cross: run it with `unsync::spawn(f(x))`"
 )]
 pub trait Wire: Sized {
-    /// Appends this value's bytes to `out`, and leaves alone what is there.
+    /// Appends the bytes of this value to `out`, and leaves what is there unchanged.
     fn encode(&self, out: &mut Vec<u8>);
 
-    /// Takes one value off the front of `input` and leaves there what follows it.
+    /// Takes one value off the front of `input`, and leaves the rest.
     ///
-    /// The result of a call is decoded on the thread that reads from its worker process. It has the stack
-    /// of a call, and must not wait for other work: see [`Unfuture::result`](crate::Unfuture::result).
+    /// The result of a call is decoded on the thread that reads from its worker process. That thread has the
+    /// stack of a call, and must not wait for other work: see [`Unfuture::result`](crate::Unfuture::result).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Codec`] if the bytes are too few or are no value of this type. How much of
-    /// `input` is left then is not specified.
+    /// [`ErrorKind::Codec`] if there are too few bytes, or they are not a value of this type. How much of
+    /// `input` is then left is unspecified.
     fn decode(input: &mut &[u8]) -> Result<Self, Error>;
 
-    /// Bytes that every value of the type takes at least, as far as that is known.
+    /// The least number of bytes that a value of the type takes, as far as that is known.
     #[doc(hidden)]
     const BYTES_MIN: usize = 0;
 
-    /// Encodes the items without their number. Numbers do it at the speed of memory.
+    /// Encodes the items without their count. Numbers are encoded at the speed of memory.
     #[doc(hidden)]
     fn encode_all(items: &[Self], out: &mut Vec<u8>) {
         for item in items {
@@ -123,7 +123,7 @@ pub trait Wire: Sized {
         }
     }
 
-    /// Decodes `count` items. Numbers do it at the speed of memory.
+    /// Decodes `count` items. Numbers are decoded at the speed of memory.
     #[doc(hidden)]
     fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<Self>, Error> {
         let mut items = Vec::with_capacity(count.min(RESERVE_BYTES_MAX / size_of::<Self>().max(1)));
@@ -133,7 +133,7 @@ pub trait Wire: Sized {
         Ok(items)
     }
 
-    /// Decodes an array. Numbers do it without the detour over the heap.
+    /// Decodes an array. Numbers are decoded without a detour through the heap.
     #[doc(hidden)]
     fn decode_array<const N: usize>(input: &mut &[u8]) -> Result<[Self; N], Error> {
         let items = Self::decode_all(N, input)?;
@@ -180,8 +180,8 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     array
 }
 
-/// What a collection reserves before it is decoded; from there it grows. Its length may lie, and so
-/// may those of all the collections around it: each reserves little.
+/// How many bytes a collection reserves before it is decoded; it grows from there. Its length may lie, and so
+/// may those of all the collections around it, so each reserves little.
 const RESERVE_BYTES_MAX: usize = 4096;
 
 /// Bytes of the length of a collection.
@@ -200,7 +200,7 @@ fn encode_collection<T: Wire>(
     if !Budget::allows(out, end_min) {
         return;
     }
-    // There may be more elements without a size than memory has bytes. That must not abort the process.
+    // There may be more zero-sized elements than memory has bytes. That must not abort the process.
     let reserved = out.try_reserve(bytes_min);
     assert!(reserved.is_ok(), "no memory for {length} encoded elements");
     elements(out);
@@ -212,7 +212,7 @@ fn encode_collection<T: Wire>(
 /// The elements that [`encode_collection`] wrote.
 fn decode_collection<T: Wire>(input: &mut &[u8]) -> Result<Vec<T>, Error> {
     let _level = Level::enter()?;
-    // Every element has a byte at least, so a length beyond the bytes that are there is a lie.
+    // Every element has at least one byte, so a length beyond the bytes that are there is a lie.
     let length = usize::decode(input)?;
     if length > input.len() {
         let most = format!("a length of at most {}", input.len());
@@ -228,12 +228,12 @@ fn encode_slice<T: Wire>(items: &[T], out: &mut Vec<u8>) {
     encode_collection::<T>(items.len(), out, |out| T::encode_all(items, out));
 }
 
-/// Appends a value that may take `limit` bytes.
+/// Appends a value that may take up to `limit` bytes.
 ///
 /// # Errors
 ///
-/// The size of the value, in words, if it is larger. A collection that cannot fit is not written, so `out`
-/// does not hold the whole value then.
+/// The size of the value, as text, if it is larger. A collection that cannot fit is not written, so `out`
+/// then does not hold the whole value.
 pub(crate) fn encode_within<T: Wire>(
     limit: usize,
     value: &T,
@@ -266,7 +266,7 @@ struct Budget {
     /// and compress that.
     buffer: usize,
     end_max: usize,
-    /// How long the buffer would become at least; zero until that is too long.
+    /// The least length that the buffer would get; zero until that is too long.
     end_min: usize,
 }
 
@@ -278,7 +278,7 @@ thread_local! {
 }
 
 impl Budget {
-    /// Whether a buffer may become so long. Once it may not, it need not become any longer.
+    /// Whether a buffer may become this long. Once it may not, it need not grow any further.
     fn allows(buffer: &Vec<u8>, end_min: usize) -> bool {
         let mut budget = BUDGET.get();
         if budget.buffer != ptr::from_ref(buffer).addr() {
@@ -292,7 +292,7 @@ impl Budget {
     }
 }
 
-/// The budget of an encoding around this one, which gets it back even after a panic.
+/// The budget of the encoding around this one, restored even after a panic.
 struct Outer(Budget);
 
 impl Drop for Outer {
@@ -301,13 +301,12 @@ impl Drop for Outer {
     }
 }
 
-/// How many pointers and collections inside each other are followed. A type contains itself
-/// only through these, so this bounds the stack. It leaves each level 8 KiB of a thread's usual
-/// 2 MiB, which is much even in a debug build.
+/// How deep pointers and collections may nest. A type contains itself only through these, so this bounds the
+/// stack. It leaves each level 8 KiB of a thread's usual 2 MiB, which is a lot even in a debug build.
 const NESTING_MAX: u32 = 256;
 
 thread_local! {
-    /// The levels this thread is in: no argument could carry the number.
+    /// How many levels deep this thread is: no argument could carry the number.
     static NESTING: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -317,7 +316,7 @@ struct Level;
 impl Level {
     fn enter() -> Result<Level, Error> {
         let nesting = NESTING.get();
-        // A panic hook may encode what it knows of a panic, of one at the limit too.
+        // A panic hook may encode what it knows of a panic, even of one at the limit.
         if nesting >= NESTING_MAX * (1 + u32::from(thread::panicking())) {
             let message = format!("nested deeper than {NESTING_MAX}");
             return Err(Error::new(ErrorKind::Codec, message));
@@ -338,14 +337,15 @@ impl Drop for Level {
     }
 }
 
-/// Lets a struct or an enum of yours cross to a worker process: implements [`Wire`](crate::Wire).
+/// Implements [`Wire`](crate::Wire) for a struct or enum of yours, so that it can cross to a worker process.
 ///
-/// Repeat the definition without the types of the fields, in a place where the fields are visible. The fields of a
-/// tuple get a name here, any name. A field or variant that is forgotten, misspelt or superfluous does not compile,
-/// and neither does a field whose type cannot cross. The order in the macro is the order on the wire.
+/// Repeat the definition without the types of the fields, in a place where the fields are visible. The fields
+/// of a tuple get a name here, any name. A field or variant that is forgotten, misspelt or superfluous does
+/// not compile, and neither does a field whose type cannot cross. The order in the macro is the order on the
+/// wire.
 ///
-/// Type parameters are written without bounds, and each has to be `Wire`. For a type with other bounds, lifetimes
-/// or constants, implement [`Wire`](crate::Wire) by hand.
+/// Type parameters are written without bounds, and each has to be `Wire`. For a type with other bounds,
+/// lifetimes or constants, implement [`Wire`](crate::Wire) by hand.
 ///
 /// # Examples
 ///
@@ -378,7 +378,7 @@ impl Drop for Level {
 /// ```
 #[macro_export]
 macro_rules! wire {
-    // No name of the user meets one of the macro: locals are hygienic, types are `Self` or absolute
+    // No name of the user clashes with one of the macro: locals are hygienic, types are `Self` or absolute
     // paths, and the one item has a name that nobody uses.
     (
         struct $Name:ident $(<$($T:ident),+ $(,)?>)?
@@ -431,7 +431,7 @@ macro_rules! wire {
                 ) -> ::core::result::Result<Self, $crate::Error> {
                     let index = <::core::primitive::u32 as $crate::Wire>::decode(input)?;
                     // Closures, so that in a debug build a level of nesting takes the stack of
-                    // one variant and not of all.
+                    // one variant, not of all.
                     $(if index == __UnsyncIndex::$Variant as ::core::primitive::u32 {
                         return (|| {
                             $($(let $place = $crate::Wire::decode(input)?;)*)?
@@ -457,7 +457,7 @@ macro_rules! wire {
     };
 }
 
-/// What `wire!` says of a form that it does not know.
+/// The error of `wire!` for a form that it does not know.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __not_wire {

@@ -6,9 +6,9 @@
 //!               └ end of the link: the process ends, whatever the executor is doing
 //! ```
 //!
-//! - **The executor** runs one call after the other on a stack of known size. It acknowledges the start of
-//!   each before it runs it, in one write with the end of the one before. Between two calls it reads the
-//!   link itself: every further thread that a call passes through costs as much as the call.
+//! - **The executor** runs one call after another on a stack of known size. It acknowledges the start of each
+//!   call before it runs it, in one write with the end of the previous one. Between two calls it reads the
+//!   link itself: every additional thread that a call passes through costs as much as the call.
 //! - **The standby reader** takes over the link when a call runs for longer than a moment. It returns the
 //!   calls behind that one, so that other workers can run them. The parent can always write, and the worker
 //!   sees at once when the parent ends: no orphans.
@@ -36,18 +36,18 @@ use crate::current::{self, Current};
 use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
 use crate::spin;
 
-/// The only argument of a worker process, by which it knows itself. Processes that it starts do not
-/// inherit arguments. With the version: a program may contain several, each with an `init` of its own.
+/// The argument that tells a worker process what it is. Processes that it starts do not inherit arguments. The
+/// version is in it: a program may contain several, each with its own `init`.
 const ARGUMENT: &str = concat!("--unsync-worker=", env!("CARGO_PKG_VERSION"));
 /// The same for a worker that is a test binary: the harness takes it for one more filter.
 const TEST_ARGUMENT: &str = concat!("unsync::worker=", env!("CARGO_PKG_VERSION"));
-/// Without a version it was started by hand, and says that no program waits for it.
+/// Without a version, the process was started by hand, and says that no program waits for it.
 const MANUAL_ARGUMENT: &str = "--unsync-worker";
-/// The same for a relay. [`MANUAL_ARGUMENT`] follows, for a program with another version of this library: it
-/// says so much, and does not run its `main`.
+/// The same for a relay. [`MANUAL_ARGUMENT`] follows, so that a program with another version of this library
+/// says that no program waits for it, and does not run its `main`.
 const RELAY_ARGUMENT: &str = concat!("--unsync-relay=", env!("CARGO_PKG_VERSION"));
 const TEST_RELAY_ARGUMENT: &str = concat!("unsync::relay=", env!("CARGO_PKG_VERSION"));
-/// Ends the harness's own words on standard output: what follows is the user's.
+/// Ends what the harness prints on standard output: the rest is the user's.
 pub(crate) const TEST_MARK: &str = "\u{1}unsync::worker\u{1}\n";
 
 /// How this program starts workers.
@@ -65,26 +65,26 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 
 /// Lets this program run its own functions in worker processes. Call it in the first line of `main`.
 ///
-/// A worker is another process running the same executable. In a worker this call serves until the program that
-/// started it ends, and never returns, on whatever thread and however often it is called. So what stands before
-/// it in `main` runs in every worker too. Elsewhere it returns at once and costs nothing. A test binary has no
-/// `main` of its own: there, use [`test_worker!`](crate::test_worker).
+/// A worker is another process running the same executable. In a worker, this function serves until the
+/// program that started the worker ends, and never returns, whichever thread calls it and however often. So
+/// code before it in `main` runs in every worker too. Elsewhere it returns at once and costs nothing. A test
+/// binary has no `main` of its own: there, use [`test_worker!`](crate::test_worker).
 ///
-/// - **Executable.** On Linux a worker runs the very file that this program runs, even if that file was replaced
-///   or deleted since. Elsewhere it runs the file that has the name now. If a program is replaced there while it
-///   runs, its workers run the new one and may not understand their calls; with another version of this library
-///   they run its `main`.
+/// - **Executable.** On Linux a worker runs the same file as this program, even if that file was replaced or
+///   deleted since. Elsewhere it runs the file that now has the name. If a program is replaced there while it
+///   runs, its workers run the new one and may not understand their calls; if that has another version of
+///   this library, they run its `main`.
 /// - **Two versions** of this library in one program: call the `init` of both, one directly after the other.
 ///   Each takes the workers of its own version.
 /// - **Signals.** On Unix each worker has its own process group. Ctrl-C and Ctrl-Z at the terminal reach the
-///   program alone: its workers end with it, but they do not pause with it. A service manager that signals every
-///   process of a service reaches the workers too: systemd's SIGTERM ends them, and the calls that they run fail
-///   as [`ErrorKind::WorkerLost`], unless the unit says `KillMode=mixed`.
-/// - **Terminal.** On Unix workers are not in the terminal's foreground. The system stops a worker that reads from
-///   `/dev/tty` or sets the terminal's modes, or that starts a program which does so, such as `ssh` when it asks
-///   for a password; after `stty tostop` also one that prints. A stopped worker stays stopped, and its call does
-///   not end unless a deadline ends it. On Linux, with the environment variable `UNSYNC_DEBUG` set to `1`, a
-///   worker that is stopped while it runs a call is reported on standard error.
+///   program alone: its workers end with it, but they do not pause with it. A service manager that signals
+///   every process of a service reaches the workers too: systemd's SIGTERM ends them, and the calls that they
+///   run fail as [`ErrorKind::WorkerLost`], unless the unit says `KillMode=mixed`.
+/// - **Terminal.** On Unix workers are not in the terminal's foreground. The system stops a worker that reads
+///   from `/dev/tty` or sets the terminal's modes, or that starts a program which does so, such as `ssh` when
+///   it asks for a password; after `stty tostop` also one that prints. A stopped worker stays stopped, and
+///   its call does not end unless a deadline ends it. On Linux, with the environment variable `UNSYNC_DEBUG`
+///   set to `1`, a worker that is stopped while it runs a call is reported on standard error.
 /// - **Memory.** If memory runs out, Linux ends a worker before it ends the program: a worker sets its
 ///   `oom_score_adj` to 500.
 /// - **Environment.** A worker keeps the working directory and the environment that the program had when the
@@ -92,8 +92,8 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// - **Orphans.** A process that a worker started and did not wait for becomes a child of process 1 when the
 ///   worker ends. If the program itself is process 1, as in a container, nobody reaps such processes: let an
 ///   init process start the program, as `docker run --init` does.
-/// - **Fork.** A process that foreign code forks without `exec` has none of this library's threads, so work that
-///   it starts never ends.
+/// - **Fork.** A process that foreign code forks without `exec` has none of this library's threads, so work
+///   that it starts never ends.
 ///
 /// # Panics
 ///
@@ -109,7 +109,7 @@ static WORKER: OnceLock<Worker> = OnceLock::new();
 /// ```
 #[allow(clippy::needless_doctest_main)]
 pub fn init() {
-    // Not only the first: `worker_command` may have put others before it.
+    // Not only the first argument: `worker_command` may have put others before it.
     for argument in env::args_os().skip(1) {
         if argument == RELAY_ARGUMENT {
             relay::serve();
@@ -121,7 +121,7 @@ pub fn init() {
     MAIN_CALLS_INIT.get_or_init(|| ());
 }
 
-/// Returns whether this process is a worker. `false` until [`init`] was called.
+/// Returns whether this process is a worker. `false` until [`init`] is called.
 ///
 /// # Examples
 ///
@@ -169,11 +169,11 @@ pub(super) fn add_arguments(command: &mut Command, is_relay: bool) {
     }
 }
 
-/// Makes a test binary able to run its functions in worker processes. Once per test binary, at the
-/// top of an integration test or beside the unit tests of a crate.
+/// Lets a test binary run its functions in worker processes.
 ///
-/// It appears in the list of tests, as ignored. Works under any harness that runs a test by its name,
-/// cargo-nextest among them.
+/// Use it once per test binary, at the top of an integration test or beside the unit tests of a crate. It
+/// appears in the list of tests as an ignored test, and works under any harness that can run a test by name,
+/// such as cargo-nextest.
 ///
 /// # Examples
 ///
@@ -218,7 +218,7 @@ pub fn set_test_worker(path: &'static str) {
     TEST.get_or_init(|| path.split_once("::").map_or(path, |(_, name)| name));
 }
 
-/// For `test_worker!`: the body of that test. Elsewhere than in a worker there is nothing to do.
+/// For `test_worker!`: the body of that test. Outside a worker it does nothing.
 pub fn test_worker() {
     if env::args_os().any(|argument| argument == TEST_RELAY_ARGUMENT) {
         relay::serve();
@@ -239,16 +239,16 @@ struct Worker {
     writing: Mutex<()>,
     /// The reading end of the link, while nobody reads.
     incoming: Mutex<Option<Incoming>>,
-    /// The standby reader has put it back.
+    /// The standby reader has put `incoming` back.
     put_back: Condvar,
     running: Mutex<Running>,
     standby: OnceLock<Thread>,
 }
 
-/// What the executor is at.
+/// What the executor is doing.
 #[derive(Default)]
 struct Running {
-    /// The call that it runs, and does not read the link meanwhile. Zero while it reads.
+    /// The call that it runs, while it does not read the link. Zero while it reads.
     call: u64,
     /// Whether the parent wants that call to end by itself.
     is_cancelled: bool,
@@ -268,7 +268,7 @@ fn serve() -> ! {
         "`init` belongs to the first line of `main`: this is a call in a worker process"
     );
     while SERVED.swap(true, Ordering::Relaxed) {
-        // Another thread serves. What comes after `init` is not for this one either.
+        // Another thread serves already. This one must not get past `init` either.
         thread::park();
     }
     let (Link { rx, tx, .. }, config) = match handshake::connect_back() {
@@ -282,8 +282,8 @@ fn serve() -> ! {
         .frame_bytes_max(config.frame_bytes_max)
         .stack_size(config.stack_size)
         .spin(config.spin);
-    // Calls that a function makes run here, on other threads. If the environment or what stands before
-    // `init` is in the way, they say so.
+    // For calls that a function makes, which run in this process, on other threads. If the environment is in
+    // the way, they say so; settings that code before `init` has made stay.
     drop(settings.install());
     let worker = WORKER.get_or_init(|| Worker {
         tx,
@@ -308,18 +308,17 @@ fn serve() -> ! {
         source: rx,
     });
     let standby = thread::Builder::new().name("unsync-link".into());
-    // The executor last: with it calls start.
+    // The executor comes last: calls start with it.
     let standby = standby.spawn(|| worker.stand_by());
     match standby.and_then(|_| executor.spawn(|| worker.execute())) {
-        // Foreign code can end a thread. A worker without its executor is of no use, and must not look as
-        // if it were.
+        // Foreign code can end a thread. A worker without its executor is useless, and must not look alive.
         Ok(executor) => drop(executor.join()),
         Err(error) => worker.refuse(&error),
     }
     process::abort()
 }
 
-/// If memory runs out, a worker is the better one to lose. Only Linux has this.
+/// If memory runs out, it is better to lose a worker than the program. Only Linux has this.
 fn prefer_to_be_killed() {
     const SCORE: &str = "/proc/self/oom_score_adj";
     let score = std::fs::read_to_string(SCORE).unwrap_or_default();
@@ -330,8 +329,8 @@ fn prefer_to_be_killed() {
 
 /// Ends the process, and says why if its program may still be there to read that.
 ///
-/// Nothing here may keep the process alive: neither a standard error that nobody reads, nor one of the
-/// handlers that run at the exit of a process.
+/// Nothing here may keep the process alive: neither a standard error that nobody reads, nor an exit handler
+/// of the process.
 pub(super) fn leave(why: Option<&str>) -> ! {
     abort_soon();
     why.into_iter().for_each(transport::log);
@@ -368,7 +367,7 @@ impl Worker {
         process::exit(1)
     }
 
-    /// Does what a frame says, or gives it back if it is a call.
+    /// Does what a frame says, or returns it if it is a call.
     fn accept<'a>(&self, frame: Frame<'a>, reader: &mut Rx) -> Option<Frame<'a>> {
         let call = frame.call;
         match frame.kind {
@@ -376,7 +375,7 @@ impl Worker {
             Kind::Rts => self.send(&frame::of(Kind::Cts, 0, &()), Some(reader)),
             Kind::Cancel => {
                 let mut running = lock(&self.running);
-                // Of a call that is over it says nothing of the one that runs.
+                // A `Cancel` for a call that is over does not concern the running one.
                 running.is_cancelled |= running.call == call;
             }
             Kind::Noop => {}
@@ -397,7 +396,7 @@ impl Worker {
         }
     }
 
-    /// The life of the thread that runs the calls.
+    /// The body of the thread that runs the calls.
     fn execute(&self) {
         Current::Worker.set();
         current::run(Arc::new(RunningCall), || {
@@ -405,7 +404,7 @@ impl Worker {
             loop {
                 let (call, payload) = self.next(&mut outbox);
                 frame::plain(&mut outbox, Kind::Start, call);
-                // Before the parent learns of it, and may want to end it.
+                // Before the parent learns that the call runs, and may want to end it.
                 self.begin(call);
                 self.send(&outbox, None);
                 outbox.clear();
@@ -435,9 +434,9 @@ impl Worker {
         }
     }
 
-    /// Nothing follows that the end of the last call could travel with.
+    /// Sends the end of the last call: nothing follows that it could travel with.
     fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Rx>) {
-        // Before the parent learns of the end: what it sends after that is not returned.
+        // Before the parent learns of the end: calls that it sends after that are not returned.
         lock(&self.running).call = 0;
         if !outbox.is_empty() {
             self.send(outbox, reader);
@@ -462,7 +461,7 @@ impl Worker {
         lock(&self.running).call
     }
 
-    /// From now on the executor cannot read the link.
+    /// Notes that the executor runs a call, and cannot read the link from now on.
     fn begin(&self, call: u64) {
         let begun = Running {
             call,
@@ -476,8 +475,8 @@ impl Worker {
         }
     }
 
-    /// The life of the thread that reads the link while the executor is at a slow call. As long as calls
-    /// are quick it only looks now and then whether they still are; while there are none it sleeps.
+    /// The body of the thread that reads the link while the executor runs a slow call. As long as calls are
+    /// quick, it only checks now and then whether they still are; while there are none, it sleeps.
     fn stand_by(&self) -> ! {
         self.standby.get_or_init(thread::current);
         loop {
@@ -488,7 +487,7 @@ impl Worker {
                 continue;
             }
             if running != 0 {
-                // Without it the executor has just begun to read.
+                // If it is not there, the executor has just begun to read.
                 let incoming = lock(&self.incoming).take();
                 if let Some(incoming) = incoming {
                     self.take_over(incoming);
@@ -506,14 +505,14 @@ impl Worker {
         }
     }
 
-    /// Reads the link until the executor can do it again, and returns the calls that are there and those
-    /// that arrive.
+    /// Reads the link until the executor can read it again, and returns to the parent the calls that are
+    /// there and those that arrive.
     ///
-    /// A write may wait here for the executor to finish one. It can, because the parent reads: it makes no
-    /// write that blocks while anything of this worker is under way.
+    /// A write may wait here for the executor to finish one. The executor can finish, because the parent
+    /// reads: the parent makes no write that blocks while anything of this worker is in flight.
     fn take_over(&self, mut incoming: Incoming) {
         while self.running() != 0 {
-            // The executor may be at a write that finds no room.
+            // The executor may be in a write that finds no room.
             incoming.source.make_blocking();
             let mut returned = Vec::new();
             while let Some(frame) = incoming.frames.pop() {
@@ -530,8 +529,8 @@ impl Worker {
         self.put_back.notify_one();
     }
 
-    /// Tells the parent of a panic from inside the panic hook: it arrives even if the process does not
-    /// live on. Panics of other threads are not the call's.
+    /// Reports a panic to the parent from inside the panic hook, so that it arrives even if the process ends.
+    /// Panics of other threads are not the call's.
     fn report(&self, info: &PanicHookInfo<'_>) {
         let Some(call) = self.call() else { return };
         let payload = info.payload();
@@ -548,7 +547,7 @@ impl Worker {
     }
 
     /// The call that this thread runs. Other threads of its function have no call of their own, and a pinned
-    /// value is another's.
+    /// value lives on a thread of its own.
     fn call(&self) -> Option<u64> {
         let running = self.running();
         matches!(Current::get(), Current::Worker).then_some(running)
@@ -601,7 +600,7 @@ impl current::Job for RunningCall {
     }
 }
 
-/// The longest message and backtrace of a panic that are told, in bytes.
+/// The longest message and backtrace of a panic that are reported, in bytes.
 const TEXT: usize = 64 << 10;
 const BACKTRACE: usize = 512 << 10;
 
@@ -618,7 +617,7 @@ pub(super) fn clip(text: &str, most: usize) -> &str {
 pub(crate) struct PanicReport {
     pub(crate) text: Option<String>,
     pub(crate) place: Option<String>,
-    /// When `RUST_BACKTRACE` is set.
+    /// Only if `RUST_BACKTRACE` is set.
     pub(crate) backtrace: Option<String>,
 }
 
@@ -627,9 +626,9 @@ crate::wire!(struct PanicReport { text, place, backtrace });
 /// Reports the progress of the running call to the program:
 /// [`on_progress`](crate::Unfuture::on_progress) receives the value.
 ///
-/// For the function of a [`cpu`](crate::cpu()) call, on the thread that runs it. Elsewhere it does nothing:
-/// on other threads, outside a worker process, and in a call that a worker makes. A value above the limit
-/// of a frame is not sent.
+/// Call it in the function of a [`cpu`](crate::cpu()) call, on the thread that runs the function. Elsewhere
+/// it does nothing: on other threads, outside a worker process, and in a call that a worker makes. A value
+/// above the limit of a frame is not sent.
 ///
 /// Costs one write of a small message. The program looks at the newest value of each type only, so frequent
 /// reports do no harm. The listener has to name the same type: it does not get a `u32` as a `u64`.
@@ -672,7 +671,7 @@ pub(crate) enum Ending {
     TooLarge = 4,
 }
 
-/// Decodes a call, runs it, and appends what it returns, which may take `limit` bytes.
+/// Decodes a call, runs it, and appends what it returns, which may take up to `limit` bytes.
 pub(crate) fn perform(payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
     let id = u64::decode(&mut payload.as_slice())?;
     let entry = registry::find(id).ok_or_else(|| {

@@ -3,7 +3,7 @@
 //! A fake worker is a program of ours that accepts the invitation and then says what a test wants. So
 //! this module knows what an invitation and a frame look like.
 //!
-//! Not over a relay, which has a link of its own to a worker: `tests/hosts.rs` has the strangers there.
+//! Not over a relay, which has its own link to a worker: `tests/hosts` tests strangers there.
 
 use std::any::TypeId;
 use std::env;
@@ -74,14 +74,14 @@ type Secrets = (u128, u128);
 
 /// What the parent writes to the standard input of a worker.
 struct Invitation {
-    /// The socket, empty if the parent could have none. This comes first, and the rest when it listens.
+    /// The socket, empty if the parent could make none. It is sent first, the rest once the parent listens.
     place: PathBuf,
-    /// Where it listens if not there. Then there are two connections: the first for what the worker is
-    /// told, the second for what it says.
+    /// The port where the parent listens otherwise. Then there are two connections: the first for what the
+    /// worker is told, the second for what it says.
     port: Option<u16>,
-    /// What the worker has to say first on each connection, and the answer.
+    /// What the worker has to send first on each connection, and the answer.
     secrets: Secrets,
-    /// What the worker is to be called.
+    /// The name that the worker gets.
     name: Vec<u8>,
     frame_bytes_max: u64,
     stack_size: u64,
@@ -136,14 +136,14 @@ fn start(call: u64) -> Vec<u8> {
     frame(START, call, 0, &[])
 }
 
-/// What a type is called on the link.
+/// The id of a type on the link.
 fn id_of<T: 'static>() -> [u8; 8] {
     let mut hasher = DefaultHasher::new();
     TypeId::of::<T>().hash(&mut hasher);
     hasher.finish().to_le_bytes()
 }
 
-/// A call that gave a `u32`.
+/// The frame of a call that returned a `u32`.
 fn done(call: u64, value: u32) -> Vec<u8> {
     let payload = [&[0][..], &value.to_le_bytes()].concat();
     frame(DONE, call, payload.len() as u64, &payload)
@@ -155,7 +155,7 @@ impl<T: Read + Write + AsFd> Stream for T {}
 /// A worker's end of the link.
 struct Both {
     incoming: Box<dyn Stream>,
-    /// Where that is another one.
+    /// The outgoing connection, if it is a separate one.
     outgoing: Option<Box<dyn Stream>>,
 }
 
@@ -199,7 +199,7 @@ impl Address {
     }
 }
 
-/// The address of the one worker that this process is just starting.
+/// The address for the one worker that this process is starting.
 fn address() -> Address {
     let mut found = None;
     until("a worker is invited", || {
@@ -232,12 +232,12 @@ fn listening_port() -> Option<u16> {
 
 // -------------------------------------------------------------------------------- the fake workers
 
-/// Accepts the invitation; gives the link and the number of the first call.
+/// Accepts the invitation; returns the link and the number of the first call.
 fn pretend() -> (Both, u64) {
     pretend_amid(|_, _| ())
 }
 
-/// With `strangers` who come before each connection.
+/// The same with `strangers` that come before each connection.
 fn pretend_amid(strangers: impl Fn(&Invitation, usize)) -> (Both, u64) {
     let mut link = accept_invitation(strangers);
     let mut header = [0; 20];
@@ -269,7 +269,7 @@ fn accept_invitation(strangers: impl Fn(&Invitation, usize)) -> Both {
     }
 }
 
-/// Connects with this much wrong in its secret; gives the connection if the parent answers.
+/// Connects with the bits of `wrong` flipped in its secret; returns the connection if the parent answers.
 fn introduce(invitation: &Invitation, wrong: u128) -> Option<Box<dyn Stream>> {
     let (child, parent) = invitation.secrets;
     let mut connection = invitation.address().connect().unwrap();
@@ -281,7 +281,7 @@ fn introduce(invitation: &Invitation, wrong: u128) -> Option<Box<dyn Stream>> {
     Some(connection)
 }
 
-/// The link does not end with this process.
+/// The link outlives this process.
 fn leave_the_link_to_a_child() {
     let (mut link, call) = pretend();
     link.write_all(&start(call)).unwrap();
@@ -291,7 +291,7 @@ fn leave_the_link_to_a_child() {
     process::exit(6);
 }
 
-/// Waits for the parent to end the link, or this process.
+/// Waits until the parent ends the link, or this process.
 fn await_the_end(mut link: Both) {
     let _ = io::copy(&mut link, &mut io::sink());
 }
@@ -300,7 +300,7 @@ fn serve_in_drips() {
     serve(pretend());
 }
 
-/// Those who know all but one bit of the secret, or do not come to say anything.
+/// The strangers know all but one bit of the secret, or connect and say nothing.
 fn serve_amid_strangers() {
     serve(pretend_amid(|invitation, _| {
         for bit in [0, 77, 127] {
@@ -311,7 +311,7 @@ fn serve_amid_strangers() {
     }));
 }
 
-/// A progress, which names the type of its value.
+/// A progress value with the id of its type.
 fn named<P: 'static>(value: u8) -> Vec<u8> {
     [&id_of::<P>()[..], &[value]].concat()
 }
@@ -362,8 +362,8 @@ fn speak_as_the_parent() {
     await_the_end(link);
 }
 
-/// What a liar says that it sends, and what it does: more than any socket holds, so that the parent must
-/// have read of it before all is written.
+/// How much a liar claims to send, and how much it sends: more than any socket holds, so that the parent
+/// must have read some of it before all is written.
 const CLAIMED: usize = 1 << 29;
 const SENT: usize = 32 << 20;
 
@@ -398,7 +398,7 @@ fn tear_a_header() {
     process::exit(6);
 }
 
-/// On the last connection, or the only one.
+/// Shows a wrong secret on the last connection, or the only one.
 fn show_a_wrong_secret() {
     let _link = accept_invitation(|invitation, number| {
         if number + 1 == invitation.connections() {
@@ -408,7 +408,7 @@ fn show_a_wrong_secret() {
     });
 }
 
-/// The same with the secret that it never says.
+/// The same, but never sends the secret.
 fn stop_halfway() {
     let _link = accept_invitation(|invitation, number| {
         if number + 1 == invitation.connections() {
@@ -438,7 +438,7 @@ fn leave_a_child_with_the_words() {
     process::exit(5);
 }
 
-/// The first workers are fake, the later ones are real. Tells how many were started.
+/// The first `number` workers are fake, the later ones are real. Returns the count of started workers.
 fn fake_first(number: u32, program: &'static str, config: Config) -> Arc<AtomicU32> {
     let started = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&started);
@@ -451,7 +451,7 @@ fn fake_first(number: u32, program: &'static str, config: Config) -> Arc<AtomicU
     started
 }
 
-/// The one call that meets the fake worker is lost, for these reasons; the next one is fine.
+/// Checks that the one call that meets the fake worker is lost, for these reasons, and that the next is fine.
 fn lost_to(program: &'static str, reasons: &[&str]) -> Error {
     fake_first(1, program, workers(1));
     let lost = cpu(pid, ());
@@ -469,7 +469,7 @@ fn lost_to(program: &'static str, reasons: &[&str]) -> Error {
     error
 }
 
-/// The proof that the fakes of the other tests get as far as they shall.
+/// Proves that the fake workers of the other tests get as far as they should.
 fn fake_worker_can_serve() {
     fake_first(1, "serve_in_drips", workers(1));
     let (listener, values) = ear::<u8>();
@@ -478,7 +478,7 @@ fn fake_worker_can_serve() {
     assert_eq!(values.iter().collect::<Vec<_>>(), [7]);
 }
 
-/// What is mapped for this process, used or not, in bytes.
+/// The memory mapped for this process, used or not, in bytes.
 fn mapped() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let mut lines = status.lines();
@@ -502,7 +502,7 @@ fn n20_lying_length_prefix_allocates_nothing() {
     let after = [resident(process::id()), mapped()];
     let [used, room] = [0, 1].map(|n| after[n].saturating_sub(before[n]) as usize);
     println!("{used} bytes more, and room for {room}");
-    // The room for what was sent may double as it grows. Threads take some, too.
+    // The buffer for what was sent may double as it grows. Threads take some room, too.
     assert!(used < 3 * SENT, "{used} bytes");
     assert!(room < CLAIMED, "room for {room} bytes");
     guest.leave();
@@ -518,7 +518,7 @@ fn n20_lying_length_prefix_above_the_limit() {
     assert!(error.worker_exit().is_some());
 }
 
-/// Says that it holds more than it does.
+/// A value that claims to hold more than it does.
 struct Liar(Vec<u8>);
 
 impl Wire for Liar {
@@ -553,13 +553,13 @@ fn n20_lying_length_in_an_argument() {
     assert_eq!(cpu(pid, ()).result().unwrap(), worker);
 }
 
-/// It may have said that it started the call, so nobody else gets that.
+/// The worker may have said that it started the call, so no other worker gets the call.
 fn n21_garbage_frame_before_the_start() {
     let started = fake_first(1, "garble", workers(1));
     let error = assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
     let words = [
         "`pid` lost its worker process",
-        "something that is no frame arrived",
+        "bytes that are not a frame arrived",
     ];
     assert_says(&error, &words);
     cpu(pid, ()).result().unwrap();
@@ -569,14 +569,14 @@ fn n21_garbage_frame_before_the_start() {
 fn n21_garbage_frame_after_the_start() {
     lost_to(
         "garble_after_start",
-        &["something that is no frame arrived"],
+        &["bytes that are not a frame arrived"],
     );
 }
 
 fn n21_frame_of_an_unknown_kind() {
     lost_to(
         "speak_unknown_kind",
-        &["something that is no frame arrived"],
+        &["bytes that are not a frame arrived"],
     );
 }
 
@@ -596,8 +596,8 @@ fn n22_truncated_header() {
 
 // ------------------------------------------------------------------------------------ the strangers
 
-/// Starts a worker that takes its time: until what this returns is called. It is invited at once, like one
-/// that is no test's.
+/// Starts a worker that waits until the returned closure is called. It is invited at once, like the worker of
+/// a program that is not a test.
 fn start_slowly() -> (Unfuture<u32>, impl FnOnce()) {
     let door = file("door");
     let status = Command::new("mkfifo").arg(&door).status();
@@ -607,7 +607,7 @@ fn start_slowly() -> (Unfuture<u32>, impl FnOnce()) {
     (cpu(pid, ()), move || drop(fs::File::create(door).unwrap()))
 }
 
-/// Connects to where a worker is waited for. The address is there a moment before anybody listens.
+/// Connects to the address where the parent waits for a worker. It exists a moment before anybody listens.
 fn visit() -> Box<dyn Stream> {
     let mut stranger = None;
     until("somebody listens", || {
@@ -618,7 +618,7 @@ fn visit() -> Box<dyn Stream> {
 }
 
 fn is_refused(stranger: &mut dyn Stream) -> bool {
-    // The end, or a reset: what the stranger said was not read to its end.
+    // The end, or a reset, if not all that the stranger sent was read.
     match stranger.read(&mut [0; 32]) {
         Ok(read) => read == 0,
         Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
@@ -646,7 +646,7 @@ fn n23_wrong_token_of_a_worker() {
     assert_eq!(started.load(Ordering::Relaxed), 3);
 }
 
-/// They cost time, and nothing else.
+/// Silent strangers cost time, and nothing else.
 fn n23_silent_strangers() {
     let (call, open) = start_slowly();
     let mut strangers: Vec<_> = (0..3).map(|_| visit()).collect();
@@ -721,7 +721,7 @@ fn worker() -> Command {
     worker
 }
 
-/// How it ended, and what it said.
+/// The exit code of a worker, and its output.
 fn end_of(mut worker: Child) -> (Option<i32>, String) {
     let status = wait_within(&mut worker, SOON).expect("the worker leaves");
     let mut words = String::new();
@@ -740,11 +740,11 @@ fn encoded(what: &impl Wire) -> Vec<u8> {
     bytes
 }
 
-/// A connection, and what to answer on it.
+/// A connection, and the answer to give on it.
 type Met = (Box<dyn Stream>, u128);
 
-/// Invites a worker to a listener of this test; gives the connections after the worker's secrets, and
-/// what to answer.
+/// Invites a worker to a listener of this test; returns the connections after the worker's secrets, with
+/// the answers to give.
 fn meet() -> (Child, Vec<Met>) {
     meet_by(invite)
 }
@@ -799,7 +799,7 @@ fn n23_wrong_token_of_a_parent() {
         let (worker, mut met) = meet();
         for (at, (stream, parent)) in met.iter_mut().enumerate() {
             let answer = *parent ^ u128::from(at == wrong);
-            // It may have left because of the first.
+            // The worker may have left because of the first answer.
             let _ = stream.write_all(&answer.to_le_bytes());
         }
         let (code, words) = end_of(worker);
@@ -823,7 +823,7 @@ fn worker_without_an_invitation_leaves() {
     }
 }
 
-/// The parent ended after it had made its directory, and before it invited the worker.
+/// The parent ended after it had made its directory and before it invited the worker.
 fn worker_clears_up_after_a_parent_that_is_gone() {
     let directory = PathBuf::from(file("directory"));
     fs::create_dir(&directory).unwrap();
@@ -871,7 +871,7 @@ fn worker_leaves_when_the_parent_garbles() {
     let (code, words) = end_of(worker);
     assert_eq!(code, Some(1), "{words}");
     assert!(
-        words.contains("cannot read its link: something that is no frame arrived"),
+        words.contains("cannot read its link: bytes that are not a frame arrived"),
         "{words}"
     );
 }
@@ -925,7 +925,7 @@ fn worker_leaves_though_nobody_reads_what_it_says() {
     assert!(!status.expect("the worker leaves").success());
 }
 
-/// Invited through a socket to which its standard error goes too, as by some wrappers.
+/// The worker is invited through a socket that is also its standard error, as with some wrappers.
 fn worker_that_writes_where_it_reads_can_go_on() {
     let (mut lead, theirs) = UnixStream::pair().unwrap();
     lead.set_read_timeout(Some(SOON)).unwrap();
@@ -959,7 +959,7 @@ fn worker_without_a_temporary_directory() {
     cpu(pid, ()).result().unwrap();
 }
 
-/// Where there is no network either, the error names what could not be made: that can be mended.
+/// Where there is no network either, the error names what could not be created, so that it can be fixed.
 fn worker_without_any_link() {
     let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let reached = loopback.and_then(|listener| TcpStream::connect(listener.local_addr()?));
@@ -976,8 +976,8 @@ fn worker_without_any_link() {
     assert_says(&error, &["`pid` cannot run", "127.0.0.1", directory]);
 }
 
-/// The scenarios need no temporary directory: they make none, and leave nothing where they go instead. The
-/// one that is played here limits itself.
+/// The scenarios need no temporary directory: they do not create one, and leave nothing in the place that
+/// they use instead. The scenario that runs here has its own time limit.
 #[test]
 fn scenarios_without_a_temporary_directory() {
     let spare = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -1030,8 +1030,8 @@ fn n48_worker_that_dies_with_the_call() {
     die_before_the_start("die_with_the_call");
 }
 
-/// What a worker has started holds its standard error open. That is no reason to wait for its end with
-/// each of the calls that fail.
+/// A process that a worker has started holds the worker's standard error open. The pool must not wait for its
+/// end with each of the calls that fail.
 fn n48_last_words_that_do_not_end_are_waited_for_once() {
     const CALLS: u32 = 100;
     fake_first(u32::MAX, "leave_a_child_with_the_words", workers(1));
@@ -1044,13 +1044,13 @@ fn n48_last_words_that_do_not_end_are_waited_for_once() {
     let took = started.elapsed();
     assert!(unsync::drain(SOON));
     kill("KILL", &notes(&file("left_over")));
-    // Half a second with each would be twice that.
+    // Half a second for each call would be twice that.
     assert!(took < Duration::from_secs(25), "{took:?}");
 }
 
 unsync::register!(listen_to, lie, hold_standard_error);
 
-/// A process that was made without `exec` has the link, whatever it is marked with.
+/// A process that was created without `exec` has the link, whatever flags its descriptors have.
 fn worker_whose_child_holds_its_link_is_noticed() {
     fake_first(
         1,

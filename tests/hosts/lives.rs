@@ -33,7 +33,7 @@ pub(crate) fn stay(gate: String) -> u32 {
     process::id()
 }
 
-/// In a call: starts a process that outlives it, and says its number.
+/// In a call: starts a process that outlives it, and returns its number.
 fn leave_a_child() -> u32 {
     let mut sleep = Command::new("sleep");
     sleep.arg("1000").stdin(Stdio::null()).stdout(Stdio::null());
@@ -68,7 +68,7 @@ fn worker_is_killed() {
     let behind: Vec<_> = (0..20).map(|n| cpu(add, (n, 1))).collect();
     signal("KILL", guest.process);
     let place = format!("worker process {} on host `far`", guest.process);
-    let words = ["`stay` lost its", &place, "SIGKILL", "want of memory"];
+    let words = ["`stay` lost its", &place, "SIGKILL", "memory ran out"];
     let error = assert_lost(call.result(), &words);
     assert_eq!(error.worker_exit().unwrap().signal(), Some(9));
     for (n, sum) in behind.into_iter().enumerate() {
@@ -84,7 +84,7 @@ fn worker_exits() {
     }
 }
 
-/// A call that stays, its worker, and what is above that: the relay, and above a relay the launcher.
+/// Kills the process `above` levels up from a call's worker: its relay, and above a relay the launcher.
 fn strike(launcher: &str, above: u32, words: &[&str]) {
     install(only(1, launcher));
     let gate = Gate::new();
@@ -116,7 +116,7 @@ fn launcher_is_killed() {
     );
 }
 
-/// A message of the launcher, say.
+/// For example a message of the launcher.
 fn noise_among_the_frames() {
     let (first, gate) = (file("first"), Gate::new());
     let noise = format!(
@@ -127,13 +127,13 @@ fn noise_among_the_frames() {
     let call = cpu(stay, (gate.path(),));
     let _guest = gate.guest();
     fs::remove_dir(first).unwrap();
-    let words = ["something that is no frame arrived", "host `far`"];
+    let words = ["bytes that are not a frame arrived", "host `far`"];
     assert_lost(call.result(), &words);
     fs::create_dir(file("first")).unwrap();
     assert_works(100);
 }
 
-/// Nobody knows which of them had begun, so all fail, and none runs twice.
+/// Nobody knows which of the calls had begun, so all fail, and none runs twice.
 fn quick_calls_of_a_lost_relay_are_not_run_again() {
     install(only(1, PLAIN));
     let marks = file("marks");
@@ -142,7 +142,7 @@ fn quick_calls_of_a_lost_relay_are_not_run_again() {
     }
     let (mut lost, mut number) = (0, 0);
     for _ in 0..20 {
-        // A worker that is as good as lost may still get a call.
+        // A worker whose relay is dying may still get a call.
         let worker = (0..).find_map(|_| cpu(pid, ()).result().ok()).unwrap();
         let relay = parent_of(worker);
         let calls: Vec<_> = (0..100)
@@ -197,7 +197,7 @@ fn launcher_that_hangs_does_not_hold_up_a_deadline() {
     let gate = Gate::new();
     let call = cpu(stay, (gate.path(),)).run_timeout(Duration::from_secs(1));
     let _guest = gate.guest();
-    // The start of the call is told by then.
+    // The news of the call's start has arrived by then.
     thread::sleep(Duration::from_millis(500));
     signal("STOP", relay);
     let started = Instant::now();
@@ -218,7 +218,7 @@ fn silent_launcher_is_lost() {
     let worker = cpu(pid, ()).result().unwrap();
     let call = cpu(sleep, (60_000,));
     until("it runs", || unsync::stats().calls_running == 1);
-    // Three seconds of silence are not reached by a call that is long.
+    // A long call does not count as three seconds of silence.
     thread::sleep(Duration::from_secs(5));
     assert!(!call.is_done());
     signal("STOP", parent_of(worker));
@@ -231,7 +231,7 @@ fn silent_parent_is_lost() {
     let worker = cpu(pid, ()).result().unwrap();
     let call = cpu(spin, ());
     until("it runs", || unsync::stats().calls_running == 1);
-    // This process stops, and something else lets it go on.
+    // This process stops, and a shell lets it go on.
     let me = process::id();
     let wake = format!("kill -STOP {me}; sleep 6; kill -CONT {me}");
     Command::new("sh").arg("-c").arg(wake).status().unwrap();
@@ -287,7 +287,7 @@ fn children_of_a_far_worker_die_with_it() {
 
 // --------------------------------------------------------------------------------------------- the delay
 
-/// A launcher that holds up every byte for a while, each way.
+/// A launcher that delays every byte in both directions.
 fn delay() {
     let late = env::var("DELAY").unwrap().parse().unwrap();
     let late = Duration::from_millis(late);
@@ -320,7 +320,7 @@ fn carry(late: Duration, mut from: impl Read + Send + 'static, mut to: impl Writ
                 return;
             }
         }
-        // The end is late too.
+        // The end is delayed too.
         let _ = sender.send((Instant::now() + late, Vec::new()));
     });
     for (at, bytes) in bytes {
@@ -351,7 +351,7 @@ fn delayed_calls_travel_together() {
     assert!(took < Duration::from_secs(20), "{took:?}");
 }
 
-/// Also those that would hold up the others at a worker of this machine.
+/// Even calls that would hold up the others at a worker on this machine.
 fn delayed_slow_calls_travel_together() {
     install(delayed(2, 25));
     assert_works(100);
@@ -362,7 +362,7 @@ fn delayed_slow_calls_travel_together() {
     }
     let took = started.elapsed();
     println!("400 calls of 5 ms on 2 workers with 25 ms each way: {took:?}");
-    // One second of work each; one after the other it is 11 s.
+    // One second of work for each worker; one call after the other would take 11 s.
     assert!(took < Duration::from_secs(6), "{took:?}");
 }
 

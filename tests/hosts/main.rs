@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use unsync::{Config, Error, ErrorKind, cpu};
 
 #[path = "../scenario/mod.rs"]
-#[allow(dead_code)] // what these tests have no use for
+#[allow(dead_code)] // what these tests do not use
 #[macro_use]
 mod scenario;
 
@@ -33,7 +33,7 @@ mod storm;
 
 unsync::test_worker!();
 
-/// The same as `scenarios!`, over the one kind of link that there is.
+/// The same as `scenarios!`, over the only kind of link that there is here.
 macro_rules! plays {
     (programs: [$($program:ident),*] $($play:ident;)*) => {
         #[test]
@@ -104,7 +104,7 @@ fn exit(code: i32) {
 
 fn print(text: String) -> u32 {
     println!("out {text}");
-    // In one piece: both streams end up in one place.
+    // In one piece, since both streams end up in one place.
     let line = format!("err {text}\n");
     eprint!("{line}");
     print!("no newline {text}");
@@ -146,7 +146,7 @@ fn assert_lost(outcome: Result<impl std::fmt::Debug, Error>, words: &[&str]) -> 
     error
 }
 
-/// Above a worker is its relay, and above that the launcher, or this process.
+/// The parent of a worker is its relay, whose parent is the launcher or this process.
 fn parent_of(process: u32) -> u32 {
     try_parent_of(process).unwrap()
 }

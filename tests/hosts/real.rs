@@ -1,5 +1,5 @@
 //! The same through real launchers: `ssh`, to a server of our own on this machine, where `sshd` is installed; and
-//! `srun`, where that reaches a cluster. Without them there is nothing to do, and that is said.
+//! `srun`, where that reaches a cluster. Without them the tests do nothing, and say so.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,7 @@ plays! {
     over_srun;
 }
 
-/// Two workers behind a launcher do all that others do.
+/// Checks that two workers behind a launcher do all that others do.
 fn do_all(launcher: impl Fn(&Path) -> Command + Send + Sync + 'static) {
     let others = scenario::children();
     let config = Config::new().processes(0).host("real", 2, launcher);
@@ -115,7 +115,7 @@ impl Server {
             ),
         )
         .unwrap();
-        // It has to be there for its separation of privileges.
+        // `sshd` needs this directory for its privilege separation.
         let _ = fs::create_dir_all("/run/sshd");
         let mut sshd = Command::new(SSHD);
         sshd.args(["-D", "-f", &file("sshd_config"), "-E", &file("sshd_log")]);
@@ -152,7 +152,7 @@ fn over_ssh() {
         return;
     };
     let config = server.config.clone();
-    // The server gives none of the environment of the scenario.
+    // The server passes on none of the scenario's environment.
     let home = env::var("UNSYNC_TEST_HOME").unwrap();
     do_all(move |program| {
         let mut ssh = Command::new("ssh");

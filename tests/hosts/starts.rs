@@ -38,7 +38,7 @@ fn plain() {
     assert_works(1000);
 }
 
-/// That of a login shell, which ends without a newline.
+/// The banner of a login shell, which ends without a newline.
 fn banner() {
     install(only(
         2,
@@ -60,7 +60,7 @@ fn shell_that_does_not_become_the_relay() {
     assert_works(100);
 }
 
-/// As plain `srun` does it.
+/// As plain `srun` does.
 fn whole_lines_only() {
     install(only(2, "\"$@\" | LC_ALL=C grep -a --line-buffered ''"));
     assert_works(100);
@@ -131,7 +131,7 @@ fn prints_without_end() {
     install(only(1, "exec yes"));
     assert_lost(
         cpu(pid, ()).result(),
-        &["it prints without end, and no hello"],
+        &["it prints without end and says no hello"],
     );
 }
 
@@ -152,7 +152,7 @@ fn starts_another_build() {
     install(only(1, &format!("shift; exec {copy} \"$@\"")));
     let size = fs::metadata(&copy).unwrap().len();
     let sizes = [format!("{size}-"), format!("not {}-", size - 1)];
-    let words = ["its executable is another build", &sizes[0], &sizes[1]];
+    let words = ["its executable is a different build", &sizes[0], &sizes[1]];
     assert_lost(cpu(pid, ()).result(), &words);
 }
 
@@ -205,7 +205,7 @@ fn dead_and_hanging_hosts_beside_a_good_one() {
     install(config.host("good", 4, shell(PLAIN)));
     let started = Instant::now();
     assert_works(3000);
-    // Also where the calls are few, the good host gets all that it has room for.
+    // Even with few calls, the good host gets all that it has room for.
     let calls: Vec<_> = (0..4).map(|_| cpu(sleep, (3000,))).collect();
     let mut workers: Vec<u32> = calls
         .into_iter()
@@ -262,7 +262,7 @@ fn far_and_here() {
     assert!(scenario::children().contains(&here));
     let gate = Gate::new();
     let calls: Vec<_> = (0..2).map(|_| cpu(stay, (gate.path(),))).collect();
-    // Both at the same time, however long the far one takes to start.
+    // Both run at the same time, however long the far one takes to start.
     let workers = [gate.guest(), gate.guest()].map(|guest| guest.process);
     let is_here = |worker: &&u32| scenario::children().contains(worker);
     assert_eq!(workers.iter().filter(is_here).count(), 1, "{workers:?}");

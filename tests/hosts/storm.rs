@@ -1,5 +1,5 @@
-//! At most once: workers, relays, launchers and the program itself are killed at random while calls run that leave
-//! a mark.
+//! At most once: workers, relays, launchers and the program itself are killed at random while calls that
+//! leave a mark run.
 //!
 //! `UNSYNC_TEST_ROUNDS=1000 cargo test --release --test hosts storm` takes some minutes.
 
@@ -42,7 +42,7 @@ fn two_hosts() -> Config {
     config.host("other", 2, shell("\"$@\"; exit $?"))
 }
 
-/// Whether each number stands there once at most; those that do.
+/// Checks that each number is in the file at most once; returns the marks.
 fn marks(file: &str) -> BTreeMap<u32, u32> {
     let mut marks = BTreeMap::new();
     for line in fs::read_to_string(file).unwrap_or_default().lines() {

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use crate::stop::Reason;
 
-/// What is to be done when the lock is free again, in the order of the fields: writes and starts come
-/// before resolutions, so that workers run while the results of others are decoded; and a call begins before
-/// it is resolved.
+/// What to do once the lock is released, in the order of the fields: writes and starts come before
+/// resolutions, so that workers run while the results of others are decoded; and a call begins before it is
+/// resolved.
 #[derive(Debug)]
 pub(crate) struct Effects<C, W> {
-    /// What concerns a worker. The actions on one follow one another, so that its frames go with one write.
+    /// What to do to workers. The actions on one worker are adjacent, so that its frames go out in one write.
     pub(crate) actions: Vec<(W, Action<C>)>,
-    /// Start workers of these numbers at these places. Each ends up as [`State::ready`](super::State::ready) or
-    /// [`State::spawn_failed`](super::State::spawn_failed).
+    /// Start workers with these numbers at these places. Each leads to [`State::ready`](super::State::ready)
+    /// or [`State::spawn_failed`](super::State::spawn_failed).
     pub(crate) spawns: Vec<(u64, usize)>,
     /// These calls have begun.
     pub(crate) begun: Vec<C>,
@@ -24,7 +24,7 @@ pub(crate) struct Effects<C, W> {
 
 #[derive(Debug)]
 pub(crate) enum Action<C> {
-    /// The worker has done all calls that it had: what it printed so far belongs to none of those that
+    /// The worker has finished all its calls: what it printed so far belongs to none of the calls that
     /// follow. Nothing is written.
     Fresh,
     /// Write this call.
@@ -37,11 +37,11 @@ pub(crate) enum Action<C> {
     Cancel(u64),
     /// Close the sending side of the link, which ends the worker.
     Retire,
-    /// Nothing was heard for long of the worker, which runs this call: look whether it lives, and close the
-    /// link if it does not.
+    /// The worker, which runs this call, has long been silent: check whether it lives, and close the link if
+    /// it does not.
     Probe(C),
-    /// Kill the process. If this was asked for before, it is dead and something else holds its link open: close
-    /// the link.
+    /// Kill the process. If this was asked for before and the process is dead, something else holds its link
+    /// open: close the link.
     Kill,
 }
 
@@ -54,14 +54,14 @@ pub(crate) enum Outcome {
         reason: Reason,
         ran: Option<Duration>,
     },
-    /// The worker has ended, after the call `ran` that long. Without `ran` the call may have begun, or, if
-    /// there are `deaths`, it was not started by that many workers.
+    /// The worker has ended, after the call `ran` that long. Without `ran`, the call may have begun; or, if
+    /// there are `deaths`, that many workers died without starting it.
     Lost {
         ran: Option<Duration>,
         deaths: u32,
         stop: Option<Reason>,
     },
-    /// No worker can be started. The failure is the one of the event.
+    /// No worker can be started. The event carries the error.
     Unstartable,
 }
 
@@ -78,7 +78,7 @@ impl<C, W> Default for Effects<C, W> {
 }
 
 impl Outcome {
-    /// That of a call that was stopped before it began.
+    /// The outcome of a call that was stopped before it began.
     pub(super) fn unstarted(reason: Reason) -> Outcome {
         Outcome::Stopped { reason, ran: None }
     }

@@ -9,10 +9,11 @@ pub(super) struct Place {
     pub(super) slots: usize,
     /// Workers that are being started.
     pub(super) starting: usize,
-    /// At a host: when these have taken so long that nobody counts on them, and no more are tried meanwhile.
+    /// At a host: when these are overdue. From then on, nobody counts on them and no more are tried
+    /// meanwhile.
     overdue_at: Option<Instant>,
-    /// Failures in a row: starts that failed, and workers that died before they started a call. Those
-    /// within one back-off count once. Reset when a worker starts its first call.
+    /// Failures in a row: starts that failed, and workers that died before they started a call. Failures
+    /// within one backoff count once. Reset when a worker starts its first call.
     pub(super) failures: u32,
     /// When the next worker may be started. Set and reset with `failures`.
     pub(super) not_before: Option<Instant>,
@@ -20,12 +21,12 @@ pub(super) struct Place {
     pub(super) is_hopeless: bool,
 }
 
-/// The pause after the first failure. Each further failure makes it four times as long, up to 2.56 s, and at
-/// a host up to 64 s. While there is no worker anywhere, the pause at a host is a second at most.
+/// The pause after the first failure. Each failure after that quadruples it, up to 2.56 s, or 64 s at a host.
+/// While there is no worker anywhere, the pause at a host is at most a second.
 const BACKOFF: Duration = Duration::from_millis(10);
 const HOST_BACKOFF: Duration = Duration::from_millis(250);
 const BACKOFF_STEPS: u32 = 4;
-/// Workers that are being started at a host at once. An ssh server drops connections at random if more than
+/// How many workers may be starting at a host at once. An ssh server drops connections at random if more than
 /// ten are about to log in.
 const STARTS: usize = 8;
 /// A host that is up starts a worker within this time, most likely.
@@ -44,7 +45,7 @@ impl Place {
         }
     }
 
-    /// Whether a worker may be started now. After a failure one at a time is tried.
+    /// Whether a worker may be started now. After a failure, one is tried at a time.
     pub(super) fn may_start(&self, now: Instant) -> bool {
         match self.not_before {
             Some(at) => at <= now && self.starting == 0,
@@ -59,7 +60,7 @@ impl Place {
         self.starting += 1;
     }
 
-    /// The workers that will soon be there.
+    /// How many workers are expected soon.
     pub(super) fn expected(&self, now: Instant) -> usize {
         match self.overdue_at {
             Some(at) if at <= now => 0,
@@ -67,7 +68,7 @@ impl Place {
         }
     }
 
-    /// When something changes for those who want one more worker.
+    /// When the answer to a request for one more worker may change.
     pub(super) fn deadlines(&self) -> impl Iterator<Item = Instant> {
         let overdue_at = self.overdue_at.filter(|_| self.starting > 0);
         self.not_before.into_iter().chain(overdue_at)
@@ -87,7 +88,7 @@ impl Place {
         self.is_hopeless = self.failures >= tries;
     }
 
-    /// Those who wait from now on have seen none of the failures.
+    /// Forgets the failures: calls that wait from now on have seen none of them.
     pub(super) fn forgive(&mut self) {
         (self.failures, self.is_hopeless) = (0, self.slots == 0);
     }

@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 
 use super::Entry;
 
-/// Room for calls that the queue keeps. It gives back the memory of a larger burst.
+/// How much capacity a queue keeps. It frees the memory of a larger burst.
 const KEPT: usize = 4096;
 
-/// Calls that wait, ordered by id. Two queues, so that a large call that waits for an idle worker holds up
-/// none of the others. Without a limit, as every way to start work.
+/// Waiting calls, ordered by id, in two queues, so that a large call that waits for an idle worker holds up
+/// none of the others. Unbounded, like every way to start work.
 pub(super) struct Queue<C> {
     pub(super) small: VecDeque<Entry<C>>,
     pub(super) large: VecDeque<Entry<C>>,
-    /// A call above this is large.
+    /// A call with more bytes than this is large.
     pub(super) eager: usize,
 }
 
@@ -24,7 +24,7 @@ impl<C> Queue<C> {
         }
     }
 
-    /// Puts a call at its place: at the end if it is new.
+    /// Puts a call in its place: at the end if it is new.
     pub(super) fn insert(&mut self, entry: Entry<C>) {
         let is_large = entry.bytes > self.eager;
         let calls = self.of(is_large);

@@ -7,8 +7,8 @@ use super::effects::{Action, Outcome};
 use super::{CHECK, FROZEN, HERE, Limits, RETIRE_TIMEOUT, WINDOW};
 use crate::stop::Reason;
 
-/// What a frame counts for beside its bytes: a system charges a small write for up to five times its
-/// bytes, and a socket of Linux holds 208 KiB.
+/// What a frame counts for besides its bytes: a system charges a small write up to five times its bytes, and
+/// a Linux socket holds 208 KiB.
 pub(super) const FRAME_OVERHEAD: usize = 256;
 const WINDOW_CALLS: usize = 256;
 
@@ -17,32 +17,32 @@ pub(super) struct Worker<C, W> {
     pub(super) place: usize,
     pub(super) handle: W,
     pub(super) phase: Phase,
-    /// Sent and not done; the one that runs is in front.
+    /// Calls sent and not done; the running one is in front.
     pub(super) in_flight: VecDeque<Entry<C>>,
-    /// What is to be done to it next.
+    /// What to do to the worker next.
     pub(super) outbox: Vec<Action<C>>,
     /// Bytes that the link holds while the worker does not read.
     pub(super) eager: usize,
-    /// What the frames of calls that are not known to have begun take of `eager`, at most.
+    /// How much of `eager` is taken, at most, by the frames of calls that are not known to have begun.
     pub(super) unacked_bytes: usize,
-    /// How many calls may be in flight: as many as take about `slow` together.
+    /// How many calls may be in flight: as many as together fill the round trip.
     pub(super) window: usize,
     /// A call that runs for longer holds up those behind it.
     pub(super) slow: Duration,
-    /// Owing an answer for this long, it is frozen.
+    /// A worker that owes an answer for this long is frozen.
     pub(super) frozen: Duration,
     /// A moving average.
     pub(super) avg_runtime: Duration,
     /// Calls sent and not returned.
     pub(super) assigned: u64,
-    /// At so many the worker drains: it gets no more, and retires when it has done them. Zero as soon as it
-    /// is to be replaced.
+    /// At this many the worker drains: it gets no more calls, and retires when these are done. Zero as soon
+    /// as it is to be replaced.
     pub(super) assigned_max: u64,
     /// Whether it has ever started a call.
     pub(super) proven: bool,
-    /// Its reader decodes a large result, and hears nothing for long.
+    /// Whether its reader is decoding a large result, and hears nothing meanwhile.
     pub(super) decoding: bool,
-    /// When something was last heard of it, or given to it while it was idle.
+    /// When something was last heard from it, or given to it while it was idle.
     pub(super) last_active: Instant,
 }
 
@@ -53,11 +53,12 @@ pub(super) enum Phase {
     Rendezvous,
     /// The large call is being written.
     Loading,
-    /// The worker was told to end, or at `by` killed. It has nothing in flight, and no place in the pool.
+    /// The worker was told to end, and is killed at `by` if it has not. It has nothing in flight, and no
+    /// place in the pool.
     Leaving {
         by: Instant,
     },
-    /// Killed, and to be killed again if its link is still there then.
+    /// Killed, and killed once more at `again` if its link is still there.
     Killed {
         again: Instant,
     },
@@ -69,11 +70,11 @@ pub(super) struct Entry<C> {
     /// What its frame counts for.
     pub(super) bytes: usize,
     pub(super) call: C,
-    /// Workers that died with it before they had started it.
+    /// How many workers died with it before they started it.
     pub(super) deaths: u32,
     pub(super) started: Option<Instant>,
     pub(super) stop: Option<Stop>,
-    /// It was stopped, its worker has not returned it, and it was resolved all the same.
+    /// It was stopped, and resolved although its worker has not returned it.
     pub(super) resolved: bool,
 }
 
@@ -85,7 +86,7 @@ pub(super) struct Stop {
 }
 
 impl<C: Clone, W: Clone> Worker<C, W> {
-    /// A worker to which a byte takes `trip` there and back.
+    /// A worker with the round-trip time `trip`.
     pub(super) fn new(
         (number, place): (u64, usize),
         handle: W,
@@ -137,7 +138,7 @@ impl<C: Clone, W: Clone> Worker<C, W> {
     }
 
     pub(super) fn takes_calls(&self) -> bool {
-        // One that is about to be killed gets no more.
+        // A worker that is about to be killed gets no more calls.
         let stopping = self.running().is_some_and(|running| running.stop.is_some());
         self.phase == Phase::Open && !self.is_draining() && !stopping
     }
@@ -151,8 +152,8 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         ran.is_some_and(|ran| ran > self.slow)
     }
 
-    /// Whether it may have one more small call. It takes more when half a window is still under way, so that
-    /// a write carries many calls, and then up to the whole.
+    /// Whether it has room for one more small call. It is refilled up to the whole window once only half of
+    /// it is in flight, so that a write carries many calls.
     pub(super) fn has_room(&self, bytes: usize, now: Instant) -> bool {
         let (calls, filling) = (self.in_flight.len(), !self.outbox.is_empty());
         let in_window = calls < self.window && (filling || calls <= self.window / 2);
@@ -179,7 +180,7 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         self.in_flight.push_back(entry);
     }
 
-    /// The part of a call of `unacked_bytes`.
+    /// What a call contributes to `unacked_bytes`.
     fn charge(&self, entry: &Entry<C>) -> usize {
         match entry.started {
             Some(_) => 0,
@@ -191,8 +192,8 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         self.in_flight.iter().position(|entry| entry.id == id)
     }
 
-    /// A call has begun. Gives it, unless it was resolved already. If it was stopped, its time to end by
-    /// itself counts from now.
+    /// Notes that a call has begun. Returns it, unless it was already resolved. If it was stopped, its time
+    /// to end by itself counts from now.
     pub(super) fn start(&mut self, id: u64, now: Instant, grace: Duration) -> Option<C> {
         let at = self.position(id)?;
         self.in_flight.swap(0, at);
@@ -209,19 +210,19 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         Some(call)
     }
 
-    /// Takes a call that is over, and learns how long calls take.
+    /// Removes a call that is over, and learns how long calls take.
     pub(super) fn finish(&mut self, id: u64, now: Instant) -> Option<Entry<C>> {
         let entry = self.in_flight.remove(self.position(id)?)?;
         self.unacked_bytes -= self.charge(&entry);
         let ran = entry.ran(now).unwrap_or_default();
         self.avg_runtime = (self.avg_runtime * 3 + ran) / 4;
-        // The round trip is filled also when half of this is left, and more is sent.
+        // The round trip stays filled even when only half of this is left and more is sent.
         let calls = (self.slow * 2 - WINDOW).div_duration_f32(self.avg_runtime);
         self.window = (calls as usize).clamp(1, WINDOW_CALLS);
         Some(entry)
     }
 
-    /// Takes calls that the worker has not begun.
+    /// Takes back calls that the worker has not begun.
     pub(super) fn take_back(&mut self, ids: &[u64]) -> Vec<Entry<C>> {
         let is_back = |entry: &Entry<C>| entry.started.is_none() && ids.contains(&entry.id);
         let in_flight = std::mem::take(&mut self.in_flight).into_iter();
@@ -229,12 +230,12 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         self.in_flight = VecDeque::from(stay);
         self.assigned -= back.len() as u64;
         self.unacked_bytes -= back.iter().map(|entry| self.charge(entry)).sum::<usize>();
-        // What runs there is slow: nothing is assigned behind it.
+        // The running call is slow: nothing is assigned behind it.
         self.window = 1;
         back
     }
 
-    /// The worker reads: its large call can be written, unless it was stopped meanwhile.
+    /// The worker is reading: its large call can be written, unless the call was stopped meanwhile.
     pub(super) fn load(&mut self) {
         if self.phase == Phase::Rendezvous {
             let call = self.in_flight.front().map(|entry| entry.call.clone());
@@ -252,9 +253,9 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         }
     }
 
-    /// Stops a call in flight. One that runs is asked to end by itself if it gets time for that.
+    /// Stops a call in flight. A running one is asked to end by itself, if it gets time for that.
     pub(super) fn stop(&mut self, at: usize, reason: Reason, now: Instant, grace: Duration) {
-        // A large call that is being written has the worker to itself, which does nothing but take it.
+        // While a large call is being written, the worker has no other and does nothing but read it.
         let at_once = self.phase == Phase::Loading || matches!(reason, Reason::ShutDown);
         let grace = if at_once { Duration::ZERO } else { grace };
         let entry = &mut self.in_flight[at];
@@ -283,8 +284,8 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         self.outbox.push(Action::Retire);
     }
 
-    /// When the worker is to be killed. For a call that was stopped: if nothing else can begin there. What
-    /// lies behind a call that takes long comes back by itself.
+    /// When the worker is to be killed. It is killed for a stopped call only if nothing else can begin there.
+    /// Calls behind one that takes long come back by themselves.
     pub(super) fn kill_at(&self) -> Option<Instant> {
         let alone = self.in_flight.front().filter(|_| self.in_flight.len() == 1);
         match self.phase {
@@ -306,9 +307,9 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         self.last_active + limit <= now
     }
 
-    /// Whether it owes an answer for so long that it is frozen. A call that has not started can be had by
-    /// another worker. A call that runs may be silent for ever, unless it was stopped: then what lies behind
-    /// it should have come back.
+    /// Whether it has owed an answer for so long that it is frozen. A call that has not started can go to
+    /// another worker. A running call may be silent forever, unless it was stopped: then the calls behind it
+    /// should have come back.
     pub(super) fn is_frozen(&self, now: Instant) -> bool {
         match (self.phase, self.running()) {
             (Phase::Rendezvous | Phase::Loading, _) => self.is_silent(now, self.frozen),
@@ -318,8 +319,8 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         }
     }
 
-    /// Stopped calls that should have begun, or have come back from behind an innocent one that runs. They are
-    /// over for those who wait; no worker is killed for them.
+    /// Resolves stopped calls that should have begun, or should have come back from behind an innocent
+    /// running one. They are over for those who wait; no worker is killed for them.
     pub(super) fn resolve_overdue(&mut self, now: Instant) -> impl Iterator<Item = (C, Outcome)> {
         self.in_flight.iter_mut().filter_map(move |entry| {
             let is_overdue = entry.started.is_none() && entry.is_overdue(now);
@@ -329,8 +330,8 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         })
     }
 
-    /// Whether its end says that the next worker may end the same way: it died for no reason that a call
-    /// would explain. Not one that was killed because of a call, and not one that a call took along.
+    /// Whether its end suggests that the next worker may end the same way, because no call explains it: the
+    /// worker was not killed for a call, and no call took it down.
     pub(super) fn has_failed(&self) -> bool {
         if self.in_flight.is_empty() {
             return !self.proven && self.phase == Phase::Open;
@@ -340,7 +341,7 @@ impl<C: Clone, W: Clone> Worker<C, W> {
 }
 
 impl<C> Entry<C> {
-    /// What becomes of it if it is over now. One that was stopped ended by itself when it was asked to.
+    /// Its outcome if it is over now. A stopped call ended by itself when it was asked to.
     pub(super) fn outcome(&self, now: Instant) -> Outcome {
         let ran = self.ran(now);
         self.stop

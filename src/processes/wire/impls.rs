@@ -59,8 +59,8 @@ impl Wire for u8 {
 /// cache when the numbers overwrite them.
 const BLOCK: usize = 4096;
 
-/// A single number is `#[inline]`, for generic code in the caller's crate that asks for one after the
-/// other. Many at once are written so that the compiler makes a plain copy of them.
+/// The code for a single number is `#[inline]`, for generic code in the caller's crate that handles one after
+/// another. The code for many is written so that the compiler turns it into a plain copy.
 macro_rules! numbers {
     ($($number:ident)*) => {$(
         impl Wire for $number {
@@ -190,8 +190,8 @@ macro_rules! pointers {
 
 pointers!(Box Rc Arc);
 
-/// A function of its own: without optimisation, each step copies a value that may be large, and the stack
-/// that this takes is not taken while the value is decoded.
+/// A separate function: without optimisation, each step copies a value that may be large, and the stack for
+/// these copies is not in use while the value is decoded.
 fn point_to<T, P>(decoded: Result<T, Error>, new: fn(T) -> P) -> Result<P, Error> {
     match decoded {
         Ok(value) => Ok(new(value)),
@@ -349,7 +349,7 @@ impl<T: Wire> Wire for RangeInclusive<T> {
     fn encode(&self, out: &mut Vec<u8>) {
         self.start().encode(out);
         self.end().encode(out);
-        // Only here does a range of any type show that it was iterated to its end.
+        // For a range of any type, only the end bound shows that it was iterated to its end.
         let end = RangeBounds::<T>::end_bound(self);
         matches!(end, Bound::Excluded(_)).encode(out);
     }
@@ -398,7 +398,7 @@ macro_rules! io_kinds {
     };
 }
 
-/// Those that have a name. What has none arrives as [`io::ErrorKind::Other`].
+/// The kinds that have a name. Any other arrives as [`io::ErrorKind::Other`].
 const IO_KINDS: &[io::ErrorKind] = io_kinds! {
     NotFound PermissionDenied ConnectionRefused ConnectionReset HostUnreachable NetworkUnreachable
     ConnectionAborted NotConnected AddrInUse AddrNotAvailable NetworkDown BrokenPipe AlreadyExists
