@@ -20,7 +20,7 @@ use crate::sync::thread::{self, Thread};
 ///
 /// # Panics
 ///
-/// If the future panics, and on the ambient thread and wherever else
+/// Panics if the future panics, and on the ambient thread and wherever else
 /// [`result`](crate::Unfuture::result) does not block.
 ///
 /// # Examples
@@ -56,9 +56,9 @@ pub(crate) fn block_on_until<F: Future>(future: F, deadline: Option<Instant>) ->
     }
 }
 
-/// The waker. The flag is what counts and the park token only a hint: code inside `poll` may block
-/// through std and eat the token (a plain `mpsc::Receiver::recv` is enough), and then a wake-up that
-/// was nothing but the token would be lost.
+/// The waker. The flag is what counts, and the park token is only a hint: code inside `poll` may block
+/// through std and consume the token (a plain `mpsc::Receiver::recv` is enough), and then a wake-up that was
+/// only the token would be lost.
 struct Signal {
     is_set: AtomicBool,
     thread: Thread,

@@ -1,6 +1,6 @@
 //! Many at once: `join_all`, `settle_all`, `race` and `as_completed` on one ready-set.
 //!
-//! In a [`ReadySet`] each member has a waker of its own, which reports that this one has ended. So n members
+//! In a [`ReadySet`] each member has its own waker, which reports that the member has ended. So n members
 //! cost n steps, in whatever order they end.
 
 use std::collections::VecDeque;
@@ -24,18 +24,18 @@ use crate::unfuture::Unfuture;
 
 // -------------------------------------------------------------------------------------- all of them
 
-/// Waits for all: gives the values in the order of the input, or the first error. Called `try_join_all` in
+/// Waits for all and gives the values in the order of the input, or the first error. Called `try_join_all` in
 /// futures.
 ///
-/// The first error resolves it at once. The others run on, unless they are tied by
-/// [`cancel_on_drop`](Unfuture::cancel_on_drop). Cancelling the whole cancels all of them. If any of them is
-/// tied, the whole is tied too. Without any, it is ready.
+/// The first error resolves the returned `Unfuture` at once. The others run on, unless they are tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop). Cancelling it cancels all of them. If any of them is tied,
+/// it is tied too. With an empty input it is ready at once.
 ///
 /// # Errors
 ///
-/// Resolves as the one that failed first. If some have not ended, and no ambient thread is there to wait for
-/// them, they are cancelled, and it resolves as [`ErrorKind::ShutDown`] after a shutdown and as
-/// [`ErrorKind::Os`] if the operating system refuses the thread.
+/// Resolves as the first to fail. If some have not ended and there is no ambient thread to wait for them,
+/// they are cancelled, and it resolves as [`ErrorKind::ShutDown`] after a shutdown and as [`ErrorKind::Os`]
+/// if the operating system refuses the thread.
 ///
 /// # Examples
 ///
@@ -72,15 +72,15 @@ where
     })
 }
 
-/// Waits for all: gives the outcome of each, in the order of the input. Called `join_all` in futures.
+/// Waits for all and gives the outcome of each, in the order of the input. Called `join_all` in futures.
 ///
-/// It does not fail. A cancellation, a deadline and a shutdown end it at once with the outcomes that are there:
-/// what has not ended is cancelled and appears as such among them, and [`cancel`](Unfuture::cancel) returns
-/// `false`. If any of them is tied by [`cancel_on_drop`](Unfuture::cancel_on_drop), the whole is tied too.
-/// Without any, it is ready.
+/// The returned `Unfuture` never fails. A cancellation, a deadline or a shutdown ends it at once with the
+/// outcomes so far: work that has not ended is stopped and appears as such among them, and
+/// [`cancel`](Unfuture::cancel) returns `false`. If any of the work is tied by
+/// [`cancel_on_drop`](Unfuture::cancel_on_drop), it is tied too. With an empty input it is ready at once.
 ///
-/// A step made on it, such as [`timeout`](Unfuture::timeout), is work of its own: cancelling that loses the
-/// outcomes, so take the [`canceller`](Unfuture::canceller) first.
+/// A step chained to it, such as [`timeout`](Unfuture::timeout), is work of its own: cancelling that step
+/// loses the outcomes, so take the [`canceller`](Unfuture::canceller) first.
 ///
 /// # Examples
 ///
@@ -102,7 +102,7 @@ where
     }
     combine(origin, unfutures, |set, itself| {
         let signal = Arc::clone(&set.signal);
-        // The outcomes that are there are wanted all the same.
+        // A stop only ends the wait: the outcomes so far are still wanted.
         let stop = move |reason| signal.change(|ended| _ = ended.stopped.get_or_insert(reason));
         if let Some(itself) = itself.upgrade() {
             itself
@@ -123,7 +123,7 @@ where
     })
 }
 
-/// The outcomes that are there, and those that are to come. However it ends, [`settle_all`] gives them.
+/// The outcomes so far, and the work that is still to end. [`settle_all`] gives them however it ends.
 struct Settling<T: Send + 'static> {
     outcomes: Vec<Option<Result<T, Error>>>,
     set: ReadySet<T>,
@@ -134,7 +134,7 @@ impl<T: Send + 'static> Settling<T> {
     fn settle(&mut self) -> Vec<Result<T, Error>> {
         let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
         let stopped = |work: &Unfuture<T>| {
-            // What is not left running then has ended.
+            // After this the work has ended, unless it is left running.
             work.cancel();
             let ended = || {
                 reason
@@ -144,7 +144,7 @@ impl<T: Send + 'static> Settling<T> {
             Err(work.untyped().still_running(reason).unwrap_or_else(ended))
         };
         let outcomes = mem::take(&mut self.outcomes).into_iter();
-        // Of each there is its outcome or the work.
+        // Each member has either its outcome or its work.
         outcomes
             .zip(&self.set.members)
             .filter_map(|(outcome, work)| outcome.or_else(|| work.as_ref().map(stopped)))
@@ -152,7 +152,7 @@ impl<T: Send + 'static> Settling<T> {
     }
 }
 
-/// A shutdown drops it before its time.
+/// A shutdown drops it before it is done.
 impl<T: Send + 'static> Drop for Settling<T> {
     fn drop(&mut self) {
         if self.outcomes.is_empty() {
@@ -172,14 +172,14 @@ impl<T: Send + 'static> Drop for Settling<T> {
 /// Gives the outcome of the first to finish, a value or an error, and cancels the others. Like `select_all` in
 /// futures, which leaves the others to the caller.
 ///
-/// A losing call in a worker process is killed. A losing thread job that runs cannot be stopped: it keeps
-/// running, and its value is discarded. Cancelling the race cancels all of them. If any of them is tied by
-/// [`cancel_on_drop`](Unfuture::cancel_on_drop), the race is tied too.
+/// A losing call in a worker process is killed. A losing thread job that already runs cannot be stopped: it
+/// keeps running, and its value is discarded. Cancelling the race cancels all of them. If any of them is tied
+/// by [`cancel_on_drop`](Unfuture::cancel_on_drop), the race is tied too.
 ///
 /// # Errors
 ///
-/// Resolves as the first to finish if that failed, and as [`ErrorKind::Abandoned`] without any. If none has
-/// ended, and no ambient thread is there to wait for them: as [`join_all`].
+/// Resolves as the first to finish if that failed, and as [`ErrorKind::Abandoned`] for an empty input. If
+/// none has ended and there is no ambient thread to wait for them, resolves as [`join_all`] does.
 ///
 /// # Examples
 ///
@@ -213,8 +213,8 @@ where
     }
     combine(origin, unfutures, |mut set, _| async move {
         let first = set.next().await;
-        // The losers first: whoever sees the winner sees that it is over. What they stop in turn is stopped
-        // after this step.
+        // The losers stop first, so whoever sees the winner sees that the race is over. Work that the losers
+        // stop in turn is stopped after this step.
         drop(set);
         yield_now().await;
         first.map_or_else(|| Err(already_taken()), |(_, outcome)| outcome)
@@ -251,10 +251,10 @@ where
     }
 }
 
-/// Outcomes as they come. Made by [`as_completed`].
+/// An iterator over outcomes as they come, made by [`as_completed`].
 ///
-/// `len()` says how many outcomes are still to come. After a drop the rest runs on, except what is tied by
-/// [`cancel_on_drop`](Unfuture::cancel_on_drop); see [`cancel`](AsCompleted::cancel).
+/// `len()` says how many outcomes are still to come. After a drop the remaining work runs on, unless it is
+/// tied by [`cancel_on_drop`](Unfuture::cancel_on_drop); see [`cancel`](AsCompleted::cancel).
 ///
 /// # Examples
 ///
@@ -272,7 +272,7 @@ pub struct AsCompleted<T> {
 impl<T> AsCompleted<T> {
     /// Waits for the next outcome; `None` after the last. Called `next` in futures.
     ///
-    /// The future may be dropped before it is ready: no outcome is lost.
+    /// Dropping the future before it is ready loses no outcome.
     ///
     /// # Examples
     ///
@@ -291,14 +291,14 @@ impl<T> AsCompleted<T> {
         self.set.next().await
     }
 
-    /// Blocks until the next outcome is there, for `limit` at most.
+    /// Blocks until the next outcome is there, for at most `limit`.
     ///
-    /// `None` if none came in time, and at once after the last. `len()` tells the two apart: it counts the
-    /// outcomes that are still to come.
+    /// Returns `None` if no outcome came in time, and at once after the last. `len()` tells the two apart: it
+    /// counts the outcomes that are still to come.
     ///
     /// # Panics
     ///
-    /// If no outcome is there, whatever the limit, on the ambient thread and wherever else
+    /// Panics if no outcome is there, whatever the limit, on the ambient thread and wherever else
     /// [`result`](Unfuture::result) does not block.
     ///
     /// # Examples
@@ -337,7 +337,7 @@ impl<T> AsCompleted<T> {
         block_on_until(self.set.next(), deadline).flatten()
     }
 
-    /// Cancels everything that has not ended. Those outcomes come like all others.
+    /// Cancels everything that has not ended. Those outcomes come like all the others.
     ///
     /// # Examples
     ///
@@ -361,7 +361,8 @@ impl<T> Iterator for AsCompleted<T> {
     ///
     /// # Panics
     ///
-    /// If none is, on the ambient thread and wherever else [`result`](Unfuture::result) does not block.
+    /// Panics if none is there, on the ambient thread and wherever else [`result`](Unfuture::result) does not
+    /// block.
     #[track_caller]
     fn next(&mut self) -> Option<(usize, Result<T, Error>)> {
         self.next_until(None)
@@ -387,7 +388,7 @@ impl<T> fmt::Debug for AsCompleted<T> {
 
 // ------------------------------------------------------------------------------------ the ready-set
 
-/// Starts a task that waits for all of these, and cancels those that are left when it is dropped.
+/// Starts a task that waits for all of these and, when it is dropped, cancels those that are left.
 fn combine<T, U, M, F>(origin: Origin, unfutures: Vec<Unfuture<T>>, make: M) -> Unfuture<U>
 where
     T: Send + 'static,
@@ -407,15 +408,15 @@ where
     whole.tied(is_tied)
 }
 
-/// What is waited for, and which of it has ended.
+/// The members that are waited for, and which of them have ended.
 struct ReadySet<T> {
     /// `None` once its outcome was given away.
     members: Vec<Option<Unfuture<T>>>,
     left: usize,
-    /// Those that have ended, taken from the signal all at once.
+    /// Members that have ended, taken from the signal all at once.
     ended: VecDeque<usize>,
     signal: Arc<Signal>,
-    /// Whether the members that are left are cancelled when this is dropped.
+    /// Whether dropping this cancels the members that are left.
     cancels: bool,
 }
 
@@ -424,10 +425,10 @@ struct Signal(Mutex<Ended>);
 
 #[derive(Default)]
 struct Ended {
-    /// Members that have ended. One that ends while it is asked stands here twice.
+    /// Members that have ended. One that ends while it is polled appears twice.
     members: VecDeque<usize>,
     waiting: Option<Waker>,
-    /// Set when nothing more is to be waited for.
+    /// Set when the wait is stopped.
     stopped: Option<Reason>,
 }
 
@@ -453,7 +454,7 @@ impl Signal {
     }
 }
 
-/// Drops the waker of whoever waited.
+/// Drops the waker of the task that waited.
 struct ForgetWaker(Arc<Signal>);
 
 impl Drop for ForgetWaker {
@@ -494,7 +495,7 @@ impl<T> ReadySet<T> {
         }
     }
 
-    /// The next that has ended; `None` when all were given away, or when the waiting was stopped.
+    /// The next member that has ended; `None` when all were given away, or when the wait was stopped.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Result<T, Error>)>> {
         while self.left > 0 {
             if let Some(index) = self.ended.pop_front() {
@@ -521,7 +522,7 @@ impl<T> ReadySet<T> {
         Poll::Ready(None)
     }
 
-    /// Dropping it loses no outcome.
+    /// Dropping the future loses no outcome.
     fn next(&mut self) -> impl Future<Output = Option<(usize, Result<T, Error>)>> + use<'_, T> {
         poll_fn(|cx| self.poll_next(cx))
     }

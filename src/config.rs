@@ -14,13 +14,13 @@ use crate::{log, spin};
 
 /// The library's settings, to be installed before its first use.
 ///
-/// Each has a default, so nobody needs a `Config`. Values set here take precedence over the environment
-/// variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those over the defaults. An empty variable counts
-/// as unset. [`install`](Config::install) refuses values that make no sense.
+/// Each setting has a default, so no program needs a `Config`. Values set here take precedence over the
+/// environment variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those over the defaults. An empty
+/// variable counts as unset. [`install`](Config::install) refuses invalid values.
 ///
-/// The settings apply to the program itself. Worker processes, which end in [`init`](crate::init) and never
-/// come here, use the environment variables and the defaults; only `frame_bytes_max`, `stack_size` and
-/// `spin` reach them.
+/// The settings apply to the program itself. Worker processes never return from [`init`](crate::init), so
+/// they use the environment variables and the defaults; only `frame_bytes_max`, `stack_size` and `spin` reach
+/// them.
 ///
 /// # Examples
 ///
@@ -51,30 +51,30 @@ pub(crate) type AroundPoll = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 /// As many as tokio's blocking pool: enough for blocking work, and few enough for any machine.
 const THREADS: usize = 512;
-/// Longer than anybody waits, and what std can wait on every platform and add to any point in time.
+/// Longer than anybody waits, yet std can wait for it on every platform and add it to any point in time.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
-/// Parking and being woken take less than this on any machine.
+/// Parking a thread and waking it takes less than this on any machine.
 const SPIN_MAX: Duration = Duration::from_millis(1);
 /// More threads or processes than this are a mistake.
 const MOST: usize = 1 << 20;
 
-/// Declares the settings: the name and type of each, its default, and how the method of that name makes it from
-/// its argument.
+/// Declares the settings: the name, type and default of each, and how the method of that name makes the value
+/// from its argument.
 macro_rules! settings {
     ($(
         $(#[$docs:meta])*
         $name:ident: $type:ty = $default:expr, |$argument:ident: $given:ty| $value:expr;
     )*) => {
-        /// What the engines go by.
+        /// The settings that the engines use.
         pub(crate) struct Settings {
             $(pub(crate) $name: $type,)*
             pub(crate) hosts: Vec<Host>,
-            /// Whether a worker that was stopped is reported.
+            /// Whether to report a worker that a signal has stopped.
             pub(crate) debug: bool,
         }
 
         impl Config {
-            /// The defaults.
+            /// Creates a `Config` with the defaults.
             ///
             /// # Examples
             ///
@@ -98,8 +98,8 @@ macro_rules! settings {
 }
 
 settings! {
-    /// How many threads of the pool may run jobs at once; threads that block in a wait of this library do
-    /// not count. Default: 512.
+    /// Sets how many pool threads may run jobs at once. Threads that block in a wait of this library do not
+    /// count. Default: 512.
     ///
     /// # Examples
     ///
@@ -109,8 +109,8 @@ settings! {
     /// ```
     threads: Option<usize> = None, |most: usize| Some(most);
 
-    /// How many worker processes may live at once on this machine. Default: the available parallelism, which
-    /// respects affinity and cgroups. With a [`host`](Config::host) it may be 0.
+    /// Sets how many worker processes may live at once on this machine. Default: the available parallelism,
+    /// which respects affinity and cgroups. With a [`host`](Config::host) it may be 0.
     ///
     /// # Examples
     ///
@@ -120,7 +120,7 @@ settings! {
     /// ```
     processes: Option<usize> = None, |most: usize| Some(most);
 
-    /// How long an idle pool thread or worker process waits for work before it ends. Default: 10 s.
+    /// Sets how long an idle pool thread or worker process waits for work before it ends. Default: 10 s.
     ///
     /// # Examples
     ///
@@ -132,7 +132,7 @@ settings! {
     /// ```
     keep_alive: Duration = Duration::from_secs(10), |time: Duration| time.min(FOREVER);
 
-    /// The prefix of thread names. Default: `unsync`. Linux shows 15 bytes of a name.
+    /// Sets the prefix of thread names. Default: `unsync`. Linux shows 15 bytes of a name.
     ///
     /// # Examples
     ///
@@ -142,10 +142,10 @@ settings! {
     /// ```
     thread_name: String = "unsync".into(), |prefix: impl Into<String>| prefix.into();
 
-    /// The stack size of every thread that runs code of the program, in bytes. Default: that of
-    /// `std::thread` for the pool and for pinned values; 8 MiB, or the environment variable
-    /// `RUST_MIN_STACK` if that is more, for the ambient thread, for calls in a worker process, and for
-    /// the threads that decode their results.
+    /// Sets the stack size of every thread that runs code of the program, in bytes. Default: that of
+    /// `std::thread` for the pool and for pinned values; 8 MiB, or the environment variable `RUST_MIN_STACK`
+    /// if that is more, for the ambient thread, for calls in a worker process, and for the threads that
+    /// decode their results.
     ///
     /// # Examples
     ///
@@ -155,8 +155,8 @@ settings! {
     /// ```
     stack_size: Option<usize> = None, |bytes: usize| Some(bytes);
 
-    /// How long a waiting thread spins before it parks, up to 1 ms; timed waits may end late by that
-    /// much. Default: 50 µs; zero turns spinning off. It turns itself off where it does not pay.
+    /// Sets how long a waiting thread spins before it parks, up to 1 ms; timed waits may end late by that
+    /// much. Default: 50 µs; zero turns spinning off. Spinning turns itself off where it does not pay.
     ///
     /// # Examples
     ///
@@ -192,8 +192,8 @@ settings! {
     calls_per_worker: Option<u64> = None, |calls: u64| Some(calls);
 
     /// Replaces a worker process whose resident memory exceeds this many bytes at the end of a call. It does
-    /// not limit the call itself, which may use as much memory as the system gives. Default: never. Costs a
-    /// read of `/proc` for each call. Linux only; elsewhere it has no effect.
+    /// not limit the call itself, which may use as much memory as the system gives. Default: never. It costs
+    /// a read of `/proc` for each call. Linux only; elsewhere it has no effect.
     ///
     /// # Examples
     ///
@@ -203,7 +203,7 @@ settings! {
     /// ```
     memory_per_worker: Option<u64> = None, |bytes: u64| Some(bytes);
 
-    /// How long a worker process may take to start. Default: 30 s.
+    /// Sets how long a worker process may take to start. Default: 30 s.
     ///
     /// # Examples
     ///
@@ -215,9 +215,9 @@ settings! {
     /// ```
     start_timeout: Duration = Duration::from_secs(30), |limit: Duration| limit.min(FOREVER);
 
-    /// How long the function of a cancelled call may keep running, to see
-    /// [`is_cancelled`](crate::is_cancelled) and end by itself, before its worker process is killed.
-    /// Default: zero, killed at once.
+    /// Sets how long the function of a cancelled call may keep running, to see
+    /// [`is_cancelled`](crate::is_cancelled) and end by itself, before its worker process is killed. Default:
+    /// zero, which kills at once.
     ///
     /// # Examples
     ///
@@ -245,7 +245,7 @@ settings! {
     /// ```
     cancel_grace: Duration = Duration::ZERO, |time: Duration| time.min(FOREVER);
 
-    /// The largest size of the encoded arguments or the encoded result of a call, in bytes. Default: 1 GiB.
+    /// Sets the largest encoded size of the arguments or the result of a call, in bytes. Default: 1 GiB.
     ///
     /// # Examples
     ///
@@ -255,21 +255,21 @@ settings! {
     /// ```
     frame_bytes_max: usize = 1 << 30, |bytes: usize| bytes;
 
-    /// Whether the processes that a worker started are killed when it ends, if they are still in its process
-    /// group. Default: no.
+    /// Sets whether the processes that a worker started are killed when the worker ends, if they are still in
+    /// its process group. Default: no.
     ///
-    /// Runs the program `kill`, on Windows `taskkill`, for each worker that ends. Where there is none,
-    /// nothing is killed.
+    /// The library runs the program `kill`, on Windows `taskkill`, for each worker that ends. Where that
+    /// program is missing, nothing is killed.
     ///
-    /// A group is signalled only as long as the worker is not reaped, since its number may be another's
-    /// after that. So children live on:
+    /// A group is signalled only until its worker is reaped, since after that its number may belong to
+    /// another group. So children live on:
     ///
-    /// - on Windows, if the worker ended by itself, as by a crash: `taskkill` finds them through a worker
-    ///   that lives;
-    /// - on other systems than Linux, if the worker ended while a process that foreign code forked without
-    ///   `exec` held its link: without `/proc`, that it ended is found out by reaping it;
-    /// - if the program has its children reaped by somebody else, as by ignoring `SIGCHLD`. Linux shows
-    ///   that; elsewhere do not use this setting in such a program.
+    /// - on Windows, if the worker ended by itself, as in a crash: `taskkill` finds children only through a
+    ///   live worker;
+    /// - on systems other than Linux, if the worker ended while a process that foreign code forked without
+    ///   `exec` held its link: without `/proc`, only reaping the worker shows that it has ended;
+    /// - if the program lets somebody else reap its children, as by ignoring `SIGCHLD`. On Linux the library
+    ///   sees that; elsewhere do not use this setting in such a program.
     ///
     /// # Examples
     ///
@@ -279,14 +279,14 @@ settings! {
     /// ```
     kill_children: bool = false, |kill: bool| kill;
 
-    /// Makes the command that starts a worker process from the path of the executable: to run it under
-    /// `nice` or valgrind, or with another environment or working directory.
+    /// Sets the closure that makes the command for starting a worker process from the path of the executable:
+    /// to run workers under `nice` or valgrind, or with another environment or working directory.
     ///
-    /// The library adds the one argument by which a worker recognises itself. It replaces what the command says
-    /// of standard input, of standard error if that of the program is no terminal, and of standard output in
-    /// tests; it forwards what a worker prints there. A wrapper has to pass all of that on. It must also become
-    /// the worker, as a shell does with `exec`, or forward signals: to stop a call, the library kills the process
-    /// that it started.
+    /// The library adds the one argument by which a worker recognises itself. It replaces the command's
+    /// standard input, its standard error unless the program's own is a terminal, and its standard output in
+    /// tests; it forwards what a worker prints there. A wrapper must pass all of that on. It must also become
+    /// the worker, as a shell does with `exec`, or forward signals: to stop a call, the library kills the
+    /// process that it started.
     ///
     /// The closure must not wait for other work: see [`Unfuture::result`](crate::Unfuture::result).
     ///
@@ -314,9 +314,9 @@ settings! {
     worker_command: Option<MakeCommand> = None,
         |make: impl Fn(&Path) -> Command + Send + Sync + 'static| Some(Box::new(make));
 
-    /// How long nothing may be heard from a [`host`](Config::host) before its worker counts as lost, and how
-    /// long the worker hears nothing before it ends. Default: 60 s. Both sides say something six times within
-    /// this time.
+    /// Sets how long a [`host`](Config::host) may be silent before its worker counts as lost, and how long
+    /// the program may be silent before the worker ends. Default: 60 s. Each side sends something six times
+    /// within this time.
     ///
     /// # Examples
     ///
@@ -328,7 +328,7 @@ settings! {
     /// ```
     host_timeout: Duration = Duration::from_secs(60), |time: Duration| time.min(FOREVER);
 
-    /// Runs first on the ambient thread, on every thread of the pool and on those of
+    /// Sets a hook that runs first on the ambient thread, on every pool thread and on the threads of
     /// [`Pinned`](crate::Pinned) values.
     ///
     /// # Examples
@@ -340,8 +340,9 @@ settings! {
     on_thread_start: Option<OnThreadStart> = None,
         |hook: impl Fn() + Send + Sync + 'static| Some(Box::new(hook));
 
-    /// Runs around every poll on the ambient thread, and must call its argument once. For a reactor that has to
-    /// be entered, such as tokio's. If the hook does not call it, the poll follows after the hook.
+    /// Sets a hook that runs around every poll on the ambient thread and must call its argument once. Use it
+    /// to enter a reactor, such as tokio's. If the hook does not call its argument, the poll follows after
+    /// the hook.
     ///
     /// # Examples
     ///
@@ -355,11 +356,11 @@ settings! {
     around_poll: Option<AroundPoll> = None,
         |hook: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static| Some(Box::new(hook));
 
-    /// Called with every failure that nobody looked at, because the `Unfuture` was dropped. Cancelled work is
-    /// no failure. Default: nothing, or a line on standard error if the environment variable `UNSYNC_DEBUG`
-    /// is `1`.
+    /// Sets a hook that is called with every failure that nobody looked at because the `Unfuture` was
+    /// dropped. Work that was cancelled, or stopped by a shutdown, is not a failure. Default: nothing, or a
+    /// line on standard error if the environment variable `UNSYNC_DEBUG` is `1`.
     ///
-    /// It may be called on a thread that must not wait for other work: see
+    /// The hook may be called on a thread that must not wait for other work: see
     /// [`Unfuture::result`](crate::Unfuture::result).
     ///
     /// # Examples
@@ -384,23 +385,23 @@ settings! {
 }
 
 impl Config {
-    /// Adds up to `slots` worker processes on another machine. `launcher` makes the command that starts this
-    /// program there, from the path of the executable here: `ssh`, `srun`, `kubectl exec -i`. `name` is for
-    /// errors.
+    /// Adds up to `slots` worker processes on another machine. `launcher` gets the path of the executable
+    /// here and makes the command that starts this program there: `ssh`, `srun`, `kubectl exec -i`. `name` is
+    /// for errors.
     ///
-    /// The launcher connects its standard input and output with those of the program there, byte by byte:
-    /// without a terminal (`ssh -T`) and without questions (`ssh -oBatchMode=yes`). One launcher runs for each
-    /// worker. The other machine needs the same build of the executable; another one is refused. What a
+    /// The launcher connects its standard input and output to those of the program there, byte for byte:
+    /// without a terminal (`ssh -T`) and without prompts (`ssh -oBatchMode=yes`). One launcher runs for each
+    /// worker. The other machine needs the same build of the executable; a different one is refused. What a
     /// function prints there, on either stream, appears on standard error here. The environment and the
-    /// working directory are those that the launcher gives.
+    /// working directory are those that the launcher sets.
     ///
-    /// Calls run here first, then on the host with the least to do. A host that cannot be reached is left alone
-    /// for a while. When a machine or the connection to it is lost, its calls fail as
-    /// [`ErrorKind::WorkerLost`], also those that had perhaps not begun: no call runs twice.
+    /// Calls run here first, then on the host with the least to do. A host that cannot be reached is left
+    /// alone for a while. When a machine or the connection to it is lost, its calls fail as
+    /// [`ErrorKind::WorkerLost`], even those that may not have begun: no call runs twice.
     ///
-    /// [`kill_children`](Config::kill_children) acts on that machine too,
-    /// [`memory_per_worker`](Config::memory_per_worker) does not. Needs a Unix system. [`hosts`](crate::hosts) has
-    /// the details.
+    /// [`kill_children`](Config::kill_children) acts on that machine too;
+    /// [`memory_per_worker`](Config::memory_per_worker) does not. The calling program needs a Unix system.
+    /// [`hosts`](crate::hosts) has the details.
     ///
     /// # Examples
     ///
@@ -433,12 +434,12 @@ impl Config {
         self
     }
 
-    /// Puts these settings into force.
+    /// Puts these settings into effect.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotInitialised`] if a value makes no sense, or if the library is already in use: then
-    /// nothing changes.
+    /// [`ErrorKind::NotInitialised`] if a value is invalid, or if the library is already in use: then nothing
+    /// changes.
     ///
     /// # Examples
     ///
@@ -467,17 +468,17 @@ impl Config {
 }
 
 impl Settings {
-    /// Threads of the pool that may run jobs at once.
+    /// How many pool threads may run jobs at once.
     pub(crate) fn threads(&self) -> usize {
         self.threads.unwrap_or(THREADS)
     }
 
-    /// Worker processes that may live at once on this machine.
+    /// How many worker processes may live at once on this machine.
     pub(crate) fn processes(&self) -> usize {
         self.processes.unwrap_or_else(cores)
     }
 
-    /// Fills in what the environment says; refuses what makes no sense.
+    /// Fills in values from the environment; refuses invalid values.
     fn checked(mut self) -> Result<Settings, Error> {
         self.threads = number("threads", self.threads, "UNSYNC_THREADS")?;
         if self.hosts.is_empty() || self.processes != Some(0) {
@@ -485,7 +486,7 @@ impl Settings {
         }
         self.debug = one_of("UNSYNC_DEBUG", &["0", "1"])? == "1";
         if one_of("UNSYNC_LINK", &["unix", "tcp", "relay"])? == "relay" {
-            // For tests: the workers of this machine as those of a host.
+            // For tests: treats the workers of this machine as those of a host.
             let (slots, launcher) = (self.processes(), self.worker_command.take());
             let launcher = launcher.unwrap_or_else(|| Box::new(|program| Command::new(program)));
             self = Config(self).processes(0).host("here", slots, launcher).0;
@@ -518,7 +519,7 @@ impl Settings {
         Ok(self)
     }
 
-    /// Hands down what the files below this one go by.
+    /// Hands settings down to the files below this one.
     fn in_force(mut self) -> Settings {
         spin::set_budget(self.spin);
         if let Some(hook) = self.on_unobserved.take() {
@@ -546,11 +547,11 @@ static SETTINGS: OnceLock<Result<Settings, Error>> = OnceLock::new();
 pub(crate) fn settings() -> Result<&'static Settings, Error> {
     let defaults = || Config::new().0.checked().map(Settings::in_force);
     let settings = SETTINGS.get_or_init(defaults).as_ref();
-    // Not a clone: each says where its work was started.
+    // Not a clone: each error says where its own work was started.
     settings.map_err(|error| Error::new(error.kind(), error.to_string()))
 }
 
-/// Starts a thread with the name and the stack that the settings say.
+/// Starts a thread with the name prefix and the stack size of the settings.
 pub(crate) fn start_thread(name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
     let stack_size = settings().ok().and_then(|settings| settings.stack_size);
     start(name, stack_size, body)
@@ -570,18 +571,18 @@ fn start(name: &str, stack_size: Option<usize>, body: Box<dyn FnOnce() + Send>) 
     thread.spawn(body).map(drop)
 }
 
-/// The stack of a main thread, or what the settings or the environment say.
+/// The stack size of a main thread, or that of the settings or the environment.
 pub(crate) fn stack_size() -> usize {
     const MAIN: usize = 8 << 20;
     let set = settings().ok().and_then(|settings| settings.stack_size);
     set.unwrap_or_else(|| {
-        // What std goes by for threads whose stack nobody sets.
+        // Std uses this for threads without a stack size of their own.
         let least = env::var("RUST_MIN_STACK").unwrap_or_default();
         MAIN.max(least.parse().unwrap_or(0))
     })
 }
 
-/// The first thing on a thread that runs code of the program: its hook.
+/// Runs the program's hook, first of all on a thread that runs code of the program.
 pub(crate) fn on_thread_start() {
     let settings = settings().ok();
     if let Some(hook) = settings.and_then(|settings| settings.on_thread_start.as_ref()) {
@@ -600,14 +601,14 @@ fn refused(what: &str) -> Error {
     Error::new(ErrorKind::NotInitialised, text)
 }
 
-/// An environment variable. An empty one counts as unset: that is what a compose file or a unit makes of a
-/// variable that is not set outside.
+/// Reads an environment variable. An empty one counts as unset: compose files and systemd units pass a
+/// variable that is unset outside as an empty one.
 fn variable(name: &str) -> Option<String> {
     let value = env::var_os(name).filter(|value| !value.is_empty())?;
     Some(value.to_string_lossy().into_owned())
 }
 
-/// A variable that has one of these values; empty if it is unset.
+/// Reads a variable that must have one of these values; empty if it is unset.
 fn one_of(name: &str, values: &[&str]) -> Result<String, Error> {
     let value = variable(name).unwrap_or_default();
     if value.is_empty() || values.contains(&&*value) {

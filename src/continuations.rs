@@ -1,8 +1,8 @@
 //! Continuations: what happens with an outcome, and where.
 //!
-//! They lead from one engine to another, so they stand above all of them. Each is an async block that owns its
-//! source and awaits it. Cancelling a continuation drops the source's `Unfuture`, so the source runs on. Only
-//! [`flatten`](Unfuture::flatten) and deadlines tie the source to themselves.
+//! They lead from one engine to another, so this file is above all engines. Each continuation is an async
+//! block that owns its source and awaits it. Cancelling a continuation drops the source's `Unfuture`, so the
+//! source runs on. Only [`flatten`](Unfuture::flatten) and deadlines tie the source to themselves.
 
 use std::convert::identity;
 use std::future::{Future, poll_fn};
@@ -23,40 +23,41 @@ use crate::stop::{Reason, Stopping};
 use crate::threads::try_thread;
 use crate::unfuture::Unfuture;
 
-/// Calls a function in a worker process: for work that computes for long, may crash, or may hang.
+/// Calls a function in a worker process: for work that takes long to compute, may crash, or may hang.
 ///
-/// `args` is the tuple of the function's arguments, checked at compile time: `()` if it has none, `(x,)` if it has
-/// one. Arguments and result are encoded, see [`Wire`]. A round trip takes about 10 µs for one call and 2 µs for
-/// each of many, and starting a worker takes 1 to 2 ms; give each call more than that to do. The function must be
-/// named in a [`register!`](crate::register), and `main` must begin with [`init`](crate::init).
+/// `args` is the tuple of the function's arguments, checked at compile time: `()` if it has none, `(x,)` if
+/// it has one. Arguments and result are encoded, see [`Wire`]. A round trip takes about 10 µs for one call
+/// and 2 µs for each of many, and starting a worker takes 1 to 2 ms; give each call more work than that. The
+/// function must be named in a [`register!`](crate::register), and `main` must begin with
+/// [`init`](crate::init).
 ///
-/// In a worker process a call runs on a thread of that process: nested pools do not multiply.
+/// Inside a worker process, a call runs on a thread of that process, so nested pools do not multiply.
 ///
-/// Workers print where the program prints. Standard error passes through the program unless it is a terminal, so
-/// that errors can quote its last lines; what comes last may be lost if the program ends without
+/// Workers print where the program prints. Standard error passes through the program unless it is a terminal,
+/// so that errors can quote its last lines; the last output may be lost if the program ends without
 /// [`shutdown`](crate::shutdown()).
 ///
 /// A worker cannot read from the terminal: on Unix the system stops a process that reads from `/dev/tty`, and
 /// the call never ends. The same holds for programs that the function starts, such as `ssh`; see
 /// [`init`](crate::init).
 ///
-/// A worker costs the program one thread and one descriptor, another of each for a standard error that passes
+/// A worker costs the program one thread and one descriptor, another of each if its standard error passes
 /// through, and another descriptor where the link is TCP: on Windows, and where no socket can be made in the
 /// temporary directory. One more thread watches the time for all workers.
 ///
 /// # Errors
 ///
 /// The `Unfuture` resolves as
-/// - [`ErrorKind::Panicked`](crate::ErrorKind) with message and place if the function panics; if
+/// - [`ErrorKind::Panicked`](crate::ErrorKind) with the message and the place if the function panics; if
 ///   `RUST_BACKTRACE` is set in the worker's environment, the backtrace is the
 ///   [`source`](std::error::Error::source),
 /// - [`ErrorKind::WorkerLost`](crate::ErrorKind) with the exit status if the worker dies while it runs the
-///   function; a call that had not started goes to another worker instead (on Windows a dying process may lose
-///   what it sent last: a call that may have started fails too),
+///   function; a call that had not started goes to another worker instead (on Windows a dying process may
+///   lose what it sent last, so a call that may have started fails too),
 /// - [`ErrorKind::NotRegistered`](crate::ErrorKind) or
 ///   [`ErrorKind::NotInitialised`](crate::ErrorKind) at once, with the line to add,
-/// - [`ErrorKind::Codec`](crate::ErrorKind) or [`ErrorKind::TooLarge`](crate::ErrorKind) if arguments
-///   or result cannot cross,
+/// - [`ErrorKind::Codec`](crate::ErrorKind) or [`ErrorKind::TooLarge`](crate::ErrorKind) if the arguments or
+///   the result cannot cross,
 /// - [`ErrorKind::Os`](crate::ErrorKind) if no worker process can be started,
 /// - [`ErrorKind::Cancelled`](crate::ErrorKind), [`ErrorKind::TimedOut`](crate::ErrorKind) or
 ///   [`ErrorKind::ShutDown`](crate::ErrorKind) if it was stopped.
@@ -105,10 +106,10 @@ where
 }
 
 impl<T: Send + 'static> Unfuture<T> {
-    /// Turns the value into another on the ambient thread; an error passes through.
+    /// Maps the value to another on the ambient thread; an error passes through.
     ///
-    /// For quick steps. A step that blocks belongs in [`map_thread`](Unfuture::map_thread), one that computes in
-    /// [`map_cpu`](Unfuture::map_cpu).
+    /// Use it for quick steps. A step that blocks belongs in [`map_thread`](Unfuture::map_thread), one that
+    /// computes in [`map_cpu`](Unfuture::map_cpu).
     ///
     /// # Examples
     ///
@@ -148,8 +149,8 @@ impl<T: Send + 'static> Unfuture<T> {
         self.continued(origin, |work| async move { Ok(f(work.await?).await) })
     }
 
-    /// Makes a future from the finished `Unfuture` and runs it on the ambient thread: it sees errors too, and
-    /// [`result`](Unfuture::result) inside it never blocks.
+    /// Makes a future from the finished `Unfuture` and runs it on the ambient thread. That future sees errors
+    /// too, and [`result`](Unfuture::result) inside it never blocks.
     ///
     /// # Examples
     ///
@@ -171,7 +172,7 @@ impl<T: Send + 'static> Unfuture<T> {
         })
     }
 
-    /// Turns the value into another on a pool thread; an error passes through.
+    /// Maps the value to another on a pool thread; an error passes through.
     ///
     /// # Examples
     ///
@@ -193,7 +194,7 @@ impl<T: Send + 'static> Unfuture<T> {
         })
     }
 
-    /// Turns the value into another in a worker process; an error passes through.
+    /// Maps the value to another in a worker process; an error passes through.
     ///
     /// The function takes the value as its one argument, and must be named in a
     /// [`register!`](crate::register).
@@ -239,10 +240,10 @@ impl<T: Send + 'static> Unfuture<T> {
     ///
     /// If a [`shutdown`](crate::shutdown) comes before the outcome, `f` gets
     /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown). After a shutdown, and if the operating system
-    /// refuses the ambient thread, it gets that at once, on the calling thread. A panic of `f` is reported to
-    /// [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
+    /// refuses the ambient thread, `f` gets that error at once, on the calling thread. A panic of `f` is
+    /// reported to [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
     ///
-    /// The `Unfuture` is consumed and its tie undone: work tied by
+    /// This consumes the `Unfuture` and undoes its tie: work tied by
     /// [`cancel_on_drop`](Unfuture::cancel_on_drop) runs to its end.
     ///
     /// # Examples
@@ -268,16 +269,17 @@ impl<T: Send + 'static> Unfuture<T> {
 
     /// Sets a deadline for the work, `limit` from now. Time in a queue counts.
     ///
-    /// At the deadline the work is cancelled as by [`cancel`](Unfuture::cancel): a call in a worker process is
-    /// killed. A thread job that runs cannot be stopped. Its `Unfuture` resolves all the same, and the error
-    /// names the job and says that it still runs, unless the job is part of a `join_all` or `race`. The ambient
-    /// thread watches the time: a task that blocks it delays all deadlines.
+    /// At the deadline the work is cancelled as by [`cancel`](Unfuture::cancel): a call in a worker process
+    /// is killed. A running thread job cannot be stopped: its `Unfuture` resolves anyway, and the error names
+    /// the job and says that it still runs, unless the job is part of a `join_all` or `race`. The ambient
+    /// thread watches the time, so a task that blocks it delays all deadlines.
     ///
     /// # Errors
     ///
-    /// Resolves as [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline. Without an ambient thread that
-    /// watches it, the work is cancelled at once, and resolves as [`ErrorKind::ShutDown`](crate::ErrorKind)
-    /// after a shutdown and as [`ErrorKind::Os`](crate::ErrorKind) if the operating system refuses the thread.
+    /// Resolves as [`ErrorKind::TimedOut`](crate::ErrorKind) at the deadline. If there is no ambient thread
+    /// to watch the deadline, the work is cancelled at once, and resolves as
+    /// [`ErrorKind::ShutDown`](crate::ErrorKind) after a shutdown and as [`ErrorKind::Os`](crate::ErrorKind)
+    /// if the operating system refuses the thread.
     ///
     /// # Examples
     ///
@@ -292,11 +294,11 @@ impl<T: Send + 'static> Unfuture<T> {
         self.limited(limit, sleep(limit))
     }
 
-    /// Sets a deadline for the work, `limit` after it has begun to run. Time in a queue does not count.
+    /// Sets a deadline for the work, `limit` after it begins to run. Time in a queue does not count.
     ///
     /// # Errors
     ///
-    /// As [`timeout`](Unfuture::timeout).
+    /// The same as for [`timeout`](Unfuture::timeout).
     ///
     /// # Examples
     ///
@@ -351,18 +353,18 @@ impl<T: Send + 'static> Unfuture<T> {
     /// Calls `f` on the ambient thread with the [`progress`](crate::progress()) that a call in a worker process
     /// reports.
     ///
-    /// `f` gets the newest value of type `P` whenever it is free, so it may miss values, but not the last one.
-    /// Values of other types are ignored, even if their bytes would decode as a `P`. `f` is dropped after the
-    /// call has ended. There may be several listeners, also of one type.
+    /// `f` gets the newest value of type `P` whenever it is free, so it may miss values, but not the last
+    /// one. Values of other types are ignored, even if their bytes would decode as a `P`. `f` is dropped
+    /// after the call has ended. There may be several listeners, even for one type.
     ///
-    /// Progress passes through every step made on the call: [`map`](Unfuture::map) and the other continuations,
-    /// [`flatten`](Unfuture::flatten), [`timeout`](Unfuture::timeout), [`Limit`](crate::Limit). After
-    /// [`map_cpu`](Unfuture::map_cpu), `f` gets that of both calls.
+    /// Progress passes through every step made on the call: [`map`](Unfuture::map) and the other
+    /// continuations, [`flatten`](Unfuture::flatten), [`timeout`](Unfuture::timeout),
+    /// [`Limit`](crate::Limit). After [`map_cpu`](Unfuture::map_cpu), `f` gets the progress of both calls.
     ///
     /// `f` gets nothing from calls that another future awaits, such as the one that
     /// [`and_then`](Unfuture::and_then) makes, nor from the parts of [`join_all`](crate::join_all),
     /// [`settle_all`](crate::settle_all) and [`race`](crate::race), which could not be told apart. Listen to
-    /// those calls themselves. Without a call `f` is dropped at once.
+    /// those calls themselves. If there is no call, `f` is dropped at once.
     ///
     /// # Examples
     ///
@@ -408,8 +410,8 @@ impl<T: Send + 'static> Unfuture<T> {
 impl<T: Send + 'static> Unfuture<Result<T, Error>> {
     /// Turns an error inside the value into an error of the `Unfuture`.
     ///
-    /// Cancelling the flat `Unfuture` cancels the work. It waits on the ambient thread, unless the work has
-    /// ended.
+    /// The flat `Unfuture` waits on the ambient thread, unless the work has ended. Cancelling it cancels the
+    /// work.
     ///
     /// # Examples
     ///
@@ -469,7 +471,8 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     }
 }
 
-/// Outer work whose inner work is not known. Dropping it stops the one, and the other as soon as it exists.
+/// Outer work whose inner work is not known yet. Dropping it stops the outer work, and the inner work as soon
+/// as that exists.
 struct Outer<T: Send + 'static>(Unfuture<Unfuture<T>>);
 
 impl<T: Send + 'static> Drop for Outer<T> {
@@ -478,7 +481,7 @@ impl<T: Send + 'static> Drop for Outer<T> {
             return;
         }
         self.0.cancel();
-        // A running job may still give the inner work.
+        // A running job may still produce the inner work.
         let gone = Unfuture::failed(Reason::Cancelled.error("work"));
         let outer = mem::replace(&mut self.0, gone);
         let _detached = spawn(async move { outer.await.map(Unfuture::cancel_on_drop) });
@@ -486,7 +489,8 @@ impl<T: Send + 'static> Drop for Outer<T> {
 }
 
 impl<T: Send + 'static> Unfuture<T> {
-    /// Starts a task that follows this work: tied if the work is, and listened to in its place.
+    /// Starts a task that follows this work: it is tied if the work is, and listeners hear the work's
+    /// progress from it.
     fn continued<U, F>(self, origin: Origin, next: impl FnOnce(Unfuture<T>) -> F) -> Unfuture<U>
     where
         F: Future<Output = Result<U, Error>> + Send + 'static,
@@ -500,14 +504,14 @@ impl<T: Send + 'static> Unfuture<T> {
         }
     }
 
-    /// The same work, whose reports are these.
+    /// The same work, with this as its progress.
     fn heard_as(self, progress: Arc<Progress>) -> Unfuture<T> {
         self.slot().link(|links| links.progress = Some(progress));
         self
     }
 
-    /// Starts a task that stays the same work: cancelling it cancels this work, and whoever sees its outcome
-    /// sees this one's.
+    /// Starts a task that stands for this work: cancelling the task cancels the work, and whoever sees the
+    /// task's outcome sees the work's.
     fn within<U, M, F>(self, make: M) -> Unfuture<U>
     where
         M: FnOnce(Unfuture<T>, Weak<dyn Work>) -> F,
@@ -516,7 +520,7 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let slot = self.slot();
         let (origin, is_tied, progress) = (slot.origin, slot.is_tied(), self.progress());
-        // Whoever polled it is not woken any more.
+        // The task that polled this work before is no longer woken.
         discard(slot.replace_waker(None));
         let source = Arc::downgrade(&self.untyped().last_source());
         let work = self.cancel_on_drop();
@@ -532,7 +536,7 @@ impl<T: Send + 'static> Unfuture<T> {
     }
 }
 
-/// A callback that was not called yet. If its task ends before the work, the drop calls it.
+/// A callback that has not been called yet. If its task ends before the work, the drop calls it.
 struct Callback<T, F: FnOnce(Result<T, Error>)>(Unfuture<T>, Option<F>);
 
 impl<T, F: FnOnce(Result<T, Error>)> Drop for Callback<T, F> {

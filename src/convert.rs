@@ -1,7 +1,7 @@
 //! Conversions: a thread or a channel of std becomes an [`Unfuture`].
 //!
-//! Each costs a pool thread that waits, since std has no other way to learn of the end. It does not
-//! count against the limit of the pool, as no thread does that waits.
+//! Each costs a pool thread that waits, since std has no other way to learn of the end. Like every waiting
+//! thread, it does not count against the limit of the pool.
 
 use std::panic::Location;
 use std::sync::mpsc::Receiver;
@@ -12,9 +12,9 @@ use crate::error::{Error, ErrorKind};
 use crate::threads::try_thread;
 use crate::unfuture::Unfuture;
 
-/// The value of a thread, or [`ErrorKind::Panicked`].
+/// Resolves to the value of a thread, or as [`ErrorKind::Panicked`].
 ///
-/// A thread cannot be stopped, so cancelling it does nothing once a pool thread waits for it.
+/// A thread cannot be stopped, so cancelling the `Unfuture` does nothing once a pool thread waits.
 ///
 /// # Examples
 ///
@@ -33,10 +33,12 @@ impl<T: Send + 'static> From<JoinHandle<T>> for Unfuture<T> {
     }
 }
 
-/// The first value of a channel, or [`ErrorKind::Abandoned`] if it is closed without one.
+/// Resolves to the first value of a channel, or as [`ErrorKind::Abandoned`] if the channel is closed without
+/// one.
 ///
-/// Later values are dropped with the channel; for all of them, keep the receiver in a
-/// [`Pinned`](crate::Pinned). Cancelling it does nothing once a pool thread waits: drop the senders.
+/// Later values are dropped with the channel; to get all of them, keep the receiver in a
+/// [`Pinned`](crate::Pinned). Cancelling the `Unfuture` does nothing once a pool thread waits: drop the
+/// senders.
 ///
 /// # Examples
 ///
@@ -47,7 +49,7 @@ impl<T: Send + 'static> From<JoinHandle<T>> for Unfuture<T> {
 /// assert_eq!(first.result().unwrap(), 8);
 /// ```
 ///
-/// One value after the other:
+/// One value after another:
 ///
 /// ```
 /// let (sender, receiver) = std::sync::mpsc::channel();

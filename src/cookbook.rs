@@ -1,4 +1,4 @@
-//! Everyday tasks: recipes that run, and how to use other people's runtimes.
+//! Runnable recipes for everyday tasks, and how to use other runtimes.
 //!
 //! - [A parallel map with a limit](#a-parallel-map-with-a-limit)
 //! - [A time limit, and a retry with back-off](#a-time-limit-and-a-retry-with-back-off)
@@ -32,16 +32,16 @@
 //! # }
 //! ```
 //!
-//! CPU-bound calls need no limit: at most as many run at once as there are processors. A call costs about ten
-//! microseconds, or two if thousands are made at once, so give each more than that to do. The arguments of all
-//! calls stay in memory until the calls start.
+//! CPU-bound calls need no limit: no more of them run at once than there are processors. A call costs about
+//! ten microseconds, or two if thousands are made at once, so give each call more work than that. The
+//! arguments of every call stay in memory until the call starts.
 //!
 //! # A time limit, and a retry with back-off
 //!
 //! [`run_timeout`](crate::Unfuture::run_timeout) counts from the moment the work starts to run: waiting for a
 //! place under the limit does not count. The pause between two attempts is a [`sleep`](crate::sleep()) on the
 //! ambient thread, so it holds neither a thread nor a place. `cancel_on_drop` ties an attempt to its task: a
-//! deadline for the whole, or a cancellation, takes a waiting attempt out of the queue too.
+//! deadline for the whole task, or its cancellation, also takes a waiting attempt out of the queue.
 //!
 //! ```
 //! use std::time::Duration;
@@ -75,13 +75,13 @@
 //! ```
 //!
 //! A thread job that does not end in time keeps its place and its thread until it returns: std has no way to
-//! stop a thread. Give sockets a timeout of their own, and let long loops ask
+//! stop a thread. Give sockets a timeout of their own, and let long loops check
 //! [`is_cancelled`](crate::is_cancelled). A `cpu` call that takes too long is killed.
 //!
 //! # A progress bar
 //!
-//! [`as_completed`](crate::as_completed) knows how many outcomes are still to come. A progress bar from a
-//! crate fits in the same place.
+//! [`as_completed`](crate::as_completed) knows how many outcomes are still to come. A progress-bar crate fits
+//! in the same place.
 //!
 //! ```
 //! # fn main() -> Result<(), unsync::Error> {
@@ -123,7 +123,7 @@
 //!
 //! # Work of different types
 //!
-//! Both run already, so waiting for one after the other takes only as long as the slower one.
+//! Both already run, so waiting for one after the other takes only as long as the slower one.
 //! `cancel_on_drop` stops the second if the first fails and `?` returns.
 //!
 //! ```
@@ -138,8 +138,8 @@
 //!
 //! # Ctrl-C that keeps what is done
 //!
-//! A [`settle_all`](crate::settle_all) that is cancelled, or runs out of time, gives the outcomes that are there.
-//! Std has no signal handlers; crates such as `ctrlc` call a closure.
+//! A [`settle_all`](crate::settle_all) that is cancelled, or runs out of time, gives the outcomes so far. Std
+//! has no signal handlers; crates such as `ctrlc` call a closure.
 //!
 //! ```
 //! # mod ctrlc {
@@ -152,7 +152,7 @@
 //! # use std::time::Duration;
 //! # let forever = Duration::from_secs(3600);
 //! let all = unsync::settle_all([unsync::Unfuture::ready(()), unsync::spawn(unsync::sleep(forever))]);
-//! let stop = all.canceller(); // before `timeout`: cancelling that would lose the outcomes
+//! let stop = all.canceller(); // before `timeout`: cancelling the timeout would lose the outcomes
 //! ctrlc::set_handler(move || _ = stop.cancel()).expect("the first handler");
 //! let all = all.timeout(Duration::from_secs(60));
 //! let (done, not_done): (Vec<_>, Vec<_>) = all.result()?.into_iter().partition(Result::is_ok);
@@ -162,14 +162,14 @@
 //! # }
 //! ```
 //!
-//! Worker processes have process groups of their own, so Ctrl-C at a terminal reaches the program alone. They
-//! end with it, even if it has no handler.
+//! Worker processes have process groups of their own, so Ctrl-C at a terminal reaches only the program. The
+//! workers end with the program, even if it has no handler.
 //!
 //! # Cancelling a task and what it started
 //!
 //! Dropping an `Unfuture` lets its work continue. Work tied by
-//! [`cancel_on_drop`](crate::Unfuture::cancel_on_drop) ends with the task that holds it. Steps chained to it
-//! keep the tie.
+//! [`cancel_on_drop`](crate::Unfuture::cancel_on_drop) ends with the task that holds its `Unfuture`. Steps
+//! chained to tied work are tied too.
 //!
 //! ```
 //! # fn work() { loop { std::hint::spin_loop() } }
@@ -188,8 +188,8 @@
 //! # Errors
 //!
 //! An [`Error`](crate::Error) is a `std::error::Error + Send + Sync`, so `?` turns it into a
-//! `Box<dyn std::error::Error>` and an `anyhow::Error`, and `#[from]` of thiserror accepts it. `?` also turns it
-//! into an [`io::Error`](std::io::Error), and an `io::Error` into an `Error`. So work whose own errors are I/O
+//! `Box<dyn std::error::Error>` or an `anyhow::Error`, and thiserror's `#[from]` accepts it. `?` also
+//! converts an `Error` into an [`io::Error`](std::io::Error) and back. So work whose own errors are I/O
 //! errors needs only one type:
 //!
 //! ```
@@ -206,14 +206,13 @@
 //! # assert_eq!(first_line("missing").result().unwrap_err().kind(), unsync::ErrorKind::Os);
 //! ```
 //!
-//! A library with an error type of its own: see [`Error`](crate::Error). A test in the repository
+//! For a library with its own error type, see [`Error`](crate::Error). A test in the repository
 //! (`tests/foreign`) compiles and runs the pattern with anyhow and thiserror.
 //!
 //! # One function for both worlds
 //!
-//! A library that does I/O is commonly written twice, once blocking and once `async`. A function that
-//! returns an [`Unfuture`](crate::Unfuture) is written once: it starts the work, and the caller says how
-//! to wait.
+//! A library that does I/O is commonly written twice, once blocking and once `async`. A function that returns
+//! an [`Unfuture`](crate::Unfuture) is written once: it starts the work, and the caller chooses how to wait.
 //!
 //! ```
 //! use std::path::Path;
@@ -242,16 +241,17 @@
 //!
 //! - The outer `Result` says whether the work was done: it may have panicked, been cancelled or taken too long.
 //!   The inner one is the function's own.
-//! - **It starts when it is called**, not when it is awaited, and continues if the caller drops it. Say so in
-//!   its documentation, or tie it: `.cancel_on_drop()`.
-//! - The function chooses the engine: [`spawn`](crate::spawn()) for async code, [`thread`](crate::thread()) for
-//!   what blocks, [`cpu`](crate::cpu()) for what computes. For `cpu`, the program's `main` has to call `init`,
-//!   and its tests need `test_worker!`. Re-export them: `pub use unsync::{init, test_worker};`. Callers notice
-//!   nothing else.
+//! - **The work starts with the call**, not with the `.await`, and continues if the caller drops the
+//!   `Unfuture`. Say so in the function's documentation, or tie the work: `.cancel_on_drop()`.
+//! - The function chooses the engine: [`spawn`](crate::spawn()) for async code, [`thread`](crate::thread())
+//!   for code that blocks, [`cpu`](crate::cpu()) for code that computes. For `cpu`, the program's `main` has
+//!   to call `init`, and its tests need `test_worker!`. Re-export them:
+//!   `pub use unsync::{init, test_worker};`. Callers notice nothing else.
 //! - Arguments are owned, since the work may outlive the call. Convert them at the boundary, as above.
-//! - Answer from memory with [`Unfuture::ready`](crate::Unfuture::ready): it costs no thread.
+//! - Return an answer that is already in memory with [`Unfuture::ready`](crate::Unfuture::ready): it costs no
+//!   thread.
 //!
-//! To give callers a single `Result`, write two functions over it. Their error type is your own (see
+//! To give callers a single `Result`, wrap the function in two others. Their error type is your own (see
 //! [`Error`](crate::Error) for how), or `unsync::Error`:
 //!
 //! ```
@@ -276,9 +276,9 @@
 //!
 //! # When something goes wrong
 //!
-//! [`tasks`](crate::tasks()) lists live work and [`stats`](crate::stats()) counts it. With `UNSYNC_DEBUG=1` in
-//! its environment, any program reports the rest on standard error. `examples/diagnose.rs` shows all of it. It
-//! prints this, without the message of the panic itself:
+//! [`tasks`](crate::tasks()) lists live work and [`stats`](crate::stats()) counts it. With `UNSYNC_DEBUG=1`
+//! in its environment, any program reports the rest on standard error. `examples/diagnose.rs` shows all of it
+//! and prints this, apart from the panic message itself:
 //!
 //! ```text
 //! # A task that blocks the ambient thread
@@ -309,14 +309,14 @@
 //! # What a worker does not have
 //!
 //! A worker process runs the same executable up to [`init`](crate::init), and then only the functions that it
-//! is asked to run. It has what the program had *before* `init`. It does not have what `main` did afterwards:
-//! values stored in statics, loggers, panic hooks, parsed arguments, threads, open files.
+//! is asked to run. It has what the program had *before* `init`. It does not have what `main` sets up
+//! afterwards: values stored in statics, loggers, panic hooks, parsed arguments, threads, open files.
 //!
-//! - **State**: pass it as an argument, or let the function make it at its first call and keep it in a
+//! - **State**: pass it as an argument, or let the function create it on its first call and keep it in a
 //!   [`OnceLock`](std::sync::OnceLock). The worker keeps it for the calls that follow.
 //! - **Loggers, panic hooks, environment**: set them before `init`, or inside the function, once.
-//! - **Arguments of the program**: the worker's own command line has one argument, which is not the program's.
-//!   Pass what the function needs.
+//! - **Arguments of the program**: a worker's command line has one argument, which is not one of the
+//!   program's. Pass what the function needs.
 //!
 //! ```
 //! use std::sync::OnceLock;
@@ -335,15 +335,16 @@
 //! }
 //! ```
 //!
-//! What a worker prints comes out where the program's own output does, panic messages included. A panic hook
-//! that prints nothing, `std::panic::set_hook(Box::new(|_| {}))` before `init`, silences those of program and
+//! Workers print where the program prints, panic messages included. A panic hook that prints nothing,
+//! `std::panic::set_hook(Box::new(|_| {}))` before `init`, silences the panic messages of the program and its
 //! workers; errors keep the message.
 //!
 //! # A memory limit for workers
 //!
-//! [`memory_per_worker`](crate::Config::memory_per_worker) replaces a worker after a call that left it large.
-//! For a limit during the call, start workers under `prlimit`, which Linux has in util-linux: an allocation that
-//! fails aborts the worker, and the call that made it fails as [`WorkerLost`](crate::ErrorKind::WorkerLost).
+//! [`memory_per_worker`](crate::Config::memory_per_worker) replaces a worker after a call that left it too
+//! large. For a limit during the call, start workers under `prlimit`, which is part of util-linux on Linux:
+//! an allocation that fails aborts the worker, and its call fails as
+//! [`WorkerLost`](crate::ErrorKind::WorkerLost).
 //!
 //! ```standalone_crate
 //! # fn hungry() -> usize { std::hint::black_box(vec![1_u8; 4 << 30]).len() }
@@ -368,7 +369,7 @@
 //! With [`run_timeout`](crate::Unfuture::run_timeout) on each call as well, input that crashes the decoder, hangs
 //! it or fills memory costs only its own call.
 //!
-//! In containers, a memory limit of the container makes Linux end a worker before it ends the program.
+//! In a container with a memory limit, Linux kills a worker before it kills the program.
 //!
 //! # Tests, doctests and coverage
 //!
@@ -377,9 +378,9 @@
 //!   works too; each process then starts its own workers.
 //! - With `harness = false`, `init` is the first line of `main`.
 //! - A doctest that uses `cpu` writes out its `fn main` with `init`, as those on this page do.
-//! - Settings last for the process. A test that needs its own belongs in a test binary of its own.
-//! - Coverage tools that write a file at exit need one for each process, as with `%p` in
-//!   `LLVM_PROFILE_FILE`. Workers that are killed write none: call [`shutdown`](crate::shutdown) at the end.
+//! - Settings last for the process. A test that needs other settings belongs in a test binary of its own.
+//! - Coverage tools that write a file at exit need one file for each process, as with `%p` in
+//!   `LLVM_PROFILE_FILE`. Killed workers write none: call [`shutdown`](crate::shutdown) at the end.
 //!
 //! # Foreign runtimes
 //!
@@ -388,8 +389,8 @@
 //! that watches sockets and clocks. This library has a clock and no sockets; other libraries' sockets work as
 //! follows.
 //!
-//! All of this is run by `cargo test --manifest-path tests/foreign/Cargo.toml` in the repository, last
-//! with tokio 1.54, tokio-util 0.7.20, async-compat 0.2.6, smol 2.0, async-io 2.6 and futures 0.3.34.
+//! `cargo test --manifest-path tests/foreign/Cargo.toml` in the repository runs all of this, last with tokio
+//! 1.54, tokio-util 0.7.20, async-compat 0.2.6, smol 2.0, async-io 2.6 and futures 0.3.34.
 //!
 //! | wanted | does it work? |
 //! | --- | --- |
@@ -406,8 +407,8 @@
 //!
 //! ## `#[tokio::main]` with workers
 //!
-//! `init` may be the first line of an async `main`, but then each worker process starts a runtime that it does
-//! not need. Written out, as the attribute expands, `init` comes first:
+//! `init` may be the first line of an async `main`, but then each worker process starts a runtime that it
+//! does not need. To call `init` first, write out what the attribute expands to:
 //!
 //! ```ignore
 //! // Run by tests/foreign/tests/tokio_main.rs.
@@ -422,8 +423,8 @@
 //!
 //! ## For every task: enter the runtime around each poll
 //!
-//! For a program that uses tokio's types all over, [`Config::around_poll`](crate::Config::around_poll)
-//! enters a runtime once and for all.
+//! For a program that uses tokio's types everywhere, [`Config::around_poll`](crate::Config::around_poll)
+//! enters a runtime for every task.
 //!
 //! ```ignore
 //! // Run by tests/foreign/tests/hook.rs.
@@ -442,12 +443,12 @@
 //! });
 //! ```
 //!
-//! - The runtime must be a **multi-thread** one, and one worker is enough. It drives the reactor by
-//!   itself. A current-thread runtime does so only while a thread is in its `block_on`; without that, the task
+//! - The runtime must be a **multi-thread** one, which drives its reactor by itself; one worker is enough. A
+//!   current-thread runtime drives its reactor only while a thread is in its `block_on`; otherwise the task
 //!   waits forever.
-//! - The runtime must live as long as the tasks that use it. When it goes, they panic, each as its own
-//!   error.
-//! - [`spawn_now`](crate::spawn_now()) makes its first poll on the calling thread, where the hook is not.
+//! - The runtime must live as long as the tasks that use it. When the runtime is dropped, those tasks panic,
+//!   each with its own error.
+//! - [`spawn_now`](crate::spawn_now()) makes its first poll on the calling thread, without the hook.
 //!
 //! ## For one future: wrap it
 //!
@@ -457,8 +458,9 @@
 //! unsync::spawn(tokio_util::context::TokioContext::new(talk(), handle)); // uses yours
 //! ```
 //!
-//! The same without another crate. It enters the runtime for each poll, because the guard of `enter` may not
-//! be held across an `.await`: it is bound to its thread, so such a future would not be `Send`.
+//! The same without another crate. `within` enters the runtime for each poll, because the guard of `enter`
+//! must not be held across an `.await`: the guard is bound to its thread, so such a future would not be
+//! `Send`.
 //!
 //! ```ignore
 //! // Run by tests/foreign/tests/wrapped.rs.
@@ -472,17 +474,17 @@
 //! }
 //! ```
 //!
-//! Make the types inside the future, `within(handle, async { tokio::time::sleep(d).await })`: tokio looks
-//! for its reactor when a timer is made, which in an argument is before anything was entered.
+//! Create tokio's types inside the future, `within(handle, async { tokio::time::sleep(d).await })`: tokio
+//! looks for its reactor when a timer is created, and a timer in an argument is created before the runtime is
+//! entered.
 //!
 //! ## What cannot work
 //!
-//! - **Blocking the thread that the work needs.** A current-thread runtime drives its reactor on the
-//!   thread of its `block_on`. Calling [`result`](crate::Unfuture::result) there, for an `unsync` task that
-//!   waits for a socket of that very runtime, deadlocks: the two cannot know of each other.
-//!   `.await` it, or use a multi-thread runtime.
-//!   [`wait_timeout`](crate::Unfuture::wait_timeout) turns the hang into a `false`.
+//! - **Blocking the thread that the work needs.** A current-thread runtime drives its reactor on the thread
+//!   of its `block_on`. Calling [`result`](crate::Unfuture::result) there, for an `unsync` task that waits
+//!   for a socket of the same runtime, deadlocks: neither library knows of the other. `.await` it, or use a
+//!   multi-thread runtime. [`wait_timeout`](crate::Unfuture::wait_timeout) turns the hang into a `false`.
 //! - **Blocking in an `unsync` task.** `result` of unfinished work is an error there, and every other wait of
-//!   this library panics or is an error. It cannot refuse the waits of other libraries, but `UNSYNC_DEBUG=1`
-//!   reports them.
+//!   this library panics or returns an error. The library cannot refuse the waits of other libraries, but
+//!   `UNSYNC_DEBUG=1` reports them.
 //! - **Sockets without a reactor.** Use `std::net` in a [`thread`](crate::thread()) job: it needs no crate.

@@ -1,6 +1,6 @@
 //! What this thread is: whether it may block, and the job that it runs.
 //!
-//! Engines set it for their threads, and the future asks. So the future need not know any engine.
+//! Engines set it for their threads and futures read it, so a future need not know any engine.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) enum Current {
     /// Reads from a worker process. Every call depends on it, so it must never block either, although it runs
     /// code of the program: it decodes results.
     Reader,
-    /// Tells its pool before it blocks and after, so that it does not count against the limit.
+    /// Tells its pool before and after it blocks, so that it does not count against the limit.
     Pool {
         blocks: fn(),
         resumes: fn(),
@@ -59,7 +59,7 @@ pub(crate) fn assert_may_block(complain: impl FnOnce(&str) -> String) {
     }
 }
 
-/// Runs something that parks the thread, and nothing foreign.
+/// Runs code that parks the thread and calls nothing foreign.
 pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
     let Current::Pool { blocks, resumes } = Current::get() else {
         return park();
@@ -82,11 +82,11 @@ pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
     discard(JOB.take());
 }
 
-/// Whether the work that runs on this thread was cancelled, so that it can end by itself.
+/// Returns whether the work that runs on this thread was cancelled, so that it can end by itself.
 ///
-/// For the closure of a [`thread`](crate::thread()) job or of a call of a [`Pinned`](crate::Pinned)
-/// value, and the function of a [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it
-/// is `false`: an async task that is cancelled is not polled again.
+/// Call it in the closure of a [`thread`](crate::thread()) job or of a call of a [`Pinned`](crate::Pinned)
+/// value, or in the function of a [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it
+/// returns `false`: an async task that is cancelled is not polled again.
 ///
 /// # Examples
 ///
@@ -106,6 +106,6 @@ pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
 pub fn is_cancelled() -> bool {
     let is_cancelled = |job: &Arc<dyn Job>| job.is_cancelled();
     let asked = JOB.try_with(|job| job.borrow().as_ref().is_some_and(is_cancelled));
-    // Destructors of thread-locals may ask after the job's own is gone.
+    // Destructors of thread-locals may call this after `JOB` is gone.
     asked.unwrap_or(false)
 }

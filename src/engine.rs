@@ -1,8 +1,8 @@
 //! The engines that are in use.
 //!
 //! An engine enters itself when it is first used. So [`drain`](crate::drain), [`shutdown`](crate::shutdown),
-//! [`stats`](crate::stats) and [`tasks`](crate::tasks) name no engine, and a program that never uses one
-//! does not contain its code.
+//! [`stats`](crate::stats) and [`tasks`](crate::tasks) name no engine, and a program that never uses an
+//! engine does not contain its code.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use crate::sync::Mutex;
 
 /// What can be asked of an engine.
 pub(crate) struct Engine {
-    /// What a shutdown calls its work that still runs.
+    /// What a shutdown calls the engine's work that still runs.
     pub(crate) name: &'static str,
-    /// Fills in its part.
+    /// Fills in the engine's part.
     pub(crate) count: fn(&mut Stats),
     /// Lists its live work. An engine that is closed may drop the callback instead.
     pub(crate) list: fn(OnList),
-    /// Calls once no work of it is left.
+    /// Makes the call once the engine has no work left.
     pub(crate) when_idle: fn(OnIdle),
-    /// Refuses new work, stops what is left, and calls once its last thread or process has ended.
+    /// Refuses new work, stops what is left, and makes the call once the last thread or process has ended.
     pub(crate) close: fn(OnIdle),
 }
 
-/// Called with the number of jobs, tasks or calls that the engine has ever begun.
+/// Called with the number of jobs, tasks or calls that the engine has ever had.
 pub(crate) type OnIdle = Box<dyn FnOnce(u64) + Send>;
 /// Called with live work.
 pub(crate) type OnList = Box<dyn FnOnce(Vec<TaskInfo>) + Send>;
@@ -39,8 +39,8 @@ static ENTERED: Mutex<Entered> = Mutex::new(Entered {
     closed: false,
 });
 
-/// Enters an engine that is about to be used. `false` after a shutdown: then nobody will close the engine, so
-/// it has to be closed from the start.
+/// Enters an engine that is about to be used. Returns `false` after a shutdown: then nobody will close the
+/// engine, so it has to be closed from the start.
 pub(crate) fn enter(engine: &'static Engine) -> bool {
     let mut entered = lock(&ENTERED);
     let is_known = |known: &&Engine| known.name == engine.name;

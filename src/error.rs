@@ -33,10 +33,10 @@ pub(crate) type Origin = &'static Location<'static>;
 /// assert!(error.to_string().contains("out of cheese"));
 /// ```
 ///
-/// A library with its own error type adds a variant for work that was not done. Its functions return that type
-/// inside the work too, so one `?` is for the work and one for the function. The function of a
-/// [`cpu`](crate::cpu()) call needs a type without that variant, since an `Error` cannot cross to a worker; give the
-/// library's type a `From` of it.
+/// A library with its own error type adds a variant for work that was not done. Its functions return that
+/// type inside the work too, so one `?` handles the work and one the function. The function of a
+/// [`cpu`](crate::cpu()) call needs a type without that variant, since an `Error` cannot cross to a worker;
+/// give the library's type a `From` impl for it.
 ///
 /// ```
 /// use std::fmt;
@@ -117,7 +117,7 @@ struct Inner {
 enum Cause {
     /// The operating system's error, or another `io::Error` that was converted.
     Io(Arc<io::Error>),
-    /// The error that gave the message. Its source is the source.
+    /// The error that gave the message. Its source becomes the source.
     Message(Arc<dyn StdError + Send + Sync>),
     /// The backtrace of a panic in a worker process.
     Backtrace(Arc<dyn StdError + Send + Sync>),
@@ -199,7 +199,7 @@ impl Error {
     /// }
     ///
     /// let mut bytes = Vec::new();
-    /// Even(3).encode(&mut bytes); // nobody keeps it from being odd
+    /// Even(3).encode(&mut bytes); // nothing keeps it from being odd
     /// assert_eq!(Even::decode(&mut &bytes[..]).unwrap_err().to_string(), "3 is odd");
     /// ```
     pub fn new(kind: ErrorKind, message: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
@@ -298,7 +298,7 @@ impl Error {
         self
     }
 
-    /// What happened.
+    /// Returns what happened.
     ///
     /// # Examples
     ///
@@ -311,7 +311,7 @@ impl Error {
         self.0.kind
     }
 
-    /// The payload of the panic, to pass it on with [`std::panic::resume_unwind`].
+    /// Returns the payload of the panic, to pass on with [`std::panic::resume_unwind`].
     ///
     /// A panic in a worker process arrives as a `String` with its message. Clones of an error share one payload:
     /// the first call gets it, later ones get the message.
@@ -334,7 +334,8 @@ impl Error {
         Ok(payload.unwrap_or_else(|| Box::new(self.0.message.clone())))
     }
 
-    /// How the worker process ended: for [`ErrorKind::WorkerLost`], and for a panic or a deadline that ended it.
+    /// Returns how the worker process ended, for [`ErrorKind::WorkerLost`] and for a panic or a deadline that
+    /// ended it.
     ///
     /// # Examples
     ///
@@ -385,8 +386,8 @@ impl StdError for Error {
     }
 }
 
-/// Converts into [`ErrorKind::Os`], with the error as its source. One that was converted from an [`Error`] gives
-/// that back.
+/// Converts into [`ErrorKind::Os`], with the error as its source. One that was converted from an [`Error`]
+/// converts back into it.
 ///
 /// # Examples
 ///
@@ -405,8 +406,8 @@ impl From<io::Error> for Error {
     }
 }
 
-/// An [`Error`] that was converted from an [`io::Error`] gives that back. Any other becomes the inner error of
-/// an [`io::Error`] of this kind:
+/// An [`Error`] that was converted from an [`io::Error`] converts back into it. Any other becomes the inner
+/// error of an [`io::Error`] of this kind:
 ///
 /// | [`ErrorKind`] | [`io::ErrorKind`] |
 /// | --- | --- |
@@ -437,7 +438,7 @@ impl From<Error> for io::Error {
             (ErrorKind::TimedOut, _) => io::ErrorKind::TimedOut,
             (ErrorKind::WouldBlock, _) => io::ErrorKind::WouldBlock,
             (ErrorKind::Codec, _) => io::ErrorKind::InvalidData,
-            // Callers act upon the other kinds: they retry what was `Interrupted`, create what is `NotFound`,
+            // Callers act on the other kinds: they retry what was `Interrupted`, create what is `NotFound`,
             // and exit quietly on `BrokenPipe`.
             _ => io::ErrorKind::Other,
         };
@@ -454,7 +455,7 @@ pub(crate) type OnUnobserved = Box<dyn Fn(&Error) + Send + Sync>;
 
 static UNOBSERVED: OnceLock<OnUnobserved> = OnceLock::new();
 
-/// Sets the hook for failures that nobody looked at. The first one stays.
+/// Sets the hook for failures that nobody looked at. The first hook stays.
 pub(crate) fn on_unobserved(hook: OnUnobserved) {
     discard(UNOBSERVED.set(hook));
 }
@@ -486,16 +487,16 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The next of the numbers that are never given twice. Under a lock, because not every target has atomics of
-/// 64 bits, and 32 of them run out.
+/// Returns a number that is never returned twice. Under a lock, because not every target has 64-bit atomics,
+/// and 32 bits run out.
 pub(crate) fn next_number(last: &Mutex<u64>) -> u64 {
     let mut last = lock(last);
     *last += 1;
     *last
 }
 
-/// Drops a foreign value and catches its panic. The destructor of a payload may panic too; the payload of that
-/// is leaked, since there is no end to it.
+/// Drops a foreign value and catches its panic. The destructor of the payload may panic too; that second
+/// payload is leaked, since this could go on forever.
 pub(crate) fn discard<T>(value: T) {
     if let Err(payload) = wall(|| drop(value)) {
         if let Err(again) = wall(|| drop(payload)) {

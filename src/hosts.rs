@@ -1,7 +1,7 @@
 //! When one machine is not enough: `cpu` calls on other machines.
 //!
-//! A program that outgrows its machine keeps its code. [`Config::host`](crate::Config::host) adds worker
-//! processes on another machine. A launcher that is installed already starts them: `ssh`, Slurm's `srun`,
+//! A program that outgrows its machine keeps its code: [`Config::host`](crate::Config::host) adds worker
+//! processes on another machine. A launcher that is already installed starts them: `ssh`, Slurm's `srun`,
 //! `kubectl exec -i`, `docker run -i`, `mpirun -n 1`. This library has no daemon, no port and no scheduler.
 //!
 //! ```no_run
@@ -41,32 +41,34 @@
 //! | containers | `docker run -i --rm IMAGE PROGRAM` | the image has the program |
 //! | MPI | `mpirun -n 1 --host node1 PROGRAM` | |
 //!
-//! `PROGRAM` is the path that the closure gets. If the program is elsewhere on the other machine, the closure
-//! ignores it and names that path. The library appends arguments that tell the program what it is.
+//! `PROGRAM` is the path that the closure gets. If the program has a different path on the other machine, the
+//! closure ignores its argument and names that path. The library appends arguments that tell the program what
+//! it is.
 //!
-//! One launcher runs for each worker, and one thread here, so one program drives tens of machines, not thousands.
+//! Each worker takes one launcher process and one thread here, so one program drives tens of machines, not
+//! thousands.
 //!
 //! # The same build
 //!
-//! The executable there has to be the same as here, byte for byte. Copy it (`scp`, `rsync`), or put it on a shared
-//! file system or into the image. The size and a hash of both files are compared before the first call; an error
-//! shows both if they differ. A stripped copy is another build.
+//! The executable there must be the same as here, byte for byte. Copy it (`scp`, `rsync`), or put it on a
+//! shared file system or into the image. The library compares the size and a hash of the two files before the
+//! first call; if they differ, the error shows both. A stripped copy is a different build.
 //!
 //! # What crosses, and what does not
 //!
-//! - Arguments and results cross, and panics with their messages, as to any worker.
+//! - Arguments, results, and panics with their messages cross, as with any worker.
 //! - What the function prints there appears on standard error here, from both streams.
 //! - Files, the environment and the working directory are those of the other machine, as the launcher sets them.
 //!   `ssh node1 env NAME=VALUE PROGRAM` sets a variable.
-//! - [`worker_exit`](crate::Error::worker_exit) is how the worker there ended, a signal included.
+//! - [`worker_exit`](crate::Error::worker_exit) says how the worker there ended, signals included.
 //! - [`kill_children`](crate::Config::kill_children) acts there too;
 //!   [`memory_per_worker`](crate::Config::memory_per_worker) does not.
 //!
 //! # When something is lost
 //!
-//! **A call runs at most once.** When a connection breaks, nobody knows how far the calls on it had come. They fail
-//! as [`WorkerLost`](crate::ErrorKind::WorkerLost), and the error says that they may have begun. The library does
-//! not try them again. If a call may run twice, retry it yourself:
+//! **A call runs at most once.** When a connection breaks, nobody knows how far the calls on it had got. They
+//! fail as [`WorkerLost`](crate::ErrorKind::WorkerLost), and the error says that they may have begun. The
+//! library does not retry them. If a call may run twice, retry it yourself:
 //!
 //! ```
 //! # fn primes(below: u64) -> u64 { below }
@@ -85,23 +87,23 @@
 //! # assert_eq!(unsync::block_on(primes_for_sure(7)).unwrap(), 7);
 //! ```
 //!
-//! Calls that were not sent yet go elsewhere. If a worker dies and its machine can still say so, only the call that
-//! it ran fails.
+//! Calls that were not yet sent go elsewhere. If a worker dies and its machine can still say so, only the
+//! call that it ran fails.
 //!
-//! **A dead machine stalls nobody.** It is left alone for a quarter of a second, then longer each time, up to about
-//! a minute. Calls fail only if no machine has a worker or can start one; the error quotes the last output of the
-//! launcher, such as `Permission denied (publickey)`.
+//! **A dead machine stalls nobody.** The library leaves it alone for a quarter of a second, then longer each
+//! time, up to about a minute. Calls fail only if no machine has a worker or can start one; the error quotes
+//! the last output of the launcher, such as `Permission denied (publickey)`.
 //!
-//! **Nothing stays behind.** A deadline or a cancel kills the process on the other machine. The end of the program,
-//! however it comes, ends everything there within a second. If the network is cut, both sides give up after
-//! [`host_timeout`](crate::Config::host_timeout), 60 s by default. Only a worker that has replaced itself by another
-//! program (`exec`), or is stopped, survives a `kill -9` of the relay that started it.
+//! **Nothing stays behind.** A deadline or a cancel kills the process on the other machine. However the
+//! program ends, everything there ends within a second. If the network is cut, both sides give up after
+//! [`host_timeout`](crate::Config::host_timeout), 60 s by default. Only a worker that has replaced itself
+//! with another program (`exec`), or is stopped, survives a `kill -9` of the relay that started it.
 //!
 //! # What it costs
 //!
-//! Measured on two virtual processors, with `sshd` and a Slurm of four nodes on the same machine; a network adds
-//! its own delay. Calls are batched as between processes of one machine, and as many are under way as it takes to
-//! fill the round trip.
+//! Measured on two virtual processors, with `sshd` and a four-node Slurm cluster on the same machine; a
+//! network adds its own delay. Calls are batched as on one machine, and enough of them are in flight to fill
+//! the round trip.
 //!
 //! | | local worker | relay | ssh | srun |
 //! | --- | --- | --- | --- | --- |
@@ -121,10 +123,10 @@
 //!   functions can be sent. Here both sides have the same executable, and calls go one way.
 //! - **MPI** is for programs whose processes exchange data all the time, over networks made for that.
 //!
-//! Use this for calls that are independent, take milliseconds or more, and come from one program: parameter sweeps,
-//! rendering, simulations, conversions. If one more machine is all that is missing, it takes four lines.
+//! Use this for independent calls that take milliseconds or more and come from one program: parameter sweeps,
+//! rendering, simulations, conversions. If all you need is one more machine, it takes four lines.
 //!
 //! # On Windows
 //!
-//! The program that makes the calls needs a Unix system. On Windows, calls for a host fail as
-//! [`Os`](crate::ErrorKind::Os), with that as the reason.
+//! The program that makes the calls needs a Unix system. On Windows, calls to a host fail as
+//! [`Os`](crate::ErrorKind::Os), and the error says why.

@@ -1,8 +1,8 @@
 //! Async, blocking and CPU-bound work from ordinary programs, and one kind of future for all three.
 //!
-//! There is no runtime to set up: [`spawn`] runs a future on an ambient thread, [`thread`] a closure
-//! on an elastic pool, [`cpu`](cpu()) a function in a worker process that may crash and can be killed.
-//! Each starts at once and returns an [`Unfuture`], to be awaited from any executor or waited for with
+//! There is no runtime to set up: [`spawn`] runs a future on an ambient thread, [`thread`] a closure on an
+//! elastic pool, [`cpu`](cpu()) a function in a worker process that may crash and can be killed. Each starts
+//! its work at once and returns an [`Unfuture`]: await it on any executor, or block for it with
 //! [`result`](Unfuture::result).
 //!
 //! ```
@@ -47,48 +47,49 @@
 //! | wait for it | `.await`, [`result`](Unfuture::result), [`wait`](Unfuture::wait), [`wait_timeout`](Unfuture::wait_timeout), [`block_on`] |
 //! | continue with its value | [`map`](Unfuture::map), [`and_then`](Unfuture::and_then), [`then`](Unfuture::then), [`map_thread`](Unfuture::map_thread), [`map_cpu`](Unfuture::map_cpu), [`flatten`](Unfuture::flatten), [`on_done`](Unfuture::on_done) |
 //! | gather many | [`join_all`], [`settle_all`], [`race`], [`as_completed`] |
-//! | have many waiters for one | [`shared`](Unfuture::shared) |
-//! | run at most so many at once | [`Limit`] |
+//! | let many wait for one | [`shared`](Unfuture::shared) |
+//! | bound how many run at once | [`Limit`] |
 //! | end it early | [`cancel`](Unfuture::cancel), [`timeout`](Unfuture::timeout), [`run_timeout`](Unfuture::run_timeout), [`cancel_on_drop`](Unfuture::cancel_on_drop), [`canceller`](Unfuture::canceller), [`is_cancelled`] |
 //! | measure time | [`sleep`](sleep()), [`sleep_until`], [`timeout`](timeout()), [`interval`](interval()), [`yield_now`] |
 //! | set a value from elsewhere | [`promise`](promise()), [`Unfuture::ready`], [`Unfuture::failed`], `Unfuture::from` a thread or a channel |
 //! | call functions on other machines | [`Config::host`] |
 //! | make functions callable in workers | [`init`], [`register!`], [`test_worker!`], [`wire!`], [`Wire`], [`warm`], [`is_worker`] |
-//! | hear how far a call is | [`progress`], [`on_progress`](Unfuture::on_progress) |
+//! | follow the progress of a call | [`progress`], [`on_progress`](Unfuture::on_progress) |
 //! | look inside | [`stats`], [`tasks`], [`Config::on_unobserved`], [`Config::stall`] |
 //! | end | [`drain`], [`shutdown`] |
 //!
-//! The [`cookbook`] has everyday tasks as recipes that run. [`hosts`] is about `cpu` calls on other machines.
+//! The [`cookbook`] has runnable recipes for everyday tasks. [`hosts`] explains `cpu` calls on other
+//! machines.
 //!
 //! # What may go wrong
 //!
 //! Every `Unfuture` resolves exactly once, whatever dies: to a value, or to an [`Error`] that says what
-//! happened to which work, and where that was started. A panic ends the work that panicked and nothing else.
-//! [`ErrorKind`] lists the kinds.
+//! happened to which work, and where the work was started. A panic ends the work that panicked and nothing
+//! else. [`ErrorKind`] lists the kinds.
 //!
-//! Waiting on the ambient thread would stop every async task, so nothing here does:
-//! [`result`](Unfuture::result) of pending work is [`ErrorKind::WouldBlock`] there. The same holds where a
-//! result is decoded. Blocking in a pool job is safe: a thread that waits does not count against the limit,
-//! so nested waits cannot deadlock.
+//! Blocking the ambient thread would stop every async task, so no wait of this library blocks it: there,
+//! [`result`](Unfuture::result) of pending work fails as [`ErrorKind::WouldBlock`]. The same holds on threads
+//! that decode results. Blocking in a pool job is safe: a waiting thread does not count against the limit, so
+//! nested waits cannot deadlock.
 //!
 //! # Worker processes
 //!
-//! A worker is another process running the same executable; [`init`] turns it into one, and in a test binary
-//! [`test_worker!`] does. [`register!`] makes functions known to it. Arguments and results travel as
-//! [`Wire`]. If a worker dies, only the call that it ran fails; calls that it had not started go to another.
-//! Workers end with the program, however that ends.
+//! A worker is another process that runs the same executable; [`init`] makes the process a worker, as
+//! [`test_worker!`] does in a test binary. [`register!`] makes functions known to it. Arguments and results
+//! travel as [`Wire`]. If a worker dies, only the call that it ran fails; calls that it had not started go to
+//! another worker. Workers end with the program, however the program ends.
 //!
 //! # The end of the program
 //!
-//! When `main` returns, unfinished work ends with the process, as daemon threads do. [`drain`] waits for it;
-//! [`shutdown`] waits, stops the rest, and ends all threads and processes.
+//! When `main` returns, unfinished work ends with the process, as daemon threads do. [`drain`] waits for that
+//! work; [`shutdown`] waits, stops the rest, and ends all threads and processes.
 //!
-//! If the program ends while a call runs, the worker process exits as by [`std::process::exit`]: its exit
-//! handlers run while the function still runs on another thread.
+//! If the program ends while a call runs, the worker process exits as if by [`std::process::exit`]: its exit
+//! handlers run while the function is still running on another thread.
 //!
 //! # Settings
 //!
-//! None are needed. [`Config`] has all of them, and environment variables set some from outside:
+//! All settings are optional. [`Config`] has all of them, and environment variables set some from outside:
 //!
 //! | variable | meaning |
 //! | --- | --- |
@@ -96,8 +97,8 @@
 //! | `UNSYNC_DEBUG=1` | reports on standard error: tasks that block the ambient thread, failures that nobody looked at, workers that a signal has stopped |
 //! | `UNSYNC_LINK=tcp`, `relay` | for tests: workers connect over loopback TCP instead of a Unix socket, or through a relay, as on another machine |
 //!
-//! An empty variable counts as unset. Values that make no sense are refused: thread jobs, pinned values and
-//! worker calls resolve as [`ErrorKind::NotInitialised`], which says what is wrong; async tasks run with the
+//! An empty variable counts as unset. Invalid values are refused: thread jobs, pinned values and worker calls
+//! resolve as [`ErrorKind::NotInitialised`], and the error says what is wrong; async tasks run with the
 //! defaults.
 //!
 //! # Compared with others
@@ -115,9 +116,9 @@
 //!
 //! # Versions
 //!
-//! Versions follow semver. Changes of the minimum Rust version, which is 1.90, come with a minor version. Kinds
-//! of errors may be added in any version; texts of errors and reports, and what crosses between a program and
-//! its workers, are no part of the interface.
+//! Versions follow semver. Raising the minimum Rust version, which is 1.90, takes a minor version. Any
+//! version may add error kinds. The texts of errors and reports, and what crosses between a program and its
+//! workers, are not part of the interface.
 //!
 //! # What it is made of
 //!
@@ -126,19 +127,19 @@
 //!
 //! # For contributors
 //!
-//! An [`Unfuture`] holds a slot, the cell that its outcome goes into, behind whatever produces the outcome: an
-//! async task, a job of the thread pool, a call of the process pool, or a promise. The three engines resolve
-//! slots and know nothing of each other. Everything else (continuations, combinators, limits, shared values) is
-//! an async task over those, and uses the public face.
+//! An [`Unfuture`] holds a slot, the cell that its outcome goes into, behind whatever produces the outcome:
+//! an async task, a job of the thread pool, a call of the process pool, or a promise. The three engines
+//! resolve slots and know nothing of each other. Continuations and combinators are async tasks
+//! that await other `Unfuture`s, and limits and shared values stand beside them.
 //!
 //! - **Ambient thread** (`ambient/`): a loop over a run queue, a `std::sync::mpsc` channel that other threads
 //!   send to, and timers.
 //! - **Thread pool** (`threads`): a queue under one lock, and a pure function that decides when a thread is
 //!   woken or started.
-//! - **Process pool** (`processes/`): a scheduler without I/O takes events and gives effects. Reader threads,
-//!   one for each worker, and one supervisor thread feed it and carry out what it says.
+//! - **Process pool** (`processes/`): a scheduler without I/O takes events and returns effects. Reader
+//!   threads, one for each worker, and one supervisor thread feed it events and carry out its effects.
 //!
-//! What never bends, and what guards it:
+//! The invariants, and what guards each:
 //!
 //! | invariant | guarded by |
 //! | --- | --- |
@@ -156,9 +157,9 @@
 //! | no worker outlives the program | `tests/faults/orphans.rs`, `tests/hosts/lives.rs` |
 //! | idle costs nothing, and nothing grows | `tests/idle.rs`, `tests/soak.rs` |
 
-// In the order of the floors, from the ground up: `tests/floors.rs` has the list, and checks that every file uses
-// only what lies below it. How to write to standard error without its lock differs by platform, so `log` is
-// handed down from the file for that.
+// The modules are in the order of the floors, from the ground up: `tests/floors.rs` has the list, and checks
+// that every file uses only what lies below it. Writing to standard error without its lock differs by
+// platform, so `log` is handed down from the platform file.
 use processes::log;
 
 mod current;

@@ -12,11 +12,11 @@ use crate::unfuture::promise;
 /// Work that is started in the meantime counts too. Without this call, unfinished work ends silently with the
 /// process, as with a daemon thread.
 ///
-/// A job of the thread pool that calls this waits for itself too: until the limit.
+/// A thread job that calls this waits for itself too, so it waits until the limit.
 ///
 /// # Panics
 ///
-/// On the ambient thread, which would wait for itself, and wherever else
+/// Panics on the ambient thread, which would wait for itself, and wherever else
 /// [`result`](crate::Unfuture::result) does not block.
 ///
 /// # Examples
@@ -37,8 +37,8 @@ pub fn drain(limit: Duration) -> bool {
         let Ok(begun) = ask(|engine| engine.when_idle, deadline) else {
             return false;
         };
-        // Work of one engine may have started work of another that was asked before. If nothing has
-        // begun since the last time, all of them were idle at once.
+        // Work of one engine may have started work of another that had already been asked. If nothing has
+        // begun since the last round, all engines were idle at once.
         if before.as_ref() == Some(&begun) {
             return true;
         }
@@ -48,16 +48,15 @@ pub fn drain(limit: Duration) -> bool {
 
 /// Waits for all work, stops what is left at the limit, and ends all threads and worker processes.
 ///
-/// What is left: futures are dropped, on the ambient thread; queued jobs and calls are not run; worker
-/// processes are killed. All of it resolves as [`ErrorKind::ShutDown`], and so does everything that is
-/// started later. A job that runs on a thread cannot be stopped. The shutdown is final; a second call does
-/// no harm.
+/// Of what is left, futures are dropped, on the ambient thread; queued jobs and calls are not run; worker
+/// processes are killed. All of that work resolves as [`ErrorKind::ShutDown`], and so does all work that is
+/// started later. A running thread job cannot be stopped. The shutdown is final; a second call does no harm.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::TimedOut`] if something still runs at the limit, with what it is, and
-/// [`ErrorKind::WouldBlock`] on the ambient thread and wherever else [`result`](crate::Unfuture::result)
-/// does not block.
+/// [`ErrorKind::TimedOut`] if something still runs at the limit, which the error names, and
+/// [`ErrorKind::WouldBlock`] on the ambient thread and wherever else [`result`](crate::Unfuture::result) does
+/// not block.
 ///
 /// # Examples
 ///
@@ -77,7 +76,7 @@ pub fn shutdown(limit: Duration) -> Result<(), Error> {
         return Err(Error::new(ErrorKind::WouldBlock, text));
     }
     let deadline = Instant::now().checked_add(limit);
-    // A part of the time is for the end itself.
+    // Part of the time is reserved for the end itself.
     let reserve = (limit / 10).max(RESERVE).min(limit / 2);
     drain(limit - reserve);
     engine::close();
@@ -89,10 +88,10 @@ pub fn shutdown(limit: Duration) -> Result<(), Error> {
         })
 }
 
-/// What threads and processes should have to end, if the limit leaves that much.
+/// How long threads and processes should have to end, if the limit leaves that much.
 const RESERVE: Duration = Duration::from_millis(200);
 
-/// Asks every engine, and waits for the answers: how many jobs, tasks or calls it has ever begun. Fails
+/// Asks every engine, and waits for the answers: how many jobs, tasks or calls each has ever begun. Fails
 /// with the name of an engine that has not answered by the deadline.
 fn ask(
     question: fn(&Engine) -> fn(OnIdle),
@@ -109,15 +108,15 @@ fn ask(
         if !answer.wait_until(deadline) {
             return Err(name);
         }
-        // An answer that was dropped with a thread that ended: that engine is idle.
+        // If an answer was dropped because its thread ended, that engine is idle.
         all.push(answer.result().unwrap_or(0));
     }
     Ok(all)
 }
 
-/// Counts of tasks, jobs, calls, threads and workers, at this moment.
+/// Returns the current counts of tasks, jobs, calls, threads and workers.
 ///
-/// Cheap enough to call every second. The counts of different engines are not taken at the very same
+/// It is cheap enough to call every second. The counts of different engines are not taken at exactly the same
 /// moment.
 ///
 /// # Examples
@@ -141,7 +140,7 @@ pub fn stats() -> Stats {
 /// How long the ambient thread has to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// All live work, with the line that started it: to find out what a program waits for.
+/// Lists all live work, with the line that started it: to find out what a program waits for.
 ///
 /// The ambient thread lists its own tasks. If a poll blocks it for a second, its tasks are left out. They are
 /// also left out if this is called on the ambient thread, or wherever else

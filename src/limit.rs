@@ -1,12 +1,12 @@
-//! A limit on how many run at once: a semaphore, whose permits lie in the work itself.
+//! A limit on how many run at once: a semaphore whose permits are held by the work itself.
 //!
 //! ```text
 //!   spawn, thread, cpu ──▶ prepared, with its permit inside ──▶ one is free ──▶ started
 //!                                     └──▶ none is ──▶ waits ──▶ started by whoever releases one
 //! ```
 //!
-//! A permit is released when the future, the closure or the call is gone, whatever it ended as. It goes
-//! straight to the one that has waited longest. The queue has no limit, as for every way to start work.
+//! A permit is released when the future, the closure or the call is gone, however it ended. It goes straight
+//! to the work that has waited longest. The queue has no limit, as for every way to start work.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -25,16 +25,16 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::threads::{self, Queued};
 use crate::unfuture::Unfuture;
 
-/// Runs at most so many of its tasks, jobs and calls at once; the others wait in order. Called `Semaphore` in
+/// Bounds how many of its tasks, jobs and calls run at once; the others wait in order. Called `Semaphore` in
 /// tokio.
 ///
-/// Each method returns an ordinary [`Unfuture`]. Cancelling work that waits takes it out of the queue; once it
-/// runs, cancelling it does what it does to work of its kind, and [`run_timeout`](Unfuture::run_timeout)
+/// Each method returns an ordinary [`Unfuture`]. Cancelling work that waits takes it out of the queue. Once
+/// the work runs, it is cancelled like any work of its kind, and [`run_timeout`](Unfuture::run_timeout)
 /// counts from there. A place is free again when the work has really ended: a thread job that runs on after
-/// its deadline keeps it.
+/// its deadline keeps its place.
 ///
 /// Clones share the limit. Work that waits for other work of the same limit keeps its place meanwhile, so
-/// enough of it deadlocks: give the inner work a limit of its own.
+/// enough such work deadlocks: give the inner work a limit of its own.
 ///
 /// # Examples
 ///
@@ -47,11 +47,11 @@ use crate::unfuture::Unfuture;
 pub struct Limit(Arc<Semaphore>);
 
 impl Limit {
-    /// A limit of `at_once`.
+    /// Creates a limit of `at_once`.
     ///
     /// # Panics
     ///
-    /// If that is 0: nothing would ever run.
+    /// Panics if `at_once` is 0: nothing would ever run.
     ///
     /// # Examples
     ///
@@ -72,7 +72,7 @@ impl Limit {
         }))
     }
 
-    /// As [`spawn`](crate::spawn), once a place is free.
+    /// Starts a future as [`spawn`](crate::spawn) does, once a place is free.
     ///
     /// # Examples
     ///
@@ -98,7 +98,7 @@ impl Limit {
         })
     }
 
-    /// As [`thread`](crate::thread()), once a place is free.
+    /// Runs a closure as [`thread`](crate::thread()) does, once a place is free.
     ///
     /// # Examples
     ///
@@ -116,7 +116,8 @@ impl Limit {
         self.job(Location::caller(), || Ok(closure()))
     }
 
-    /// As [`cpu`](crate::cpu()), once a place is free. The arguments are encoded at once.
+    /// Calls a function as [`cpu`](crate::cpu()) does, once a place is free. The arguments are encoded at
+    /// once.
     ///
     /// # Examples
     ///
@@ -159,7 +160,7 @@ impl Limit {
         T: Send + 'static,
     {
         self.0.permit(|permit| {
-            // In this order, so that the permit of one that never runs is released last.
+            // In this order, so that a job that never runs releases its permit last.
             let held = (closure, permit);
             let (unfuture, job) = threads::prepare(origin, move || {
                 let (closure, _permit) = held;
@@ -191,9 +192,10 @@ struct Semaphore {
 struct State {
     /// Above zero only while nobody waits.
     free: usize,
-    /// How many have left the queue at its front. They have their permit, and the next place is the first.
+    /// How many have left the queue at its front. They have their permits; this is the number of the first
+    /// place.
     passed: u64,
-    /// What is to be done when it is their turn; `None` for those that are gone.
+    /// How to start each when it is its turn; `None` for those that are gone.
     waiting: VecDeque<Option<Start>>,
 }
 
@@ -202,7 +204,7 @@ enum Start {
     Job(Queued),
     Call(Box<dyn FnOnce() + Send>),
     Task(Waker),
-    /// A task that was not polled yet, and will see its permit then.
+    /// A task that has not been polled yet; its first poll will see the permit.
     Unasked,
 }
 
@@ -224,7 +226,8 @@ impl Semaphore {
 
     /// Gives a permit to `hold`, which puts it into the work. Starts the work now or when it is its turn.
     ///
-    /// One lock, because the threads that release permits want it too: what is made under it is ours.
+    /// The lock is taken once, because the threads that release permits want it too. `hold` may run under it,
+    /// because it is our own code.
     fn permit<T>(self: &Arc<Semaphore>, hold: impl FnOnce(Permit) -> (T, Start)) -> T {
         let mut state = self.lock();
         let place = state.passed + state.waiting.len() as u64;
@@ -266,14 +269,14 @@ impl State {
     }
 }
 
-/// The right to run, or a place in the queue for it. Dropping it releases it, or leaves the queue.
+/// The right to run, or a place in the queue for it. Dropping it releases the right, or leaves the queue.
 struct Permit {
     semaphore: Arc<Semaphore>,
     place: u64,
 }
 
 impl Permit {
-    /// Ready when it is the turn of this one.
+    /// Ready when it is this permit's turn.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let waker = cx.waker().clone();
         let mut state = self.semaphore.lock();
@@ -294,12 +297,12 @@ impl Drop for Permit {
         if left.is_none() {
             let next = state.release();
             drop(state);
-            // It may be refused, and release the next permit.
+            // The next may be refused, and then it releases its permit too.
             return next
                 .into_iter()
                 .for_each(|start| trampoline(|| start.run()));
         }
-        // In the middle of the queue an empty place stays until it is its turn.
+        // An empty place in the middle of the queue stays until its turn.
         while let Some(None) = state.waiting.back() {
             state.waiting.pop_back();
         }

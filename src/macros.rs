@@ -6,8 +6,8 @@
 /// registered where it stands, in a worker process. Each returns an [`Unfuture`](crate::Unfuture) of its return
 /// type, and keeps its visibility, attributes, docs and arguments.
 ///
-/// Arguments move to another thread, so they are owned: no references but `&'static`, no `self`. They are names
-/// with types, and the functions have no generics.
+/// Arguments move to another thread, so they are owned: no references except `&'static`, and no `self`. Each
+/// is a name with a type, and the functions have no generics.
 ///
 /// Errors and reports name the line that calls the function; through a function pointer, which does not know
 /// its caller, they name the line of `unsync!`.
@@ -78,7 +78,7 @@ macro_rules! unsync {
         $visibility fn $name($($crate::__argument!($first $($second)?): $type),*)
             -> $crate::Unfuture<$crate::__output!($($output)?)>
         {
-            // Out of sight of the arguments, one of which may have the name of the function.
+            // Out of scope of the arguments, one of which may have the name of the function.
             fn __unsync_entry()
                 -> impl $crate::Entrypoint<($($type,)*), Output = $crate::__output!($($output)?)>
             {
@@ -89,7 +89,7 @@ macro_rules! unsync {
             $crate::cpu(__unsync_entry(), ($($crate::__argument!($first $($second)?),)*))
         }
     };
-    // What did not match above: without these two the last one would match it for ever.
+    // What did not match above: without these two arms, the last arm would match it forever.
     (@$kind:ident $kept:tt $visibility:vis $(async)? fn $name:ident $($rest:tt)*) => {
         ::core::compile_error!(::core::concat!(
             "`unsync!` takes no function like `",
@@ -101,8 +101,8 @@ macro_rules! unsync {
     (@$kind:ident $kept:tt $($rest:tt)*) => {
         ::core::compile_error!("`unsync!` takes only `async fn`, `fn` and `#[cpu] fn`");
     };
-    // The first of several comes off whole: so the next is but one step deeper, and not as many as the
-    // first has attributes, of which every line of its docs is one.
+    // The first of several functions comes off whole, so the next is only one step deeper, not one step for
+    // each attribute of the first. Every line of its docs is an attribute.
     ($(#[$($attribute:tt)*])* $visibility:vis async fn $name:ident $arguments:tt
         $(-> $output:ty)? $body:block $($rest:tt)+
     ) => {
@@ -171,7 +171,8 @@ macro_rules! cpu {
     (async $($rest:tt)*) => {
         ::core::compile_error!("a worker process does not run futures: use `unsync::spawn(async { … })`")
     };
-    // Written as a call. This arm is before the next because a `path` would match it as a type like `Fn(A)`.
+    // Written as a call. This arm comes before the next because a `path` would match it as a type like
+    // `Fn(A)`.
     ($($function:ident)::+ $(::<$($T:ty),* $(,)?>)? ($($value:expr),* $(,)?) $(,)?) => {
         $crate::cpu!($($function)::+ $(::<$($T),*>)?, $($value),*)
     };

@@ -1,11 +1,11 @@
-//! A thread for a value that must stay on one.
+//! A thread for a value that must stay on one thread.
 //!
 //! ```text
 //!   call(f) ──▶ queue ──▶ the thread: make the value; run one call after the other; drop the value
 //! ```
 //!
-//! The thread belongs to the value alone, so calls may block for any time and count against no limit. The
-//! queue has no limit either, as for every way to start work.
+//! The thread belongs to the value alone, so calls may block for any length of time and count against no
+//! limit. The queue has no limit either, as for every way to start work.
 
 use std::fmt;
 use std::panic::Location;
@@ -19,16 +19,16 @@ use crate::spin::Spin;
 use crate::threads::{Closure, Culprit};
 use crate::unfuture::Unfuture;
 
-/// A value on a thread of its own, which it never leaves: it need not be `Send`.
+/// A value that lives on a thread of its own and never leaves it, so it need not be `Send`.
 ///
 /// For values that must stay where they were made: a connection, a window handle, the context of a foreign
 /// library, anything that contains an [`Rc`](std::rc::Rc). The closure that makes the value runs on its
 /// thread, and so do all calls, one after the other. Dropping the `Pinned` drops the value and ends the thread
 /// once the queued calls have run.
 ///
-/// [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone, since it has an owner: they do not
-/// wait for its calls, and later calls still run. Work that a call starts elsewhere after a shutdown is
-/// refused. Like any thread that nobody joins, it ends silently with the process.
+/// [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone, since it has an owner: they do
+/// not wait for its calls, and later calls still run. Work that a call starts elsewhere after a shutdown is
+/// refused. Like any thread that nobody joins, its thread ends silently with the process.
 ///
 /// If making the value panics, every call fails as that panic. If the operating system refuses the
 /// thread, every call fails as [`ErrorKind::Os`](crate::ErrorKind::Os).
@@ -45,7 +45,7 @@ use crate::unfuture::Unfuture;
 /// assert_eq!(count.result().unwrap(), 1);
 /// ```
 pub struct Pinned<V> {
-    /// Or why there is no thread.
+    /// The queue of calls, or why there is no thread.
     queue: Result<Sender<Job<V>>, Error>,
     origin: Origin,
 }
@@ -84,16 +84,17 @@ impl<V: 'static> Pinned<V> {
         }
     }
 
-    /// Runs a closure with the value, after those that were queued before.
+    /// Runs a closure on the value, after the calls that were queued before.
     ///
-    /// [`cancel`](Unfuture::cancel) skips a call that is queued, and drops its closure. One that runs cannot
-    /// be stopped; it sees [`is_cancelled`](crate::is_cancelled) and gives its value. Waiting in it for any other work is fine.
+    /// [`cancel`](Unfuture::cancel) skips a queued call, and drops its closure. A running call cannot be
+    /// stopped; it sees [`is_cancelled`](crate::is_cancelled) and gives its value. A call may wait for any
+    /// other work.
     ///
     /// # Errors
     ///
-    /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if the
-    /// closure panics. The value stays as the panic left it, and later calls get it like that: as
-    /// with a `Mutex`, whose poison is ignored.
+    /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if the closure panics.
+    /// The value stays as the panic left it, and later calls get it like that, as with a `Mutex` whose poison
+    /// is ignored.
     ///
     /// # Examples
     ///

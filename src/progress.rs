@@ -5,7 +5,7 @@
 //!                        └─join─▶ Progress of the whole that the call is a part of: `flatten`, `map_cpu`
 //! ```
 //!
-//! Values are encoded, and each carries a hash of its type. Of each type only the newest is kept.
+//! Values are encoded, and each carries a hash of its type. Only the newest value of each type is kept.
 
 use std::mem;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::sync::{Mutex, MutexGuard};
 pub(crate) struct Progress(Mutex<State>);
 
 struct State {
-    /// The newest of each type: at most one for each type of the program.
+    /// The newest value of each type: at most one for each type of the program.
     newest: Vec<Report>,
-    /// Of listeners, to values of whatever type.
+    /// The wakers of listeners, whatever type they listen to.
     wakers: Vec<Waker>,
     /// Count of [`Speaker`]s and of joined parts. Listening ends when it reaches zero.
     speakers: usize,
@@ -44,7 +44,7 @@ impl Progress {
         lock(&self.0)
     }
 
-    /// Passes a value on to those who listen to this type.
+    /// Passes a value on to the listeners of its type.
     pub(crate) fn say(self: &Arc<Progress>, kind: u64, bytes: &[u8]) {
         static LAST: Mutex<u64> = Mutex::new(0);
         self.spread(Report {
@@ -55,7 +55,7 @@ impl Progress {
         });
     }
 
-    /// A loop and no recursion: wholes may be nested more deeply than the stack allows.
+    /// A loop, because wholes may be nested too deeply for recursion.
     fn spread(self: &Arc<Progress>, report: Report) {
         let mut next = Some(Arc::clone(self));
         while let Some(progress) = next {
@@ -67,7 +67,7 @@ impl Progress {
         }
     }
 
-    /// From now on `whole` gets every value, beginning with the newest.
+    /// Makes `whole` get every value from now on, beginning with the newest.
     pub(crate) fn join(self: &Arc<Progress>, whole: &Arc<Progress>) {
         whole.lock().speakers += 1;
         let mut state = self.lock();
@@ -83,7 +83,7 @@ impl Progress {
         }
     }
 
-    /// Adds a listener to values of one type; gives the `after` that it begins with.
+    /// Adds a listener to values of one type; returns the `after` that it begins with.
     pub(crate) fn listen(&self, kind: u64) -> u64 {
         let mut state = self.lock();
         match state.newest.iter_mut().find(|report| report.kind == kind) {
@@ -114,7 +114,7 @@ impl Progress {
         Poll::Pending
     }
 
-    /// Takes one speaker away. The last one also leaves the whole.
+    /// Removes one speaker. The last one also leaves the whole.
     fn leave(progress: Arc<Progress>) {
         let mut next = Some(progress);
         while let Some(progress) = next {
@@ -132,7 +132,7 @@ impl Progress {
 }
 
 impl State {
-    /// Stores a value; gives the wakers to be woken.
+    /// Stores a value; returns the wakers to wake.
     fn put(&mut self, report: &Report) -> Vec<Waker> {
         match self.newest.iter_mut().find(|it| it.kind == report.kind) {
             Some(newest) if newest.order > report.order => return Vec::new(),
@@ -149,7 +149,7 @@ impl State {
     }
 }
 
-/// Keeps listeners waiting: held by work that may report values, or start other work that may.
+/// Keeps listeners waiting: held by work that may report values, or may start other work that does.
 pub(crate) struct Speaker(pub(crate) Arc<Progress>);
 
 impl Speaker {
@@ -162,7 +162,7 @@ impl Speaker {
         }))))
     }
 
-    /// From now on this part speaks too.
+    /// Passes on what this part reports from now on.
     pub(crate) fn passes_on(&self, part: Option<Arc<Progress>>) {
         if let Some(part) = part {
             part.join(&self.0);

@@ -1,8 +1,8 @@
 //! An `Unfuture` with many waiters.
 //!
 //! The outcome is kept for all; each clone gives a copy of it, made outside of every lock. The clones share
-//! the `Unfuture`, which cancels the work and which threads wait for. Only the wakers of tasks are kept here,
-//! because a slot has room for one.
+//! the `Unfuture`: it cancels the work, and threads wait for it. Only the wakers of tasks are kept here,
+//! because a slot has room for only one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -45,7 +45,7 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 
 /// An [`Unfuture`] with many owners, made by [`Unfuture::shared`]. Called `Shared` in futures too.
 ///
-/// Each clone waits for itself and gives a clone of the outcome, as often as it is asked. Put an outcome that
+/// Each clone waits on its own and gives a clone of the outcome, as often as it is asked. Put an outcome that
 /// is costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek).
 ///
 /// [`cancel`](Shared::cancel) on any clone stops the work, and all clones give
@@ -63,20 +63,20 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 /// ```
 pub struct Shared<T> {
     inner: Arc<Inner<T>>,
-    /// Under which the waker of this clone is kept.
+    /// The key of this clone's waker.
     id: u64,
 }
 
 /// What the clones have in common, dropped with the last of them.
 struct Inner<T> {
     source: Unfuture<T>,
-    /// Taken from the source by the first who looks at it.
+    /// Taken from the source by the first clone that looks at it.
     outcome: OnceLock<Result<T, Error>>,
     waiting: Arc<Waiting>,
     last_id: Mutex<u64>,
 }
 
-/// The wakers of the clones that wait, by their ids. Waking it wakes them all.
+/// The wakers of the clones that wait, by their ids. Waking this wakes them all.
 #[derive(Default)]
 struct Waiting(Mutex<BTreeMap<u64, Waker>>);
 
@@ -114,7 +114,7 @@ impl<T: Clone> Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// The outcome itself, if it is there.
+    /// Returns the outcome itself, if it is there.
     ///
     /// # Examples
     ///
@@ -132,7 +132,8 @@ impl<T> Shared<T> {
     ///
     /// # Panics
     ///
-    /// On the ambient thread if the work has not ended, since that would stop every async task.
+    /// Panics if the work has not ended, on the ambient thread and wherever else
+    /// [`result`](Unfuture::result) does not block.
     ///
     /// # Examples
     ///
@@ -146,11 +147,12 @@ impl<T> Shared<T> {
         self.inner.source.wait();
     }
 
-    /// Blocks until the work has ended or `limit` has passed; says whether it has ended.
+    /// Blocks until the work has ended or `limit` has passed; returns whether the work has ended.
     ///
     /// # Panics
     ///
-    /// On the ambient thread if the work has not ended, since that would stop every async task.
+    /// Panics if the work has not ended, on the ambient thread and wherever else
+    /// [`result`](Unfuture::result) does not block.
     ///
     /// # Examples
     ///
@@ -168,7 +170,7 @@ impl<T> Shared<T> {
         self.inner.source.wait_timeout(limit)
     }
 
-    /// Whether the work has ended, so that [`result`](Shared::result) gives its outcome at once.
+    /// Returns whether the work has ended, so that [`result`](Shared::result) gives its outcome at once.
     ///
     /// # Examples
     ///
@@ -183,7 +185,7 @@ impl<T> Shared<T> {
         self.inner.source.is_done()
     }
 
-    /// Stops the work, for all. See [`Unfuture::cancel`].
+    /// Stops the work for all clones. See [`Unfuture::cancel`].
     ///
     /// # Examples
     ///
@@ -199,7 +201,7 @@ impl<T> Shared<T> {
         self.inner.source.cancel()
     }
 
-    /// A handle that can do nothing but cancel this work.
+    /// Returns a handle that can only cancel this work.
     ///
     /// # Examples
     ///
@@ -230,7 +232,7 @@ impl<T> Shared<T> {
 impl<T: Clone> Future for Shared<T> {
     type Output = Result<T, Error>;
 
-    /// May be polled again after it was ready, and is ready again.
+    /// May be polled again after it was ready; it is ready again.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
         if !self.is_done() {
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
@@ -238,7 +240,7 @@ impl<T: Clone> Future for Shared<T> {
             let replaced = lock(&self.inner.waiting.0).insert(self.id, waker);
             drop(replaced);
         }
-        // Polled after that: whoever ends the work may have taken the wakers just before.
+        // Polled after the waker is stored: whoever ends the work may have taken the wakers just before.
         let waker = Waker::from(Arc::clone(&self.inner.waiting));
         let done = self
             .inner

@@ -20,7 +20,7 @@ use crate::sync::{Condvar, Instant, Mutex, PoisonError};
 
 /// The place of one outcome.
 ///
-/// Everything but the value needs no type, so that code is compiled once, for a `Slot` whose `V` is unknown.
+/// Only the value needs a type, so all other code is compiled once, for a `Slot` whose `V` is unknown.
 ///
 /// Finishing stores the outcome, unlocks, then notifies and wakes. It is the last thing that the owner of the
 /// slot does. Waiters look under the same lock, so no wake-up is lost.
@@ -31,15 +31,15 @@ pub(crate) struct Slot<V: ?Sized = dyn Value> {
 
 /// What can be seen of a slot without its lock.
 pub(crate) struct Header {
-    /// `PENDING`, or how it ended, and whether the outcome was `TAKEN`. Set under the lock, read without it by
-    /// those who spin. Never unset.
+    /// `PENDING`, or how it ended, and whether the outcome was `TAKEN`. Set under the lock, read without it
+    /// by spinning threads. Never unset.
     ended: AtomicU8,
     /// Whether the work is to be stopped when the `Unfuture` is dropped.
     pub(crate) tied: AtomicBool,
     /// One of `QUEUED`, `WATCHED`, `BEGUN`, in this order.
     phase: AtomicU8,
     pub(crate) origin: Origin,
-    /// For threads that wait, because a `Condvar` of std takes no lock of an unsized type.
+    /// For threads that wait, because std's `Condvar` takes no lock of an unsized type.
     gate: Mutex<()>,
     finished: Condvar,
 }
@@ -48,16 +48,16 @@ struct State<V: ?Sized> {
     stage: Stage,
     /// Boxed, because most slots have none.
     links: Option<Box<Links>>,
-    /// There in the stage `Done`.
+    /// Present in the stage `Done`.
     value: V,
 }
 
 enum Stage {
     /// Set by `new`. Left by the first `finish`.
     Pending {
-        /// Of the last one to ask, since an `Unfuture` has one owner.
+        /// The waker of the last poll, since an `Unfuture` has one owner.
         waker: Option<Waker>,
-        /// Whether a thread waits. Notifying a `Condvar` of std is a system call even when nobody does.
+        /// Whether a thread waits. Notifying std's `Condvar` is a system call even when none does.
         waiting: bool,
     },
     /// The `Unfuture` was dropped before the end; the outcome will be too. Set by `detach`, left by `finish`.
@@ -70,18 +70,18 @@ enum Stage {
     Taken,
 }
 
-/// What a slot knows of others.
+/// What a slot knows about other work.
 #[derive(Default)]
 pub(crate) struct Links {
-    /// What is to be watched in place of the work.
+    /// The work to watch in place of this work.
     pub(crate) source: Option<Weak<dyn Work>>,
-    /// What is to be called in place of stopping the work.
+    /// Called in place of stopping the work.
     pub(crate) on_stop: Option<Arc<dyn Fn(Reason) + Send + Sync>>,
-    /// What the work that it stands on reports.
+    /// The progress that the underlying work reports.
     pub(crate) progress: Option<Arc<Progress>>,
-    /// What the outcome goes into, if that is not seen by whoever waits for it.
+    /// The work that the outcome goes into, if whoever waits does not see the outcome itself.
     observed_by: Option<Weak<dyn Work>>,
-    /// Of tasks that wait for the work to begin. Set in the phase `WATCHED`.
+    /// The wakers of tasks that wait for the work to begin. Set in the phase `WATCHED`.
     on_begin: Vec<Waker>,
 }
 
@@ -98,14 +98,14 @@ pub(crate) trait Work: Send + Sync {
         None
     }
 
-    /// What it reports by itself. Only calls report anything.
+    /// The progress that this work itself reports. Only calls report any.
     fn progress(&self) -> Option<Arc<Progress>> {
         None
     }
 }
 
 impl dyn Work {
-    /// The work to watch. A loop, because a chain may be longer than the stack is deep.
+    /// The work to watch. A loop, because a chain may be too long for recursion.
     pub(crate) fn last_source(mut self: Arc<Self>) -> Arc<dyn Work> {
         while let Some(source) = self.slot().linked(|links| links.source.as_ref()?.upgrade()) {
             self = source;
@@ -113,7 +113,7 @@ impl dyn Work {
         self
     }
 
-    /// The error of work that took too long and runs on though it was stopped.
+    /// The error of work that took too long and still runs although it was stopped.
     pub(crate) fn still_running(self: Arc<Self>, reason: Reason) -> Option<Error> {
         let Reason::TimedOut(_) = reason else {
             return None;
@@ -142,10 +142,10 @@ const BEGUN: u8 = 2;
 
 /// The place of a value, seen without its type.
 pub(crate) trait Value: Send {
-    /// Takes the output of a future out of an `Option` of it, if it is wanted. It is the value, or a `Result`
-    /// whose error is given.
+    /// Takes the output of a future out of its `Option`, if it is wanted. The output is the value, or a
+    /// `Result` whose error is returned.
     fn put(&mut self, output: &mut dyn Any, wanted: bool) -> Option<Error>;
-    /// Gives the value, to be dropped.
+    /// Takes the value out, to be dropped.
     fn remove(&mut self) -> Option<Box<dyn Send>>;
 }
 
@@ -209,7 +209,7 @@ impl Stage {
         header.ended.store(ended | TAKEN, Ordering::Relaxed);
         match mem::replace(self, Stage::Taken) {
             Stage::Done(spent) => {
-                // It is empty: nothing foreign runs.
+                // It is empty, so nothing foreign runs.
                 drop(spent);
                 Some(Ok(()))
             }
@@ -242,14 +242,14 @@ impl<T> Slot<Option<T>> {
         }
     }
 
-    /// For work that is in no queue.
+    /// A slot for work that is in no queue.
     pub(crate) fn begun(origin: Origin) -> Slot<Option<T>> {
         let mut slot = Slot::new(origin);
         slot.header.phase = AtomicU8::new(BEGUN);
         slot
     }
 
-    /// Resolves the slot; says whether this was the first time. A later outcome is dropped.
+    /// Resolves the slot; returns whether this was the first time. A later outcome is dropped.
     pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
         let mut error = None;
         let mut value = outcome.map_err(|failed| error = Some(failed)).ok();
@@ -274,7 +274,7 @@ impl<T> Slot<Option<T>> {
 }
 
 impl Slot {
-    /// Resolves the slot with an error; says whether this was the first time.
+    /// Resolves the slot with an error; returns whether this was the first time.
     pub(crate) fn fail(&self, error: Error) -> bool {
         let mut error = Some(error);
         let first = self.resolve(None, |_, _| error.take());
@@ -282,7 +282,7 @@ impl Slot {
         first
     }
 
-    /// The `Unfuture` is gone; says whether the work is to be stopped.
+    /// Called when the `Unfuture` is gone; returns whether the work is to be stopped.
     pub(crate) fn detach(&self) -> bool {
         let mut state = lock(&self.state);
         let State { stage, value, .. } = &mut *state;
@@ -290,7 +290,7 @@ impl Slot {
             let before = mem::replace(stage, Stage::Detached);
             drop(state);
             discard(before);
-            // Looked at after that: whoever ties it from now on sees that the `Unfuture` is gone.
+            // The tie is read after that: whoever ties the work from now on sees that the `Unfuture` is gone.
             return self.is_tied() && !self.is_done();
         }
         let outcome = stage
@@ -317,7 +317,7 @@ impl Header {
         match left {
             Stage::Pending { waker, waiting } => {
                 if waiting {
-                    // Whoever has seen it pending waits by now.
+                    // A thread that saw it pending is waiting by now.
                     drop(lock(&self.gate));
                     self.finished.notify_all();
                 }
@@ -334,7 +334,7 @@ impl Header {
         self.ended.load(Ordering::Acquire) != PENDING
     }
 
-    /// Whether the work has ended as cancelled, also when the outcome was taken since.
+    /// Whether the work has ended as cancelled, even if the outcome was taken since.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.ended.load(Ordering::Acquire) & !TAKEN == CANCELLED
     }
@@ -350,8 +350,8 @@ impl Header {
 }
 
 impl<V: ?Sized> Slot<V> {
-    /// Resolves the slot with what `put` stores if it is wanted, or the error that it gives; says whether this
-    /// was the first time.
+    /// Resolves the slot with what `put` stores if it is wanted, or with the error that `put` returns;
+    /// returns whether this was the first time.
     pub(crate) fn resolve(
         &self,
         spent: Option<Spent>,
@@ -368,7 +368,7 @@ impl<V: ?Sized> Slot<V> {
         true
     }
 
-    /// Reports the error that `put` gives, of work that ends in another way.
+    /// Reports the error that `put` returns, for work that ends in another way.
     #[cold]
     pub(crate) fn reject(&self, put: impl FnOnce(&mut V, bool) -> Option<Error>) {
         let error = put(&mut lock(&self.state).value, false);
@@ -377,13 +377,13 @@ impl<V: ?Sized> Slot<V> {
         }
     }
 
-    /// Ties the work to its scope while it is under way; says whether that scope is still there.
+    /// Ties the work to its scope while the work is under way; returns whether that scope is still there.
     pub(crate) fn tie(&self) -> bool {
         self.tied.store(true, Ordering::Relaxed);
         !matches!(lock(&self.state).stage, Stage::Detached | Stage::Taken)
     }
 
-    /// Changes what the slot knows of others.
+    /// Changes what the slot knows about other work.
     pub(crate) fn link(&self, change: impl FnOnce(&mut Links)) {
         change(lock(&self.state).links.get_or_insert_default());
     }
@@ -392,21 +392,21 @@ impl<V: ?Sized> Slot<V> {
         lock(&self.state).links.as_deref().and_then(get)
     }
 
-    /// Whoever can see what comes of that sees what comes of this.
+    /// Says where this outcome goes: whoever can see the outcome of `by` sees this one.
     pub(crate) fn observed_by(&self, by: Weak<dyn Work>) {
         if !self.is_done() {
             self.link(|links| links.observed_by = Some(by));
         }
     }
 
-    /// Whether somebody can still see an outcome. One that is there has been seen, or will be, and another does
-    /// not come. A loop, because a chain may be longer than a stack is deep.
+    /// Whether somebody can still see an outcome that is to come. An outcome that is there has been seen, or
+    /// will be, and no other follows. A loop, because a chain may be too long for recursion.
     pub(crate) fn is_observed(&self) -> bool {
         let mut observed = self.observed();
         while let Some(Some(by)) = observed {
             observed = by.upgrade().and_then(|work| {
                 let observed = work.slot().observed();
-                // It may be the last to hold a value.
+                // This may be the last owner of a value.
                 discard(work);
                 observed
             });
@@ -414,7 +414,7 @@ impl<V: ?Sized> Slot<V> {
         observed.is_some()
     }
 
-    /// What the outcome goes into, if it is still wanted.
+    /// What the outcome goes into, if an outcome is still wanted.
     fn observed(&self) -> Option<Option<Weak<dyn Work>>> {
         let state = lock(&self.state);
         if state.stage.is_wanted() != Some(true) {
@@ -424,7 +424,7 @@ impl<V: ?Sized> Slot<V> {
         Some(links.and_then(|links| links.observed_by.clone()))
     }
 
-    /// The work begins to run.
+    /// Called when the work begins to run.
     pub(crate) fn begin(&self) {
         if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
             let mut state = lock(&self.state);
@@ -451,7 +451,7 @@ impl<V: ?Sized> Slot<V> {
         if queued == Err(BEGUN) {
             return Poll::Ready(());
         }
-        // `begin` takes it from here, and waits for this lock.
+        // `begin` takes the waker from here, and waits for this lock.
         let on_begin = &mut state.links.get_or_insert_default().on_begin;
         if !on_begin.iter().any(|known| known.will_wake(&waker)) {
             on_begin.push(waker);
@@ -459,7 +459,7 @@ impl<V: ?Sized> Slot<V> {
         Poll::Pending
     }
 
-    /// Leaves a waker, if an outcome is to come; gives the one that is of no more use.
+    /// Stores a waker if an outcome is still to come; returns the one that is of no more use.
     pub(crate) fn replace_waker(&self, new: Option<Waker>) -> Option<Waker> {
         match &mut lock(&self.state).stage {
             Stage::Pending { waker, .. } => mem::replace(waker, new),
@@ -479,8 +479,8 @@ impl<V: ?Sized> Slot<V> {
         }
     }
 
-    /// Blocks until the slot, which is not done, is done, or the deadline has passed; says whether it is done. An
-    /// error on a thread that must not block.
+    /// Blocks until the slot, which is not done yet, is done or the deadline has passed; returns whether it
+    /// is done. Fails on a thread that must not block.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> Result<bool, Error> {
         if let Some(thread) = must_not_block() {
             let text = format!(
@@ -530,7 +530,7 @@ thread_local! {
 
 type Steps = VecDeque<Box<dyn FnOnce()>>;
 
-/// Steps that are one inside the other at most.
+/// The most steps that may be nested.
 const NESTED_MAX: u32 = 8;
 
 /// Runs a step that drops foreign values, whose destructors may reach the next such step. A destructor may
@@ -545,7 +545,7 @@ pub(crate) fn trampoline(step: impl FnOnce() + 'static) {
     discard(wall(step));
     if depth + 1 == NESTED_MAX {
         run_deferred();
-        // Nothing is left, except the memory.
+        // No step is left, only the memory.
         drop(DEFERRED.with_borrow_mut(|steps| mem::take(&mut **steps)));
     }
     NESTED.set(depth);

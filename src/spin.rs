@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a wait looks before it parks, in nanoseconds.
+/// How long a wait spins before it parks, in nanoseconds.
 static BUDGET_NS: AtomicU32 = AtomicU32::new(50_000);
 
 pub(crate) fn set_budget(budget: Duration) {
@@ -17,26 +17,26 @@ pub(crate) fn set_budget(budget: Duration) {
     BUDGET_NS.store(budget.as_nanos() as u32, Relaxed);
 }
 
-/// How long a wait looks at most.
+/// How long a wait spins at most.
 pub(crate) fn budget() -> Duration {
     Duration::from_nanos(BUDGET_NS.load(Relaxed).into())
 }
 
-/// A place that waits, with what it learned about its waits.
+/// A place in the code that waits, with what it has learned about its waits.
 pub(crate) struct Spin {
-    /// What spinning has saved here, less what it has cost, in microseconds. While there is nothing left,
-    /// waits park at once.
+    /// What spinning has saved here, less what it has cost, in microseconds. While no credit is left, waits
+    /// park at once.
     credit: AtomicI32,
 }
 
 /// What a place may lose before it has saved anything.
 const CREDIT_INITIAL: i32 = 400;
-/// More than this is not saved: a place learns soon that things have changed.
+/// Credit stops growing here, so that a place soon learns that things have changed.
 const CREDIT_MAX: i32 = 4_000;
-/// What a spin that finds something saves, about: the wake-up of a parked thread.
+/// About what a successful spin saves: the wake-up of a parked thread.
 const SAVED: i32 = 40;
-/// What a wait that parks at once adds: a fraction of what it takes, so that the trials after it cost
-/// no more than that.
+/// What a wait that parks at once adds: a fraction of its own cost, so that the trials after it cost no more
+/// than that.
 const REFILL: i32 = 2;
 
 impl Spin {
@@ -55,7 +55,7 @@ impl Spin {
         self.look(attempt)
     }
 
-    /// The same for a place that has to prepare for it, and has asked before whether it pays.
+    /// The same for a place that has to prepare for spinning, and has already asked whether it pays.
     pub(crate) fn look<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
         let found = attempt();
         if found.is_some() {
@@ -81,7 +81,7 @@ impl Spin {
         }
     }
 
-    /// Whether the next wait should look before it parks.
+    /// Whether the next wait should spin before it parks.
     pub(crate) fn pays(&self) -> bool {
         if budget().is_zero() {
             return false;

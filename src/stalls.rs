@@ -1,6 +1,6 @@
 //! The watchdog of the ambient thread: reports polls that block it.
 //!
-//! It is a thread that exists only if stalls are to be reported, and that sleeps while nothing is polled.
+//! Its thread exists only if stalls are to be reported, and sleeps while nothing is polled.
 
 use std::mem;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Stalls {
         lock(&self.state)
     }
 
-    /// A poll begins; it ends when the guard is dropped.
+    /// Called when a poll begins; the poll ends when the guard is dropped.
     pub(crate) fn polling(&self, origin: Origin) -> Polling<'_> {
         let mut state = self.lock();
         state.polling = Some((origin, Instant::now()));
@@ -58,7 +58,7 @@ impl Stalls {
         Polling(self)
     }
 
-    /// There are no more polls: the watchdog ends.
+    /// Ends the watchdog: there are no more polls.
     pub(crate) fn end(&self) {
         self.lock().over = true;
         self.began.notify_one();

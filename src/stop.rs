@@ -1,4 +1,4 @@
-//! Ending work early: why, the answer to the request, and which of two ends was first.
+//! Ending work early: why, the answer to the request, and which of two ends came first.
 
 use std::fmt::Display;
 use std::time::Duration;

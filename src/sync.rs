@@ -1,5 +1,5 @@
-//! What threads meet at, from std. `tests/models` compiles the files that use this with a module of its own in
-//! its place, and runs them under every schedule.
+//! What threads synchronise with, from std. `tests/models` compiles the files that use this module with its
+//! own in its place, and runs them under every schedule.
 
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, atomic, mpsc};
 pub(crate) use std::thread;

@@ -1,8 +1,8 @@
 //! The future and the promise: the two ends of a slot.
 //!
-//! Whoever does the work holds a [`Slot`] inside something that is [`Work`], and finishes it; whoever
-//! wants the value holds an [`Unfuture`]. This file knows no engine: the [`Work`] knows how it is stopped, and
-//! the thread says whether it may wait.
+//! The side that does the work holds a [`Slot`] inside something that is [`Work`], and finishes the slot; the
+//! side that wants the value holds an [`Unfuture`]. This file knows no engine: the [`Work`] knows how to
+//! stop, and the thread says whether it may wait.
 
 use std::fmt;
 use std::future::Future;
@@ -39,8 +39,8 @@ pub struct Unfuture<T> {
     work: Arc<dyn Output<T>>,
 }
 
-/// The end of an [`Unfuture`] that is set by hand, from any thread. Made by [`promise`]. Called
-/// `oneshot::Sender` in tokio and futures.
+/// Sets the value of an [`Unfuture`] by hand, from any thread. Made by [`promise`]. Called `oneshot::Sender`
+/// in tokio and futures.
 ///
 /// Dropping it unset resolves the `Unfuture` as [`ErrorKind::Abandoned`], so nobody waits forever.
 ///
@@ -60,19 +60,18 @@ pub struct Promise<T> {
 impl<T> Unfuture<T> {
     /// Waits for the outcome.
     ///
-    /// Blocks the calling thread until the work has ended, forever if it never ends; see
-    /// [`wait_timeout`](Unfuture::wait_timeout) for a limit. On two kinds of threads it never blocks, and
-    /// neither does any other wait of this library: on the ambient thread, and on the threads that read
-    /// from worker processes, where results are [decoded](crate::Wire::decode) and the hooks
-    /// [`on_unobserved`](crate::Config::on_unobserved) and
-    /// [`worker_command`](crate::Config::worker_command) may be called. There a finished `Unfuture` gives
-    /// its outcome and a pending one is an error.
+    /// Blocks the calling thread until the work has ended, or forever if it never ends; see
+    /// [`wait_timeout`](Unfuture::wait_timeout) for a limit. On two kinds of threads, neither this nor any
+    /// other wait of this library blocks: on the ambient thread, and on the threads that read from worker
+    /// processes, where results are [decoded](crate::Wire::decode) and the hooks
+    /// [`on_unobserved`](crate::Config::on_unobserved) and [`worker_command`](crate::Config::worker_command)
+    /// may be called. There, a finished `Unfuture` gives its outcome and a pending one gives an error.
     ///
     /// # Errors
     ///
-    /// What became of the work if it gave no value, and [`ErrorKind::WouldBlock`] for a pending
-    /// `Unfuture` on a thread that must not block. The work continues in that case, unless it is tied by
-    /// [`cancel_on_drop`](Unfuture::cancel_on_drop): the `Unfuture` is gone.
+    /// The error of the work if it gave no value, and [`ErrorKind::WouldBlock`] for a pending `Unfuture` on a
+    /// thread that must not block. In the latter case the `Unfuture` is gone, and the work continues unless
+    /// it is tied by [`cancel_on_drop`](Unfuture::cancel_on_drop).
     ///
     /// # Examples
     ///
@@ -90,8 +89,8 @@ impl<T> Unfuture<T> {
     ///
     /// # Panics
     ///
-    /// If the work has not ended, on the ambient thread and wherever else
-    /// [`result`](Unfuture::result) does not block.
+    /// Panics if the work has not ended, on the ambient thread and wherever else [`result`](Unfuture::result)
+    /// does not block.
     ///
     /// # Examples
     ///
@@ -106,14 +105,14 @@ impl<T> Unfuture<T> {
         self.wait_until(None);
     }
 
-    /// Blocks until the work has ended or `limit` has passed; says whether it has ended.
+    /// Blocks until the work has ended or `limit` has passed; returns whether the work has ended.
     ///
     /// The work continues in either case.
     ///
     /// # Panics
     ///
-    /// If the work has not ended, on the ambient thread and wherever else
-    /// [`result`](Unfuture::result) does not block.
+    /// Panics if the work has not ended, on the ambient thread and wherever else [`result`](Unfuture::result)
+    /// does not block.
     ///
     /// # Examples
     ///
@@ -148,17 +147,17 @@ impl<T> Unfuture<T> {
     ///
     /// - An async task: its future is dropped on the ambient thread. A poll in progress finishes first,
     ///   and what it returns is discarded.
-    /// - A thread job: it is taken out of the queue. A running job cannot be stopped: it sees
+    /// - A thread job: it is taken out of the queue. A running job cannot be stopped; it sees
     ///   [`is_cancelled`](crate::is_cancelled) and gives its value.
     /// - A call in a worker process: it is taken out of the queue, or its worker is killed.
-    /// - A continuation: that continuation, not its source.
+    /// - A continuation: the continuation stops, but not its source.
     /// - [`join_all`](crate::join_all), [`race`](crate::race), [`timeout`](Unfuture::timeout),
-    ///   [`flatten`](Unfuture::flatten): everything it waits for. If none of that can be stopped, such as
-    ///   a running job, the `Unfuture` itself ends all the same and the job's value is discarded.
+    ///   [`flatten`](Unfuture::flatten): everything it waits for stops. If none of that can be stopped, such
+    ///   as a running job, the `Unfuture` itself ends anyway and the job's value is discarded.
     /// - [`settle_all`](crate::settle_all) gives the outcomes it has, so it does not end as cancelled.
     ///
-    /// May be called from any thread and any number of times, before and after the end; the answer
-    /// does not change. A panic in cancelled work, such as that of a destructor, is reported to
+    /// May be called from any thread and any number of times, before and after the end; the answer does not
+    /// change. A panic in cancelled work, for example in a destructor, is reported to
     /// [`on_unobserved`](crate::Config::on_unobserved).
     ///
     /// # Examples
@@ -174,7 +173,7 @@ impl<T> Unfuture<T> {
         self.canceller().cancel()
     }
 
-    /// A cloneable handle that can only cancel this work.
+    /// Returns a cloneable handle that can only cancel this work.
     ///
     /// # Examples
     ///
@@ -190,11 +189,11 @@ impl<T> Unfuture<T> {
         Canceller(self.untyped())
     }
 
-    /// Cancels the work when this `Unfuture` is dropped: ties it to a scope.
+    /// Ties the work to a scope: dropping this `Unfuture` cancels the work.
     ///
-    /// The tie holds through everything that takes the `Unfuture`: a continuation or combinator of tied
-    /// work is tied itself, and cancels the work when it is dropped. Only
-    /// [`on_done`](Unfuture::on_done) lets go of it.
+    /// The tie holds through everything that takes the `Unfuture`: a continuation or combinator of tied work
+    /// is tied itself, and cancels the work when it is dropped. Only [`on_done`](Unfuture::on_done) undoes
+    /// the tie.
     ///
     /// # Examples
     ///
@@ -210,7 +209,7 @@ impl<T> Unfuture<T> {
         self
     }
 
-    /// Whether the work has ended, so that [`result`](Unfuture::result) gives its outcome at once.
+    /// Returns whether the work has ended, so that [`result`](Unfuture::result) gives its outcome at once.
     ///
     /// # Examples
     ///
@@ -224,7 +223,7 @@ impl<T> Unfuture<T> {
         self.slot().is_done()
     }
 
-    /// An `Unfuture` that has its value already.
+    /// Creates an `Unfuture` that already has its value.
     ///
     /// # Examples
     ///
@@ -247,7 +246,7 @@ impl<T> Unfuture<T> {
         Unfuture::settled_at(Location::caller(), Ok(value))
     }
 
-    /// An `Unfuture` that has failed already.
+    /// Creates an `Unfuture` that has already failed.
     ///
     /// # Examples
     ///
@@ -285,7 +284,7 @@ impl<T> Unfuture<T> {
 /// Cancels one piece of work, from any thread. Made by [`Unfuture::canceller`]. Called `AbortHandle` in tokio and
 /// futures.
 ///
-/// It keeps neither the work nor its value alive, only a little memory that remembers how it ended.
+/// It keeps neither the work nor its value alive, only a little memory that records how the work ended.
 ///
 /// # Examples
 ///
@@ -299,7 +298,7 @@ impl<T> Unfuture<T> {
 pub struct Canceller(Arc<dyn Work>);
 
 impl Canceller {
-    /// See [`Unfuture::cancel`].
+    /// Stops the work. See [`Unfuture::cancel`].
     pub fn cancel(&self) -> bool {
         Arc::clone(&self.0).stop(Reason::Cancelled) == Stopping::Yes
     }
@@ -362,12 +361,12 @@ impl<T> Promise<T> {
         self.finish(Err(error));
     }
 
-    /// Whether nobody can see the value any more: the `Unfuture` was cancelled, its time is up, or it was
-    /// dropped.
+    /// Returns whether nobody can see the value any more: the `Unfuture` was cancelled, ran out of time, or
+    /// was dropped.
     ///
-    /// Whatever consumed the `Unfuture` sees the value too. A continuation and
-    /// [`on_done`](Unfuture::on_done) do, since they run in any case; a [`Shared`](crate::Shared), a [`timeout`](Unfuture::timeout) or a
-    /// [`join_all`](crate::join_all) do until they are dropped themselves.
+    /// Whatever consumed the `Unfuture` can see the value too: a continuation and
+    /// [`on_done`](Unfuture::on_done) always, since they run in any case; a [`Shared`](crate::Shared), a
+    /// [`timeout`](Unfuture::timeout) or a [`join_all`](crate::join_all) until they are dropped themselves.
     ///
     /// # Examples
     ///
@@ -404,7 +403,7 @@ impl<T> Future for Unfuture<T> {
 
     /// # Panics
     ///
-    /// If polled again after it gave its outcome.
+    /// Panics if polled again after it gave its outcome.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
         let done = self.slot().poll_done(cx);
         done.map(|()| {
@@ -423,7 +422,7 @@ impl<T> Drop for Unfuture<T> {
     }
 }
 
-/// What it drops may own the next that is tied, and so on.
+/// Stops tied work. What that drops may own the next tied work, and so on.
 fn stop_tied(work: Arc<dyn Work>) {
     trampoline(move || {
         work.stop(Reason::Cancelled);
@@ -471,7 +470,7 @@ impl<T> Unfuture<T> {
         Arc::clone(&self.work).untyped()
     }
 
-    /// Ties the work to its scope, if what it is made of is.
+    /// Ties the work to its scope, if the work that it is made of is tied.
     pub(crate) fn tied(self, is_tied: bool) -> Unfuture<T> {
         match is_tied {
             true => self.cancel_on_drop(),

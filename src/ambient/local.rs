@@ -50,18 +50,20 @@ where
             .downcast_mut::<Pin<Box<F>>>()
             .expect("the place is this future's");
         let polled = wall(|| pinned.as_mut().poll(cx));
-        // It goes back in any case, to be dropped with the task, where a panic is caught.
+        // The future goes back in any case, to be dropped with the task, where a panic is caught.
         FUTURES.with_borrow_mut(|futures| futures.insert(place.0, future));
         polled.unwrap_or_else(|payload| resume_unwind(payload))
     }))
 }
 
 thread_local! {
-    /// Of the ambient thread; each is a `Pin<Box<F>>`. A future is out of it while it is polled.
+    /// Filled only on the ambient thread; each entry is a `Pin<Box<F>>`. A future is out of the map while it
+    /// is polled.
     static FUTURES: RefCell<BTreeMap<u64, Box<dyn Any>>> = RefCell::default();
 }
 
-/// Where a future lies that is not `Send`. The task holds this in its stead, so the task can be sent.
+/// The place of a future that is not `Send`. The task holds this instead of the future, so the task can be
+/// sent.
 struct Place(u64);
 
 impl Place {
@@ -73,7 +75,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Out of the map first: the destructor is foreign code.
+        // Out of the map first, because the destructor is foreign code.
         drop(self.take());
     }
 }

@@ -12,10 +12,10 @@
 //!
 //! - **Message**: a request to the thread. From the thread itself it goes to the local queue, from
 //!   elsewhere through the injector. Both are FIFO.
-//! - **Injector**: a channel of std. A flag beside it says whether it may hold something, so the thread's
-//!   own work never touches the channel.
-//! - **Tick**: what is queued meanwhile waits for the next tick, so nothing can starve the rest.
-//! - **Wall**: every step has one, so the thread outlives every panic.
+//! - **Injector**: a std channel. A flag beside it says whether it may hold something, so the thread's own
+//!   work never touches the channel.
+//! - **Tick**: what is queued during a tick waits for the next one, so nothing can starve the rest.
+//! - **Wall**: catches panics around every step, so the thread outlives every panic.
 //!
 //! The injector has no limit: spawning faster than the thread polls fills the memory.
 
@@ -84,16 +84,16 @@ pub(crate) enum Refused {
 
 /// Made with the thread, and never dropped.
 static INJECTOR: OnceLock<Sender<Message>> = OnceLock::new();
-/// Whether something was sent since the thread last looked. Only a hint, because an exact flag would
-/// cost every message an atomic step, and a look into the channel a fence in every tick.
+/// Whether something was sent since the thread last looked. Only a hint: an exact flag would cost an atomic
+/// step for every message, and looking into the channel instead would cost a fence in every tick.
 static SENT: AtomicBool = AtomicBool::new(false);
 /// Locked while the thread is started.
 static LIFE: Mutex<Life> = Mutex::new(Life::Open);
 
 enum Life {
-    /// The thread serves, or will from the first message on. Left by the first `close`.
+    /// The thread serves, or starts with the first message. Left by the first `close`.
     Open,
-    /// The thread was asked to end, and calls these when it has. Left by the thread.
+    /// The thread was asked to end, and calls these when it has ended. Left by the thread.
     Closing(Vec<OnIdle>),
     /// The thread has ended, or was closed before it was ever started. Never left.
     Ended,
@@ -102,8 +102,8 @@ enum Life {
 /// Sends a message to the ambient thread and starts that thread if it is the first.
 ///
 /// Returns the message if there is no such thread and none can be started.
-// Inlined, so that a message is written where it is to lie: moving one that was just written costs
-// more than all the rest.
+// Inlined, so that a message is written straight to its place: moving it afterwards costs more than all the
+// rest.
 #[inline]
 fn post(message: Message) -> Result<(), (Message, Refused)> {
     if is_ambient() {
@@ -116,7 +116,7 @@ fn post(message: Message) -> Result<(), (Message, Refused)> {
 
 /// Queues one more poll of a task that exists.
 fn wake(key: Key) {
-    // Not by `post`, whose answer would cost more than the rest.
+    // Not through `post`, whose return value would cost more than the rest.
     if is_ambient() {
         LOCAL.with(|local| local.queue.borrow_mut().push_back(Message::Wake(key)));
     } else {
@@ -142,9 +142,9 @@ fn inject(message: Message) -> Result<(), (Message, Refused)> {
     };
     let sent = injector.send(message);
     sent.map_err(|refused| (refused.0, Refused::Closed))?;
-    // Behind the message, so the thread finds it when it sees the flag. Nothing orders the load behind
-    // the channel's stores, so it may see a flag that the thread has just unset. Such a message waits
-    // for the next regular look, or until the thread is idle and waits at the channel itself.
+    // Set after the send, so a thread that sees the flag finds the message. Nothing orders this load after
+    // the channel's stores, so the load may still see a flag that the thread has just unset. Such a message
+    // waits for the next regular look, or until the thread is idle and waits on the channel itself.
     if !SENT.load(Ordering::Relaxed) {
         SENT.store(true, Ordering::Release);
     }
@@ -155,8 +155,8 @@ fn injector() -> Result<&'static Sender<Message>, Refused> {
     if let Some(injector) = INJECTOR.get() {
         return Ok(injector);
     }
-    // Racing first calls: one starts the thread, the others wait for it. A refusal is not kept: the
-    // next call tries again.
+    // If first calls race, one starts the thread and the others wait for it. A refusal is not kept: the next
+    // call tries again.
     let open = engine::enter(&ENGINE);
     let life = lock(&LIFE);
     if !open || !matches!(*life, Life::Open) {
@@ -178,7 +178,7 @@ const ENGINE: Engine = Engine {
     close,
 };
 
-/// Calls once no async task is left.
+/// Calls `call` once no async task is left.
 fn when_idle(call: OnIdle) {
     if let Err((Message::WhenIdle(call), _)) = inject(Message::WhenIdle(call)) {
         at_end(call);
@@ -194,7 +194,7 @@ fn count(stats: &mut Stats) {
     stats.async_tasks = task::LIVE.0.load(Ordering::Relaxed);
 }
 
-/// Ends the ambient thread; calls when it has ended.
+/// Ends the ambient thread; calls `call` when the thread has ended.
 fn close(call: OnIdle) {
     let mut life = lock(&LIFE);
     if let Life::Open = *life {
@@ -208,7 +208,7 @@ fn close(call: OnIdle) {
     at_end(call);
 }
 
-/// Calls when the thread has ended; at once if it has, or never was.
+/// Calls `call` when the thread has ended; at once if it already has, or never started.
 fn at_end(call: OnIdle) {
     if let Life::Closing(calls) = &mut *lock(&LIFE) {
         return calls.push(call);
@@ -228,17 +228,17 @@ thread_local! {
     };
 }
 
-/// What the ambient thread keeps for itself. Elsewhere it stays empty.
+/// The ambient thread's own state. On other threads it stays empty.
 ///
 /// No borrow of it lasts while foreign code runs.
 struct Local {
     queue: RefCell<VecDeque<Message>>,
     timers: RefCell<Timers>,
-    /// Tasks that this thread itself is to stop after the step that it is in.
+    /// Tasks that this thread is to stop after its current step.
     stops: RefCell<VecDeque<(Arc<Task>, Reason)>>,
 }
 
-/// Whether this is the ambient thread, and serves. Then its locals are there.
+/// Whether this is the ambient thread while it serves. Then its locals exist.
 fn is_ambient() -> bool {
     matches!(Current::get(), Current::Ambient)
 }
@@ -259,8 +259,8 @@ fn run(injector: Receiver<Message>) {
             tasks: Tasks::new(around_poll, stalls),
             ticks: 0,
         };
-        // A panic in here is a defect of the executor. It ends the thread as a shutdown does, so that
-        // nobody waits for ever.
+        // A panic in here is a bug in the executor. It ends the thread as a shutdown does, so that nobody
+        // waits forever.
         discard(wall(|| executor.serve()));
         executor.end();
         Current::Ordinary.set();
@@ -278,20 +278,18 @@ struct Executor<'a> {
     ticks: u32,
 }
 
-/// Messages that a tick takes out of the channel at most. Taking many in a row keeps the channel's memory,
-/// which the senders allocate and this thread frees, from being contended for all the time; more of them
-/// would let timers wait.
+/// The most messages that a tick takes out of the channel. Taking many in a row reduces contention for the
+/// channel's memory, which the senders allocate and this thread frees; taking more would delay timers.
 const BURST: usize = 256;
-/// Ticks between two looks at the clock, and into the channel whatever the flag says.
+/// Ticks between two looks at the clock, and between two looks into the channel whatever the flag says.
 const LOOK: u32 = 64;
-/// Room that the local queue keeps when it is empty; the memory of a larger burst is freed.
+/// Capacity that the local queue keeps when it is empty; the memory of a larger burst is freed.
 const KEPT: usize = 4096;
-/// Messages that are looked through at the end, at most: a thread that sends all the time must not hold
-/// it up.
+/// The most messages that are looked through at the end: a thread that keeps sending must not hold it up.
 const LEFT_MAX: usize = 1 << 20;
 
 impl Executor<'_> {
-    /// Runs ticks until the message to close.
+    /// Runs ticks until `Close` arrives.
     fn serve(&mut self) -> ControlFlow<()> {
         loop {
             self.tick()?;
@@ -329,9 +327,9 @@ impl Executor<'_> {
         ControlFlow::Continue(())
     }
 
-    /// Puts a burst of the injector in front of what was queued during this tick; gives its length.
+    /// Puts a burst from the injector in front of what was queued during this tick; returns its length.
     fn take_burst(&mut self) -> usize {
-        // Unset before the channel is emptied: what comes later sets it again.
+        // Unset before the channel is emptied, so that a later message sets it again.
         SENT.store(false, Ordering::Relaxed);
         let mut queue = self.local.queue.borrow_mut();
         let queued = queue.len();
@@ -355,7 +353,7 @@ impl Executor<'_> {
         ControlFlow::Continue(())
     }
 
-    /// One message; the one to close breaks.
+    /// Handles one message; `Close` breaks.
     fn step(&mut self, message: Message) -> ControlFlow<()> {
         match message {
             Message::Start(spawned) => self.tasks.start(spawned),
@@ -374,7 +372,7 @@ impl Executor<'_> {
     }
 
     /// Stops the tasks that are to be stopped. Dropping the future of one may stop others that it owned. All
-    /// of them lose their futures before the first resolves, so whoever sees that one has ended sees
+    /// of their futures are dropped before the first task resolves, so whoever sees that one has ended sees
     /// nothing left of the others.
     fn stop_all(&mut self) {
         while !self.local.stops.borrow().is_empty() {
@@ -382,7 +380,7 @@ impl Executor<'_> {
             let next = || self.local.stops.borrow_mut().pop_front();
             while let Some((task, reason)) = next() {
                 if !task.is_placed() && !task.is_done() {
-                    // It was spawned on this very thread and stopped by another before its turn, or the
+                    // The task was spawned on this thread and stopped by another before its turn, or the
                     // other way round.
                     let later = Message::Stop(task, reason);
                     self.local.queue.borrow_mut().push_back(later);
@@ -396,13 +394,13 @@ impl Executor<'_> {
         }
     }
 
-    /// Waits for a message, which it gives, or the next deadline.
+    /// Waits for a message, which it returns, or for the next deadline.
     fn idle(&mut self) -> Option<Message> {
         static SPIN: Spin = Spin::new();
         self.tasks.tell_if_idle();
         let deadline = self.local.timers.borrow_mut().next();
-        // Of a deadline it is known when it comes, so looking for it would only burn the time until then;
-        // and parking takes several that are close to each other together.
+        // A deadline comes at a known time, so spinning for it would only burn CPU; and parking handles
+        // several deadlines that are close to each other together.
         let is_near = deadline.is_some_and(|at| at <= Instant::now() + spin::budget());
         if !is_near {
             let message = SPIN.attempt(|| self.injector.try_recv().ok());
@@ -425,12 +423,12 @@ impl Executor<'_> {
     fn end(mut self) {
         let mut left = self.local.queue.take();
         left.extend(self.injector.try_iter().take(LEFT_MAX));
-        // From now on messages go back to their senders. Before the first destructor, which may wait for
-        // one of them.
+        // From now on messages go back to their senders. This comes before the first destructor, which may
+        // wait for one of them.
         drop(self.injector);
         self.tasks.close();
         drop(self.local.timers.replace(Timers::new()));
-        // All of them have ended by now.
+        // All of these tasks have ended by now.
         discard(self.local.stops.take());
         let queued = || self.local.queue.borrow_mut().pop_front();
         while let Some(message) = left.pop_front().or_else(queued) {

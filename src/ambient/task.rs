@@ -1,4 +1,4 @@
-//! Async tasks: the future, what is shared of it, and the slab that the ambient thread keeps them in.
+//! Async tasks: the future, the part that is shared, and the slab in which the ambient thread keeps them.
 
 use std::any::Any;
 use std::future::Future;
@@ -21,15 +21,15 @@ use crate::unfuture::Unfuture;
 
 /// Starts a future on the ambient thread.
 ///
-/// It runs without being awaited, and its destructor runs there too. A future that blocks holds up
+/// The future runs without being awaited, and its destructor runs there too. A future that blocks holds up
 /// every other one: blocking work belongs on [`thread`](crate::thread), CPU-bound work in
 /// [`cpu`](crate::cpu()). Unfinished tasks end with the process, as daemon threads do.
 ///
 /// If a poll panics, the future is dropped after the unwinding. The locals of an `async` block are dropped
-/// during it, as anywhere; but the fields of a hand-written future are not, so their destructors do not see
-/// [`std::thread::panicking`], and a `MutexGuard` among them does not poison its mutex.
+/// during the unwinding, as usual; the fields of a hand-written future are not, so their destructors do not
+/// see [`std::thread::panicking`], and a `MutexGuard` among them does not poison its mutex.
 ///
-/// Costs two allocations and less than a microsecond.
+/// A spawn costs two allocations and less than a microsecond.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ where
     Unfuture::of(task)
 }
 
-/// The same for a future that gives a `Result`: its error is the task's.
+/// The same for a future that gives a `Result`, whose error becomes the task's.
 pub(crate) fn try_spawn<F, T>(origin: Origin, future: F) -> Unfuture<T>
 where
     F: Future<Output = Result<T, Error>> + Send + 'static,
@@ -65,7 +65,7 @@ where
     try_spawn_with(origin, true, |_| future)
 }
 
-/// The same for a future that has to do with its own work, and may say itself when that begins.
+/// The same for a future that needs its own [`Work`], and may say itself when that work begins.
 pub(crate) fn try_spawn_with<M, F, T>(origin: Origin, begins: bool, make: M) -> Unfuture<T>
 where
     M: FnOnce(Weak<dyn Work>) -> F,
@@ -80,13 +80,13 @@ where
 
 /// Starts a future on the calling thread and moves it to the ambient thread if it is not ready.
 ///
-/// It is polled once before this call returns: a future that is ready at once never pays for a
-/// hand-over. What it does before its first `.await` that waits is done by the caller, so it must not
+/// The future is polled once before this call returns, so one that is ready at once never pays for a
+/// hand-over. The calling thread runs everything before the first `.await` that waits, so the future must not
 /// depend on the thread that it runs on.
 ///
 /// # Errors
 ///
-/// As [`spawn`], if it is not ready at once: such a future needs no thread, not even after a shutdown.
+/// As [`spawn`], unless the future is ready at once: then it needs no thread, not even after a shutdown.
 ///
 /// # Examples
 ///
@@ -103,7 +103,7 @@ where
 {
     let task = Arc::new(Task::<Option<F::Output>>::new(Location::caller(), true));
     let body: Body = Box::pin(Some(future));
-    // It counts as queued, so wakes are not lost: the ambient thread polls it again in any case.
+    // The task counts as queued, so no wake is lost: the ambient thread polls it again in any case.
     let waker = Waker::from(Arc::clone(&task));
     if let Polled::Pending(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
         launch(body, task.clone());
@@ -114,7 +114,7 @@ where
 /// Sends a future to the ambient thread.
 fn launch(body: Body, raw: Arc<dyn RawTask>) {
     let spawned = Spawned(Some((body, raw)));
-    // Refused for another reason, it resolves as shut down.
+    // If refused for another reason, the task resolves as shut down.
     if let Err((Message::Start(mut spawned), Refused::Os(error))) = post(Message::Start(spawned)) {
         if let Some((body, raw)) = spawned.0.take() {
             discard(body);
@@ -136,32 +136,32 @@ impl Drop for Spawned {
     }
 }
 
-/// A future in its box, full until it was polled to its end.
+/// A future in its box. The box is full until the future has been polled to its end.
 pub(super) type Body = Pin<Box<dyn Step>>;
 
-/// The name of a task in the slab: its place, and how many tasks were started before it. So a late wake, when
-/// the place is another's, finds nothing.
+/// The name of a task in the slab: its place, and its number in the order of starts. So a late wake finds
+/// nothing once the place is another task's.
 #[derive(Clone, Copy)]
 pub(super) struct Key {
     index: u32,
     number: u32,
 }
 
-/// What is shared of a task: its slot, and whether it is queued. It is the waker as well.
+/// The shared part of a task: its slot, and whether it is queued. It is also the waker.
 ///
 /// The future is not in here: the ambient thread owns it, so polling takes no lock.
 pub(super) struct Task<V: ?Sized = dyn Value> {
-    /// Its key. Set once, by the ambient thread, before the first poll; no waker exists before that. In
-    /// halves, because not every target has atomics of 64 bits.
+    /// Its key. Set once, by the ambient thread, before the first poll; no wake looks at it before
+    /// that. In halves, because not every target has 64-bit atomics.
     index: AtomicU32,
     number: AtomicU32,
-    /// Set from the wake that queues the task until just before the poll that follows, and for ever
-    /// once the task has ended. So any number of wakes in between are one poll.
+    /// Set from the wake that queues the task until just before the poll that follows, and forever once the
+    /// task has ended. So any number of wakes in between cause one poll.
     queued: AtomicBool,
-    /// Whether its work begins with its first poll; otherwise the future says when.
+    /// Whether the work begins with the first poll; otherwise the future says when.
     begins: bool,
-    /// Decided when the future is ready, or when the task is stopped, before the message is sent: from
-    /// then on it is not polled, though a wake may stand in the queue before the message.
+    /// Decided when the future is ready, or when the task is stopped, before the message is sent. From then
+    /// on the future is not polled, even if a wake is queued ahead of the message.
     fate: Fate,
     slot: Slot<V>,
 }
@@ -199,11 +199,12 @@ impl Task {
         self.slot.is_done()
     }
 
-    /// Resolves the task with the output of its future, or the panic, unless it was stopped before that.
+    /// Resolves the task with the output of its future, or with the panic, unless the task was stopped before
+    /// that.
     fn finish(&self, panic: Option<Payload>, output: &mut dyn Any, spent: Spent) -> Polled {
         let (mut spent, mut error) = (Some(spent), None);
         if let Some(payload) = panic {
-            // Of two panics the first is the cause.
+            // If this drop panics too, the first panic is still the cause.
             discard(spent.take());
             error = Some(Error::panicked(CULPRIT, payload).started_at(self.slot.origin));
         }
@@ -226,7 +227,7 @@ impl Task {
         if let Err(decided) = task.fate.stop(reason) {
             return decided;
         }
-        // The future is dropped where it lives, never on the thread of the one who stops it.
+        // The future is dropped where it lives, never on the thread that stops the task.
         stop(task, reason);
         Stopping::Yes
     }
@@ -288,14 +289,14 @@ impl<T: Send + 'static> Output<T> for Task<Option<T>> {
 
 /// A future that may be polled, or dropped in place.
 ///
-/// It is kept as `Pin<Box<Option<F>>>`: so it can be dropped where it lies, without unsafe code, while
-/// the allocation goes back with the value to the thread that made it.
+/// It is kept as `Pin<Box<Option<F>>>`, so that it can be dropped in place without unsafe code, while the
+/// allocation goes back with the value to the thread that made it.
 pub(super) trait Step: Send {
-    /// Polls once. Of a future that is ready, the value goes to the task's slot.
+    /// Polls once. If the future is ready, its value goes to the task's slot.
     fn step(self: Pin<Box<Self>>, task: &Task, cx: &mut Context<'_>) -> Polled;
 }
 
-/// What became of a future by a poll.
+/// What one poll made of a future.
 pub(super) enum Polled {
     Pending(Body),
     /// The task is resolved.
@@ -333,7 +334,7 @@ where
     }
 }
 
-/// Drops a future; gives what its task ends as: `reason`, or the panic of a destructor.
+/// Drops a future; returns what its task ends as: `reason`, or the panic of a destructor.
 fn drop_body(body: Option<Body>, reason: Reason) -> Error {
     match wall(|| drop(body)) {
         Ok(()) => reason.error(CULPRIT),
@@ -347,12 +348,12 @@ pub(super) struct Tasks {
     free: Vec<usize>,
     around_poll: Option<&'static AroundPoll>,
     stalls: Option<Arc<Stalls>>,
-    /// To be called when no task is left. Until then each `drain` that gave up is here.
+    /// Called when no task is left. Until then, the callbacks of `drain`s that gave up stay here.
     when_idle: Vec<OnIdle>,
-    /// Tasks that ever were.
+    /// How many tasks were ever started.
     started: u64,
-    /// The time at one of the last ticks: what a task's age is counted from. Looking at the clock for
-    /// each task would cost a tenth of what a task costs.
+    /// The time at one of the last ticks, from which a task's age is counted. Looking at the clock for each
+    /// task would cost a tenth of what a task costs.
     now: Instant,
 }
 
@@ -361,7 +362,7 @@ struct Live {
     body: Option<Body>,
     task: Arc<Task>,
     since: Instant,
-    /// Made once, so that it stays `will_wake`-equal across polls and polling counts no references.
+    /// Made once, so that `will_wake` holds across polls and polling counts no references.
     waker: Waker,
 }
 
@@ -437,8 +438,8 @@ impl Tasks {
             return;
         }
         let Some(body) = live.body.take() else { return };
-        // Before the poll, so that a wake during it is one more poll. A swap and not a store: it
-        // must see what was written before a wake that found the flag set.
+        // Unset before the poll, so that a wake during the poll causes one more. A swap and not a store,
+        // because it must see what was written before a wake that found the flag set.
         live.task.queued.swap(false, Ordering::AcqRel);
         let _polling = watched
             .as_ref()
@@ -455,7 +456,7 @@ impl Tasks {
         }
     }
 
-    /// Drops the future of a task; gives what the task ends as, unless it has ended.
+    /// Drops the future of a task; returns what the task ends as, unless it has already ended.
     pub(super) fn stop(&mut self, task: &Task, reason: Reason) -> Option<Error> {
         let key = task.key();
         let error = drop_body(self.find(key)?.body.take(), reason);
@@ -463,7 +464,7 @@ impl Tasks {
         Some(error)
     }
 
-    /// Drops all futures, for ever.
+    /// Drops all futures, for good.
     pub(super) fn close(&mut self) {
         self.free = Vec::new();
         for live in mem::take(&mut self.places).into_iter().flatten() {
@@ -478,7 +479,7 @@ impl Tasks {
         self.when_idle.push(call);
     }
 
-    /// For the loop when it has nothing to do: there may be nothing left at all.
+    /// For the loop when it has nothing to do, because there may be no task left at all.
     pub(super) fn tell_if_idle(&mut self) {
         if self.free.len() == self.places.len() {
             for call in self.when_idle.drain(..) {
@@ -494,8 +495,8 @@ impl Tasks {
 
     fn find(&mut self, key: Key) -> Option<&mut Live> {
         let live = self.places.get_mut(key.index as usize)?.as_mut()?;
-        // Numbers wrap around after 2^32 tasks. A stale wake that meets its own again costs a spurious poll,
-        // which every future allows.
+        // Numbers wrap around after 2^32 tasks. A stale wake that meets its own number again costs a spurious
+        // poll, which every future allows.
         (live.task.key().number == key.number).then_some(live)
     }
 
@@ -517,8 +518,8 @@ impl Tasks {
     }
 }
 
-/// One poll inside a hook, which calls it once; after it, if the hook has not called, or has panicked
-/// before it did.
+/// Polls once inside a hook, which should call its argument once; or after the hook, if it did not call, or
+/// panicked before it did.
 fn step_within(around: &AroundPoll, body: Body, task: &Task, cx: &mut Context<'_>) -> Polled {
     let (mut body, mut polled) = (Some(body), Polled::Stopped);
     let entered = wall(|| {
@@ -530,13 +531,13 @@ fn step_within(around: &AroundPoll, body: Body, task: &Task, cx: &mut Context<'_
     });
     discard(entered);
     match body {
-        // Without this poll nobody might ever ask for another.
+        // Without this poll, the task might never be woken again.
         Some(body) => body.step(task, cx),
         None => polled,
     }
 }
 
-/// Async tasks that have begun and not ended, for those who ask on another thread.
+/// How many async tasks have begun and not ended, for other threads to read.
 pub(super) static LIVE: Apart<AtomicUsize> = Apart(AtomicUsize::new(0));
 
 /// Alone in its cache line: the ambient thread writes it for every task, and would otherwise slow down
@@ -544,6 +545,6 @@ pub(super) static LIVE: Apart<AtomicUsize> = Apart(AtomicUsize::new(0));
 #[repr(align(64))]
 pub(super) struct Apart<T>(pub(super) T);
 
-/// Empty places that are kept for the next tasks; the memory of a larger burst is given back when its
-/// last task has ended.
+/// Empty places that are kept for the next tasks; the memory of a larger burst is freed when its last task
+/// has ended.
 const PLACES_KEPT: usize = 4096;

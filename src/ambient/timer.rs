@@ -21,7 +21,7 @@ use crate::sync::{Instant, Mutex};
 /// until more than half of the entries may be cancelled.
 pub(super) struct Timers {
     entries: BinaryHeap<TimerEntry>,
-    /// Entries that were ever inserted.
+    /// How many entries were ever inserted.
     inserted: u64,
     /// Timers cancelled since the last sweep. Some of them may have left the heap meanwhile.
     cancelled: usize,
@@ -29,7 +29,7 @@ pub(super) struct Timers {
     fired: Option<Instant>,
 }
 
-/// Timers that are closer than this fire together: each wake-up costs twenty times as much as a timer.
+/// Timers closer together than this fire together: a wake-up costs twenty times as much as a timer.
 const BUNDLE: Duration = Duration::from_micros(100);
 
 impl Timers {
@@ -80,11 +80,11 @@ impl Timers {
     }
 }
 
-/// A timer. Dropping it wakes whoever waits for it: because its time has come, or because it was lost on
-/// its way or at the end, when the sleep has to see that there is no timer.
+/// A timer. Dropping it wakes the task that waits for it: its time has come, or it was lost on its way or at
+/// the end, and then the sleep has to see that there is no timer.
 pub(super) struct TimerEntry {
     deadline: Instant,
-    /// Orders timers of one deadline. Given by [`Timers::insert`].
+    /// Orders timers with the same deadline. Given by [`Timers::insert`].
     number: u64,
     waker: Arc<WakerCell>,
 }
@@ -98,7 +98,7 @@ impl Drop for TimerEntry {
     }
 }
 
-/// The greatest is the one that fires first, because that is what the heap of std gives.
+/// The timer that fires first is the greatest, because std's heap pops the greatest.
 impl Ord for TimerEntry {
     fn cmp(&self, other: &TimerEntry) -> cmp::Ordering {
         (other.deadline, other.number).cmp(&(self.deadline, self.number))
@@ -125,10 +125,10 @@ type WakerCell = Mutex<Option<Waker>>;
 
 /// Waits for a duration.
 ///
-/// Never ends early; `Duration::MAX` means never. Works on the ambient thread and on any other executor:
-/// the ambient thread keeps the timer and wakes whoever polls. The time counts from this call, not from
-/// the first poll. Timers that are less than 0.1 ms apart fire together, so that many of them do not wake
-/// the thread for each.
+/// A sleep never ends early; `Duration::MAX` means never. It works on the ambient thread and on any other
+/// executor: the ambient thread keeps the timer and wakes the task that polls. The time counts from this
+/// call, not from the first poll. Timers that are less than 0.1 ms apart fire together, so that many timers
+/// do not each wake the thread.
 ///
 /// # Panics
 ///
@@ -155,7 +155,7 @@ pub fn sleep(duration: Duration) -> Sleep {
 ///
 /// # Panics
 ///
-/// As [`sleep`].
+/// The same as for [`sleep`].
 ///
 /// # Examples
 ///
@@ -204,7 +204,7 @@ impl Sleep {
         }
     }
 
-    /// When it ends; `None` for never.
+    /// Returns when the sleep ends; `None` for never.
     ///
     /// # Examples
     ///
@@ -219,7 +219,7 @@ impl Sleep {
         self.deadline
     }
 
-    /// Whether the deadline has passed.
+    /// Returns whether the deadline has passed.
     ///
     /// # Examples
     ///
@@ -235,11 +235,11 @@ impl Sleep {
 
     /// Moves the deadline to this duration from now.
     ///
-    /// A task that awaits it is woken at the new deadline and not at the old one.
+    /// A task that awaits the sleep is woken at the new deadline and not at the old one.
     ///
     /// # Panics
     ///
-    /// If a task awaits it and there is no ambient thread. See [`sleep`].
+    /// Panics if a task awaits the sleep and there is no ambient thread. See [`sleep`].
     ///
     /// # Examples
     ///
@@ -260,7 +260,7 @@ impl Sleep {
     ///
     /// # Panics
     ///
-    /// As [`reset`](Sleep::reset).
+    /// The same as for [`reset`](Sleep::reset).
     ///
     /// # Examples
     ///
@@ -312,7 +312,7 @@ impl Sleep {
     /// Cancels the timer. Returns the waker, if the timer has not taken it.
     fn cancel(&mut self) -> Option<Waker> {
         let waker = self.waker.take().and_then(|waker| lock(&waker).take());
-        // A timer that fired has taken the waker, so it costs the ambient thread no message.
+        // A timer that fired has taken the waker, so cancelling it costs the ambient thread no message.
         if waker.is_some() && self.deadline.is_some() {
             if is_ambient() {
                 LOCAL.with(|local| local.timers.borrow_mut().cancelled());
@@ -329,7 +329,7 @@ impl Future for Sleep {
 
     /// # Panics
     ///
-    /// If it has to wait and there is no ambient thread. See [`sleep`].
+    /// Panics if it has to wait and there is no ambient thread. See [`sleep`].
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_elapsed() {
             drop(self.cancel());
@@ -341,7 +341,7 @@ impl Future for Sleep {
             // Cloning and dropping a waker is foreign code: it happens outside the lock.
             let waker = cx.waker().clone();
             let replaced = lock(cell).replace(waker);
-            // A timer that fired just now, or was lost in a shutdown, has taken the last one.
+            // A timer that fired just now, or was lost in a shutdown, has taken the last waker.
             if replaced.is_none() {
                 self.start();
             }
@@ -371,7 +371,7 @@ impl Drop for Sleep {
 ///
 /// # Panics
 ///
-/// If the future panics, and where [`sleep`] does if the future has to wait.
+/// Panics if the future panics and, if the future has to wait, where [`sleep`] does.
 ///
 /// # Examples
 ///
@@ -402,7 +402,7 @@ pub fn timeout<F: Future>(limit: Duration, future: F) -> Timeout<F> {
 /// ```
 #[must_use = "a timeout does nothing unless it is awaited"]
 pub struct Timeout<F> {
-    /// In a box, because an `async` block would hold it twice: three timeouts around one future would be
+    /// Boxed, because an `async` block would hold the future twice: three timeouts around one future would be
     /// eight times as large as that future.
     future: Pin<Box<F>>,
     deadline: Sleep,
@@ -434,7 +434,7 @@ impl<F> fmt::Debug for Timeout<F> {
 ///
 /// # Panics
 ///
-/// If the period is zero. A [`tick`](Interval::tick) that has to wait panics where [`sleep`] does.
+/// Panics if the period is zero. A [`tick`](Interval::tick) that has to wait panics where [`sleep`] does.
 ///
 /// # Examples
 ///
@@ -528,7 +528,7 @@ impl Interval {
     ///
     /// # Panics
     ///
-    /// If it has to wait and there is no ambient thread. See [`sleep`].
+    /// Panics if it has to wait and there is no ambient thread. See [`sleep`].
     ///
     /// # Examples
     ///
@@ -539,7 +539,7 @@ impl Interval {
     /// let mut ticks = unsync::interval(Duration::from_millis(5));
     /// for _ in 0..3 {
     ///     ticks.tick().await;
-    ///     // what is to be done each time
+    ///     // the work of each tick
     /// }
     /// # });
     /// ```
@@ -548,7 +548,7 @@ impl Interval {
         (&mut self.next).await;
         let now = Instant::now();
         let due = self.next.deadline().unwrap_or(now);
-        // An awaited tick comes a little late all the same. That is no reason to shift the next ones.
+        // Even an awaited tick comes a little late. That is no reason to shift the next ones.
         let in_time = awaited && now - due < self.period;
         let policy = if in_time {
             MissedTicks::Burst
@@ -587,7 +587,7 @@ impl MissedTicks {
             MissedTicks::Delay => now,
             MissedTicks::Skip => {
                 let late = now.saturating_duration_since(due).as_nanos();
-                // No more than how late it is, which fits in 64 bits for 584 years.
+                // At most the lateness, which fits in 64 bits for 584 years.
                 let since_last = u64::try_from(late % period.as_nanos()).unwrap_or(0);
                 now - Duration::from_nanos(since_last)
             }

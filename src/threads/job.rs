@@ -15,9 +15,9 @@ pub(crate) struct Closure<F, T> {
     slot: Slot<Option<T>>,
     /// Taken out by whoever resolves the slot: the thread that runs the job, or the first to stop it.
     closure: Mutex<Option<F>>,
-    /// Which of them that is. A job ends by itself as soon as it runs.
+    /// Decides which of them. A job counts as ended by itself as soon as it runs.
     fate: Fate,
-    /// Set when it is stopped; one that runs may look at it.
+    /// Set when the job is stopped; a running job may look at it.
     cancelled: AtomicBool,
     culprit: Culprit,
 }

@@ -7,15 +7,15 @@
 //!                              threads, twice as many each time
 //! ```
 //!
-//! - **Threads** start at once while fewer are active than there are cores. Beyond that more threads only help
-//!   jobs that block, and trivial jobs are finished sooner than a thread is started.
-//! - **The monitor** tells the two apart. It is the next thread that would be one too many: it runs jobs like
-//!   the others once there is nothing to watch.
+//! - **Threads** start at once while fewer are active than there are cores. Beyond that, more threads help
+//!   only jobs that block, and trivial jobs finish sooner than a thread starts.
+//! - **The monitor** tells the two apart. It is the first thread beyond the cores, and runs jobs like the
+//!   others once there is nothing to watch.
 //! - **The policy** says when to wake a thread and when to start one. It is pure: see `policy.rs`.
 //! - **Limit**: 512 threads, not counting those that block in `result()`: what they wait for may
 //!   be in the queue. Idle threads retire.
-//! - **Queue**: no limit, as for `spawn`. If no thread can be started for a job, it fails; if it only has to
-//!   wait for one, it stays.
+//! - **Queue**: no limit, as for `spawn`. If the system refuses a thread, the jobs wait for the threads that
+//!   live; if there are none that can take a job, the jobs fail.
 
 mod job;
 mod policy;
@@ -52,9 +52,9 @@ pub(crate) use job::{Closure, Culprit};
 /// # Errors
 ///
 /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind) if the closure panics, as
-/// [`ErrorKind::Os`](crate::ErrorKind) if the operating system refuses a thread and none is left to
-/// run the closure, as [`ErrorKind::NotInitialised`](crate::ErrorKind) if the settings make no sense, and
-/// as [`ErrorKind::Cancelled`](crate::ErrorKind), [`ErrorKind::TimedOut`](crate::ErrorKind) or
+/// [`ErrorKind::Os`](crate::ErrorKind) if the operating system refuses a thread and none is left to run the
+/// closure, as [`ErrorKind::NotInitialised`](crate::ErrorKind) if the settings are invalid, and as
+/// [`ErrorKind::Cancelled`](crate::ErrorKind), [`ErrorKind::TimedOut`](crate::ErrorKind) or
 /// [`ErrorKind::ShutDown`](crate::ErrorKind) if it was stopped in time.
 ///
 /// # Examples
@@ -82,7 +82,7 @@ where
     try_thread(Location::caller(), || Ok(closure()))
 }
 
-/// The same for a closure that gives a `Result`: its error is the job's.
+/// The same for a closure that gives a `Result`, whose error becomes the job's.
 pub(crate) fn try_thread<F, T>(origin: Origin, closure: F) -> Unfuture<T>
 where
     F: FnOnce() -> Result<T, Error> + Send + 'static,
@@ -122,10 +122,10 @@ static QUEUED: AtomicUsize = AtomicUsize::new(0);
 
 struct State {
     queue: VecDeque<Queued>,
-    /// Jobs cancelled since the queue was last cleared of them; some may have left it meanwhile.
+    /// Jobs cancelled since the queue was last cleared of them; some may have left the queue meanwhile.
     cancelled: usize,
     counts: Counts,
-    /// Jobs done, by which the monitor sees the queue move.
+    /// Jobs done; from this the monitor sees whether the queue moves.
     finished: u64,
     /// Where the running jobs were started, and when they began; each in the place of its thread.
     running: Vec<Option<(Origin, Instant)>>,
@@ -133,12 +133,12 @@ struct State {
     free: Vec<usize>,
     /// Set by a shutdown, for good.
     closed: bool,
-    /// Called when the pool is idle. Until then each `drain` that gave up is here.
+    /// Called when the pool is idle. Until then, the callbacks of `drain`s that gave up stay here.
     when_idle: Vec<OnIdle>,
 }
 
-/// The origin lies beside the job, so that nobody who holds the lock looks into the job: its memory is
-/// in the cache of the core that made it, and fetching it takes longer than all the rest.
+/// The origin is stored beside the job, so that no holder of the lock looks into the job: its memory is in
+/// the cache of the core that made it, and fetching it takes longer than all the rest.
 pub(crate) struct Queued {
     job: Arc<dyn Job>,
     origin: Origin,
@@ -146,11 +146,11 @@ pub(crate) struct Queued {
 
 type Guard = MutexGuard<'static, State>;
 
-/// Room for jobs that is kept; the memory of a larger burst is freed after it.
+/// Capacity that the queue keeps; the memory of a larger burst is freed after it.
 const QUEUE_KEPT: usize = 4096;
 
 impl State {
-    /// Whether no job is queued or runs; after a shutdown, whether no thread is left.
+    /// Whether no job is queued or running; after a shutdown, whether no thread is left.
     fn is_idle(&self) -> bool {
         match self.closed {
             true => self.counts.threads == 0,
@@ -164,7 +164,7 @@ impl State {
     }
 }
 
-/// Queues a job. It fails if the settings make no sense or the pool is closed.
+/// Queues a job. The job fails if the settings are invalid or the pool is closed.
 pub(crate) fn submit(queued: Queued) {
     let mut state = lock(&STATE);
     if state.counts.limit == 0 {
@@ -185,7 +185,7 @@ pub(crate) fn submit(queued: Queued) {
     carry_out(action);
 }
 
-/// Before the first job.
+/// Prepares the pool for its first job.
 #[cold]
 fn enter() -> Result<(), Error> {
     let limit = settings()?.threads();
@@ -200,8 +200,8 @@ fn shut_down() -> Error {
     Reason::ShutDown.error(Culprit::Job.name())
 }
 
-/// A queued job was cancelled, and is empty now. Once half of the queue may be such jobs they are thrown
-/// out: so they take no more memory than the others, and each costs no more than a look.
+/// Called when a queued job was cancelled and is now empty. Once more than half of the queue may be such
+/// jobs, they are removed. So they take no more memory than the others, and each costs no more than a look.
 fn clear_cancelled() {
     let mut state = lock(&STATE);
     state.cancelled += 1;
@@ -215,11 +215,11 @@ fn clear_cancelled() {
     state.finished += cancelled.len() as u64;
     QUEUED.store(state.queue.len(), Ordering::Relaxed);
     drop(report_idle(state));
-    // Each may be the last to hold what its job left.
+    // Each may be the last owner of what its job left.
     cancelled.into_iter().for_each(discard);
 }
 
-/// Does what was decided, without the lock; says whether there is one more thread for the queue.
+/// Does what was decided, without the lock; returns whether there is one more thread for the queue.
 fn carry_out(action: Action) -> bool {
     match action {
         Action::Nothing => return false,
@@ -229,16 +229,16 @@ fn carry_out(action: Action) -> bool {
     true
 }
 
-/// Starts a thread that is already counted; says whether the operating system allowed it.
+/// Starts a thread that is already counted; returns whether the operating system allowed it.
 fn start() -> bool {
     static NUMBER: AtomicUsize = AtomicUsize::new(1);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed).to_string();
     let body = || {
-        // The hook may wait for a job: this thread does not count meanwhile.
+        // The hook may wait for a job; meanwhile this thread does not count.
         Current::Pool { blocks, resumes }.set();
         on_thread_start();
         work();
-        // Thread-locals may ask for it that outlive this one's.
+        // Destructors of thread-locals may still ask for it.
         Current::Ordinary.set();
     };
     let started = start_thread(&number, Box::new(body));
@@ -265,7 +265,7 @@ fn refused(error: &io::Error) {
         job.refuse(Error::os(text, source));
         discard(job);
     }
-    // There may be no other thread left to do it.
+    // There may be no other thread left to report it.
     drop(report_idle(lock(&STATE)));
 }
 
@@ -305,7 +305,7 @@ fn serve(mut state: Guard, place: usize) -> Guard {
         if state.closed {
             return state;
         }
-        // The monitor would be one thread too many again.
+        // The monitor does not spin: it would be one thread too many again.
         if !was_monitor && !state.counts.spinning {
             state.counts.spinning = true;
             drop(state);
@@ -352,7 +352,7 @@ fn run_jobs(mut state: Guard, place: usize) -> Guard {
     report_idle(state)
 }
 
-/// Calls those who wait for the pool to be idle, if it is.
+/// Calls everything in `when_idle` if the pool is idle.
 fn report_idle(mut state: Guard) -> Guard {
     if state.when_idle.is_empty() || !state.is_idle() {
         return state;
@@ -397,7 +397,7 @@ const ENGINE: Engine = Engine {
     close,
 };
 
-/// Lists the jobs that are queued or run.
+/// Lists the jobs that are queued or running.
 fn list(call: OnList) {
     let info = |origin, since: Option<Instant>| TaskInfo {
         kind: WorkKind::Thread,
@@ -431,7 +431,7 @@ fn when_idle(call: OnIdle) {
     drop(report_idle(state));
 }
 
-/// Refuses what is queued and what comes; calls once the last thread has ended.
+/// Refuses queued jobs and later ones; calls `call` once the last thread has ended.
 fn close(call: OnIdle) {
     let mut state = lock(&STATE);
     state.closed = true;

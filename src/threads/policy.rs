@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What is known of the threads.
+/// What the pool knows about its threads.
 pub(super) struct Counts {
     /// Threads that may run jobs at once; 0 until the pool is used.
     pub(super) limit: usize,
@@ -19,8 +19,8 @@ pub(super) struct Counts {
     /// Whether a thread spins before it parks. One at a time is enough.
     pub(super) spinning: bool,
     pub(super) monitor: Monitor,
-    /// Whether jobs took long lately: set by the monitor, unset by the first short job. While it is
-    /// set, every job wakes an idle thread. Otherwise each trivial job of a flood would wake one.
+    /// Whether recent jobs took long: set by the monitor, unset by the first short job. Only while it is set
+    /// does every job wake an idle thread; otherwise each trivial job of a flood would wake one.
     pub(super) long: bool,
 }
 
@@ -33,7 +33,7 @@ pub(super) enum Monitor {
     Watching,
 }
 
-/// What is to be done once the lock is free. It is counted already.
+/// What to do once the lock is free. `Counts` already includes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Action {
     Nothing,
@@ -60,7 +60,7 @@ impl Counts {
     pub(super) fn active(&self) -> usize {
         let monitor = usize::from(self.monitor != Monitor::Absent);
         let others = self.blocked + self.idle + usize::from(self.spinning) + monitor;
-        // A monitor that blocks in the hook of its start is counted twice.
+        // A monitor that blocks in its thread-start hook is counted twice.
         self.threads.saturating_sub(others)
     }
 
@@ -87,7 +87,7 @@ impl Counts {
         self.reinforce()
     }
 
-    /// One more thread, whatever the cores do.
+    /// Adds a thread, however many cores are busy.
     pub(super) fn reinforce(&mut self) -> Action {
         if self.idle > 0 {
             self.idle -= 1;
@@ -115,7 +115,7 @@ pub(super) const LONG: Duration = Duration::from_micros(100);
 /// The longest pause of the monitor.
 const PAUSE_MAX: Duration = Duration::from_millis(2);
 
-/// How often the monitor looks, and how many workers it adds then.
+/// How often the monitor looks, and how many threads it adds then.
 pub(super) struct Pace {
     pub(super) pause: Duration,
     batch: usize,
@@ -129,9 +129,9 @@ impl Pace {
         }
     }
 
-    /// Learns how many jobs the active threads have finished in a time; gives how many workers to add. Twice
-    /// as many each time while jobs take long, none while they are short: more threads would only be in
-    /// each other's way.
+    /// Learns how many jobs the active threads finished in `time`; returns how many threads to add. Twice as
+    /// many each time while jobs take long, none while they are short: more threads would only get in each
+    /// other's way.
     pub(super) fn learn(&mut self, time: Duration, active: usize, finished: u64) -> usize {
         let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
         let spent = time.saturating_mul(count(active as u64));
@@ -155,7 +155,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// A pool of up to 8 threads on 2 cores, with so many threads.
+    /// A pool of up to 8 threads on 2 cores, with this many threads.
     fn pool(threads: usize) -> Counts {
         Counts {
             limit: 8,
@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    /// Decides for one queued job after the other.
+    /// Decides for one queued job after another.
     fn decisions(counts: &mut Counts, jobs: usize) -> Vec<Action> {
         (1..=jobs).map(|queued| counts.decide(queued)).collect()
     }
