@@ -1,10 +1,10 @@
 //! Whether a unit costs the same however many there are: tasks, threads, workers, bytes, and the
-//! memory of what waits.
+//! memory of waiting work.
 //!
 //! `cargo bench --bench growth [-- [--quick] [--json] [ROW…]]`
 //!
-//! A figure that depends on the settings, or that the memory of another would disturb, comes from a
-//! process of its own.
+//! A figure that depends on the settings, or that another's memory would disturb, comes from a process
+//! of its own.
 
 use std::process::Command;
 use std::sync::mpsc;
@@ -45,7 +45,7 @@ fn main() {
     memory(&table);
 }
 
-/// 10, 100, … up to so many.
+/// 10, 100, … up to `most`.
 fn decades(most: usize) -> impl Iterator<Item = usize> {
     let all = std::iter::successors(Some(10), |n| Some(n * 10));
     all.take_while(move |n| *n <= most)
@@ -54,7 +54,7 @@ fn decades(most: usize) -> impl Iterator<Item = usize> {
 fn tasks(table: &Table) {
     table.section("tasks: spawn all, then all results");
     for count in decades(table.options.amount(10_000_000, 10_000)) {
-        // As much work in every row, as far as that goes.
+        // The same amount of work in every row, as far as possible.
         let rounds = table
             .options
             .amount(3_000_000, 10_000)
@@ -189,7 +189,7 @@ fn memory(table: &Table) {
         ("queued jobs", "queued-jobs", 1_000_000, Some(thread)),
         ("queued calls", "queued-calls", 1_000_000, Some(worker)),
     ] {
-        // Of fewer one sees the pages of memory, and not what each of them takes.
+        // Fewer would show whole pages of memory, not what each unit takes.
         let counts = decades(table.options.amount(most, 10_000));
         for count in counts.filter(|count| *count >= 10_000) {
             fresh(table, &format!("{count} {name}"), what, count, setting);
@@ -207,7 +207,7 @@ fn sum(all: Vec<Unfuture<usize>>) -> usize {
 
 const MEASURE: &str = "--measure";
 
-/// One row from processes of their own.
+/// One row, measured in new processes.
 fn fresh(table: &Table, name: &str, what: &str, amount: usize, setting: Option<(&str, usize)>) {
     if !table.options.wants(name) {
         return;
@@ -237,11 +237,11 @@ fn fresh(table: &Table, name: &str, what: &str, amount: usize, setting: Option<(
     table.row_with(name, amount, &samples, &[more]);
 }
 
-/// There: nanoseconds and bytes of each, and threads at the end.
+/// Runs in that process: nanoseconds and bytes of each unit, and threads at the end.
 fn measure(what: &str, amount: usize) -> String {
     let far = Duration::from_secs(3600);
     let ten = Duration::from_millis(10);
-    // The ambient thread is there before the first look, and so is its memory.
+    // The ambient thread and its memory exist before the first measurement.
     unsync::spawn(async {}).result().expect("it ends");
     let before = resident().unwrap_or(0);
     let mut kept: Vec<Unfuture<()>> = Vec::with_capacity(amount);
@@ -250,12 +250,12 @@ fn measure(what: &str, amount: usize) -> String {
     let jobs = || sum((0..amount).map(|i| unsync::thread(move || i)).collect());
     let calls = || sum((0..amount).map(|i| unsync::cpu(same, (i,))).collect());
     match what {
-        // What their threads and processes take to start belongs to the rows that wait.
+        // The rows that wait measure how long their threads and processes take to start.
         "jobs" => _ = jobs(),
         "calls" => _ = calls(),
         _ => {}
     }
-    // Of work that waits there is so much for each thread or worker: it takes its time if they grow.
+    // Waiting work: this many turns for each thread or worker. A turn takes its own time if the pool grows.
     let (turns, operations) = match what {
         "naps" => (4, 4),
         "waits" => (8, 8),
@@ -271,7 +271,7 @@ fn measure(what: &str, amount: usize) -> String {
             settle();
         }
         "queued-jobs" => {
-            // One thread, and it is taken.
+            // The only thread is taken.
             kept.push(unsync::thread(move || closed.iter().count()).map(|_| ()));
             kept.extend((0..amount).map(|_| unsync::thread(|| ())));
         }
@@ -295,7 +295,7 @@ fn measure(what: &str, amount: usize) -> String {
     });
     let grown = resident().unwrap_or(0).saturating_sub(before);
     drop(gate);
-    // Destroying them is not measured, and takes long.
+    // Destroying them takes long and is not measured.
     std::mem::forget(kept);
     let threads = threads().unwrap_or(0);
     format!("{each} {} {threads}", grown as f64 / amount as f64)

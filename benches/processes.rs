@@ -36,9 +36,9 @@ fn reports(times: usize) -> usize {
     times
 }
 
-/// Has this program measure its own first call.
+/// Makes this program measure its own first call.
 const COLD: &str = "--cold";
-/// Has this program make so many calls, one at a time and then all at once, and say how long each took.
+/// Makes this program make calls, one at a time and then all at once, and print how long each call took.
 const RELAY: &str = "--relay";
 
 fn main() {
@@ -115,8 +115,8 @@ fn sum(all: Vec<Unfuture<usize>>) -> usize {
     values.sum()
 }
 
-/// One slow call in the middle of quick ones: how much later one of these is done, at worst, than any
-/// that was made after it. A clock is asked for each, on the ambient thread.
+/// One slow call in the middle of quick ones: the longest time by which a quick call finishes after one that
+/// was made later. The ambient thread reads the clock as each quick call ends.
 fn held_up(table: &Table, calls: usize, rounds: usize) {
     let name = "quick calls around a slow one: overtaken by";
     if !table.options.wants(name) {
@@ -140,7 +140,7 @@ fn held_up(table: &Table, calls: usize, rounds: usize) {
     table.row(name, calls, &samples.collect());
 }
 
-/// Calls to workers behind a relay on this machine, made by a process that has no others.
+/// Calls to workers behind a relay on this machine, from a process that has no other workers.
 fn relay(table: &Table, calls: usize, rounds: usize) {
     let names = [
         "cpu through a relay, result",
@@ -180,7 +180,7 @@ fn through_relay(calls: usize) {
     }
 }
 
-/// From the call to its result in a process that has no worker yet.
+/// The time from the call to its result in a process that has no worker yet.
 fn cold(table: &Table, times: usize) {
     let name = "first call of a process";
     if !table.options.wants(name) {

@@ -1,4 +1,4 @@
-//! Sleeping: how late it ends, what it costs.
+//! Sleeping: how late a sleep ends, and what it costs.
 //!
 //! `cargo bench --bench timers [-- [--quick] [--json] [ROW…]]`
 
@@ -83,7 +83,7 @@ fn lateness(table: &Table, name: &str, times: usize, sleep: impl Fn(Duration)) {
     table.row(name, times, &samples.collect());
 }
 
-/// So many tasks that sleep at the same time; what is measured is how late each wakes up.
+/// Many tasks that sleep at the same time: measures how late each wakes up.
 fn at_once(table: &Table, name: &str, sleeps: usize, spread: Duration) {
     /// Time to spawn them all.
     const LEAD: Duration = Duration::from_millis(300);
@@ -94,7 +94,7 @@ fn at_once(table: &Table, name: &str, sleeps: usize, spread: Duration) {
     let first = Instant::now() + LEAD;
     let gap = spread / u32::try_from(sleeps).unwrap_or(u32::MAX);
     let tasks = (0..sleeps).map(|i| {
-        // In no order.
+        // In scattered order.
         let place = u32::try_from((i * 7919) % sleeps).unwrap_or(0);
         let deadline = first + gap * place;
         unsync::spawn(async move {

@@ -36,7 +36,7 @@ impl Counts {
         })
     }
 
-    /// How many lines several files have together. It is made of the function above, and async inside.
+    /// How many lines several files have together. It builds on the function above, and is async inside.
     #[track_caller]
     fn all_lines(&self, paths: &[&str]) -> Unfuture<io::Result<usize>> {
         let each = Vec::from_iter(paths.iter().map(|path| self.lines(path)));
@@ -48,7 +48,7 @@ impl Counts {
     }
 }
 
-/// Of this repository, wherever the example is started.
+/// Files of this repository, wherever the example is started.
 const FILES: [&str; 2] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"),
@@ -59,7 +59,7 @@ fn synchronous(counts: &Counts) -> Result<usize, Box<dyn Error>> {
     Ok(counts.all_lines(&FILES).result()??)
 }
 
-/// A caller who is async, under whatever executor.
+/// An async caller, under any executor.
 async fn asynchronous(counts: &Counts) -> Result<usize, Box<dyn Error>> {
     let (first, second) = (counts.lines(FILES[0]), counts.lines(FILES[1]));
     Ok(first.await?? + second.await??)

@@ -1,4 +1,4 @@
-//! A continuation: `then` goes on with the finished `Unfuture`, so `result` in it never blocks.
+//! A continuation: `then` receives the finished `Unfuture`, so `result` in it never blocks.
 //!
 //! Run with `cargo run --release --example continuation`.
 

@@ -1,7 +1,7 @@
 //! Hostile functions beside honest ones, all in worker processes: the honest ones finish with the
-//! right results, and what became of each hostile one is told in a line.
+//! right results, and one line says what became of each hostile one.
 //!
-//! Run with `cargo run --release --example crashproof`. What the crashes say themselves comes on
+//! Run with `cargo run --release --example crashproof`. The crashes' own output goes to
 //! standard error. The exit code is 0 if everything went as it should, and 1 if not.
 
 mod support;
@@ -28,7 +28,7 @@ unsync::unsync! {
 
     #[cpu] fn aborts() { process::abort() }
     #[cpu] fn overflows_its_stack() {
-        // Opaque to the optimizer, which would make a loop of it.
+        // Opaque to the optimizer, which would turn the recursion into a loop.
         let deeper: fn() = black_box(overflows_its_stack);
         deeper();
         black_box(deeper);
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     match crashproof() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        // Whoever reads has seen enough.
+        // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "crashproof: {error}");
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says whether everything went as it should.
+/// Returns whether everything went as it should.
 fn crashproof() -> io::Result<bool> {
     let (began, mut out) = (Instant::now(), io::stdout().lock());
     let has_limit = cfg!(target_os = "linux");
@@ -72,7 +72,7 @@ fn crashproof() -> io::Result<bool> {
     let primes = sieve();
     let count = |n| (count_primes(n * SLICE..(n + 1) * SLICE), primes[n]);
     let mut honest: Vec<_> = (0..SLICES / 2).map(count).collect();
-    // The hostile calls are started in the midst of the honest ones.
+    // The hostile calls start in the middle of the honest ones.
     let half_a_second = Duration::from_millis(500);
     let mut hostile = vec![
         (aborts(), WorkerLost),
@@ -91,7 +91,7 @@ fn crashproof() -> io::Result<bool> {
             Err(error) if error.kind() == expected => {
                 survived += 1;
                 let told = error.to_string();
-                // The rest is on standard error anyway, or is the line that started the call.
+                // The rest is already on standard error, or is the line that started the call.
                 let end = told.find("; its last output").or(told.find(" (started"));
                 writeln!(out, "{}", &told[..end.unwrap_or(told.len())])?;
             }
@@ -119,7 +119,7 @@ fn limited(executable: &Path) -> Command {
     shell
 }
 
-/// How many primes each honest call has to find, found in another way: the sieve of Eratosthenes.
+/// How many primes each honest call has to find, computed in another way: the sieve of Eratosthenes.
 fn sieve() -> Vec<usize> {
     let mut is_prime = vec![true; SLICES * SLICE];
     is_prime[..2].fill(false);

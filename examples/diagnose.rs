@@ -2,8 +2,8 @@
 //! nobody looked at, a crash, a wait that would deadlock, a worker that was stopped, and what is still
 //! running.
 //!
-//! Run with `cargo run --release --example diagnose`. The reports are those that `UNSYNC_DEBUG=1` turns on
-//! in any program; this one starts itself again with it.
+//! Run with `cargo run --release --example diagnose`. `UNSYNC_DEBUG=1` turns on the same reports in any
+//! program; this one starts itself again with that variable set.
 
 mod support;
 

@@ -1,8 +1,8 @@
 //! The Mandelbrot picture again, rendered on several hosts.
 //!
-//! Run with `cargo run --release --example hosts [HOST...]`. A HOST is `ssh:NAME:WORKERS`, where `ssh NAME` works
-//! without a question and the executable is at the same path; or `srun:WORKERS`, for a cluster under Slurm; or
-//! `here:WORKERS`, for a relay on this machine. Without arguments it uses two of those.
+//! Run with `cargo run --release --example hosts [HOST...]`. A HOST is `ssh:NAME:WORKERS`, where `ssh NAME`
+//! asks no questions and the executable is at the same path; or `srun:WORKERS`, for a cluster under Slurm; or
+//! `here:WORKERS`, for a relay on this machine. Without arguments it uses two `here` hosts.
 
 mod support;
 
@@ -74,7 +74,7 @@ fn hosts_render(hosts: &[String]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Adds a host as it is named on the command line.
+/// Adds a host, given as on the command line.
 fn with_host(config: Config, host: &str) -> Option<Config> {
     let (launcher, rest) = host.split_once(':')?;
     let (name, workers) = rest.rsplit_once(':').unwrap_or(("", rest));
@@ -89,7 +89,7 @@ fn with_host(config: Config, host: &str) -> Option<Config> {
         ("here", "") => Vec::new(),
         _ => return None,
     };
-    // So that each tile can say where it was rendered.
+    // This lets each tile say where it was rendered.
     let mark = format!("TILES_BY={host}");
     Some(config.host(host, workers, move |program: &Path| {
         let mut words = words

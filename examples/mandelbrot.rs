@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 fn mandelbrot(path: &Path) -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
     let at_path = |error| format!("{path:?}: {error}");
-    // First, since it may not be possible.
+    // Before the work starts, since this may fail.
     let mut file = File::create(path).map_err(at_path)?;
     let tiles: Vec<_> = (0..TILES).map(|n| unsync::cpu(render, (n,))).collect();
     let mut picture = vec![0; 3 * WIDTH * HEIGHT];

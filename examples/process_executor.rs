@@ -1,4 +1,4 @@
-//! CPU-bound work, one after the other here and then at once in worker processes.
+//! CPU-bound work, first one after the other in this process and then at once in worker processes.
 //!
 //! Run with `cargo run --release --example process_executor`.
 

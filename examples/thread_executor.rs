@@ -1,5 +1,5 @@
-//! Ten blocking sleeps at once take the time of one, on two cores too: the thread pool grows with
-//! work that blocks.
+//! Ten blocking sleeps at once take the time of one, even on two cores: the thread pool grows with
+//! blocking work.
 //!
 //! Run with `cargo run --release --example thread_executor`.
 

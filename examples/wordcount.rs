@@ -4,8 +4,8 @@
 //! Run with `cargo run --release --example wordcount [DIR]`; without DIR it counts this repository.
 //!
 //! A word is a run of letters, in lower case. Hidden directories, directories named `target` and
-//! symbolic links are passed over. What cannot be read or is not UTF-8 is left out, and named on
-//! standard error. However many files there are, only a few batches of text are in memory.
+//! symbolic links are skipped. What cannot be read or is not UTF-8 is left out, and named on standard
+//! error. However many files there are, only a few batches of text are in memory.
 
 mod support;
 
@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 
 use unsync::Unfuture;
 
-/// Enough text to be worth its way to a worker process.
+/// Enough text to be worth sending to a worker process.
 const BATCH_BYTES: usize = 256 << 10;
-/// Longer files are left out, since each is in memory as a whole.
+/// Longer files are left out, since each file is held in memory as a whole.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// How many words are shown.
 const COMMONEST: usize = 20;
@@ -63,14 +63,14 @@ struct Total {
     workers: HashSet<u32>,
 }
 
-/// Keeps some batches under way and adds up what comes of them.
+/// Keeps some batches under way and adds up their results.
 async fn merge(files: Files) -> Result<Total, unsync::Error> {
     let files = Arc::new(Mutex::new(files));
     let next_batch = || {
         let files = Arc::clone(&files);
         unsync::thread(move || read(&files))
     };
-    // For each core: one to be counted, one that waits for it, two to be read.
+    // For each core: one batch being counted, one waiting to be counted, two being read.
     let ahead = 4 * thread::available_parallelism().map_or(1, usize::from);
     let mut under_way: VecDeque<_> = (0..ahead).map(|_| next_batch()).collect();
     let mut total = Total::default();
@@ -124,7 +124,7 @@ impl Total {
     }
 }
 
-/// What fits on a line: a file without any space is one word.
+/// The part of a word that fits on a line: a file of nothing but letters is one word.
 fn shortened(word: &str) -> String {
     match word.char_indices().nth(WIDTH) {
         Some((end, _)) => format!("{}…", &word[..end]),
@@ -134,7 +134,7 @@ fn shortened(word: &str) -> String {
 
 // ------------------------------------------------------------------------ blocking, on pool threads
 
-/// Texts that were read and are on their way through a worker process.
+/// Texts that have been read and sent to a worker process to be counted.
 struct Batch {
     files: usize,
     bytes: usize,
@@ -146,7 +146,7 @@ struct Batch {
 fn read(files: &Mutex<Files>) -> Option<Batch> {
     let (mut texts, mut bytes, mut left_out) = (Vec::new(), 0, 0);
     while bytes < BATCH_BYTES {
-        // A statement of its own, so that others may look for files while this one is read.
+        // A statement of its own, so that the lock is free while the file is read.
         let found = files.lock().unwrap().next();
         let Some(found) = found else { break };
         match found.and_then(|path| read_text(&path).map_err(|error| named(&path, &error))) {
@@ -211,7 +211,7 @@ impl Files {
 }
 
 impl Iterator for Files {
-    /// A file, or why there may be some that were not found.
+    /// A file, or why some files may be missing.
     type Item = Result<PathBuf, String>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -257,14 +257,14 @@ unsync::wire!(struct Counted { worker, words });
 unsync::register!(count);
 
 fn count(texts: Vec<String>) -> Counted {
-    // As they stand first: there is no copy of a word until it is known to be a new one.
+    // First as they stand: a word is copied only once it is known to be new.
     let mut as_they_stand: HashMap<&str, u64> = HashMap::new();
     for text in &texts {
         for word in text.split(|c: char| !c.is_alphabetic()) {
             *as_they_stand.entry(word).or_default() += 1;
         }
     }
-    // What is between two characters that are no letters.
+    // What `split` returns between two adjacent non-letters.
     as_they_stand.remove("");
     let mut words = HashMap::new();
     for (word, times) in as_they_stand {
@@ -290,7 +290,7 @@ fn complain(message: &str) {
     say(&format!("{message}\n"));
 }
 
-/// In one write, so that lines of many threads stay whole. Does not mind if nobody listens.
+/// Writes in one piece, so that lines of many threads stay whole. Ignores errors: the reader may be gone.
 fn say(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }

@@ -1,19 +1,18 @@
 //! The ambient thread: order and fairness, wake-ups and their traps, panics, local futures, time, and
 //! `block_on` beside it.
 //!
-//! The tests of one binary share one ambient thread, and so does everything here: none of them may
-//! depend on being alone. Where a defect would end the process, or a count is of the whole process,
-//! the test runs in a process of its own.
+//! The tests of one binary share one ambient thread: none of them may depend on being alone. Where a defect
+//! would end the process, or a count covers the whole process, the test runs in a process of its own.
 //!
 //! Left out, because it has no meaning here:
 //! - a budget of polls for each task: there is none, a round of the loop ends by itself;
 //! - a pending task that goes with its last waker: it stays, as in other executors, until it is
-//!   cancelled or all is shut down;
-//! - a hook that queues a woken task, and what it may do: there is none to be written by users;
-//! - an executor that is dropped, also by a panic of its owner: it has no owner. Its end is the
+//!   cancelled or the library is shut down;
+//! - a hook that queues a woken task, and what it may do: users cannot write one;
+//! - dropping an executor, perhaps by a panic of its owner: it has no owner. It ends with the
 //!   shutdown, in `life.rs`;
-//! - the captures of a future that are dropped while its panic unwinds: the panic is caught before.
-//!   Its locals are.
+//! - captures of a future that are dropped while its panic unwinds: the panic is caught before. Only
+//!   its locals are dropped then.
 
 mod support;
 
@@ -36,7 +35,7 @@ use unsync::{ErrorKind, Unfuture};
 struct Load(Arc<AtomicBool>);
 
 impl Load {
-    /// So many tasks that are always ready: half of them yield, half wake themselves in their poll.
+    /// Starts this many tasks that are always ready: half of them yield, half wake themselves in their poll.
     fn of(tasks: usize) -> Load {
         let ended = Arc::new(AtomicBool::new(false));
         for number in 0..tasks {
@@ -114,7 +113,7 @@ impl Future for Probe {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // Counted last: who has seen this poll and ends it then causes another.
+        // Counted last: whoever has seen this poll and then ends the probe causes another poll.
         let ended = self.0.ended.load(Ordering::SeqCst);
         *self.0.waker.lock().unwrap() = Some(cx.waker().clone());
         self.0.polls.add();
@@ -174,13 +173,13 @@ mod running {
         });
     }
 
-    /// Nothing of the caller's thread runs the task: not even its first step.
+    /// The caller's thread does not run the task, not even its first step.
     #[test]
     fn a_task_never_runs_on_the_callers_thread() {
         quick(|| {
             let from_outside = unsync::spawn(async { Place::here() });
             assert!(from_outside.result().unwrap().is_ambient());
-            // From inside it does not run within the call either.
+            // A spawn from inside a task does not run the new task within the call either.
             let order = unsync::spawn(async {
                 let log = Log::new();
                 let inner = unsync::spawn({
@@ -324,7 +323,7 @@ mod running {
         });
     }
 
-    /// Pairs that hand a value to and fro as fast as they can leave room for a task that yields.
+    /// Pairs of tasks pass a value back and forth as fast as they can, and leave room for a task that yields.
     #[test]
     fn pairs_that_play_ping_pong_starve_nobody() {
         type Ball = unsync::Promise<Option<Next>>;
@@ -391,10 +390,10 @@ mod running {
         }
     }
 
-    /// What happened outside while a task ran is seen after a few yields, not at some later time.
+    /// A task sees what happened outside while it ran after a few yields, not at some later time.
     #[test]
     fn a_yielding_task_sees_what_happened_meanwhile() {
-        /// Yields until it is so, and says how often.
+        /// Yields until `so` is true, and returns how often.
         async fn yields_until(so: &AtomicBool) -> usize {
             let mut yields = 0;
             while !so.load(Ordering::SeqCst) {
@@ -403,7 +402,7 @@ mod running {
             }
             yields
         }
-        // Else what other tests ask of the ambient thread may lie ahead.
+        // In its own process, so that the work of other tests is not ahead in the queue.
         let name = "running::a_yielding_task_sees_what_happened_meanwhile";
         in_child(name, HEAVY, &[], || {
             let (promise, awaited) = unsync::promise();
@@ -417,7 +416,7 @@ mod running {
             });
             let injected = unsync::spawn(async move {
                 unsync::yield_now().await;
-                // Both are there within this one step: a wake-up from elsewhere…
+                // Both happen within this one step: a wake-up from elsewhere…
                 let setter = thread::spawn(|| promise.set(()));
                 setter.join().unwrap();
                 let injected = yields_until(&seen).await;
@@ -445,13 +444,13 @@ mod running {
         });
     }
 
-    /// As the docs of `yield_now` promise.
+    /// The docs of `yield_now` promise this.
     #[test]
     fn messages_of_other_threads_come_before_the_next_turn_of_who_yields() {
         let name = "running::messages_of_other_threads_come_before_the_next_turn_of_who_yields";
         in_child(name, HEAVY, &[], || {
             let first = unsync::spawn(async {
-                // Its first turn is a message of another thread itself.
+                // The task's own first turn is a message from another thread.
                 unsync::yield_now().await;
                 let ran = Arc::new(AtomicBool::new(false));
                 let sender = thread::spawn({
@@ -486,7 +485,7 @@ mod running {
         });
     }
 
-    /// The end of one is the end of all: that must not be one call inside another, 100,000 deep.
+    /// The end of one task ends them all: those ends must not be nested calls, 100,000 deep.
     #[test]
     fn a_deep_recursion_of_tasks_does_not_overflow_the_stack() {
         fn down(from: usize) -> Unfuture<usize> {
@@ -503,7 +502,7 @@ mod running {
         );
     }
 
-    /// The same of a stop, which has to find the task at the bottom.
+    /// The same for a stop, which has to find the task at the bottom.
     #[test]
     fn stopping_a_deep_recursion_of_tasks_does_not_overflow_the_stack() {
         fn down(from: usize, arrived: Gate) -> Unfuture<()> {
@@ -680,7 +679,7 @@ mod waking {
                 task.result().unwrap();
                 probe
             }));
-            // These live where the others have lived.
+            // These tasks may reuse the memory of the ended ones.
             let living = Vec::from_iter((0..100).map(|_| Probe::start()));
             for old in &ended {
                 let waker = old.waker();
@@ -697,7 +696,7 @@ mod waking {
         });
     }
 
-    /// A waker may outlive its task by far: it keeps neither the future nor the value.
+    /// A waker may outlive its task by far: it keeps neither the future nor the value alive.
     #[test]
     fn a_waker_that_is_kept_keeps_nothing_alive() {
         quick(|| {
@@ -744,7 +743,7 @@ mod waking {
         });
     }
 
-    /// A thread that ends runs its locals' destructors, when other locals may be gone already.
+    /// A thread runs the destructors of its locals when it ends, when other locals may already be gone.
     #[test]
     fn a_thread_local_may_wake_and_spawn_in_its_destructor() {
         type Last = OnDrop<Box<dyn FnMut()>>;
@@ -802,8 +801,8 @@ mod waking {
         });
     }
 
-    /// Before a panic, and from a destructor that runs while it unwinds: the wakes arrive, and the panic
-    /// is the one that it was.
+    /// A task wakes before a panic, and from a destructor that runs while it unwinds: the wakes arrive, and
+    /// the panic stays the same.
     #[test]
     fn a_task_may_wake_while_its_panic_unwinds() {
         quick(|| {
@@ -839,7 +838,7 @@ mod waking {
             let (to_task, in_task) = mpsc::channel::<(unsync::Promise<usize>, Unfuture<usize>)>();
             let task = unsync::spawn(async move {
                 for round in 0.. {
-                    // Never empty: the next pair is sent before this one's value.
+                    // Never blocks: the next pair is sent before the value of this one.
                     let Ok((answer, value)) = in_task.recv() else {
                         return round;
                     };
@@ -862,7 +861,7 @@ mod waking {
         });
     }
 
-    /// The parking of threads is used by a task itself while the ambient thread parks by it, too.
+    /// A task itself parks the thread, which is how the ambient thread waits, too.
     #[test]
     fn a_task_may_park_and_block_in_its_poll() {
         quick(|| {
@@ -883,7 +882,7 @@ mod waking {
     }
 }
 
-/// Has a waker woken while this thread blocks in std, and uses up the tokens that come of it.
+/// Wakes a waker while this thread blocks in std, and uses up the resulting tokens.
 fn steal_the_park_token(waker: &Waker) {
     let (sender, receiver) = mpsc::channel();
     let waker = waker.clone();
@@ -912,7 +911,7 @@ mod blocking {
         });
     }
 
-    /// A wake-up that is nothing but the park token is lost when the poll itself parks.
+    /// A wake-up that is only the park token is lost when the poll itself parks.
     #[test]
     fn block_on_survives_a_poll_that_parks() {
         quick(|| {
@@ -935,7 +934,7 @@ mod blocking {
         });
     }
 
-    /// Tokens without a wake-up are no reason to poll, nor are the wake-ups of others.
+    /// Neither tokens without a wake-up nor the wake-ups of others cause a poll.
     #[test]
     fn block_on_polls_when_it_is_woken_and_only_then() {
         const CALLS: usize = 3;
@@ -968,7 +967,7 @@ mod blocking {
         });
     }
 
-    /// Wakes after a while, and says so before: a poll that comes earlier was not caused by it.
+    /// Wakes after a while, and sets the flag first: this wake-up did not cause an earlier poll.
     fn wake_later(waker: &Waker) -> Arc<AtomicBool> {
         let (waker, woken) = (waker.clone(), Arc::new(AtomicBool::new(false)));
         let says = Arc::clone(&woken);
@@ -980,7 +979,7 @@ mod blocking {
         woken
     }
 
-    /// Pending until it was woken by the one that it expects, and not polled before.
+    /// Pending until the expected wake-up; must not be polled before it.
     fn woken_by(waker: impl FnOnce(&Waker) -> Arc<AtomicBool>) -> impl Future<Output = ()> {
         let (mut waker, mut woken) = (Some(waker), None);
         poll_fn(move |cx| match (waker.take(), &woken) {
@@ -1007,7 +1006,7 @@ mod blocking {
                 Poll::Ready(1)
             }));
             assert_eq!(value, 1);
-            // Nor does the wake-up that came too late reach the next.
+            // Nor does the late wake-up reach the next `block_on`.
             unsync::block_on(woken_by(wake_later));
         });
     }
@@ -1021,7 +1020,7 @@ mod blocking {
                 if polls == 2 {
                     return Poll::Ready(());
                 }
-                // The outer one is woken at once, the inner one later.
+                // The outer call is woken at once, the inner one later.
                 unsync::block_on(woken_by(|inner| {
                     assert!(!inner.will_wake(outer.waker()));
                     outer.waker().wake_by_ref();
@@ -1030,7 +1029,7 @@ mod blocking {
                 Poll::Pending
             }));
             assert_eq!(polls, 2);
-            // And the other way round: the inner one has used up its own wake-up only.
+            // And the other way round: the inner call uses up only its own wake-up.
             unsync::block_on(woken_by(|outer| {
                 unsync::block_on(woken_by(wake_later));
                 wake_later(outer)
@@ -1133,7 +1132,7 @@ mod panics {
         });
     }
 
-    /// Its captures are dropped, and may use the library while they are.
+    /// Its captures are dropped, and may use the library meanwhile.
     #[test]
     fn a_future_that_panics_is_dropped_once_on_the_ambient_thread() {
         quick(|| {
@@ -1203,7 +1202,7 @@ mod panics {
         });
     }
 
-    /// The second panic is a consequence of the first, which is what somebody has to know.
+    /// The second panic is a consequence of the first, so the first is the one to report.
     #[test]
     fn the_first_of_two_panics_is_told() {
         in_child(
@@ -1308,11 +1307,11 @@ mod panics {
     }
 }
 
-/// Somebody else acts while a task is in its poll, or while it is queued for one.
+/// Another thread acts while a task is in its poll, or queued for one.
 mod meanwhile {
     use super::*;
 
-    /// Waits for it, polls it, or leaves it to itself; it ends well, or not.
+    /// Another thread waits for the task, polls it, or leaves it alone; the task ends well, or panics.
     #[test]
     fn during_a_poll() {
         quick(|| {
@@ -1371,8 +1370,8 @@ mod meanwhile {
         });
     }
 
-    /// Dropped at about the moment when its task is woken for the last time: nothing is kept, and nothing
-    /// is dropped twice.
+    /// It is dropped at about the moment when its task is woken for the last time: nothing is kept, and
+    /// nothing is dropped twice.
     #[test]
     fn an_unfuture_is_dropped_while_its_task_is_queued() {
         const ROUNDS: usize = 5_000;
@@ -1395,7 +1394,7 @@ mod meanwhile {
                 |_, promise| promise.set(()),
                 |_, (task, waker)| {
                     drop(task);
-                    // Who wakes it just now holds it until it has.
+                    // A thread that is just waking the waker holds it until it has.
                     while waker.held() > 0 {
                         thread::yield_now();
                     }
@@ -1413,7 +1412,7 @@ mod meanwhile {
 mod cancelling {
     use super::*;
 
-    /// A task that holds a token and sleeps for good.
+    /// A task that holds a token and sleeps forever.
     fn sleeper(local: bool) -> (Unfuture<()>, Drops) {
         let drops = Drops::new();
         let token = drops.token();
@@ -1487,7 +1486,7 @@ mod cancelling {
         });
     }
 
-    /// Whoever was told that the task will end as cancelled sees it end so.
+    /// If `cancel` says that the task will end as cancelled, it does.
     #[test]
     fn a_task_cancelled_in_its_poll_is_cancelled() {
         quick(|| {
@@ -1590,7 +1589,7 @@ mod cancelling {
         });
     }
 
-    /// A task may cancel itself, and one may cancel another in its drop.
+    /// A task may cancel itself, and may cancel another task in its drop.
     #[test]
     fn tasks_cancel_each_other() {
         quick(|| {
@@ -1687,7 +1686,7 @@ mod local {
         });
     }
 
-    /// The one does not hold what the other needs, when they make and drop each other.
+    /// Neither holds what the other needs, when they make and drop each other.
     #[test]
     fn a_local_future_may_start_another_in_its_drop() {
         quick(|| {
@@ -1751,7 +1750,7 @@ mod time {
 
     const BRIEF: Duration = Duration::from_millis(5);
 
-    /// So far away that no test sees it.
+    /// So far in the future that no test sees it.
     fn far() -> Instant {
         Instant::now() + Duration::from_secs(24 * 3600)
     }
@@ -1804,7 +1803,7 @@ mod time {
             }
             let past = Instant::now();
             let mut over = unsync::sleep_until(past);
-            // Once over it stays so.
+            // Once it is over it stays over.
             assert!(poll(&mut over, &waker).is_ready());
             assert!(poll(&mut over, &waker).is_ready());
             assert!(poll(&mut unsync::sleep_until(past - BRIEF), &waker).is_ready());
@@ -1824,7 +1823,7 @@ mod time {
                 unsync::sleep_until(Instant::now() + century),
             ] {
                 assert!(waker.poll(&mut sleep).is_pending());
-                // The ambient thread can wait that long, and for what is nearer.
+                // The ambient thread can wait that long, and for nearer deadlines.
                 unsync::spawn(unsync::sleep(Duration::from_millis(1)))
                     .result()
                     .unwrap();
@@ -1851,7 +1850,7 @@ mod time {
         });
     }
 
-    /// By their deadlines, and those of one deadline in the order of setting.
+    /// By their deadlines, and for the same deadline in the order in which they were set.
     #[test]
     fn sleeps_end_in_the_order_of_their_deadlines() {
         quick(|| {
@@ -1882,7 +1881,7 @@ mod time {
                     })
                 });
                 let Some(sleeps) = set.result().unwrap() else {
-                    // This machine was too busy to set them in time.
+                    // The machine was too busy to set them in time.
                     delay *= 2;
                     continue;
                 };
@@ -1934,7 +1933,7 @@ mod time {
         });
     }
 
-    /// Else a task that sleeps in an executor that is gone would hold itself for ever.
+    /// Otherwise a task that sleeps in an executor that is gone would hold itself forever.
     #[test]
     fn a_sleep_that_has_fired_holds_no_waker() {
         quick(|| {
@@ -1962,7 +1961,7 @@ mod time {
         });
     }
 
-    /// Has a sleep polled on another thread, and waits for it here. None if it has ended by then.
+    /// Polls a sleep on another thread, and waits for that here. `None` if the sleep has ended by then.
     fn polled_elsewhere(mut sleep: unsync::Sleep, waker: Waker) -> Option<unsync::Sleep> {
         let polled = thread::spawn(move || {
             let pending = poll(&mut sleep, &waker).is_pending();
@@ -1971,11 +1970,11 @@ mod time {
         polled.join().unwrap()
     }
 
-    /// Set elsewhere and moved to a task within one step of the ambient thread, so that the news of
-    /// the first waker is still under way when the second is set.
+    /// The sleep is set elsewhere and moved to a task within one step of the ambient thread, so that the
+    /// message with the first waker is still under way when the second is set.
     #[test]
     fn a_sleep_moved_to_a_task_wakes_the_task() {
-        /// Whether this machine was quick enough.
+        /// Whether the machine was quick enough.
         fn moved_in_time(delay: Duration) -> bool {
             let first = CountingWaker::new();
             let waker = first.waker().clone();
@@ -2025,7 +2024,7 @@ mod time {
         });
     }
 
-    /// Set on the ambient thread, then elsewhere, and dropped before the news of that has arrived.
+    /// The sleep is set on the ambient thread, then elsewhere, and dropped before that message arrives.
     #[test]
     fn a_sleep_moved_to_and_fro_and_dropped_forgets_its_wakers() {
         quick(|| {
@@ -2043,7 +2042,7 @@ mod time {
         });
     }
 
-    /// The drop of a sleep takes its timer back, also from inside another timer's waker.
+    /// Dropping a sleep takes its timer back, even from inside another timer's waker.
     #[test]
     fn a_waker_may_drop_sleeps_while_they_fire() {
         quick(|| {
@@ -2062,7 +2061,7 @@ mod time {
             );
             let deadline = Instant::now() + Duration::from_millis(50);
             let mut armed = 0;
-            // None fires before all are there.
+            // No waker gets past this lock before all sleeps are there.
             let mut all = sleeps.lock().unwrap();
             for _ in 0..100 {
                 let mut sleep = unsync::sleep_until(deadline);

@@ -3,8 +3,8 @@
 //! ends the same way, at once, with the error of the work itself; and work under a [`Limit`] gives its
 //! place back.
 //!
-//! Left out, because it has no meaning here: that a worker process dies under a task or a job, which
-//! have none; and that a job is cancelled while it runs, which gives its value all the same.
+//! Left out, because it has no meaning here: the death of a worker process under a task or a job, which
+//! have none; and cancelling a job while it runs, which gives its value all the same.
 
 mod support;
 
@@ -22,7 +22,7 @@ use unsync::{Error, ErrorKind, Limit, Unfuture};
 /// A limit that does not pass in the test.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Does what it is told through a socket, so that nobody has to guess when it runs.
+/// Does what a socket tells it, so that nobody has to guess when it runs.
 fn obey(port: u16) -> u64 {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let mut order = [0];
@@ -34,7 +34,7 @@ fn obey(port: u16) -> u64 {
     }
 }
 
-/// Says things of several types, of which only the number matters, waits for leave, and goes one further.
+/// Reports progress of several types, of which only the `u64` matters, waits for an order, returns `n + 1`.
 fn say(n: u64, port: u16) -> u64 {
     unsync::progress(n);
     unsync::progress((n + 100, n + 100));
@@ -95,7 +95,7 @@ fn beneath(kind: Kind, end: End, limit: Option<&Limit>) -> Beneath {
             (work, Box::new(move || gate.open()))
         }
         (Kind::Job, _) => {
-            // There is one thread, and a job that is to be cancelled waits for it.
+            // There is one thread; a job that will be cancelled waits for it.
             let before = (end == End::IsCancelled).then(|| {
                 let opened = gate.clone();
                 unsync::thread(move || opened.wait())
@@ -142,7 +142,7 @@ fn beneath(kind: Kind, end: End, limit: Option<&Limit>) -> Beneath {
 type Pass = fn(Unfuture<u64>) -> Unfuture<u64>;
 type Step = (&'static str, Pass);
 
-/// Each passes the outcome of what is beneath it on.
+/// Each passes on the outcome of what is beneath it.
 const STEPS: [Step; 15] = [
     ("nothing", |work| work),
     ("then", |work| {
@@ -193,13 +193,13 @@ fn assert_ended(error: Error, kind: Kind, end: End, what: &str) {
     assert_eq!(error.kind(), expected, "{what}: {error}");
     let text = error.to_string();
     assert!(text.contains(file!()), "{what} names its start: {text}");
-    // On Windows a process that is killed has a code, too.
+    // On Windows a killed process has a code, too.
     let by_itself = error.worker_exit().filter(|_| end != End::IsCancelled);
     let code = by_itself.and_then(|status| status.code());
     assert_eq!(code, (end == End::Dies).then_some(3), "{what}: {text}");
     match (end, error.into_panic()) {
         (End::Panics, Ok(payload)) => {
-            // From another process only the text comes.
+            // From another process only the text arrives.
             let said = payload.downcast_ref::<&str>().copied();
             let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
             let said = said.unwrap_or_default();
@@ -243,7 +243,7 @@ fn whatever_is_beneath_a_step() {
     });
 }
 
-/// The same under a limit: one that waits behind it gets its turn, whatever the one before ended as.
+/// The same under a limit: work that waits behind it gets its turn, however the first one ended.
 #[test]
 fn whatever_is_beneath_a_step_under_a_limit() {
     const NAME: &str = "whatever_is_beneath_a_step_under_a_limit";
@@ -274,8 +274,8 @@ fn whatever_is_beneath_a_step_under_a_limit() {
     });
 }
 
-/// And while it waits for its turn: then it can only be cancelled, and whoever stands behind it moves
-/// up.
+/// The same while the work waits for its turn: then it can only be cancelled, and the work behind it
+/// moves up.
 #[test]
 fn whatever_waits_for_its_turn_beneath_a_step() {
     const NAME: &str = "whatever_waits_for_its_turn_beneath_a_step";
@@ -306,7 +306,7 @@ fn whatever_waits_for_its_turn_beneath_a_step() {
     });
 }
 
-/// Cancelled, or tied and dropped.
+/// Stopped by a cancellation, or tied and dropped.
 #[test]
 fn stopping_what_stands_on_a_running_call_kills_its_worker() {
     type Over = fn(Unfuture<u64>) -> Unfuture<u64>;
@@ -343,7 +343,7 @@ fn stopping_what_stands_on_a_running_call_kills_its_worker() {
                     if dropped {
                         drop(work);
                     } else {
-                        // Tied, so that what is cancelled above drops it.
+                        // The call is tied, so the cancelled step drops it and stops it.
                         assert!(work.cancel() && work.cancel(), "{name}");
                         let error = work.result().unwrap_err();
                         assert_eq!(error.kind(), ErrorKind::Cancelled, "{name}: {error}");
@@ -351,7 +351,7 @@ fn stopping_what_stands_on_a_running_call_kills_its_worker() {
                     assert_eq!(worker.read(&mut [0]).unwrap_or(0), 0, "{name}: it is gone");
                 }
             }
-            // Without a tie of its own: the step started the call itself.
+            // Without a tie: the step itself started the call.
             let (work, mut worker) =
                 running_call(|port| unsync::spawn(async move { port }).map_cpu(obey));
             assert!(work.cancel() && work.cancel());
@@ -402,7 +402,7 @@ fn a_call_answers_the_same_before_and_after_its_end() {
     });
 }
 
-/// Steps that stand on one call, and the last number that is heard of it.
+/// Steps on one call, and the last number that a listener hears.
 const HEARD: [(&str, Pass, u64); 13] = [
     ("nothing", |work| work, 1),
     ("map", |work| work.map(|n| n), 1),
@@ -455,7 +455,7 @@ fn progress_is_heard_through_every_step() {
                     let what = &format!("{name}, limited: {limited}, late: {late}");
                     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
                     let port = listener.local_addr().unwrap().port();
-                    // Under the limit it waits for its turn until it is listened to.
+                    // Under the limit the call waits for its turn until there is a listener.
                     let (held, holder) = unsync::promise::<()>();
                     let holder = limit.spawn(async { drop(holder.await) });
                     let work = match limited {
@@ -489,7 +489,7 @@ fn progress_is_heard_through_every_step() {
     });
 }
 
-/// Each hears its own type, and two of one type both.
+/// Each listener hears its own type, and two listeners of one type both hear it.
 #[test]
 fn progress_is_heard_by_all_who_listen() {
     const NAME: &str = "progress_is_heard_by_all_who_listen";

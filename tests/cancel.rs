@@ -1,9 +1,8 @@
 //! Ending work early: by hand, with its scope, or because its time is up.
 //!
-//! The first tests are tables, state of the work × way to end it. What is said of a future is where it
-//! was dropped, and that this was before anybody heard of it; what is said of a closure is that it was
-//! dropped once and whether it ran. Tests that fill the pool, or hold the ambient thread for long, run
-//! in processes of their own.
+//! The first tests are tables, state of the work × way to end it. They check where a future was dropped,
+//! and that this was before anybody saw its end; and that a closure was dropped once, and whether it ran.
+//! Tests that fill the pool, or hold the ambient thread for long, run in processes of their own.
 
 #![expect(clippy::async_yields_async, reason = "this is what `flatten` is for")]
 
@@ -29,7 +28,7 @@ const SHORT: Duration = Duration::from_millis(20);
 /// One that does not.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// How far the work is when it is to end.
+/// How far the work is when the test ends it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
     Queued,
@@ -62,7 +61,7 @@ const WAYS: [Way; 5] = [
 ];
 
 impl Way {
-    /// Gives what is left to look at. The two deadlines are [`SHORT`].
+    /// Ends the work; returns what is left to look at. The two deadlines are [`SHORT`].
     fn end<T: Send + 'static>(self, state: State, work: Unfuture<T>) -> Option<Unfuture<T>> {
         let in_time = matches!(state, Queued | Running);
         match self {
@@ -88,7 +87,7 @@ impl Way {
         }
     }
 
-    /// As what the work resolves that was ended in time.
+    /// The kind of error of work that was ended in time.
     fn kind(self) -> ErrorKind {
         match self {
             Way::Cancel | Way::Canceller | Way::CancelOnDrop => ErrorKind::Cancelled,
@@ -97,11 +96,11 @@ impl Way {
     }
 }
 
-/// What is counted of a piece of work.
+/// What the tests count for a piece of work.
 #[derive(Clone, Default)]
 struct Traces {
     begun: Gate,
-    /// The work waits for it.
+    /// The work waits for this gate.
     gate: Gate,
     /// The future, or the closure.
     body: Drops,
@@ -168,7 +167,7 @@ impl Drop for Held {
 }
 
 #[track_caller]
-/// What nobody looked at, from now on.
+/// Receives the failures that nobody looks at, from now on.
 fn unobserved() -> Receiver<Error> {
     let (sender, receiver) = mpsc::channel();
     let hook = move |error: &Error| sender.send(error.clone()).unwrap();
@@ -228,7 +227,7 @@ fn async_cell(state: State, way: Way, local: bool, what: &str) {
     drop(held);
     if let Some(left) = left {
         let outcome = left.result();
-        // Before it was heard of, and not soon after.
+        // Dropped before the outcome was seen, not soon after.
         let made = usize::from(traces.runs.count() > 0);
         assert_eq!(traces.body.count(), made.max(usize::from(!local)), "{what}");
         match state {
@@ -263,7 +262,7 @@ fn thread_work_by_state_and_way() {
 
 fn thread_cell(state: State, way: Way, what: &str) {
     let traces = Traces::default();
-    // There is one thread, and this is its job.
+    // There is one thread, and this job occupies it.
     let (occupied, vacate) = (Gate::new(), Gate::new());
     let first = unsync::thread({
         let (occupied, vacate) = (occupied.clone(), vacate.clone());
@@ -286,7 +285,7 @@ fn thread_cell(state: State, way: Way, what: &str) {
         take(&mut work);
     }
     let left = way.end(state, work);
-    // Queueing does not count: this one is over when it runs.
+    // Queueing does not count for `run_timeout`: the time of this job is over only once it runs.
     let runs = state != Queued || way == Way::RunTimeout;
     if state == Queued && way == Way::RunTimeout {
         let left = left.as_ref().unwrap();
@@ -331,7 +330,7 @@ fn ambient() -> Place {
 mod tasks {
     use super::*;
 
-    /// Nobody hears of the end before the destructor is through, however long that takes.
+    /// The end is not visible before the destructor has run, however long it takes.
     #[test]
     fn the_future_is_gone_before_the_unfuture_resolves() {
         quick(|| {
@@ -378,7 +377,7 @@ mod tasks {
                 };
                 let mut error = left.result().unwrap_err();
                 if way.kind() == ErrorKind::Cancelled {
-                    // Somebody was told so, so the panic goes elsewhere.
+                    // `cancel` has said so, so the panic goes to the hook.
                     assert_eq!(error.kind(), ErrorKind::Cancelled, "{way:?}: {error}");
                     error = panics.recv_timeout(QUICK).unwrap();
                 }
@@ -406,7 +405,7 @@ mod tasks {
             polls.wait_for(1);
             let waker = waker.lock().unwrap().take().unwrap();
             let held = hold_ambient();
-            // Queued before the cancellation, and after it, and when all is over.
+            // Woken before the cancellation, after it, and when all is over.
             waker.wake_by_ref();
             assert!(work.cancel());
             waker.wake_by_ref();
@@ -418,7 +417,7 @@ mod tasks {
         });
     }
 
-    /// That it would have its value at once does not matter: it was not asked for it in time.
+    /// The future would be ready at once, but that does not matter: it was not polled in time.
     #[test]
     fn a_ready_future_that_is_still_queued_is_not_run() {
         quick(|| {
@@ -476,7 +475,7 @@ mod tasks {
                     drops.wait_for(1);
                     fence();
                     assert_eq!((polls.count(), drops.count()), (1, 1));
-                    // Who was told that it is cancelled finds it so, whatever the poll gave.
+                    // `cancel` said that it is cancelled, so it is, whatever the poll gave.
                     if let Some(work) = work {
                         assert_kind(work.result(), ErrorKind::Cancelled, "during a poll");
                     }
@@ -511,7 +510,7 @@ mod tasks {
         });
     }
 
-    /// Each destructor cancels the next: none inside the other, however many.
+    /// Each destructor cancels the next task: they do not nest, however many there are.
     #[test]
     fn destructors_may_cancel_other_tasks() {
         const TASKS: usize = 10_000;
@@ -727,7 +726,7 @@ mod races {
 mod continuations {
     use super::*;
 
-    /// A source that waits for its gate, and what was made of it.
+    /// For each step: a source that waits for its gate, and what the step made of it.
     fn derived() -> Vec<(&'static str, Traces, Unfuture<()>)> {
         type Derive = fn(Unfuture<Token>) -> Unfuture<()>;
         let derivations: [(&str, Derive); 4] = [
@@ -778,7 +777,7 @@ mod continuations {
         });
     }
 
-    /// The one that is tied to its scope is meant by whoever ends that scope.
+    /// Ending the scope of tied work is meant to end the work.
     #[test]
     fn a_source_that_is_tied_ends_with_its_continuation() {
         quick(|| {
@@ -849,7 +848,7 @@ mod continuations {
         });
     }
 
-    /// `flatten` makes nothing new: it is the same work, whose two stages are stopped one or the other.
+    /// `flatten` makes no new work: it is the same work, and stopping it stops the stage that runs.
     #[test]
     fn a_flattened_one_is_the_work_itself() {
         quick(|| {
@@ -898,7 +897,7 @@ mod continuations {
         });
     }
 
-    /// Whoever sees that the whole has ended sees nothing left of what it stood on.
+    /// When the end of the whole is seen, nothing is left of the work beneath it.
     #[test]
     fn what_a_whole_stands_on_is_gone_before_its_end_is_seen() {
         quick(|| {
@@ -917,7 +916,7 @@ mod continuations {
         });
     }
 
-    /// A job that runs cannot be stopped, and may give the inner work all the same.
+    /// A running job cannot be stopped, and may still return the inner work.
     #[test]
     fn the_inner_work_of_a_job_that_ran_on_is_cancelled_too() {
         quick(|| {
@@ -942,7 +941,7 @@ mod continuations {
         });
     }
 
-    /// The outer work has ended, and the ambient thread has not got round to its value.
+    /// The outer work has ended, but the ambient thread has not got round to its value.
     #[test]
     fn inner_work_that_nobody_has_looked_at_is_cancelled_too() {
         quick(|| {
@@ -982,7 +981,7 @@ mod continuations {
         });
     }
 
-    /// Of a hundred that wait for one source each, one gives up.
+    /// One of a hundred waiters, each with its own source, gives up.
     #[test]
     fn other_waiters_are_left_alone() {
         quick(|| {
@@ -1016,7 +1015,7 @@ mod answers {
         unsync::spawn(pending())
     }
 
-    /// Cancels twice before the end, and twice after it, of which once after the outcome was taken.
+    /// Cancels twice before the end, and twice after it, the last time after the outcome was taken.
     #[track_caller]
     fn assert_answers<T>(work: Unfuture<T>, expected: bool, what: &str) {
         let canceller = work.canceller();
@@ -1094,7 +1093,7 @@ mod answers {
 
             assert!(!busy.cancel(), "it runs");
             let joined = unsync::join_all([busy, Unfuture::ready(())]);
-            // What cannot be stopped keeps nobody.
+            // Work that cannot be stopped does not hold up the join.
             assert_answers(joined, true, "join_all of a job that runs");
             vacate.open();
             assert_answers(Unfuture::ready(1), false, "one that ended well");
@@ -1111,7 +1110,7 @@ mod answers {
         });
     }
 
-    /// The shutdown stands in the queue of the ambient thread when the task is cancelled, or the other
+    /// The shutdown is already in the queue of the ambient thread when the task is cancelled, or the other
     /// way round.
     #[test]
     fn hold_during_a_shutdown() {
@@ -1121,13 +1120,13 @@ mod answers {
             let joined = unsync::join_all((0..10).map(|_| endless()));
             eventually(QUICK, "all tasks run", || {
                 let tasks = unsync::stats().async_tasks;
-                // The join is one too.
+                // The join is a task too.
                 (tasks == 111, tasks)
             });
             let held = hold_ambient();
             let (sender, asked) = mpsc::channel();
             let shutdown = thread::spawn(move || {
-                // Nothing can tell that the request has reached the queue, so the cancels are spread out.
+                // Nothing shows when the request has reached the queue, so the cancels are spread out.
                 sender.send(()).unwrap();
                 unsync::shutdown(SHORT)
             });
@@ -1171,7 +1170,7 @@ mod answers {
             Duration::from_micros(self.below(400))
         }
 
-        /// Work of a kind that stands on no other.
+        /// Work of a kind that is not made of other work.
         fn leaf(&mut self, limit: &Limit) -> Unfuture<u64> {
             let (moment, panics) = (self.moment(), self.below(4) == 0);
             let end = move || match panics {
@@ -1243,7 +1242,7 @@ mod answers {
                 let answer = work.cancel();
                 let others = other.join().unwrap();
                 if !answer && !others {
-                    // It may have no end of its own, or ends by itself while it is asked again.
+                    // It may never end by itself, or may end by itself while it is asked again.
                     let _ = work.wait_timeout(Duration::from_millis(1));
                 }
                 let canceller = work.canceller();
@@ -1309,7 +1308,7 @@ mod scopes {
         });
     }
 
-    /// What is made of tied work, and dropped.
+    /// Makes something of tied work, and drops it.
     #[test]
     fn the_tie_holds_through_everything_that_takes_it() {
         type Take = fn(Unfuture<Token>);
@@ -1423,7 +1422,7 @@ mod scopes {
         });
     }
 
-    /// What a closure holds may wait, by its own means, for what its drop brings about.
+    /// What a closure holds may wait, by its own means, for what its drop causes.
     #[test]
     fn a_destructor_of_tied_work_may_wait_for_what_it_caused() {
         const NAME: &str = "scopes::a_destructor_of_tied_work_may_wait_for_what_it_caused";
@@ -1457,8 +1456,8 @@ mod scopes {
         });
     }
 
-    /// Work that owns work that owns work, and so on: dropping the outermost ends all of it, and not one
-    /// inside the other.
+    /// Work that owns work that owns work, and so on: dropping the outermost ends all of it, without
+    /// recursion.
     #[test]
     fn a_long_chain_of_ties_does_not_overflow_the_stack() {
         const NAME: &str = "scopes::a_long_chain_of_ties_does_not_overflow_the_stack";
@@ -1529,7 +1528,7 @@ mod scopes {
         });
     }
 
-    /// A canceller is a way to the work and no part of it.
+    /// A canceller leads to the work but does not own it.
     #[test]
     fn a_canceller_keeps_nothing_alive() {
         quick(|| {
@@ -1604,7 +1603,7 @@ mod deadlines {
         );
     }
 
-    /// Each is the same job that nothing can stop, behind something else.
+    /// Each case is the same job that nothing can stop, behind something else.
     #[test]
     fn a_job_that_cannot_be_stopped_is_named() {
         fn gives(job: impl FnOnce()) -> Result<(), Error> {
@@ -1716,7 +1715,7 @@ mod deadlines {
         });
     }
 
-    /// A job that runs cannot be stopped; who waits for it can.
+    /// A running job cannot be stopped; waiting for it can.
     #[test]
     fn a_running_job_outlives_its_deadline() {
         quick(|| {
@@ -1741,7 +1740,7 @@ mod deadlines {
         });
     }
 
-    /// A queue that is full eats the time of `timeout`, and not that of `run_timeout`.
+    /// Waiting in a full queue counts for `timeout`, and not for `run_timeout`.
     #[test]
     fn queueing_counts_or_does_not() {
         const NAME: &str = "deadlines::queueing_counts_or_does_not";
@@ -1775,7 +1774,7 @@ mod deadlines {
 mod jobs {
     use super::*;
 
-    /// Every second of a long queue is taken out: the others run, in order.
+    /// Every second job of a long queue is taken out: the others run, in order.
     #[test]
     fn queued_jobs_are_taken_out_of_the_queue() {
         const NAME: &str = "jobs::queued_jobs_are_taken_out_of_the_queue";
@@ -1810,7 +1809,7 @@ mod jobs {
         });
     }
 
-    /// As for a future: what a closure holds may panic when it is dropped.
+    /// As with a future, what a closure holds may panic when it is dropped.
     #[test]
     fn a_closure_that_panics_in_its_drop_is_reported() {
         const NAME: &str = "jobs::a_closure_that_panics_in_its_drop_is_reported";
@@ -1849,7 +1848,7 @@ mod jobs {
                     while !unsync::is_cancelled() {
                         thread::yield_now();
                     }
-                    // Also from what it calls, and again.
+                    // Asking again gives the same answer.
                     let seen = [unsync::is_cancelled(), unsync::is_cancelled()];
                     (seen, Place::here())
                 }

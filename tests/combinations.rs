@@ -1,11 +1,11 @@
 //! What can go wrong with a piece of work × what becomes of its `Unfuture` × when it is cancelled, and
 //! by whom: every combination has its outcome, drops what it has exactly once and in the right place,
-//! wakes who waits once, and lets nothing escape to who merely drops an `Unfuture`.
+//! wakes its waiter once, and lets no panic reach a caller that merely drops an `Unfuture`.
 //!
 //! Left out, because it has no meaning here:
 //! - a call in a worker process: none of its parts is dropped in this process;
-//! - a job whose run and whose capture both panic: a closure is dropped while its panic unwinds, and
-//!   of a second panic then every Rust program ends.
+//! - a job whose run and whose capture both panic: a closure is dropped while its panic unwinds, and a
+//!   second panic then ends any Rust program.
 
 mod support;
 
@@ -17,7 +17,7 @@ use std::time::Duration;
 use support::{CountingWaker, Drops, Gate, Place, Token, fence, in_child};
 use unsync::{Error, ErrorKind, Unfuture};
 
-/// What starts it.
+/// What kind of work it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Spawn,
@@ -25,7 +25,7 @@ enum Kind {
     Thread,
 }
 
-/// Where it panics, apart from the drop of its value.
+/// Where the work panics, apart from the drop of its value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Panics {
     Nowhere,
@@ -62,12 +62,12 @@ struct Case {
     polled: bool,
     dropped: Dropped,
     cancelled: Cancelled,
-    /// By a canceller, or else by the `Unfuture` itself.
+    /// Whether a canceller cancels it, rather than the `Unfuture` itself.
     by_canceller: bool,
 }
 
 impl Case {
-    /// All of them by number; `None` after the last.
+    /// The case of this number; `None` after the last.
     fn nth(mut number: usize) -> Option<Case> {
         fn pick<T: Copy>(number: &mut usize, from: &[T]) -> T {
             let picked = from[*number % from.len()];
@@ -118,7 +118,7 @@ impl Case {
             Cancelled::AfterFirstPoll => self.dropped < Dropped::AfterFirstPoll,
             Cancelled::AfterEnd => self.dropped < Dropped::AfterEndUnread,
             Cancelled::AfterConsumed => self.dropped < Dropped::AfterConsumed,
-            // Nobody cancels: one of the two will do.
+            // Nobody cancels: one value of `by_canceller` is enough.
             Cancelled::Never => true,
         };
         (self.by_canceller || !gone) && !(thread && self.panics == Panics::OnRunAndDrop)
@@ -141,11 +141,11 @@ impl Case {
         }
     }
 
-    /// As what it ends, and the text of the panic if it is one.
+    /// How it ends, with the text of the panic if there is one.
     fn end(&self) -> Result<(), (ErrorKind, &'static str)> {
         match self.is_stopped() {
             true => Err((ErrorKind::Cancelled, "")),
-            // Of two panics the first is told.
+            // The first of two panics is reported.
             false if self.panics_on_run() => Err((ErrorKind::Panicked, "in the run")),
             false if self.panics_on_drop() => Err((ErrorKind::Panicked, "in the drop of a body")),
             false => Ok(()),
@@ -153,7 +153,7 @@ impl Case {
     }
 
     fn makes_a_value(&self) -> bool {
-        // A job drops what it holds before it makes its value, a task's poll before the task does.
+        // A job drops what it holds before it makes its value; a task makes its value first.
         let in_time = self.kind != Kind::Thread || !self.panics_on_drop();
         !self.is_stopped() && !self.panics_on_run() && in_time
     }
@@ -182,7 +182,7 @@ impl Drop for Part {
     }
 }
 
-/// What is seen of the work.
+/// What the test sees of the work.
 #[derive(Clone, Default)]
 struct Traces {
     begun: Gate,
@@ -252,7 +252,7 @@ fn hold(kind: Kind) -> Held {
     Held(release, holder)
 }
 
-/// Whatever was begun on the one thread for this kind of work is over.
+/// Waits until all that had begun on the one thread for this kind of work is over.
 fn settle(kind: Kind) {
     match kind {
         Kind::Thread => unsync::thread(|| ()).result().unwrap(),
@@ -270,7 +270,7 @@ fn check(case: Case) {
     }
     let canceller = work.canceller();
     let mut work = Some(work);
-    // The two in this order, so that a cancellation by the `Unfuture` finds it.
+    // In this order, so that a cancellation by the `Unfuture` comes before its drop.
     let cancel_and_drop = |work: &mut Option<Unfuture<Part>>, cancelled, dropped| {
         let cancel = |work: &Option<Unfuture<Part>>| {
             let said = match work {
@@ -311,7 +311,7 @@ fn check(case: Case) {
         Dropped::AfterFirstPoll,
     );
     if case.is_stopped() {
-        // A value could only be made now by work that was not stopped.
+        // Only work that was not stopped could make a value now.
         settle(case.kind);
     }
     traces.gate.open();
@@ -349,7 +349,7 @@ fn consume(case: Case, outcome: Result<Part, Error>, traces: &Traces) {
     match (outcome, case.end()) {
         (Ok(value), Ok(())) => {
             assert_eq!(traces.values.count(), 0, "{case:?}: it is still there");
-            // Whose it is has its panic.
+            // The owner of the value gets its panic.
             let dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
             assert_eq!(dropped.is_err(), case.value_panics, "{case:?}");
         }
@@ -384,7 +384,7 @@ fn assert_places(case: Case, traces: &Traces) {
 #[test]
 fn test_combinations() {
     const LIMIT: Duration = Duration::from_secs(180);
-    // One thread: then what is queued behind another job has not begun.
+    // One thread: a job queued behind another has not begun.
     let one_thread = [("UNSYNC_THREADS", "1")];
     in_child("test_combinations", LIMIT, &one_thread, || {
         quiet_about("in the ");
@@ -403,7 +403,7 @@ fn test_combinations() {
     });
 }
 
-/// Thousands of panics on purpose would hide one that is not.
+/// Thousands of deliberate panics would hide an accidental one.
 fn quiet_about(text: &'static str) {
     let loud = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

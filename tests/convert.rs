@@ -76,7 +76,7 @@ mod threads {
         });
     }
 
-    /// Threads that only wait leave the pool to those that work.
+    /// Threads that only wait leave the pool to jobs that work.
     #[test]
     fn who_waits_does_not_count_against_the_limit() {
         in_child(

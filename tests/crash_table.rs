@@ -1,7 +1,7 @@
 //! The crash table: ways to fail × phases of a call.
 //!
-//! In every cell a pool of two workers has a sibling running in the one, and the fault strikes the
-//! other, with three calls queued behind. Only the culprit fails, and says what happened; the sibling
+//! In every cell a sibling call runs in one of two workers, and the fault strikes the other one, with
+//! three calls queued behind. Only the culprit fails, and says what happened; the sibling
 //! and the queued calls are fine, and so are those that come later.
 //!
 //! Linux only: the faults are signals and the proofs are in `/proc`.
@@ -17,7 +17,7 @@ use std::thread;
 
 use unsync::{Config, Error, ErrorKind, Wire, cpu};
 
-#[allow(dead_code, unused_macros)] // what this table has no use for
+#[allow(dead_code, unused_macros)] // what this table does not use
 mod scenario;
 use scenario::{Gate, is_gone, lane_state, until, wait_at};
 
@@ -57,8 +57,8 @@ macro_rules! crash_table {
     };
 }
 
-// What strikes the program itself (the encoding of an argument, the decoding of a result) must be
-// something that a program survives.
+// A fault that strikes the program itself (in the encoding of an argument or the decoding of a result)
+// must be one that a program survives.
 crash_table! {
     abort:               argument_decode body result_encode result_drop idle mid_result;
     exit_0:              argument_decode body result_encode result_drop idle mid_result;
@@ -80,7 +80,7 @@ crash_table! {
 
 const TEXT: &str = "what a fault";
 
-/// Where the panics are: the line of each is this one's plus a number.
+/// Where the panics are: the line of each is this line plus a number.
 const PANICS: u32 = line!();
 
 fn panic_now() {
@@ -103,7 +103,7 @@ extern "C" fn panic_where_none_may_pass() {
     panic!("{TEXT}");
 }
 
-/// The place of the panic that a fault is told by.
+/// The place of the panic that reports a fault.
 fn place(fault: &str) -> String {
     let line = match fault {
         "panic_with_text" | "panic_while_panicking" => 3,
@@ -163,7 +163,7 @@ fn deep(depth: u64) -> u64 {
 
 // --------------------------------------------------------------------------------------- the calls
 
-/// Commits a fault at one phase of its journey.
+/// Commits a fault in one phase of its way through a call.
 struct Trap {
     fault: String,
     phase: String,
@@ -217,7 +217,7 @@ fn carry(trap: Trap) -> Trap {
     trap
 }
 
-/// The culprit that strikes when its worker has nothing to do any more.
+/// The culprit that strikes when its worker is idle again.
 fn leave_behind(fault: String, gate: String) {
     thread::spawn(move || {
         let _guest = wait_at(&gate);
@@ -225,7 +225,7 @@ fn leave_behind(fault: String, gate: String) {
     });
 }
 
-/// A large result. The culprit that strikes when it is under way.
+/// A large result. This culprit strikes while the result is under way.
 struct Bulk {
     fault: String,
     gate: String,
@@ -252,7 +252,7 @@ fn send_bulk(fault: String, gate: String) -> Bulk {
     Bulk { fault, gate, bytes }
 }
 
-/// A result that is decoded only when the door is open: until then nothing more is read of its worker.
+/// A result that is decoded only when the door is open: until then nothing more is read from its worker.
 struct Doorstop;
 
 static DOOR: Mutex<()> = Mutex::new(());
@@ -344,7 +344,7 @@ fn strike_call(fault: &str, phase: &str, struck: u32) {
             };
             assert_says(&error, &["`carry`", step, text(fault), &started]);
             assert_eq!(error.worker_exit(), None);
-            // It never left the program, so the payload is there as it was.
+            // The panic never left the program, so its payload is unchanged.
             let payload = error.into_panic().unwrap();
             assert_eq!(
                 payload.downcast_ref() == Some(&42),
@@ -358,7 +358,7 @@ fn strike_call(fault: &str, phase: &str, struck: u32) {
     }
 }
 
-/// What is said of a call that was struck in the worker, on the thread of the call.
+/// Checks the error of a call that was struck in the worker, on the thread of the call.
 fn assert_struck(error: Error, name: &str, fault: &str, struck: u32, started: &str) {
     let process = format!("worker process {struck}");
     assert_says(&error, &[name, started]);
@@ -402,7 +402,7 @@ fn strike_mid_result(fault: &str, struck: u32) {
     let before = cpu(stop_the_door, ());
     let (culprit, line) = (cpu(send_bulk, (fault.to_owned(), gate.path())), line!());
     let queued: Vec<_> = (0..3).map(|_| cpu(pid, ())).collect();
-    // When it comes, the result is encoded; nobody reads, so it does not get far.
+    // When the guest comes, the result is encoded; nobody reads, so the result does not get far.
     let guest = gate.guest();
     until("the result is stuck in the link", || {
         lane_state(struck) == Some('S')

@@ -1,4 +1,4 @@
-//! The defects of Python's `unsync`, each as the test that it would fail. The number of a defect is in the
+//! The defects of Python's `unsync`, each as a test that it would fail. The number of a defect is in the
 //! name of its test.
 
 mod support;
@@ -53,7 +53,7 @@ fn d01_same_named_methods_of_two_types() {
         ];
         assert_eq!(small.result().unwrap(), "u8");
         assert_eq!(large.result().unwrap(), "alloc::vec::Vec<u8>");
-        // Two closures of one function, which have the same name and the same types.
+        // Two closures in one function, with the same name and the same types.
         let one = unsync::cpu!(|n: u32| -> u32 { n + 1 }, 1);
         let two = unsync::cpu!(|n: u32| -> u32 { n + 2 }, 1);
         assert_eq!((one.result().unwrap(), two.result().unwrap()), (2, 3));
@@ -110,7 +110,7 @@ fn d20_associated_functions_and_methods_by_path() {
 
 // ------------------------------------------------------------------------------------------- D2, D17
 
-/// Programs with one thing wrong, next to the one that they are made from.
+/// Checks that programs with one thing wrong are refused, and that the program they are made from compiles.
 #[track_caller]
 fn assert_refused(name: &str, right: &str, wrong: &[(&str, &str, &str)]) {
     let program =
@@ -128,7 +128,7 @@ fn assert_refused(name: &str, right: &str, wrong: &[(&str, &str, &str)]) {
     }
 }
 
-/// The second `set` is no error of a running program but one of the program's text.
+/// The second `set` is an error at compile time, not at run time.
 #[test]
 fn d02_a_promise_cannot_be_set_twice() {
     limit(HEAVY + HEAVY, || {
@@ -343,8 +343,8 @@ fn d08_a_worker_that_dies_fails_only_its_own_call() {
         for calls in [before, after] {
             for (n, call) in (0..50).zip(calls) {
                 match call.result() {
-                    // There the end of a link may take along what its worker said last. Then what lay
-                    // at that worker may have run, and fails with it rather than run again.
+                    // On Windows the end of a link may lose what its worker said last. Then the calls that
+                    // were at that worker may have run, so they fail with it rather than run again.
                     Err(error) if cfg!(windows) && error.kind() == ErrorKind::WorkerLost => {}
                     square => assert_eq!(square.unwrap(), n * n),
                 }
@@ -354,7 +354,7 @@ fn d08_a_worker_that_dies_fails_only_its_own_call() {
     });
 }
 
-/// A process that somebody kills while it is idle, or while it computes what nobody wants any more.
+/// A process is killed while it is idle, or while it computes what nobody wants any more.
 #[test]
 fn d08_the_pool_heals() {
     in_child(
@@ -383,7 +383,7 @@ fn d08_the_pool_heals() {
 
 // ----------------------------------------------------------------------------------------------- D9
 
-/// What a worker process finds of the library.
+/// Uses all of the library in a worker process.
 fn all_of_it(n: u32) -> (bool, Vec<u32>) {
     let by_task = unsync::spawn(async move {
         unsync::sleep(Duration::from_millis(1)).await;
@@ -395,7 +395,7 @@ fn all_of_it(n: u32) -> (bool, Vec<u32>) {
     let sums = [by_task, by_thread, by_call, chained].map(|work| work.result().unwrap());
     (unsync::is_worker(), sums.to_vec())
 }
-/// Starts further calls from within one.
+/// Starts more calls from within a call.
 fn nested(depth: u32) -> u32 {
     match depth {
         0 => 0,
@@ -419,7 +419,7 @@ fn d09_a_worker_may_use_the_ambient_threads_and_nested_calls() {
 
 #[test]
 fn d10_cancelling_a_continuation_leaves_the_source_alone() {
-    /// What a source is continued with.
+    /// Continues a source in one of several ways.
     fn continued(source: Unfuture<u8>, log: Log<&'static str>, kind: usize) -> Unfuture<u8> {
         let step = move |value| {
             log.push("continued");
@@ -488,7 +488,7 @@ fn d11_an_unobserved_failure_is_reported_once_and_an_observed_one_never() {
                     unsync::spawn(async { 1 }).map(move |_: u8| panic!("{how}: continued")),
                 ]
             };
-            // Looked at, in all the ways that there are.
+            // Looked at, in every way.
             for fails in fails("heard") {
                 fails.result().unwrap_err();
             }
@@ -506,7 +506,7 @@ fn d11_an_unobserved_failure_is_reported_once_and_an_observed_one_never() {
                 .unwrap()
                 .into_iter()
                 .for_each(|outcome| drop(outcome.unwrap_err()));
-            // What is cancelled has not failed.
+            // Cancelled work has not failed.
             let cancelled = unsync::spawn(unsync::sleep(Duration::MAX));
             assert!(cancelled.cancel());
             drop(cancelled);
@@ -578,7 +578,7 @@ fn d13_pending_tasks_are_drained_or_cancelled_at_shutdown() {
         HEAVY,
         &[],
         || {
-            // Work that ends is waited for, though nobody holds its future.
+            // `drain` waits for work that ends, though nobody holds its future.
             let drops = Drops::new();
             let token = drops.token();
             drop(unsync::spawn(async move {
@@ -588,7 +588,7 @@ fn d13_pending_tasks_are_drained_or_cancelled_at_shutdown() {
             assert!(unsync::drain(QUICK));
             assert_eq!(drops.count(), 1);
 
-            // Work that does not is stopped, with its destructors run where they have to be.
+            // Work that does not end is stopped, and its destructors run where they have to.
             let drops = Drops::new();
             let [one, two] = [(); 2].map(|()| drops.token());
             let pending = [
@@ -641,7 +641,7 @@ fn d14_who_blocks_the_ambient_thread_is_named() {
 
 // ---------------------------------------------------------------------------------------------- D15
 
-/// Ten jobs that block at once, however few cores there are: each waits until all ten do.
+/// Ten jobs block at once, however few cores there are: each waits until all ten do.
 #[test]
 fn d15_ten_blocking_jobs_run_at_once() {
     quick(|| {
@@ -716,7 +716,7 @@ fn d18_debug_mode_breaks_nothing() {
 
 #[test]
 fn d19_whatever_can_be_called_or_awaited_is_accepted() {
-    /// A callable object, as far as there are any.
+    /// The nearest thing to a callable object.
     struct Adder(u32);
     impl Adder {
         fn add(self, to: u32) -> u32 {

@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the ground up: a file uses only what stands above it in this list. The files of a folder that is named
-/// without a file are one floor.
+/// From the ground up: a file uses only what is above it in this list. A folder that is listed without its
+/// files is one floor.
 const FLOORS: &[&str] = &[
     "sync",
     "error",
@@ -19,7 +19,7 @@ const FLOORS: &[&str] = &[
     "engine",
     "stalls",
     "block_on",
-    // The engines, of which none uses another.
+    // The engines, none of which uses another.
     "ambient",
     "threads",
     "processes/procfs",
@@ -37,7 +37,7 @@ const FLOORS: &[&str] = &[
     "processes/relay",
     "processes/supervisor",
     "processes/mod",
-    // What is built on them.
+    // What is built on the engines.
     "continuations",
     "combine",
     "limit",
@@ -51,7 +51,7 @@ const FLOORS: &[&str] = &[
     "lib",
 ];
 
-/// Uses of a higher floor: the user, what it uses, and why.
+/// Allowed uses of a higher floor: the user, what it uses, and why.
 const UPWARD: &[(&str, &str, &str)] = &[
     (
         "processes/worker",
@@ -77,7 +77,8 @@ const HANDED_DOWN: &[&str] = &["log"];
 
 const LINES_MAX: usize = 500;
 
-/// Where platforms differ: in this file, and in the file of `register!`, which writes the attributes of one.
+/// Where platforms may differ: in this file, and in the file of `register!`, which writes the attributes of
+/// a platform.
 const WITH_CFG: &str = "processes/transport";
 const WITH_CFG_ATTR: &str = "processes/registry";
 
@@ -119,7 +120,7 @@ impl Source {
                 for name in names.into_iter().map(str::trim) {
                     let end = name.find(|c: char| c != ':' && !is_word(c));
                     let (path, rest) = name.split_at(end.unwrap_or(name.len()));
-                    // A macro of this crate stands at its root, and expands to what it names.
+                    // A macro of this crate is at its root, and expands to what it names.
                     if !path.is_empty() && !rest.starts_with('!') {
                         let mut segments = parent.clone();
                         for segment in path.split("::") {
@@ -141,7 +142,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The floor of a path, which may go on with the name of an item.
+/// The floor of a path, which may end with the name of an item.
 fn floor_of(segments: &[&str]) -> Option<&'static str> {
     let named = |name: &str| FLOORS.iter().copied().find(|floor| *floor == name);
     let mut prefixes = (1..=segments.len()).rev().map(|n| segments[..n].join("/"));

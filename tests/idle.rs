@@ -1,8 +1,8 @@
 //! Idle is idle: threads and worker processes that have nothing to do use no processor time, whatever
 //! they did before and whatever they wait for.
 //!
-//! Processor time is counted by process, so every test runs in one of its own. Linux only: elsewhere
-//! std has no means to ask.
+//! Processor time is counted by process, so every test runs in a process of its own. Linux only: elsewhere
+//! std has no way to ask for it.
 #![cfg(target_os = "linux")]
 
 mod support;
@@ -20,7 +20,7 @@ use unsync::{Error, Wire};
 
 use support::{CountingWaker, Gate, HEAVY, QUICK, eventually, fence, in_child, poll, used, waits};
 
-/// What may be used in one second of idling.
+/// The processor time that one second of idling may use.
 const NEXT_TO_NOTHING: Duration = Duration::from_millis(10);
 
 fn square(n: u64) -> u64 {
@@ -43,7 +43,7 @@ fn parent_of(process: u32) -> Option<u32> {
     after_name.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Looks at a second in which nobody asks for anything.
+/// Observes a second in which nobody asks for anything.
 #[track_caller]
 fn assert_idle(when: &str) {
     let processes = [workers(), vec![std::process::id()]].concat();
@@ -62,7 +62,7 @@ fn assert_idle(when: &str) {
     );
 }
 
-/// Everything that there is, and much of it.
+/// Uses everything that the library has, and much of it.
 fn burst() {
     let tasks = (0..10_000u64).map(|n| {
         unsync::spawn(async move {
@@ -101,7 +101,7 @@ fn after_a_burst() {
 fn while_work_is_pending() {
     in_child("while_work_is_pending", HEAVY, &[], || {
         let (gate, (promise, pending)) = (Gate::new(), unsync::promise::<u8>());
-        // A timer far away, tasks and jobs that wait, and threads that wait for them in every way.
+        // A distant timer, tasks and jobs that wait, and threads that wait for them in every way.
         let sleeper = unsync::spawn(unsync::sleep(Duration::from_secs(3600)));
         let mut elsewhere = unsync::sleep(Duration::from_secs(3600));
         assert!(poll(&mut elsewhere, CountingWaker::new().waker()).is_pending());
@@ -114,7 +114,7 @@ fn while_work_is_pending() {
             move || gate.wait()
         });
         let nested = unsync::thread(move || job.result());
-        // Time that will count from a start that is far away, or that never comes.
+        // A time limit that counts from a distant start, and one from a start that never comes.
         let place = unsync::Limit::new(1);
         let holder = place.spawn(unsync::sleep(Duration::from_secs(3600)));
         let in_line = [(); 2].map(|()| place.spawn(async {}).run_timeout(QUICK));
@@ -131,7 +131,7 @@ fn while_work_is_pending() {
                 }
             }),
         ];
-        // They all wait by now, or will after what little they still have to do.
+        // They all wait by now, or will once they have done the little that is left.
         fence();
         eventually(QUICK, "every thread but this one waits", || {
             let states = fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -166,7 +166,7 @@ fn while_pool_threads_and_workers_retire() {
             (pool == 1 && left.1.is_empty(), left)
         });
         assert_idle("with the ambient thread alone");
-        // And they come again.
+        // And work comes again.
         burst();
     });
 }
@@ -217,7 +217,7 @@ fn state_of(task: &Path) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
-/// The ambient thread sleeps for good, not for a while: who wakes it is the one who asks.
+/// The ambient thread sleeps without a timeout: whoever asks for something wakes it.
 #[test]
 fn a_sleeping_ambient_thread_is_woken_by_whoever_asks() {
     in_child(
@@ -251,7 +251,7 @@ fn a_sleeping_ambient_thread_is_woken_by_whoever_asks() {
             let (started, brief) = (Instant::now(), Duration::from_millis(5));
             unsync::block_on(unsync::sleep(brief));
             assert!(started.elapsed() >= brief);
-            // A nearer deadline than the one that it sleeps for.
+            // A nearer deadline than the one it sleeps for.
             let _far = unsync::spawn(unsync::sleep(Duration::from_secs(3600)));
             fence();
             asleep();
@@ -262,7 +262,7 @@ fn a_sleeping_ambient_thread_is_woken_by_whoever_asks() {
     );
 }
 
-/// Takes long to be decoded if it begins with a one: until the second gate opens.
+/// If it begins with a one, decoding it takes until the second gate opens.
 struct Blob(Vec<u8>);
 
 static DECODING: Mutex<Option<[Gate; 2]>> = Mutex::new(None);
@@ -292,8 +292,7 @@ fn stay(millis: u64) {
 }
 unsync::register!(stay);
 
-/// Nobody looks after workers that have nothing to do, and one look in a second is enough for those that run
-/// long calls.
+/// The library does not check on idle workers, and checks once a second on workers that run long calls.
 #[test]
 fn workers_wake_nobody() {
     in_child("workers_wake_nobody", HEAVY, &[], || {
@@ -328,7 +327,7 @@ fn workers_wake_nobody() {
     });
 }
 
-/// Its results fill the link, and the program is slow to take them: it waits without looking again.
+/// The worker's results fill the link, and the program is slow to take them: it waits without spinning.
 #[test]
 fn a_worker_whose_results_nobody_takes() {
     in_child("a_worker_whose_results_nobody_takes", HEAVY, &[], || {
@@ -340,7 +339,7 @@ fn a_worker_whose_results_nobody_takes() {
         while let Some(count) = next {
             tries += 1;
             assert!(tries <= 30, "{count} calls are never dealt at once");
-            // So that many are dealt at once.
+            // This makes the pool deal many calls at once.
             for _ in 0..300 {
                 let _ = unsync::cpu(blob, (false, 100)).result().unwrap();
             }
@@ -349,10 +348,10 @@ fn a_worker_whose_results_nobody_takes() {
             let calls = (0..count).map(|n| unsync::cpu(blob, (n == 0, 60_000)));
             let calls = Vec::from_iter(calls);
             begun.wait();
-            // Else the worker has had to wait for the processor, so that it does not get all of them.
+            // Otherwise the worker has had to wait for the processor, so it does not get all of the calls.
             let all_dealt = unsync::stats().calls_queued == 0;
             let time = || used(&processes).values().sum::<Duration>();
-            // What it has to do first takes its time on a busy machine.
+            // The worker's remaining work takes a while on a busy machine.
             if all_dealt {
                 eventually(QUICK, "it waits", || {
                     let before = time();

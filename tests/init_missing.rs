@@ -1,9 +1,9 @@
 //! Number 45 of the faults: a program that forgot `init`, or calls it too late. In a test binary of its
 //! own, because it must not have a `test_worker!` either.
 //!
-//! Not over a relay, where a program that ends at once is a launcher that does.
+//! Not over a relay, where a program that ends at once is a launcher that ends at once.
 //!
-//! Linux only, as `faults`: what it looks for stands in `/proc`.
+//! Linux only, like `faults`: what it looks for is in `/proc`.
 #![cfg(target_os = "linux")]
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use unsync::{Config, ErrorKind, cpu};
 
-#[allow(dead_code)] // what this file has no use for
+#[allow(dead_code)] // what this file does not use
 #[macro_use]
 mod scenario;
 use scenario::{SOON, children};
@@ -53,11 +53,11 @@ fn n45_init_missing_no_fork_bomb() {
     }
     assert!(started.elapsed() < SOON);
     assert!(children().is_empty());
-    // The rest of the library does not need it.
+    // The rest of the library does not need `init`.
     assert_eq!(unsync::thread(answer).result().unwrap(), 42);
 }
 
-/// The parent has come to `init`, and its workers will not: they run something else and end.
+/// The parent has reached `init`, but its workers will not: they run something else and end.
 fn n45_init_too_late_no_fork_bomb() {
     let started = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&started);
@@ -78,7 +78,7 @@ fn n45_init_too_late_no_fork_bomb() {
         let error = call.result().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
         let text = error.to_string();
-        // And what the harness has to say of an argument that it does not know.
+        // And what the harness says about an argument that it does not know.
         let hints = [
             "`answer` cannot run: is there a `unsync::test_worker!()` in this test binary?",
             "unsync-worker",

@@ -1,13 +1,13 @@
 //! From the first use to the last: settings, hooks, reports, draining, shutting down, and ending
-//! without any of it.
+//! without any of these.
 //!
-//! Settings and the shutdown are of the whole process, so every test has a process of its own, and some
+//! Settings and the shutdown apply to the whole process, so every test has a process of its own, and some
 //! have one for each case.
 //!
 //! Left out, because it has no meaning here:
 //! - a hook for the end of a thread: there is one for the start, and thread-locals have destructors;
-//! - a pool that is dropped while its jobs run, or before they panic: there is one for the process;
-//! - who waits for a wave of jobs is let go before the next wave: `drain` waits for both.
+//! - dropping a pool while its jobs run, or before they panic: there is one pool for the process;
+//! - releasing those who wait for a wave of jobs before the next wave: `drain` waits for both.
 
 mod support;
 
@@ -32,7 +32,7 @@ use unsync::{Config, Error, ErrorKind, Limit, Stats, Unfuture, WorkKind, WorkSta
 
 /// A limit that does not pass in the test.
 const LONG: Duration = Duration::from_secs(3600);
-/// What a busy machine may take for something that takes no time.
+/// How long a busy machine may take for something that takes no time.
 const SLACK: Duration = Duration::from_secs(8);
 /// Long enough to see that something does not happen.
 const WHILE: Duration = Duration::from_millis(600);
@@ -66,7 +66,7 @@ fn assert_kind<T>(outcome: Result<T, Error>, kind: ErrorKind, what: &str) {
     }
 }
 
-/// The names of the library's own threads, where the system tells them.
+/// The names of the library's own threads, where the system lists them.
 fn threads(prefix: &str) -> Vec<String> {
     #[cfg(target_os = "linux")]
     let names = support::thread_names();
@@ -76,7 +76,7 @@ fn threads(prefix: &str) -> Vec<String> {
     ours.collect()
 }
 
-/// A pool thread's job that has begun, and that ends when the gate opens.
+/// A job on a pool thread that has begun, and that ends when the gate opens.
 fn blocked_job() -> (Gate, Unfuture<()>) {
     let (runs, release) = (Gate::new(), Gate::new());
     let job = unsync::thread({
@@ -112,12 +112,12 @@ mod settings {
             let refused = Config::new().threads(3).install().unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::NotInitialised);
             assert!(refused.to_string().contains("in use already"), "{refused}");
-            // And no harm is done.
+            // And the refusal does no harm.
             assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
         });
     }
 
-    /// What makes no work start does not settle anything.
+    /// Calls that start no work do not fix the settings.
     #[test]
     fn may_come_after_what_is_no_use() {
         const NAME: &str = "settings::may_come_after_what_is_no_use";
@@ -156,13 +156,13 @@ mod settings {
                 assert_eq!(refused.kind(), ErrorKind::NotInitialised, "{name}");
                 assert!(refused.to_string().contains(name), "{name}: {refused}");
             }
-            // A refusal settles nothing: the next ones are as good as the first.
+            // A refusal does not fix the settings: later ones can still be installed.
             Config::new().threads(1).install().unwrap();
             assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
         });
     }
 
-    /// A time without end is one that makes sense.
+    /// An endless time is a valid setting.
     #[test]
     fn may_be_as_long_as_time() {
         const NAME: &str = "settings::may_be_as_long_as_time";
@@ -181,14 +181,14 @@ mod settings {
                 assert_eq!(unsync::spawn(async move { round }).result().unwrap(), round);
                 assert_eq!(unsync::thread(move || round).result().unwrap(), round);
                 assert_eq!(unsync::cpu(double, (round,)).result().unwrap(), round * 2);
-                // So that the threads come to rest now and then.
+                // This lets the threads go to sleep now and then.
                 thread::sleep(Duration::from_millis(round % 4));
             }
             unsync::shutdown(QUICK).unwrap();
         });
     }
 
-    /// So many jobs run at once, of a few more.
+    /// Checks that this many jobs run at once, of a few more.
     fn assert_at_once(expected: usize) {
         let (running, release) = (Counter::new(), Gate::new());
         let works = Vec::from_iter((0..expected + 3).map(|_| {
@@ -199,7 +199,7 @@ mod settings {
             })
         }));
         running.wait_for(expected);
-        // That something does not happen shows in no event.
+        // There is no event for something that does not happen.
         thread::sleep(WHILE);
         assert_eq!(running.count(), expected);
         release.open();
@@ -257,7 +257,7 @@ mod settings {
         }
     }
 
-    /// What a compose file or a unit makes of a variable that was not set outside.
+    /// A compose file or a systemd unit may pass on an unset variable as an empty one.
     #[test]
     fn an_empty_variable_is_an_unset_one() {
         const NAME: &str = "settings::an_empty_variable_is_an_unset_one";
@@ -306,7 +306,7 @@ mod settings {
         });
     }
 
-    /// Takes at least a KiB for each level.
+    /// Uses at least a KiB of stack for each level.
     #[inline(never)]
     fn descend(levels: usize) -> usize {
         let frame = std::hint::black_box([levels as u8; 1024]);
@@ -375,7 +375,7 @@ mod hooks {
         });
     }
 
-    /// The hook is a part of the thread: one that waits for a job gets it, whatever the limit.
+    /// The hook is part of the thread: if it waits for a job, the job runs, whatever the limit.
     #[test]
     fn on_thread_start_may_wait_for_a_job() {
         const NAME: &str = "hooks::on_thread_start_may_wait_for_a_job";
@@ -440,7 +440,7 @@ mod hooks {
         });
     }
 
-    /// Whatever the hook does, each of its polls is one, and the task comes to its end.
+    /// Whatever the hook does, each round polls the task once, and the task comes to its end.
     #[test]
     fn around_poll_may_misbehave() {
         const NAME: &str = "hooks::around_poll_may_misbehave";
@@ -486,7 +486,7 @@ mod hooks {
         });
     }
 
-    /// A hook that writes down what it is told.
+    /// Installs a hook that records what it is told.
     fn note_unobserved(also_panics: bool) -> Log<String> {
         let log = Log::new();
         let config = Config::new().on_unobserved({
@@ -540,7 +540,7 @@ mod hooks {
                     fail("after its deadline");
                 }
             });
-            // Before that it would be taken out of the queue.
+            // Before it runs, the job would be taken out of the queue.
             running.wait();
             let error = job.timeout(Duration::from_millis(1)).result().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TimedOut);
@@ -555,7 +555,7 @@ mod hooks {
         });
     }
 
-    /// A thread-local that was there before those of this library is there after them.
+    /// A thread-local that is older than those of this library outlives them.
     #[test]
     fn a_thread_local_may_ask_in_its_destructor() {
         const NAME: &str = "hooks::a_thread_local_may_ask_in_its_destructor";
@@ -603,14 +603,14 @@ mod hooks {
                     .result()
                     .is_err()
             );
-            // Cancelled, each way.
+            // Work that is cancelled, in every way.
             let task = unsync::spawn(pending::<()>());
             task.cancel();
             drop(task);
             drop(unsync::spawn(pending::<()>()).cancel_on_drop());
             let canceller = unsync::spawn(pending::<()>()).map(drop).canceller();
             canceller.cancel();
-            // And values are no failures.
+            // And values are not failures.
             drop(unsync::spawn(async { 1 }));
             drop(unsync::thread(|| 1));
             let pending = unsync::spawn(pending::<()>());
@@ -621,7 +621,7 @@ mod hooks {
         });
     }
 
-    /// Settings that are refused leave nothing behind.
+    /// Refused settings leave nothing behind.
     #[test]
     fn on_unobserved_of_refused_settings_is_not_set() {
         const NAME: &str = "hooks::on_unobserved_of_refused_settings_is_not_set";
@@ -660,7 +660,7 @@ mod readers {
         thread::sleep(WHILE);
     }
 
-    /// Waits for what does not come in time; gives the error that it got instead.
+    /// Waits for something that does not come in time; returns the error that it got instead.
     type Wait = fn() -> Option<Error>;
 
     const WAITS: [(&str, Wait); 13] = [
@@ -695,7 +695,7 @@ mod readers {
         ("shutdown", || unsync::shutdown(LONG).err()),
     ];
 
-    /// What somebody hears who waits: an error, or a panic.
+    /// What a caller that waits gets: an error, or a panic.
     fn refusal(wait: Wait) -> String {
         match catch_unwind(wait) {
             Ok(Some(error)) => format!("{:?}: {error}", error.kind()),
@@ -716,7 +716,7 @@ mod readers {
         }
     }
 
-    /// A value that waits in its `decode`, and catches what comes of that.
+    /// A value that waits in its `decode`, and catches the refusal.
     struct Heard(u8, String);
 
     impl Wire for Heard {
@@ -756,7 +756,7 @@ mod readers {
 
     unsync::register!(make_heard, make_insists);
 
-    /// As many calls as there are workers, and more: none hangs, and the pool serves on.
+    /// There are more such calls than workers: none hangs, and the pool goes on.
     #[test]
     fn a_decode_may_not_wait() {
         const NAME: &str = "readers::a_decode_may_not_wait";
@@ -770,7 +770,7 @@ mod readers {
         });
     }
 
-    /// The same where the error or the panic is passed on: it is the outcome of the call.
+    /// The same where the error or the panic is passed on: it becomes the outcome of the call.
     #[test]
     fn a_decode_that_waits_fails_its_call() {
         const NAME: &str = "readers::a_decode_that_waits_fails_its_call";
@@ -790,7 +790,7 @@ mod readers {
         });
     }
 
-    /// What does not block is no different there.
+    /// Calls that do not block work there as anywhere.
     struct Looks(u64);
 
     impl Wire for Looks {
@@ -960,10 +960,10 @@ mod readers {
         unsync::progress(Heard(number, String::new()));
     }
 
-    /// More than std gives a thread by default, and less than a call has.
+    /// More stack than std gives a thread by default, and less than a call has.
     const LARGE: usize = 2 << 20;
 
-    /// It lies on the stack while it is decoded.
+    /// The array is on the stack while it is decoded.
     type Large = Box<[u8; LARGE]>;
 
     fn make_large(item: u8) -> Large {
@@ -998,7 +998,7 @@ mod readers {
             assert_eq!((large[0], last), (5, 5));
             let (sender, heard) = mpsc::channel();
             let says = cpu(say_large, (6,)).on_progress(move |large: Large| {
-                // Whoever listened may be gone, and then it has failed.
+                // The receiver may be gone; then the test has failed.
                 let _ = sender.send(large[LARGE - 1]);
             });
             says.result().unwrap();
@@ -1012,7 +1012,7 @@ mod readers {
 mod reports {
     use super::*;
 
-    /// Where the task is started that blocks.
+    /// The line that starts the blocking task.
     const LINE: u32 = line!() + 3;
 
     fn block_the_ambient_thread(time: Duration) {
@@ -1034,7 +1034,7 @@ mod reports {
             let config = Config::new().stall(Duration::from_millis(300));
             config.install().unwrap();
             block_the_ambient_thread(Duration::from_millis(1500));
-            // A task that waits for long does not hold up anything.
+            // A task that waits for a long time does not hold up anything.
             unsync::spawn(unsync::sleep(Duration::from_millis(600)))
                 .result()
                 .unwrap();
@@ -1067,7 +1067,7 @@ mod reports {
         }
     }
 
-    /// Whoever holds standard error must not have to wait for a thread that reports something there.
+    /// A thread that holds standard error must not have to wait for a thread that reports something there.
     #[test]
     fn reports_do_not_wait_for_whoever_holds_standard_error() {
         const NAME: &str = "reports::reports_do_not_wait_for_whoever_holds_standard_error";
@@ -1100,7 +1100,7 @@ mod reports {
         }
     }
 
-    /// One of each kind runs, and one more waits where there is but one place.
+    /// One piece of work of each kind runs, and one more waits where there is only one place.
     #[test]
     fn tasks_and_stats_tell_what_there_is() {
         const NAME: &str = "reports::tasks_and_stats_tell_what_there_is";
@@ -1281,7 +1281,7 @@ mod draining {
 mod shutdown {
     use super::*;
 
-    /// The children of this process, where the system tells them.
+    /// The children of this process, where the system lists them.
     fn children() -> Vec<String> {
         let Ok(processes) = std::fs::read_dir("/proc") else {
             return Vec::new();
@@ -1297,8 +1297,8 @@ mod shutdown {
         stats.filter(|stat| child(stat).is_some()).collect()
     }
 
-    /// Shuts down while work is pending. A tenth of the limit is left for the ends, which a busy machine
-    /// does not always keep: the second call only waits for them.
+    /// Shuts down while work is pending. A tenth of the limit is left for the ends, which is not always
+    /// enough on a busy machine: the second call only waits for them.
     #[track_caller]
     fn shut_down(limit: Duration) {
         if let Err(late) = unsync::shutdown(limit) {
@@ -1307,7 +1307,7 @@ mod shutdown {
         }
     }
 
-    /// One of each kind of work; all of them end as this.
+    /// Starts one of each kind of work, and checks that all are refused.
     #[track_caller]
     fn assert_all_refused() {
         let works = [
@@ -1370,7 +1370,7 @@ mod shutdown {
         });
     }
 
-    /// What is owed to a callback is told to it, also where nobody will know it any more.
+    /// Every callback is called, even if no outcome will ever come.
     #[test]
     fn callbacks_are_called_for_all_that() {
         const NAME: &str = "shutdown::callbacks_are_called_for_all_that";
@@ -1448,7 +1448,7 @@ mod shutdown {
             });
             assert!(unsync::drain(QUICK));
             assert_all_refused();
-            // What needs no thread of the library goes on.
+            // Whatever needs no thread of the library still works.
             if let Some(kept) = kept {
                 assert_eq!(kept.result().unwrap(), 1);
             }
@@ -1544,7 +1544,7 @@ mod shutdown {
         });
     }
 
-    /// Not even the second call, which finds everything closed, says that all is over.
+    /// Not even a second call, which finds everything closed, says that all is over.
     #[test]
     fn is_not_over_while_a_destructor_runs() {
         const NAME: &str = "shutdown::is_not_over_while_a_destructor_runs";
@@ -1616,7 +1616,7 @@ mod shutdown {
             }
             unsync::shutdown(QUICK).unwrap();
             assert_eq!(children(), Vec::<String>::new());
-            // They have told that they end, and are about to.
+            // The threads have reported their end, and are about to end.
             eventually(SLACK, "no thread is left", || {
                 let left = threads("unsync");
                 (left.is_empty(), left)
@@ -1624,7 +1624,7 @@ mod shutdown {
         });
     }
 
-    /// Each of them is run or refused, and none is neither.
+    /// All work is either run or refused.
     #[test]
     fn races_with_those_who_start_work() {
         const NAME: &str = "shutdown::races_with_those_who_start_work";
@@ -1649,7 +1649,7 @@ mod shutdown {
                             let call = (caller == 0).then(|| unsync::cpu(double, (round,)));
                             let mut ended = 0;
                             for work in works.into_iter().chain(call) {
-                                // The sleeping one ends with the shutdown.
+                                // The sleeping task ends with the shutdown.
                                 let work = work.timeout(QUICK);
                                 if round % 64 != 0 && !work.wait_timeout(Duration::from_micros(50))
                                 {
@@ -1674,7 +1674,7 @@ mod shutdown {
                 drop(unsync::shutdown(limit));
                 refused.wait_for(CALLERS);
             });
-            // A worker that was being started has to be there, or gone, to leave nothing behind.
+            // A worker that was being started has to be there, or gone, so that nothing is left behind.
             unsync::shutdown(QUICK).unwrap();
         });
     }
@@ -1722,7 +1722,7 @@ mod shutdown {
         });
     }
 
-    /// Each destructor wakes the other tasks, and takes a lock that the others' destructors need.
+    /// Each destructor wakes the other tasks, and takes a lock that the other destructors need.
     #[test]
     fn destructors_may_wake_each_other() {
         const NAME: &str = "shutdown::destructors_may_wake_each_other";
@@ -1751,7 +1751,7 @@ mod shutdown {
         });
     }
 
-    /// A chain of tasks, each of which keeps a promise in its destructor that the next one waits for.
+    /// In a chain of tasks, each destructor keeps a promise that the next task waits for.
     #[test]
     fn destructors_may_keep_promises() {
         const NAME: &str = "shutdown::destructors_may_keep_promises";
@@ -1778,7 +1778,7 @@ mod shutdown {
         });
     }
 
-    /// A destructor still sees the library, which refuses it what it asks for.
+    /// A destructor can still call the library, which refuses what it asks for.
     #[test]
     fn destructors_may_ask_for_more() {
         const NAME: &str = "shutdown::destructors_may_ask_for_more";
@@ -1813,7 +1813,7 @@ mod shutdown {
             shut_down(WHILE);
             for (number, work) in receiver.recv().unwrap().into_iter().enumerate() {
                 assert!(work.wait_timeout(SLACK), "{number} hangs");
-                // The pool may take a job before it is closed itself.
+                // The pool may take a job before the pool itself is closed.
                 if let Err(error) = work.result() {
                     assert_eq!(error.kind(), ErrorKind::ShutDown, "{number}: {error}");
                 }
@@ -1897,8 +1897,8 @@ mod shutdown {
         });
     }
 
-    /// A deadline that nobody can keep any more is not waited for: also not the one of work that no
-    /// engine of the library does.
+    /// Nothing waits for a deadline that no timer can keep any more, not even for the deadline of work that
+    /// no engine of the library does.
     #[test]
     fn ends_what_waits_for_a_deadline() {
         const NAME: &str = "shutdown::ends_what_waits_for_a_deadline";
@@ -1918,7 +1918,7 @@ mod shutdown {
                 assert_eq!(error.kind(), ErrorKind::ShutDown, "{number}: {error}");
                 assert!(error.to_string().contains(file!()), "{number}: {error}");
             }
-            // Who keeps the promises is told, and may keep them all the same.
+            // Whoever holds the promises is told, and may still keep them.
             let drops = Drops::new();
             for promise in kept {
                 assert!(promise.is_cancelled());
@@ -1941,7 +1941,7 @@ mod shutdown {
                         task.result()
                     })
                 });
-                // One waits on a pool thread, which has to end as well.
+                // One waiter is on a pool thread, which has to end as well.
                 let nested = unsync::thread(|| unsync::spawn(pending::<()>()).result());
                 waits.wait_for(waiters.len());
                 assert!(!nested.wait_timeout(WHILE));
@@ -1964,7 +1964,7 @@ mod shutdown {
         });
     }
 
-    /// A waker that lies in a local of another thread is woken by that one's end.
+    /// A waker in a thread-local of another thread is woken by the end of that thread.
     #[test]
     fn a_wake_from_a_dying_thread_is_harmless() {
         type Last = OnDrop<Box<dyn FnMut()>>;
@@ -2020,7 +2020,7 @@ mod exit {
         const NAME: &str = "exit::does_not_wait_for_those_who_start_work";
         in_child(NAME, HEAVY, &[], || {
             let begun = Counter::new();
-            // On Windows a process that ends while it creates another may leave that one suspended for ever.
+            // On Windows a process that ends while it creates another may leave that one suspended forever.
             let engines = if cfg!(windows) { 2 } else { 3 };
             for engine in 0..engines {
                 let begun = begun.clone();
@@ -2062,7 +2062,7 @@ mod exit {
         if let Some(output) = output {
             assert!(output.contains("the end"), "{output}");
             assert!(!output.contains("a destructor ran"), "{output}");
-            // Nor do the workers hold its pipes open: they were read to their end.
+            // Nor do the workers hold the pipes of the process open: the pipes were read to their end.
             assert!(started.elapsed() < QUICK, "{:?}", started.elapsed());
         }
     }

@@ -1,5 +1,5 @@
-//! `Limit`: never more than so many, in order, whatever becomes of those that run and of those that
-//! wait, for all three kinds of work.
+//! `Limit`: never more than the limit at once, in order, whatever becomes of running and waiting work, for
+//! all three kinds of work.
 
 mod support;
 
@@ -18,12 +18,12 @@ use support::{
 };
 use unsync::{ErrorKind, Limit, Unfuture};
 
-/// Tells its progress, and ends.
+/// Reports progress, and ends.
 fn tell(n: u64) -> u64 {
     unsync::progress(n);
     n
 }
-/// Works under a limit of its own, in a worker process.
+/// Uses a limit of its own, in a worker process.
 fn limited_there(n: u64) -> u64 {
     let limit = Limit::new(2);
     let works = (0..n).map(|n| match n % 3 {
@@ -38,7 +38,7 @@ fn unregistered(n: u64) -> u64 {
 }
 unsync::register!(same, boom, die, hang, tell, limited_there);
 
-/// A place that is taken until the gate is opened.
+/// Occupies a place until the gate is opened.
 fn occupied(limit: &Limit) -> (Gate, Unfuture<()>) {
     let gate = Gate::new();
     let opened = gate.clone();
@@ -109,7 +109,7 @@ mod numbers {
         });
     }
 
-    /// As many as it says, too: eight that wait for each other.
+    /// A limit allows no fewer than it says, either: eight jobs wait for each other.
     #[test]
     fn the_whole_limit_is_used() {
         quick(|| {
@@ -155,7 +155,7 @@ mod numbers {
             let values = unsync::join_all(works).result().unwrap();
             assert!(values.into_iter().eq(0..9));
             fence();
-            // What a call says of its progress comes on its own way, and in the order of the calls.
+            // The progress of calls arrives separately, in the order of the calls.
             let (calls, rest): (Vec<u64>, Vec<u64>) =
                 order.entries().iter().partition(|n| *n % 3 == 2);
             assert_eq!((rest, calls), (vec![0, 1, 3, 4, 6, 7], vec![2, 5, 8]));
@@ -196,7 +196,7 @@ mod numbers {
 mod ends {
     use super::*;
 
-    /// Whatever a work ends as, its place is free when that is seen, and the error is its own.
+    /// However work ends, its place is free when its end is seen, and the error is its own.
     #[test]
     fn every_end_frees_the_place() {
         limit(HEAVY, || {
@@ -318,7 +318,7 @@ mod ends {
         });
     }
 
-    /// Nothing is as deep as the line is long.
+    /// The stack does not grow with the length of the line.
     #[test]
     fn a_long_line_of_failures() {
         in_child("ends::a_long_line_of_failures", HEAVY, &[], || {
@@ -386,7 +386,7 @@ mod waiting {
         });
     }
 
-    /// It stands in the line prepared: no task waits for it, and nothing of it is left once it is cancelled.
+    /// It stands in the line ready to run: no task waits for it, and nothing of it is left once cancelled.
     #[test]
     fn a_job_or_a_call_that_waits_is_no_task() {
         const NAME: &str = "waiting::a_job_or_a_call_that_waits_is_no_task";
@@ -420,7 +420,7 @@ mod waiting {
         });
     }
 
-    /// As everywhere: what the work holds is gone before anybody sees that it has ended.
+    /// As everywhere, what the work holds is gone before anybody sees that it has ended.
     #[test]
     fn what_waits_lets_go_of_what_it_holds_first() {
         quick(|| {
@@ -495,7 +495,7 @@ mod waiting {
         });
     }
 
-    /// Only what runs has its time counted.
+    /// Only the time that work runs is counted.
     #[test]
     fn run_timeout_does_not_count_the_wait() {
         limit(HEAVY, || {
@@ -617,7 +617,7 @@ mod waiting {
         });
     }
 
-    /// Cancelled at about the moment when the place is handed over: it is never lost.
+    /// Work is cancelled at about the moment when it gets the place: the place is never lost.
     #[test]
     fn races_of_cancel_and_turn() {
         limit(HEAVY, || {

@@ -1,5 +1,6 @@
 //! Worker processes of a program with a `main` of its own, which calls `init` oddly: on two threads at
-//! once, again within a call, too late, and in what another version of the library has started. No harness here, since that has its own `main`.
+//! once, again within a call, too late, and in a worker that another version of the library has started.
+//! There is no harness, since a harness has its own `main`.
 #![forbid(unsafe_code)]
 
 use std::env;
@@ -30,7 +31,7 @@ const OTHERS: &str = "--unsync-worker=0.0.0";
 /// Set for a program whose workers do not come to `init`, and for those workers.
 const FORGETFUL: &str = "UNSYNC_TEST_FORGETFUL";
 
-/// What is allowed for something that takes milliseconds.
+/// The time allowed for something that takes milliseconds.
 const QUICK: Duration = Duration::from_secs(20);
 
 fn main() {
@@ -51,7 +52,7 @@ fn main() {
     }
     let came_here = is_worker() || env::var_os(WORKER).is_some();
     assert!(!came_here, "`init` returned in a worker process");
-    // So runners that list the tests of a binary, such as cargo-nextest, find one.
+    // For runners that list the tests of a binary, such as cargo-nextest: they find one test.
     if env::args().any(|argument| argument == "--list") {
         if !env::args().any(|argument| argument == "--ignored") {
             println!("main_calls_init: test");
@@ -59,7 +60,7 @@ fn main() {
         return;
     }
 
-    // What is put before the argument of a worker must not hide it.
+    // Arguments before that of the worker must not hide it.
     let config = unsync::Config::new().worker_command(|executable| {
         let mut command = Command::new(executable);
         command.arg("--quiet").env(WORKER, "yes");

@@ -1,16 +1,16 @@
-//! Many at once: `join_all`, `settle_all`, `race`, `as_completed`, and one for many: `Shared`. What
-//! each does when the work beneath it gives a value, panics, is cancelled or loses its worker
-//! process, for all three kinds of work.
+//! Many futures at once: `join_all`, `settle_all`, `race`, `as_completed`; and one future for many:
+//! `Shared`. What each does when the work beneath it gives a value, panics, is cancelled or loses its
+//! worker process, for all three kinds of work.
 //!
 //! Left out, because it has no meaning here:
 //! - who is polled first in a join or a race, how often, and that nobody starves: the works run by
 //!   themselves, and nobody polls them in turn. For the same reason such a future has no size of its
 //!   own: it is an `Unfuture`;
-//! - works that are added to a set in use, or taken out of it, sets that are walked or cleared, and a
-//!   look for one that is done: `as_completed` takes all at once and gives each when it is done;
-//! - the last of the clones of a `Shared` that takes the value without a clone: `result` leaves the
-//!   value in place, for the next call;
-//! - weak clones of a `Shared`, and telling whether two are of one work.
+//! - adding works to a set in use, or taking them out of it, iterating over or clearing sets, and a
+//!   search for one that is done: `as_completed` takes all at once and gives each when it is done;
+//! - the last clone of a `Shared` taking the value without a clone: `result` leaves the value in place,
+//!   for the next call;
+//! - weak clones of a `Shared`, and telling whether two belong to the same work.
 
 mod support;
 
@@ -34,7 +34,7 @@ use unsync::{AsCompleted, Config, Error, ErrorKind, Promise, Shared, Unfuture};
 
 unsync::register!(same, boom, die, hang);
 
-/// Work of each kind that ends by itself, with what it ends as.
+/// Work of each kind that ends by itself, with its outcome.
 fn ending(n: u64) -> Vec<(&'static str, Unfuture<u64>, Result<u64, ErrorKind>)> {
     let cancelled = unsync::spawn(std::future::pending());
     cancelled.cancel();
@@ -76,8 +76,8 @@ fn ending(n: u64) -> Vec<(&'static str, Unfuture<u64>, Result<u64, ErrorKind>)> 
     ]
 }
 
-/// Work of each kind that ends only when it is stopped, and the process of the call. A job on a
-/// thread sees to it itself.
+/// Work of each kind that ends only when it is stopped, and the process of the call. The job on a
+/// thread has to stop itself.
 fn endless() -> (Vec<Unfuture<u64>>, u32) {
     let (started, running) = mpsc::channel();
     let job = unsync::thread(move || {
@@ -92,8 +92,8 @@ fn endless() -> (Vec<Unfuture<u64>>, u32) {
     (vec![unsync::spawn(std::future::pending()), job, call], pid)
 }
 
-/// A call that hangs, once it does, and its process. No test has two of them at once: there may be
-/// but one worker, and another test that waits for it.
+/// A call that hangs by the time this returns, and its process. No test has two of them at once: there
+/// may be only one worker, and another test that waits for it.
 fn hanging() -> (Unfuture<u64>, u32) {
     let (sender, receiver) = mpsc::channel();
     let call = unsync::cpu(hang, (0,)).on_progress(move |pid: u32| sender.send(pid).unwrap());
@@ -182,7 +182,7 @@ mod join_all {
             assert_eq!(all.result().unwrap_err().kind(), ErrorKind::Codec);
             release.open();
             ran.wait_for(1);
-            // They can tell that nobody will see what they make.
+            // The promises can tell that nobody will see their values.
             assert!(set.iter().all(Promise::is_cancelled));
             assert!(set.into_iter().all(|promise| !promise.set(1)));
         });
@@ -277,10 +277,10 @@ mod join_all {
     }
 }
 
-/// Sets each promise to its number, in no order, from four threads.
+/// Sets each promise to its number, in scattered order, from four threads.
 fn settle_from_four_threads(set: impl Iterator<Item = (usize, Promise<usize>)>) {
     let mut set: Vec<_> = set.collect();
-    // A fixed shuffle: an index that jumps by a number without a common divisor.
+    // A fixed shuffle: the index jumps by a number that has no common divisor with the length.
     let length = set.len();
     for index in 0..length {
         set.swap(index, index * 7919 % length);
@@ -338,7 +338,7 @@ mod settle_all {
         });
     }
 
-    /// It does not fail: it tells what was there before, and that the others were cancelled.
+    /// It does not fail: it gives the outcomes that were there, and says that the others were cancelled.
     #[test]
     fn cancelling_it_cancels_them_all() {
         limit(HEAVY, || {
@@ -716,7 +716,8 @@ mod as_completed {
         });
     }
 
-    /// What has come is given at once, what comes in time ends the wait, and the rest stays.
+    /// It returns an outcome that has come at once, an outcome that comes in time ends the wait, and the rest
+    /// stays.
     #[test]
     fn next_timeout_keeps_the_rest() {
         quick(|| {
@@ -734,7 +735,7 @@ mod as_completed {
             let mut set = set.into_iter();
             let first = set.next().unwrap();
             let setter = thread::spawn(move || {
-                // Nobody can tell whether the other thread waits already; it gives the same either way.
+                // Nothing can tell whether the other thread waits already; the result is the same either way.
                 thread::yield_now();
                 first.set(0);
             });
@@ -850,7 +851,7 @@ mod as_completed {
         });
     }
 
-    /// A pool job that waits does not keep a place that those have to have that it waits for.
+    /// A waiting pool job does not keep a place that the jobs it waits for need.
     #[test]
     fn in_a_pool_of_one() {
         in_child(
@@ -1041,7 +1042,7 @@ mod shared {
         });
     }
 
-    /// No livelock: its siblings get their turns.
+    /// No livelock: sibling tasks get their turns.
     #[test]
     fn shared_future_that_wakes_itself_until_pending_is_returned() {
         quick(|| {
@@ -1196,8 +1197,8 @@ mod shared {
         });
     }
 
-    /// A clone that panics is the trouble of who asked for it, and of nobody else. It is foreign
-    /// code, so it may call back.
+    /// A clone that panics affects only the caller that asked for it. It is foreign code, so it may call
+    /// back.
     #[test]
     fn a_clone_may_panic_and_call_back() {
         struct Moody(Arc<Mutex<Option<Shared<Moody>>>>, Arc<AtomicUsize>);
@@ -1257,7 +1258,7 @@ mod shared {
         });
     }
 
-    /// Polls, drops and resets of wakers while it ends: nobody is forgotten.
+    /// Wakers are polled with, dropped and replaced while it ends: none is forgotten.
     #[test]
     fn races_of_the_end_and_polls() {
         limit(HEAVY, || {
@@ -1278,7 +1279,7 @@ mod shared {
                         waker.wait_for(before + 1);
                     }
                     assert!(matches!(waker.poll(&mut shared), Poll::Ready(Ok(n)) if n == number));
-                    // Who wakes holds it until it has.
+                    // The waking thread holds the waker until it has woken it.
                     while waker.held() > 0 {
                         thread::yield_now();
                     }
@@ -1287,7 +1288,7 @@ mod shared {
         });
     }
 
-    /// What `cancel` says is so, however close the end.
+    /// What `cancel` says is true, however close the end is.
     #[test]
     fn races_of_cancelling_and_ending() {
         limit(HEAVY, || {
@@ -1311,7 +1312,7 @@ mod shared {
         });
     }
 
-    /// The waiters of all clones are let go, and the clones that come later too.
+    /// The waiters of all clones are released, and so are those of later clones.
     #[test]
     fn a_shutdown_ends_it_for_all() {
         in_child("shared::a_shutdown_ends_it_for_all", HEAVY, &[], || {
@@ -1340,7 +1341,7 @@ mod shared {
                 })
             });
             arrived.wait_for(2);
-            // The first asks; the second has all the time that a busy machine may take.
+            // The first call asks; the second has all the time that a busy machine may need.
             drop(unsync::shutdown(Duration::from_millis(100)));
             unsync::shutdown(QUICK).unwrap();
             let outcomes = waiters.map(|waiter| waiter.join().unwrap());
@@ -1350,7 +1351,7 @@ mod shared {
             }
             assert_eq!((waker.wakes(), waker.held(), drops.count()), (1, 0, 1));
             assert!(!shared.cancel(), "over");
-            // What had ended has ended, for ever.
+            // Work that had ended keeps its outcome.
             assert_eq!(ended.clone().result().unwrap(), 5);
         });
     }
@@ -1379,8 +1380,8 @@ fn auto_traits() {
     send(&completed.next_done());
 }
 
-/// The value of a chain of joins, each of the one before and of a ready one: nothing is as deep as
-/// the chain is long.
+/// A chain of joins, each of the join before and of a ready future: the stack does not grow with the
+/// length of the chain.
 #[test]
 fn a_long_chain_of_joins_does_not_overflow_the_stack() {
     limit(HEAVY, || {
@@ -1395,8 +1396,8 @@ fn a_long_chain_of_joins_does_not_overflow_the_stack() {
     });
 }
 
-/// Stopping a chain of races, each of the one before and of a promise, goes from one to the next, and
-/// not from one into the next.
+/// Stopping a chain of races, each of the race before and of a promise, goes from one to the next without
+/// recursion.
 #[test]
 fn stopping_a_long_chain_of_races_does_not_overflow_the_stack() {
     const NAME: &str = "stopping_a_long_chain_of_races_does_not_overflow_the_stack";
@@ -1432,7 +1433,7 @@ fn stopping_a_long_chain_of_races_does_not_overflow_the_stack() {
     });
 }
 
-/// A failure is told to the hook when it is clear that nobody will look at it, and only then.
+/// The hook is told of a failure once it is clear that nobody will look at it, and only then.
 #[test]
 fn failures_that_nobody_looked_at() {
     in_child("failures_that_nobody_looked_at", QUICK, &[], || {
@@ -1472,7 +1473,7 @@ fn failures_that_nobody_looked_at() {
     });
 }
 
-/// All of it from inside the ambient thread, where nothing may block.
+/// All of these from inside the ambient thread, where nothing may block.
 #[test]
 fn from_inside_a_task() {
     quick(|| {
@@ -1489,7 +1490,7 @@ fn from_inside_a_task() {
     });
 }
 
-/// Values that stay on the thread that made them until somebody takes them.
+/// The values stay alive until somebody takes them.
 #[test]
 fn values_are_not_dropped_where_they_are_not_looked_at() {
     quick(|| {

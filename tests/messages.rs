@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What the library and the compiler say to whoever has made a mistake: it leads to what is to be written.
+//! What the library and the compiler say about a mistake: it leads to the correct code.
 
 mod support;
 
@@ -11,7 +11,7 @@ unsync::test_worker!();
 use support::{build, compile, quick};
 use unsync::ErrorKind;
 
-/// The errors of the compiler, each with its notes.
+/// The compiler's errors, each with its notes.
 fn errors(said: &str) -> Vec<&str> {
     let starts = said.match_indices("error").map(|(at, _)| at);
     let starts: Vec<usize> = starts
@@ -21,7 +21,7 @@ fn errors(said: &str) -> Vec<&str> {
     starts.windows(2).map(|at| &said[at[0]..at[1]]).collect()
 }
 
-/// Where something stands in a program, as the compiler says it.
+/// The place of something in a program, as the compiler prints it.
 #[track_caller]
 fn place(program: &str, what: &str) -> String {
     let at = program.find(what).expect("it is in the program");
@@ -31,7 +31,7 @@ fn place(program: &str, what: &str) -> String {
     format!("--> src/main.rs:{line}:{column}\n")
 }
 
-/// The one error whose first place is this.
+/// The one error whose first place is that of `what`.
 #[track_caller]
 fn error_at<'a>(said: &'a str, program: &str, what: &str) -> &'a str {
     let place = place(program, what);
@@ -84,7 +84,7 @@ fn a_closure_is_sent_to_the_macro_that_calls_one() {
 
 // ----------------------------------------------------------------------------- what cannot cross
 
-/// Each is named where the function is registered, once, and the fit advice stands below.
+/// Each type is named once, where the function is registered, with the fitting advice below.
 #[test]
 fn what_cannot_cross_is_named_at_its_register() {
     const PROGRAM: &str = r#"
@@ -140,7 +140,7 @@ fn what_cannot_cross_is_named_at_its_register() {
             "{said}"
         );
         assert!(error.contains(advice), "{function}: {advice}: {said}");
-        // Types that can cross are listed. Tuples would be all of the list.
+        // The error lists types that can cross. Tuples would fill the whole list.
         assert!(!error.contains("(A, B"), "{said}");
     }
     let others = errors(&said).len() - advice.len();

@@ -14,7 +14,7 @@ use support::{
 };
 use unsync::{Config, ErrorKind, Pinned, Unfuture};
 
-/// What may not be sent, and tells where it is dropped.
+/// A value that is not `Send`, and records where it is dropped.
 struct Rooted {
     place: Place,
     number: Rc<RefCell<u64>>,
@@ -30,7 +30,7 @@ fn rooted(drops: &Drops) -> Pinned<Rooted> {
     })
 }
 
-/// A call that takes until the gate is opened.
+/// A call that runs until the gate is opened.
 fn occupied<V: 'static>(pinned: &Pinned<V>) -> (Gate, Unfuture<()>) {
     let gate = Gate::new();
     let opened = gate.clone();
@@ -205,7 +205,7 @@ fn a_running_call_that_is_cancelled_sees_it() {
     });
 }
 
-/// Cancelled at about the moment when its turn comes: it ran, or it did not.
+/// A call is cancelled at about the moment when its turn comes: it ran, or it did not.
 #[test]
 fn races_of_cancel_and_turn() {
     limit(HEAVY, || {
@@ -322,8 +322,8 @@ fn what_panics_in_its_drop_harms_nobody() {
     });
 }
 
-/// It has an owner, who ends it: neither `drain` nor `shutdown` waits for it or ends it. But what its
-/// calls start is refused, like everything that is started later.
+/// Its owner ends it: neither `drain` nor `shutdown` waits for it or ends it. But work that its calls
+/// start is refused, like everything that is started later.
 #[test]
 fn a_shutdown_leaves_it_alone() {
     in_child("a_shutdown_leaves_it_alone", QUICK, &[], || {
@@ -390,7 +390,7 @@ fn settings_that_make_no_sense_fail_every_call() {
     );
 }
 
-/// A stack larger than the memory that there can be: the thread is refused.
+/// The stack is larger than any memory, so the system refuses the thread.
 #[test]
 fn a_thread_that_the_system_refuses_fails_every_call() {
     in_child(

@@ -1,17 +1,17 @@
 //! The 33 tests of Python's `unsync`, by their names and in its files, each with its meaning in Rust.
 //!
-//! Where Python has something that Rust has not, the nearest meaning stands in:
+//! Where Python has something that Rust does not, the nearest meaning stands in:
 //!
-//! - `test_custom_event_loop`: there is no policy that swaps the ambient loop. What users wanted it for
-//!   is to stay on a loop of their own: a hand-written one drives our futures.
-//! - `test_future_reuse`: a value is taken once, so the one that is awaited twice is a `shared` one.
+//! - `test_custom_event_loop`: there is no policy that swaps the ambient loop. Users wanted it in order
+//!   to stay on a loop of their own: here a hand-written loop drives our futures.
+//! - `test_future_reuse`: a value is taken once, so the future that is awaited twice is a `shared` one.
 //! - `test_from_concurrent_future`, `test_future_integration`: a foreign future becomes an `Unfuture` by
 //!   a promise or a task.
 //! - `test_passing_arguments`: Python ignores an unknown option. Here it does not compile (see
-//!   `defects.rs`); what may be written on a function is kept.
+//!   `defects.rs`); valid attributes on a function are kept.
 //! - `test_nested_decorator_…`: attributes and visibility are kept, seen by the lints that they cause.
 //!
-//! After them stand tests of our own for the decorator.
+//! Tests of our own for the decorator follow.
 
 mod support;
 
@@ -19,7 +19,7 @@ unsync::test_worker!();
 
 use std::time::Duration;
 
-/// What a method of the tests takes, as in the original.
+/// How long a method of the tests takes, as in the original.
 const TENTH: Duration = Duration::from_millis(100);
 
 mod call_ordering {
@@ -144,7 +144,7 @@ mod custom_event_loop {
     use std::task::{Context, Wake, Waker};
     use std::thread::{self, ThreadId};
 
-    /// A loop as a user would write one: it knows nothing of ours.
+    /// A loop as a user would write one: it knows nothing about ours.
     struct Loop {
         tasks: VecDeque<Pin<Box<dyn Future<Output = ()>>>>,
         woken: (Sender<usize>, Receiver<usize>),
@@ -231,7 +231,7 @@ mod future {
                 let mut task = start(calls.clone()).shared();
                 (&mut task).await?;
                 (&mut task).await?;
-                // On the ambient thread, where it gives what is there.
+                // On the ambient thread, where `result` gives what is already there.
                 let result = task.result()?;
                 calls.push('d');
                 Ok(result)
@@ -309,7 +309,7 @@ mod future {
         });
     }
 
-    /// What another library's thread gives back, as an `Unfuture`.
+    /// The result of another library's thread, as an `Unfuture`.
     fn from_thread<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Unfuture<T> {
         let (promise, unfuture) = unsync::promise();
         thread::spawn(move || promise.set(job()));
@@ -347,7 +347,7 @@ mod process_executor {
     use unsync::{Error, Unfuture};
 
     unsync::unsync! {
-        /// Computes for a while, and tells in which process.
+        /// Computes for a while, and returns its process.
         #[cpu]
         fn spin(number: u64, millis: u64) -> (u64, u32) {
             let started = Instant::now();
@@ -507,7 +507,7 @@ mod unsync_ {
             let started = Instant::now();
             let log = Log::new();
             // All are started within one step of the ambient thread, so none can end before the last
-            // has begun, however slow this machine is.
+            // has begun, however slow the machine is.
             let here = log.clone();
             let all =
                 unsync::spawn(
@@ -714,7 +714,7 @@ mod decorated {
         } };
     }
 
-    /// A macro may go so deep and no deeper, and each line of docs is a step.
+    /// The recursion depth of a macro is limited, and each line of docs is a step.
     #[test]
     fn a_block_of_many_functions_with_long_docs() {
         documented! {

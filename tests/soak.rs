@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use unsync::{Config, Error, ErrorKind, Limit, Pinned, Unfuture, Wire, cpu, promise, spawn};
 
-#[allow(dead_code, unused_macros)] // what this test has no use for
+#[allow(dead_code, unused_macros)] // what this test does not use
 #[macro_use]
 mod scenario;
 mod support;
@@ -53,7 +53,7 @@ const OPEN: u64 = 200;
 const SLACK: u64 = 64;
 /// The threads of the library that do not retire.
 const STAYS: [&str; 2] = ["unsync-ambient", "unsync-cpu"];
-/// How long an idle spell is at least, and what may be used in it.
+/// The minimum length of an idle spell, and the processor time that it may use.
 const SPELL: Duration = Duration::from_millis(300);
 const NEXT_TO_NOTHING: Duration = Duration::from_millis(5);
 
@@ -91,7 +91,7 @@ fn clean_up_after_killed_relays() {
     }
 }
 
-/// What the process has once everything was used and what may retire has retired.
+/// What the process holds once everything was used, and whatever may retire has retired.
 fn once_warm() -> Holdings {
     let pinned = Pinned::new(|| ());
     let call = pinned.call(|()| Load::of(0)).map_thread(pass).map_cpu(pass);
@@ -104,7 +104,8 @@ fn once_warm() -> Holdings {
     Holdings::now()
 }
 
-/// Nothing wakes and nothing spins. What is left to be done after a busy spell may take a moment on a busy machine.
+/// Checks that nothing wakes and nothing spins. Work left over from a busy spell may take a moment on a busy
+/// machine.
 fn assert_idle() {
     let time = || support::used(&[process::id()]).values().sum::<Duration>();
     until("the program is idle", || {
@@ -114,7 +115,7 @@ fn assert_idle() {
     });
 }
 
-/// Those of this process: an hour of them is much to read. Their workers say them.
+/// Silences those of this process: an hour of them is too much to read. Workers still print theirs.
 fn silence_deliberate_panics() {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -136,7 +137,7 @@ fn deliberate_panic(id: u32) -> ! {
 /// How many loads there are in this process.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 
-/// The value of a piece, large now and then.
+/// The value of a piece, sometimes large.
 #[derive(Debug, PartialEq)]
 struct Load {
     id: u32,
@@ -186,7 +187,7 @@ enum Deed {
     Return,
     TakeAWhile,
     Panic,
-    /// Ends by being stopped only.
+    /// Ends only when it is stopped.
     Stay,
 }
 
@@ -287,7 +288,7 @@ fn call(proof: String, number: u32, deed: String, load: Load) -> Load {
             thread::park();
         }
         "leave the link" => {
-            // A relay that is killed cannot kill what its worker has become: that has to end by itself.
+            // A killed relay cannot kill the process that its worker has become: that has to end by itself.
             let seconds = if link() == Link::Relay { "2" } else { "600" };
             panic!("{}", Command::new("sleep").arg(seconds).exec());
         }
@@ -324,7 +325,7 @@ struct Piece {
 }
 
 impl Piece {
-    /// Checks that what became of it can have become of it; says it in a word.
+    /// Checks that its outcome is a possible one; returns the outcome in a word.
     fn settle(self) -> String {
         let (id, what) = (self.id, self.made_of);
         assert!(self.work.wait_timeout(SOON), "{id}, {what}: it hangs");
@@ -363,7 +364,7 @@ struct Soak {
     calls: u32,
     pieces: u32,
     open: Vec<Piece>,
-    /// One for each step, so that no piece waits for itself.
+    /// One limit for each step, so that no piece waits for itself.
     limits: [Limit; 3],
     frozen: Vec<u32>,
     outcomes: BTreeMap<String, u32>,
@@ -399,7 +400,7 @@ impl Soak {
                 1 => thread::sleep(Duration::from_millis(self.random.below(10))),
                 _ => {}
             }
-            // In bursts, so that the queues are long now and empty then.
+            // In bursts, so that the queues are long at times and empty at others.
             if self.open.len() as u64 > self.random.below(OPEN) + OPEN / 2 {
                 let left = self.random.below(OPEN) as usize;
                 self.settle_until(left);
@@ -445,7 +446,7 @@ impl Soak {
             7 => ("promise", promised(id, deed)),
             other => return self.call(id, other == 8),
         };
-        // A job that is stopped while it runs returns all the same.
+        // A job that is stopped while it runs still returns.
         let is_job = ["thread", "limit.thread", "pinned"].contains(&source);
         Piece {
             id,
@@ -497,7 +498,7 @@ impl Soak {
         }
     }
 
-    /// Work made of the work of a piece.
+    /// Makes new work of the work of a piece.
     fn step(&mut self, piece: Piece, limit: usize) -> Piece {
         let Piece {
             id,
@@ -515,7 +516,7 @@ impl Soak {
         let soon = self.soon();
         let limit = &self.limits[limit];
         let other = || spawn(task(id, Deed::TakeAWhile));
-        // The last four leave the work to somebody who waits for its end.
+        // The last four hand the work to something that waits for its end.
         let (step, work) = match self.random.below(if ends { 19 } else { 15 }) {
             0 => ("map", work.map(|load| load)),
             1 => {
@@ -618,7 +619,7 @@ impl Soak {
         Duration::from_millis(self.random.below(30))
     }
 
-    /// Disturbs a worker at random, or its relay.
+    /// Disturbs a random worker, or its relay.
     fn disturb(&mut self) {
         let processes = Vec::from_iter(workers().into_iter().chain(children()));
         if processes.is_empty() {
@@ -644,7 +645,7 @@ impl Soak {
 
 // -------------------------------------------------------------------------------------------- steps
 
-/// Two wait for it, and get the same.
+/// Two wait for the work, and get the same.
 fn shared(work: Unfuture<Load>) -> Unfuture<Load> {
     let shared = work.shared();
     let both = async move {

@@ -1,9 +1,9 @@
 //! The thread pool at its limits: the limit itself, waits under it, the way back to few threads,
 //! settings that make no sense, and a system that gives no thread.
 //!
-//! Limits are read at first use and threads are counted by process. So every test runs in a process of
-//! its own, with the variables that it needs. Tests in which the system refuses a thread, or in which its
-//! threads are counted, are for Linux: elsewhere std has no means for that.
+//! Limits are read at first use and threads are counted by process, so every test runs in a process of
+//! its own, with the variables that it needs. Tests in which the system refuses a thread, or which count
+//! the system's threads, are for Linux: elsewhere std has no way to do that.
 
 mod support;
 
@@ -100,7 +100,7 @@ fn never_more_than_the_limit_runs_at_once() {
         &[("UNSYNC_THREADS", "4")],
         || {
             let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-            // Four do run at once: each waits for three others.
+            // Four jobs do run at once: each waits for three others.
             let meeting = Arc::new(Barrier::new(4));
             let jobs = Vec::from_iter((0..400).map(|_| {
                 let (running, most) = (Arc::clone(&running), Arc::clone(&most));
@@ -200,7 +200,7 @@ fn five_hundred_and_twelve_jobs_run_at_once_by_default() {
     );
 }
 
-/// Threads of the pool now.
+/// The current number of pool threads.
 #[cfg(target_os = "linux")]
 fn pool_threads() -> usize {
     let names = support::thread_names();
@@ -279,7 +279,7 @@ fn trivial_jobs_do_not_grow_the_pool() {
             }
             most = most.max(pool_threads());
         }
-        // Some for the moments when this machine is busy; the jobs themselves would keep all of the
+        // A few for the moments when the machine is busy; growth for every job would reach all of the
         // five hundred and twelve.
         assert!(most < 128, "{most} threads");
     });
@@ -305,7 +305,7 @@ fn a_number_of_threads_that_makes_no_sense_is_refused() {
                 assert_eq!(drops.count(), 1, "the closure is dropped");
                 let mapped = Unfuture::ready(1).map_thread(|one| one);
                 assert_names(&mapped.result().unwrap_err(), "UNSYNC_THREADS", value);
-                // What needs no thread of the pool is none the worse for it.
+                // Work that needs no pool thread is not affected.
                 assert_eq!(unsync::spawn(async { 1 }).result().unwrap(), 1);
             },
         );
@@ -362,9 +362,9 @@ fn numbers_that_make_sense_are_taken() {
 /// Makes the system refuse threads to this process: there is no more room for a stack.
 #[cfg(target_os = "linux")]
 struct NoMoreThreads {
-    /// Lifts the limit. It runs already, since it could not be started later.
+    /// Lifts the limit. Already running, since it could not be started later.
     lifter: std::process::Child,
-    /// Threads that took the stacks which were kept for use again.
+    /// Threads that took the stacks that were kept for reuse.
     holders: Gate,
 }
 
@@ -413,7 +413,7 @@ impl NoMoreThreads {
             .trim_end_matches(" kB")
             .parse()
             .unwrap();
-        // Room for what is allocated meanwhile, and not for the two MiB of a stack.
+        // Room for what is allocated meanwhile, but not for the two MiB of a stack.
         let bytes = (kib + 1024) * 1024;
         writeln!(lifter.stdin.as_mut().unwrap(), "{bytes}").unwrap();
         let set = hear("set");
@@ -433,7 +433,7 @@ impl NoMoreThreads {
 
     fn lift(mut self) {
         use std::io::Read;
-        // The end of its input is the word to go on.
+        // The end of its input tells it to go on.
         drop(self.lifter.stdin.take());
         let mut said = String::new();
         let stdout = self.lifter.stdout.as_mut().unwrap();
@@ -472,7 +472,7 @@ fn work_that_no_thread_can_be_had_for_fails_and_later_work_runs() {
                 assert_refused(double(1));
             }
             assert_eq!(drops.count(), 9, "what would have run is dropped");
-            // What has ended needs none.
+            // Work that has ended needs no thread.
             let joined = unsync::join_all([Unfuture::ready(1)]).timeout(HEAVY);
             assert_eq!(unsync::race([joined]).result().unwrap(), [1]);
             let napped = std::panic::catch_unwind(|| {
@@ -496,7 +496,7 @@ fn work_that_no_thread_can_be_had_for_fails_and_later_work_runs() {
     );
 }
 
-/// What was cancelled does not lie in the queue until its turn comes.
+/// A cancelled job does not stay in the queue until its turn comes.
 #[test]
 fn cancelled_jobs_leave_the_queue() {
     in_child(
@@ -569,7 +569,7 @@ fn jobs_wait_for_the_threads_that_live() {
     });
 }
 
-/// The threads that live wait for a job that cannot get one: it fails, so that they go on.
+/// The living threads wait for a job that cannot get a thread: the job fails, so that they go on.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_job_that_blocked_threads_wait_for_fails_rather_than_hang() {

@@ -1,12 +1,12 @@
-//! The thread pool as it is by default: where jobs run, waits of every kind inside jobs, panics, what is
-//! dropped, and floods.
+//! The thread pool with its defaults: where jobs run, waits of every kind inside jobs, panics, drops, and
+//! floods.
 //!
 //! What depends on a limit, or counts the threads of the process, is in `thread_limits.rs`.
 //!
 //! Left out, because it has no meaning here:
 //! - a model checker that tries all orders of the pool's steps: none comes with std. Churn from many
 //!   threads stands in for it;
-//! - threads that stay for good: all of them retire;
+//! - threads that stay forever: all of them retire;
 //! - scopes whose jobs borrow: what a job holds is its own.
 
 mod support;
@@ -28,7 +28,7 @@ fn a_job_runs_on_a_pool_thread() {
     quick(|| {
         let place = unsync::thread(Place::here).result().unwrap();
         assert!(place.is_pool() && place != Place::here(), "{place:?}");
-        // The name is whole where the system shows 15 bytes of it.
+        // The name is complete where the system shows only 15 bytes.
         assert!(place.name.unwrap().len() <= 15);
     });
 }
@@ -55,7 +55,7 @@ fn a_job_is_pending_until_it_ends() {
     });
 }
 
-/// Far more than there are cores: each waits for all others.
+/// There are far more jobs than cores, and each waits for all others.
 #[test]
 fn blocking_jobs_run_all_at_once() {
     const JOBS: usize = 100;
@@ -73,7 +73,7 @@ fn blocking_jobs_run_all_at_once() {
     });
 }
 
-/// The promise of the original, which a pool as large as the machine has cores does not keep.
+/// The original makes this promise, which a pool of one thread for each core does not keep.
 #[test]
 fn ten_sleeps_take_much_less_than_one_after_the_other() {
     // Long enough that a busy machine does not matter.
@@ -87,8 +87,8 @@ fn ten_sleeps_take_much_less_than_one_after_the_other() {
     });
 }
 
-/// Quick jobs and jobs that wait for one that comes after them, over and over: a job that nobody comes
-/// for would hang its round.
+/// Quick jobs and jobs that wait for a later job, over and over: a job that no thread picks up would
+/// hang its round.
 #[test]
 fn no_job_is_stranded_in_churn() {
     const ROUNDS: usize = 512;
@@ -116,7 +116,7 @@ fn no_job_is_stranded_in_churn() {
     });
 }
 
-/// The same from many threads at once, with pauses in between: so that idle threads are claimed, looked
+/// The same from many threads at once, with pauses in between, so that idle threads are claimed, searched
 /// for and missed in every order.
 #[test]
 fn no_job_is_stranded_when_many_submit() {
@@ -169,7 +169,7 @@ fn jobs_wait_for_jobs_a_hundred_deep() {
     quick(|| assert_eq!(down(100), 100));
 }
 
-/// Every job of a wave waits for one of the next wave.
+/// Every job of a wave waits for a job of the next wave.
 #[test]
 fn waves_of_jobs_wait_for_later_waves() {
     quick(|| {
@@ -183,7 +183,7 @@ fn waves_of_jobs_wait_for_later_waves() {
                 sender.send(number + 1).unwrap();
             }));
         }
-        // Nothing moves before the last job has its thread.
+        // No job can go on before the last one has its thread.
         unsync::thread(move || first_sender.send(0).unwrap())
             .result()
             .unwrap();
@@ -293,7 +293,7 @@ fn a_panic_in_a_drop_or_a_wake_harms_no_other_job() {
                 }
             })
         };
-        // Three that nobody wants, and one with a waker that panics.
+        // Three jobs that nobody wants, and one with a waker that panics.
         (0..3).for_each(|number| drop(started(number)));
         let mut last = started(3);
         assert!(poll(&mut last, &panicking_waker()).is_pending());
@@ -310,7 +310,7 @@ fn a_panic_in_a_drop_or_a_wake_harms_no_other_job() {
     });
 }
 
-/// What a closure holds is dropped in the job, so its panic is the job's.
+/// The job drops what its closure holds, so a panic in that drop is the job's.
 #[test]
 fn a_closure_that_panics_in_its_drop_fails() {
     quick(|| {
@@ -376,7 +376,7 @@ fn the_result_of_a_job_may_be_waited_for_or_awaited_by_anybody() {
     });
 }
 
-/// Work from a thread-local's destructor, on a pool thread as well as on any other.
+/// A destructor may start work on a pool thread, as on any other.
 #[test]
 fn a_job_may_start_jobs_whatever_it_holds() {
     quick(|| {
@@ -395,7 +395,7 @@ fn a_job_may_start_jobs_whatever_it_holds() {
 
 // ---------------------------------------------------------------------------- what does not compile
 
-/// What is not `Send` does not cross over, in or out, and nothing crosses over that is borrowed.
+/// Nothing that is not `Send`, and nothing borrowed, crosses to another thread, in or out.
 #[test]
 fn what_must_stay_on_its_thread_does_not_compile() {
     limit(HEAVY + HEAVY, || {

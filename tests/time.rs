@@ -1,11 +1,11 @@
 //! Time: deadlines for futures, sleeps that are reset, intervals; each on the ambient thread, under
-//! `block_on`, and under an executor that is neither: a hand that polls.
+//! `block_on`, and under an executor that is neither: polling by hand.
 //!
-//! No test is right by sleeping. Where time passes on purpose, what is asserted is that nothing
-//! came too early, and that values follow from the moments that were seen.
+//! No test relies on sleeping long enough. Where time passes on purpose, a test asserts that nothing came
+//! too early, and that values follow from the observed moments.
 //!
-//! Left out, because it has no meaning here: deadlines that are rounded to a tick or clamped to some
-//! years (they are kept as they are), and a clock that a test may stop (there is none).
+//! Left out, because it has no meaning here: deadlines that are rounded to a tick or clamped to some years
+//! (they are kept as they are), and a clock that a test can stop (there is none).
 
 mod support;
 
@@ -23,12 +23,12 @@ use support::{
 };
 use unsync::{ErrorKind, Interval, MissedTicks, Sleep, timeout};
 
-/// Long enough to be told from now, short enough for a test.
+/// Long enough to be distinct from now, short enough for a test.
 const BRIEF: Duration = Duration::from_millis(30);
 /// Never, for a test.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Sleeps until a point in time is past for sure.
+/// Sleeps until a point in time has certainly passed.
 fn pass(until: Instant) {
     thread::sleep(until.saturating_duration_since(Instant::now()));
     assert!(Instant::now() >= until);
@@ -50,7 +50,7 @@ fn panic_place(step: impl FnOnce()) -> String {
         }
     }));
     assert!(catch_unwind(AssertUnwindSafe(step)).is_err());
-    // The hook that stays is as good as the first one.
+    // The hook that stays passes the panics of other threads on.
     receiver.recv().unwrap()
 }
 
@@ -149,7 +149,7 @@ mod deadlines {
         });
     }
 
-    /// A future that takes every poll it can get does not keep the deadline from being looked at.
+    /// A future that takes every poll it can get does not prevent a check of the deadline.
     #[test]
     fn timeout_is_not_exhausted_by_future() {
         quick(|| {
@@ -243,7 +243,7 @@ mod deadlines {
         });
     }
 
-    /// Nested timeouts in an `async` block would double it each time.
+    /// Nested timeouts in an `async` block would double the size each time.
     #[test]
     fn a_timeout_is_small_however_large_its_future() {
         let large = [0_u8; 4096];
@@ -263,7 +263,7 @@ mod deadlines {
         send(&unsync::sleep(LONG));
         send(&unsync::interval(LONG));
 
-        /// Does not compile for a type that is `Send`: then there are two that fit.
+        /// Does not compile for a type that is `Send`: then two impls apply.
         trait NotSend<A> {
             fn not_send(&self) {}
         }
@@ -293,7 +293,7 @@ mod resets {
             waker.wait_for(1);
             assert!(reset.elapsed() >= BRIEF);
             assert!(waker.poll(&mut sleep).is_ready());
-            // Who wakes it holds it until it has.
+            // The waking thread holds the waker until it has woken it.
             fence();
             assert_eq!((waker.wakes(), waker.held()), (1, 0));
         });
@@ -343,7 +343,7 @@ mod resets {
         });
     }
 
-    /// It has fired, and nobody has looked: what counts is the new time.
+    /// It has fired, and nobody has looked: only the new time counts.
     #[test]
     fn reset_future_sleep_after_fire() {
         quick(|| {
@@ -364,7 +364,7 @@ mod resets {
         });
     }
 
-    /// Among others of the same time, some of them reset to it: it is the one that goes.
+    /// Several sleeps have the same time, some of them after a reset: only the dropped one goes.
     #[test]
     fn drop_after_reschedule_at_new_scheduled_time() {
         quick(|| {
@@ -376,7 +376,7 @@ mod resets {
                 Some(sleep)
             });
             sleeps[1] = None;
-            // Too late to be dropped before it fires, on a busy machine.
+            // On a busy machine the drop may come after the sleep has fired.
             let in_time = Instant::now() < time;
             for index in [0, 2, 3] {
                 wakers[index].wait_for(1);
@@ -419,7 +419,7 @@ mod resets {
         });
     }
 
-    /// The one who resets is not the one who waits, and the wait is not polled in between.
+    /// One thread resets, another waits, and the wait is not polled in between.
     #[test]
     fn set_from_another_thread_while_awaited() {
         quick(|| {
@@ -459,7 +459,7 @@ mod resets {
         });
     }
 
-    /// Many resets and moves between threads at the same time as the timer fires: it ends.
+    /// Many resets and moves between threads while the timer fires: the sleep ends.
     #[test]
     fn resets_that_race_with_the_timer() {
         limit(HEAVY, || {
@@ -475,7 +475,7 @@ mod resets {
                         wakes += 1;
                         waker.wait_for(wakes);
                     }
-                    // What came between the last poll and now counts as seen.
+                    // Wakes between the last poll and now count as seen.
                     wakes = waker.wakes();
                     sleep.reset(Duration::from_micros(80));
                 }
@@ -494,19 +494,19 @@ mod intervals {
         unsync::block_on(ticks.tick())
     }
 
-    /// Whether the next tick is there already; it is taken if so.
+    /// Whether the next tick is there already; takes it if so.
     fn is_due(ticks: &mut Interval) -> bool {
         let tick = pin!(ticks.tick());
         tick.poll(&mut Context::from_waker(Waker::noop()))
             .is_ready()
     }
 
-    /// An interval after its first tick, and a second that is late by more than two periods; gives
-    /// also when the first was due, and what is known of when the second was taken.
+    /// An interval after its first tick, and a second that is late by more than one period. Also returns
+    /// when the first was due, and the times before and after the second was taken.
     fn late(policy: MissedTicks) -> (Interval, Instant, [Instant; 2]) {
         let mut ticks = unsync::interval(PERIOD).missed(policy);
         let first = tick(&mut ticks);
-        // With Delay the second is due a whole period after the first was taken, which is before
+        // With Delay the second tick is due a whole period after the first was taken, which is before
         // now.
         pass(Instant::now() + PERIOD * 5 / 2);
         let before = Instant::now();
@@ -532,7 +532,7 @@ mod intervals {
     #[test]
     fn ticks_in_time_are_multiples_of_the_period() {
         quick(|| {
-            // With Delay, a tick that this thread comes late for shifts what follows.
+            // With Delay, a tick that this thread takes late shifts the following ones.
             for policy in [MissedTicks::Burst, MissedTicks::Skip] {
                 let mut ticks = unsync::interval(BRIEF).missed(policy);
                 let first = tick(&mut ticks);
@@ -690,7 +690,7 @@ mod intervals {
 mod ends {
     use super::*;
 
-    /// A sleep in another executor does not wait for ever for a thread that is no more.
+    /// A sleep in another executor does not wait forever for a thread that no longer exists.
     #[test]
     fn a_sleep_elsewhere_hears_of_the_shutdown() {
         in_child(
@@ -715,21 +715,21 @@ mod ends {
                 let payload = sleeper.join().unwrap_err();
                 let text = payload.downcast_ref::<String>().unwrap();
                 assert!(text.contains("`sleep` after `unsync::shutdown`"), "{text}");
-                // One that need not wait is not concerned.
+                // A sleep that need not wait is not affected.
                 unsync::block_on(unsync::sleep(Duration::ZERO));
                 assert!(poll(&mut unsync::sleep(Duration::MAX), Waker::noop()).is_pending());
             },
         );
     }
 
-    /// What a wait panics with that cannot be woken.
+    /// The panic message of a wait that cannot be woken.
     fn refusal<F: Future>(wait: F) -> String {
         let waited = catch_unwind(AssertUnwindSafe(|| drop(unsync::block_on(wait))));
         let text = waited.unwrap_err().downcast::<String>().unwrap();
         *text
     }
 
-    /// Whoever has to wait is told what it called, and where.
+    /// The panic of a wait names the call, and where it was made.
     #[test]
     fn a_wait_after_the_shutdown_names_its_line() {
         const NAME: &str = "ends::a_wait_after_the_shutdown_names_its_line";
@@ -753,7 +753,7 @@ mod ends {
                 let place = format!("{}:{line}:", file!());
                 assert!(text.starts_with(&call) && text.contains(&place), "{text}");
             }
-            // As for all work, it is an error where there is one.
+            // As for all work, it is an error where an error can be returned.
             let local = unsync::spawn_local(|| unsync::sleep(LONG));
             let (error, line) = (local.result().unwrap_err(), line!() - 1);
             assert_eq!(error.kind(), ErrorKind::ShutDown);
@@ -762,7 +762,7 @@ mod ends {
         });
     }
 
-    /// One that is moved is still of the place that made it.
+    /// The panic names the place that made the sleep, not the reset.
     #[test]
     fn a_reset_after_the_shutdown_names_the_line_of_the_sleep() {
         const NAME: &str = "ends::a_reset_after_the_shutdown_names_the_line_of_the_sleep";

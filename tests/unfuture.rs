@@ -1,12 +1,12 @@
 //! The future by its states: {pending, done, failed, taken, abandoned} × what one can do with it, and
-//! the contract with wakers, with threads that race, and with values that are dropped.
+//! its contract with wakers, with racing threads, and with dropped values.
 //!
 //! Left out, because it has no meaning here:
 //! - a sender that waits until nobody wants its value, and its waker: a `Promise` is asked, it does not
 //!   wait;
-//! - an end that is closed while the other goes on: either is dropped as a whole;
-//! - taking the payload of an error that is no panic panics at its caller: it gives the error back;
-//! - numbers of tasks, and the context that a destructor sees: a task has its line for a name.
+//! - closing one end while the other goes on: either end is dropped as a whole;
+//! - a panic when the payload of an error that is not a panic is taken: the caller gets the error back;
+//! - numbers of tasks, and the context that a destructor sees: a task is named by its line.
 
 mod support;
 
@@ -43,9 +43,9 @@ const STATES: [State; 5] = [Pending, Done, Failed, Taken, Abandoned];
 /// An `Unfuture` in some state.
 struct Subject {
     unfuture: Unfuture<Token>,
-    /// There while it is pending.
+    /// `Some` while it is pending.
     promise: Option<Promise<Token>>,
-    /// Of the value, if it has or gets one.
+    /// The drops of the value, if it has or gets one.
     drops: Drops,
 }
 
@@ -71,13 +71,13 @@ fn subject(state: State) -> Subject {
     }
 }
 
-/// An error as work makes it.
+/// An error of the kind that failed work gives.
 fn failure() -> Error {
     let failed = unsync::spawn(async { panic_any("on purpose") });
     failed.map(|(): ()| ()).result().unwrap_err()
 }
 
-/// What a subject gives that was pending and got a value, or was not pending.
+/// Checks the outcome of a subject that was pending and got a value, or was not pending.
 #[track_caller]
 fn check(state: State, outcome: Result<Token, Error>, drops: &Drops) {
     match (state, outcome) {
@@ -190,7 +190,7 @@ fn by_state_wait() {
                 let set = usize::from(state == Pending);
                 assert_eq!(log.entries(), ["set", "ended", "ended", "ended"][1 - set..]);
             });
-            // Waiting takes nothing away.
+            // Waiting does not take the value.
             subject.unfuture.wait();
             check(state, subject.unfuture.result(), &subject.drops);
         }
@@ -250,7 +250,7 @@ fn by_state_then() {
                 }
             });
             if let Some(promise) = subject.promise {
-                // The continuation is there by now, and waits.
+                // The continuation exists by now, and waits.
                 fence();
                 assert!(!continued.is_done());
                 log.push("set");
@@ -278,7 +278,7 @@ fn by_state_drop() {
             let had_value = usize::from(matches!(state, Done | Taken));
             assert_eq!(subject.drops.count(), had_value, "{state:?}");
             if let Some(promise) = subject.promise {
-                // Nobody wants it any more: it goes on the thread that makes it.
+                // Nobody wants the value any more: it is dropped on the thread that makes it.
                 assert!(promise.is_cancelled());
                 assert!(!promise.set(subject.drops.token()));
                 assert_eq!(subject.drops.places(), [Place::here()]);
@@ -299,7 +299,7 @@ fn by_state_cancel() {
             } = subject(state);
             let canceller = unfuture.canceller();
             assert_eq!(canceller.cancel(), state == Pending, "{state:?}");
-            // Again, by whichever means: the answer is the same.
+            // Cancelling again, either way, gives the same answer.
             let again = [unfuture.cancel(), canceller.clone().cancel()];
             assert_eq!(again, [state == Pending; 2], "{state:?}");
             assert!(unfuture.is_done());
@@ -313,7 +313,7 @@ fn by_state_cancel() {
             assert_eq!(unfuture.result().unwrap_err().kind(), ErrorKind::Cancelled);
             assert!(canceller.cancel(), "after the outcome was taken");
         }
-        // What is not there any more cannot be cancelled.
+        // Work that no longer exists cannot be cancelled.
         let gone = subject(Done).unfuture.canceller();
         assert!(!gone.cancel());
     });
@@ -338,7 +338,7 @@ fn by_state_drop_of_what_is_tied() {
     });
 }
 
-/// On the ambient thread nothing blocks: what ended gives its outcome, what did not is an error.
+/// On the ambient thread nothing blocks: work that ended gives its outcome, other work gives an error.
 #[test]
 fn by_state_on_the_ambient_thread() {
     quick(|| {
@@ -410,7 +410,7 @@ fn a_promise_may_be_kept_broken_or_dropped_on_any_thread() {
     });
 }
 
-/// Also when it is dropped by a panic, the usual way to lose one.
+/// A panic is the usual way to lose a promise.
 #[test]
 fn a_promise_lost_in_a_panic_resolves_its_waiters() {
     quick(|| {
@@ -444,7 +444,7 @@ fn a_promise_whose_unfuture_is_gone_is_harmless() {
     });
 }
 
-/// What only hands a value on sees it as long as somebody has what was made.
+/// What only passes a value on counts as seeing it as long as somebody holds the result.
 #[test]
 fn a_promise_sees_that_what_was_made_of_it_is_dropped() {
     const LONG: Duration = Duration::from_secs(3600);
@@ -494,7 +494,7 @@ fn a_promise_sees_that_what_was_made_of_it_is_dropped() {
             let deadline = unsync::race([unfuture.timeout(LONG)]).timeout(LONG);
             unsync::join_all([unsync::race([deadline])]).shared()
         });
-        // A value that has somebody to see it until something else has ended the whole.
+        // Somebody would have seen this value, until something else ended the whole.
         let (promise, unfuture) = unsync::promise::<i32>();
         let failed = unsync::join_all([unfuture, Unfuture::failed(failure())]);
         failed.wait();
@@ -503,14 +503,14 @@ fn a_promise_sees_that_what_was_made_of_it_is_dropped() {
     });
 }
 
-/// One that stays as it is.
+/// An `Unfuture` that stays pending.
 fn pending() -> Unfuture<i32> {
     let (promise, unfuture) = unsync::promise();
     std::mem::forget(promise);
     unfuture
 }
 
-/// A step that makes something of the value runs, whoever looks: it sees the value.
+/// A step that uses the value runs whether or not anybody looks, so it sees the value.
 #[test]
 fn a_promise_counts_on_what_goes_on_with_its_value() {
     type Step = fn(Unfuture<i32>, Counter);
@@ -551,7 +551,7 @@ fn a_promise_counts_on_what_goes_on_with_its_value() {
             assert!(promise.set(1), "{name}");
             ran.wait_for(1);
         }
-        // One that is over does not see it any more.
+        // A step that has ended does not see it any more.
         let (promise, unfuture) = unsync::promise::<i32>();
         let mapped = unfuture.map(|n| n);
         assert!(mapped.cancel());
@@ -604,7 +604,7 @@ fn races_of_set_and_drop_of_what_was_made() {
             },
             |_, made| drop(made),
         );
-        // What passes through a whole is dropped by the ambient thread.
+        // The ambient thread drops what passes through a combinator.
         drops.wait_for(5_000);
         fence();
         assert_eq!(drops.count(), 5_000);
@@ -681,7 +681,7 @@ fn a_waker_is_let_go_with_the_unfuture() {
     });
 }
 
-/// Flattening hands the outcome on without a waker; an old one must not be woken for it.
+/// Flattening passes the outcome on without a waker; it must not wake an old waker.
 #[test]
 fn a_waker_is_let_go_when_the_unfuture_is_passed_on() {
     quick(|| {
@@ -695,17 +695,17 @@ fn a_waker_is_let_go_when_the_unfuture_is_passed_on() {
     });
 }
 
-/// A waker is foreign code in its wake and in its drop. Both call back here: under a lock of ours they
-/// would never return.
+/// A waker's wake and drop are foreign code. Both call back here: under a lock of ours they would never
+/// return.
 #[test]
 fn a_waker_may_call_back() {
     type Subject = Arc<Mutex<Option<Unfuture<Result<u8, Error>>>>>;
-    /// A waker that uses the very `Unfuture` that it is registered with, and the rest of the library.
+    /// A waker that uses the `Unfuture` that it is registered with, and the rest of the library.
     fn nosy(subject: &Subject, calls: &Counter) -> std::task::Waker {
         let call = {
             let (subject, calls) = (Arc::clone(subject), calls.clone());
             move || {
-                // Not ours, so it is tried: the test itself may hold it.
+                // This is not the library's lock, so only `try_lock`: the test itself may hold it.
                 if let Ok(subject) = subject.try_lock() {
                     subject.as_ref().map(Unfuture::is_done);
                 }
@@ -774,8 +774,8 @@ fn a_waker_that_panics_harms_nobody() {
     });
 }
 
-/// Handing an outcome on wakes wakers and drops values. Such foreign code finds the library in working
-/// order, even if it waits for work that is itself handed on.
+/// Passing an outcome on wakes wakers and drops values. Such foreign code finds the library in working
+/// order, even if it waits for work that is itself passed on.
 #[test]
 fn foreign_code_may_wait_while_an_outcome_is_handed_on() {
     fn handed_on() -> i32 {
@@ -827,7 +827,7 @@ fn races_of_set_and_drop() {
     });
 }
 
-/// A waker is woken exactly if its poll was told to wait.
+/// A waker is woken if and only if its poll returned `Pending`.
 #[test]
 fn races_of_set_and_poll() {
     limit(HEAVY, || {
@@ -854,8 +854,8 @@ fn races_of_set_and_poll() {
     });
 }
 
-/// Whichever waker it is, one of them is woken, once; and the first only if the last was not told to
-/// wait.
+/// Exactly one of the two wakers is woken, once; and the first only if the last poll did not return
+/// `Pending`.
 #[test]
 fn races_of_set_and_another_waker() {
     limit(HEAVY, || {
@@ -912,7 +912,7 @@ fn races_of_set_and_wait() {
     });
 }
 
-/// One of the two has its way, and both sides know which.
+/// One of the two succeeds, and both sides know which.
 #[test]
 fn races_of_set_and_cancel() {
     limit(HEAVY, || {
@@ -961,7 +961,7 @@ fn races_of_set_and_flatten() {
                 }
             },
         );
-        // The last of those that nobody waits for may still be on its way.
+        // The last value that nobody waits for may not be dropped yet.
         drops.wait_for(RACES / 4);
         assert_eq!(drops.count(), RACES / 4);
     });
@@ -990,7 +990,7 @@ fn many_threads_set_many_promises() {
     });
 }
 
-/// `wait` takes a shared reference, so any number of threads may stand in it.
+/// `wait` takes a shared reference, so any number of threads may be in it.
 #[test]
 fn many_threads_wait_for_one() {
     quick(|| {
@@ -1071,8 +1071,8 @@ fn a_value_that_is_there_is_dropped_with_the_unfuture() {
     });
 }
 
-/// Dropping an `Unfuture` is silent, whoever of the two comes first; else it would depend on a race
-/// whether it panics.
+/// Dropping an `Unfuture` is silent, whether the drop or the value comes first; otherwise a race would
+/// decide whether it panics.
 #[test]
 fn a_value_that_panics_in_its_drop_does_not_reach_who_drops_the_unfuture() {
     quick(|| {
@@ -1101,7 +1101,7 @@ fn a_value_that_panics_in_its_drop_does_not_reach_who_drops_the_unfuture() {
     });
 }
 
-/// The work is over when its value is seen: its future, its closure and what they hold are gone.
+/// Work is over when its value is seen: its future or closure, and what that holds, are gone.
 #[test]
 fn work_is_gone_before_its_value_is_seen() {
     quick(|| {
@@ -1276,7 +1276,7 @@ fn flatten_of_what_is_abandoned_or_taken() {
     });
 }
 
-/// An error as a dropped promise makes it.
+/// The error of a dropped promise.
 fn abandoned() -> Error {
     let (_, unfuture) = unsync::promise::<()>();
     unfuture.result().unwrap_err()
@@ -1322,11 +1322,11 @@ fn an_error_keeps_the_payload_for_one() {
         let copy = error.clone();
         let payload = error.into_panic().unwrap();
         assert_eq!(payload.downcast_ref(), Some(&Payload(Cell::new(5))));
-        // The others get what can be said of it.
+        // The others get a description of it.
         let text = copy.clone().into_panic().unwrap();
         assert!(text.downcast_ref::<String>().unwrap().contains("panicked"));
         assert_eq!(copy.kind(), ErrorKind::Panicked);
-        // What is no panic is given back.
+        // An error that is not a panic is given back.
         let back = abandoned().into_panic().unwrap_err();
         assert_eq!(back.kind(), ErrorKind::Abandoned);
     });
@@ -1382,7 +1382,7 @@ fn an_error_says_where_the_work_was_started() {
             (!named).then(|| format!("`{work}` on line {line}: {error}"))
         });
         assert_eq!(Vec::from_iter(wrong), [""; 0]);
-        // A pointer to a function hides who calls it.
+        // A function pointer hides its caller.
         let pointer: fn() -> Unfuture<()> = asynchronous;
         let error = pointer().result().unwrap_err().to_string();
         assert!(
@@ -1399,7 +1399,7 @@ fn an_error_says_where_the_work_was_started() {
     });
 }
 
-/// Where a panic is the answer, it points at the caller.
+/// Where a call panics, the panic points at the caller.
 #[test]
 fn a_panic_names_the_line_of_the_caller() {
     const NAME: &str = "a_panic_names_the_line_of_the_caller";
@@ -1447,7 +1447,7 @@ fn a_panic_names_the_line_of_the_caller() {
     });
 }
 
-/// What passes through keeps its own story.
+/// An error that passes through keeps its own message and source.
 #[test]
 fn an_error_that_passes_through_is_not_changed() {
     quick(|| {
@@ -1470,7 +1470,7 @@ fn an_error_that_passes_through_is_not_changed() {
     });
 }
 
-/// An error of somebody's own, with another behind it.
+/// A user-defined error, with another one as its source.
 #[derive(Debug)]
 struct Outer(io::Error);
 
@@ -1486,7 +1486,7 @@ impl std::error::Error for Outer {
     }
 }
 
-/// As of an `io::Error`: the message is a text or an error, and what is behind that stays behind it.
+/// As for an `io::Error`: the message is a text or an error, whose own source is kept.
 #[test]
 fn anybody_may_make_an_error() {
     quick(|| {
@@ -1517,11 +1517,11 @@ fn anybody_may_make_an_error() {
     });
 }
 
-/// There and back it is the same, whoever else has it.
+/// There and back it is the same error, even if others hold clones of it.
 #[test]
 fn an_io_error_goes_through_and_comes_back() {
     quick(|| {
-        // One of the system, also from a clone.
+        // An error of the system, even from a clone.
         let missing = || std::fs::File::open("/no/such/file").unwrap_err();
         let error = Error::from(missing());
         assert_eq!(error.kind(), ErrorKind::Os);
@@ -1534,12 +1534,12 @@ fn an_io_error_goes_through_and_comes_back() {
             assert_eq!(back.raw_os_error(), missing().raw_os_error(), "{back}");
         }
 
-        // One of a program, with the value that is in it.
+        // An error of a program, with the value in it.
         let own = || io::Error::new(io::ErrorKind::AddrInUse, Outer(missing()));
         let back = io::Error::from(Error::from(own()));
         assert_eq!(back.kind(), io::ErrorKind::AddrInUse);
         assert!(back.downcast::<Outer>().is_ok());
-        // Which a clone keeps to itself; what can be said of it stays.
+        // A clone does not give that value away, but keeps its kind and text.
         let error = Error::from(own());
         let copy = io::Error::from(error.clone());
         assert_eq!(copy.kind(), io::ErrorKind::AddrInUse);
@@ -1573,7 +1573,7 @@ fn an_error_goes_through_an_io_error_and_comes_back() {
             (ErrorKind::TimedOut, io::ErrorKind::TimedOut),
             (ErrorKind::WouldBlock, io::ErrorKind::WouldBlock),
             (ErrorKind::Codec, io::ErrorKind::InvalidData),
-            // Not `Interrupted`, which is tried again, nor `BrokenPipe`, which is passed over.
+            // Not `Interrupted`, which is tried again, nor `BrokenPipe`, which is ignored.
             (ErrorKind::Cancelled, io::ErrorKind::Other),
             (ErrorKind::Abandoned, io::ErrorKind::Other),
             (ErrorKind::WorkerLost, io::ErrorKind::Other),
@@ -1588,7 +1588,7 @@ fn an_error_goes_through_an_io_error_and_comes_back() {
     });
 }
 
-/// `?` turns either into the other, and both into an error of the program's own.
+/// `?` converts either into the other, and both into a user-defined error.
 #[test]
 fn the_question_mark_works_in_all_directions() {
     fn read() -> Unfuture<io::Result<Vec<u8>>> {
@@ -1632,8 +1632,8 @@ const _: () = {
     plain::<ErrorKind>();
 };
 
-/// One value, one taker: neither end can be cloned. (With a second implementation for what is `Clone`
-/// these lines would be ambiguous.)
+/// One value, one taker: neither end can be cloned. (For a `Clone` type a second implementation would make
+/// these lines ambiguous.)
 const _: () = {
     trait NotClone<A> {
         const IS_NOT: () = ();
@@ -1644,8 +1644,8 @@ const _: () = {
     let () = <Promise<u8> as NotClone<_>>::IS_NOT;
 };
 
-/// Two words, whatever is in it. One would do with the table of methods beside the value, which safe code
-/// cannot have.
+/// Two words, whatever the value. One would do with the method table beside the value, which safe code
+/// cannot do.
 const _: () = {
     assert!(size_of::<Unfuture<()>>() == 2 * size_of::<usize>());
     assert!(size_of::<Unfuture<[u8; 1000]>>() == 2 * size_of::<usize>());
@@ -1674,7 +1674,7 @@ fn debug_tells_the_state_and_not_the_value() {
     });
 }
 
-/// The drop of a value may use the library, even the work that it comes from.
+/// The drop of a value may use the library, even the work that made it.
 #[test]
 fn a_value_may_call_back_in_its_drop() {
     quick(|| {

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The codec, by what it promises: what arrives, which bytes, and what becomes of bytes that lie.
+//! The codec, by its promises: what arrives, as which bytes, and what becomes of bytes that lie.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -29,7 +29,7 @@ fn encoded<T: Wire>(value: &T) -> Vec<u8> {
     bytes
 }
 
-/// Decodes all of `bytes`: what is left over is a failure.
+/// Decodes all of `bytes`: leftover bytes are a failure.
 #[track_caller]
 fn decoded<T: Wire>(mut bytes: &[u8]) -> T {
     let value = T::decode(&mut bytes).expect("bytes of the encoder");
@@ -49,7 +49,7 @@ fn refusal<T: Wire>(mut bytes: &[u8]) -> String {
     }
 }
 
-/// The value arrives alone and in bulk, which is in a `Vec` and in arrays; what follows it stays.
+/// The value arrives alone and in bulk, in a `Vec` and in arrays; what follows it is left unread.
 #[track_caller]
 fn round_trip<T: Wire + PartialEq + Clone + Debug>(value: T) {
     assert_eq!(decoded::<T>(&encoded(&value)), value);
@@ -112,7 +112,7 @@ fn every_bit_of_a_nan_arrives() {
     );
 }
 
-/// However many there are, they travel as they would one by one.
+/// However many numbers there are, they arrive as if encoded one by one.
 #[test]
 fn many_numbers_arrive() {
     macro_rules! many {
@@ -324,7 +324,7 @@ fn the_format_is_pinned() {
         encoded(&Shape::Box { w: 1, h: 2 }),
         [2, 0, 0, 0, 1, 0, 2, 0]
     );
-    // One byte for each element, even where the elements themselves need none.
+    // One byte for each element, even where an element itself needs none.
     assert_eq!(encoded(&vec![(); 2]), [2, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
@@ -430,7 +430,7 @@ fn a_length_that_lies_is_refused_at_once() {
     check::<BTreeMap<(), ()>>();
     check::<HashSet<()>>();
     check::<HashMap<String, u8>>();
-    // Not beyond what is there, but more than what is there holds.
+    // The length is no larger than the number of bytes, but the elements need more bytes.
     refusal::<Vec<u64>>(&encoded(&(64_u64, [0_u8; 64])));
     refusal::<Vec<Vec<u8>>>(&encoded(&(64_u64, [64_u64; 8])));
 }
@@ -447,14 +447,14 @@ fn elements_without_bytes_arrive() {
     round_trip((vec![PhantomData::<u8>; 5], 7_u8));
 }
 
-/// However many they are, they take no time: not when they are honest, and not when a length lies.
+/// However many they are, they take no time, whether they are really there or a length lies.
 #[test]
 fn countless_elements_without_bytes() {
     quick(|| {
         const COUNTLESS: usize = isize::MAX as usize;
         let units: Box<[()]> = Box::new([(); COUNTLESS]);
         for too_many in [units.into_vec(), vec![(); 0]] {
-            // There is no memory for so many, and that is a panic and not the end of the process.
+            // There is no memory for this many, which is a panic, not the end of the process.
             let is_fine = too_many.is_empty();
             assert_eq!(catch_unwind(|| encoded(&too_many)).is_ok(), is_fine);
         }
@@ -506,7 +506,7 @@ fn nesting_has_a_limit() {
     refusal::<List>(&list(1_000_000));
 }
 
-/// A type whose every way into itself is a pointer or a collection, with much on the stack.
+/// A type that contains itself only through pointers and collections, with much on the stack.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(clippy::enum_variant_names)]
 enum Deep {
@@ -530,7 +530,7 @@ unsync::wire!(enum Deep {
     InRing(deep), InList(deep), InMap(deep), InTable(deep), InCow(deep), InOption(deep),
 });
 
-/// On a thread of the size that tests and workers have, whatever `RUST_MIN_STACK` says.
+/// On a thread with the stack size that tests and workers have, whatever `RUST_MIN_STACK` says.
 #[test]
 fn no_input_overflows_the_stack() {
     let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(|| {
@@ -709,7 +709,7 @@ fn two_hundred_variants_arrive() {
     refusal::<Many>(&encoded(&200_u32));
 }
 
-/// Names that a careless macro would trip over: its own, those of the prelude, those of types.
+/// Names that a careless macro would trip over: its own, those of the prelude and those of types.
 #[allow(dead_code, non_camel_case_types, clippy::enum_variant_names)]
 mod hostile {
     #![no_implicit_prelude]
@@ -816,7 +816,7 @@ impl Random {
         (self.next() % end.max(1) as u64) as usize
     }
 
-    /// Something that is nearly `bytes`, or `bytes` no more.
+    /// Something close to `bytes`, or nothing like it.
     fn mutation(&mut self, bytes: &[u8], other: &[u8]) -> Vec<u8> {
         let (at, length) = (self.below(bytes.len()), bytes.len());
         let mut mutated = bytes.to_vec();
@@ -830,7 +830,7 @@ impl Random {
                 .for_each(drop),
             3 => (0..=self.below(3)).for_each(|_| mutated[self.below(length)] = self.next() as u8),
             4 => {
-                // Where a length may stand, a length that means trouble.
+                // A troublesome length at a place where a length may be.
                 let few = self.next() % 300;
                 let lengths = [u64::MAX, u64::MAX / 8, 1 << 33, length as u64, few, few];
                 let length = encoded(&lengths[self.below(lengths.len())]);
@@ -848,8 +848,8 @@ impl Random {
     }
 }
 
-/// The memory that a value holds on the heap, as its capacities tell: an allocator that counts
-/// would take unsafe code.
+/// The memory that a value holds on the heap, by its capacities: a counting allocator would take
+/// unsafe code.
 trait Heap {
     fn heap(&self) -> usize;
 }
@@ -902,8 +902,8 @@ nested! {
     };
 }
 
-/// Decodes `bytes`; what they give, if anything, is in proportion to them and arrives once more.
-/// Tells whether there was a value.
+/// Decodes `bytes`. Their value, if any, is in proportion to them and arrives once more. Returns whether
+/// there was a value.
 fn probe<T: Wire + Heap>(bytes: &[u8]) -> bool {
     let Ok(value) = T::decode(&mut &*bytes) else {
         return false;
@@ -959,6 +959,6 @@ fn a_million_mutated_and_random_inputs() {
         let (other, _) = &cases[random.below(cases.len())];
         values += u32::from(probe(&random.mutation(bytes, other)));
     }
-    // The mutations are worth something: some inputs are still values, and most are none.
+    // The mutations are useful: some inputs are still values, and most are not.
     assert!((50_000..500_000).contains(&values), "{values} values");
 }

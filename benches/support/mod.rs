@@ -1,9 +1,9 @@
 //! What all benchmarks share: options, the machine, samples, the table, CPU time and memory,
-//! and what hands a value from one task to another.
+//! and a way to hand a value from one task to another.
 //!
-//! std only. Figures that a platform does not tell are `None` and stand in tables as a dash.
+//! std only. Figures that a platform does not provide are `None` and appear in tables as a dash.
 
-// Each benchmark is a program of its own and uses a part of this.
+// Each benchmark is a program of its own and uses part of this file.
 #![allow(dead_code)]
 
 use std::cell::RefCell;
@@ -19,14 +19,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 // ----------------------------------------------------------------------------------- the options
 
-/// What the command line says. `cargo bench` passes `--bench`, which means nothing here.
+/// The command line. `cargo bench` passes `--bench`, which means nothing here.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     /// Small amounts: to see that everything runs, not how fast.
     pub(crate) quick: bool,
-    /// One JSON object for each line of the table, in place of the table.
+    /// One JSON object for each row, in place of the table.
     pub(crate) json: bool,
-    /// Only rows whose name holds one of these.
+    /// Only rows whose name contains one of these.
     pub(crate) filters: Vec<String>,
 }
 
@@ -90,8 +90,8 @@ pub(crate) fn machine() -> Vec<String> {
 pub(crate) fn today() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let days = since.map_or(0, |since| since.as_secs() / 86_400);
-    // Counted from the first of March of the year 0, so that a leap day ends its year: then the
-    // lengths of months and years follow from divisions.
+    // Counted from 1 March of the year 0, so that a leap day is the last of its year: then divisions
+    // give the lengths of months and years.
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -108,7 +108,7 @@ pub(crate) fn today() -> String {
 
 // ------------------------------------------------------------------------------------ the samples
 
-/// Figures of one kind, smaller is better.
+/// Figures of one kind. Smaller is better.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
@@ -200,7 +200,7 @@ pub(crate) fn readable_bytes(bytes: f64) -> String {
 /// Prints results as they come.
 pub(crate) struct Table {
     pub(crate) options: Options,
-    /// Of the benchmark, as the file is called.
+    /// The name of the benchmark, which is that of its file.
     name: &'static str,
     /// The rows of this section and their medians.
     section: RefCell<Vec<(String, f64)>>,
@@ -230,7 +230,7 @@ impl Table {
         table
     }
 
-    /// A heading over the rows that follow, and whether any of them is wanted.
+    /// Prints a heading over the rows that follow.
     pub(crate) fn section(&self, title: &str) {
         self.section.take();
         if !self.options.json {
@@ -241,7 +241,7 @@ impl Table {
         }
     }
 
-    /// How far the rows of this section lie apart, and what would explain it.
+    /// Prints how far apart the rows of this section are, and what would explain it.
     pub(crate) fn spread(&self, reason: &str) {
         let rows = self.section.take();
         let by_median = |a: &&(String, f64), b: &&(String, f64)| a.1.total_cmp(&b.1);
@@ -256,7 +256,7 @@ impl Table {
         }
     }
 
-    /// What the rows above do not say themselves.
+    /// Prints what the rows above do not say themselves.
     pub(crate) fn note(&self, text: &str) {
         if !self.options.json {
             println!("    {text}");
@@ -268,7 +268,7 @@ impl Table {
         self.row_with(name, operations, samples, &[]);
     }
 
-    /// One row with further figures: name, number, and how a person reads it.
+    /// One row with more figures, each with its name, number, and readable text.
     pub(crate) fn row_with(
         &self,
         name: &str,
@@ -306,7 +306,7 @@ impl Table {
         );
     }
 
-    /// Measures every operation by itself: for those that take a microsecond or more.
+    /// Measures every operation by itself: for operations that take a microsecond or more.
     pub(crate) fn each(&self, name: &str, operations: usize, mut operation: impl FnMut(usize)) {
         if !self.options.wants(name) {
             return;
@@ -316,7 +316,7 @@ impl Table {
         self.row(name, operations, &samples.collect());
     }
 
-    /// Measures rounds of many operations: for those that are shorter than a look at the clock, or
+    /// Measures rounds of many operations: for operations that are shorter than reading the clock, or
     /// that run side by side.
     pub(crate) fn rounds(
         &self,
@@ -334,7 +334,7 @@ impl Table {
     }
 }
 
-/// Nanoseconds for each of so many operations.
+/// Nanoseconds for each of `operations` operations.
 pub(crate) fn per_operation(operations: usize, work: impl FnOnce()) -> f64 {
     time(work).0.as_nanos() as f64 / operations.max(1) as f64
 }
@@ -345,13 +345,13 @@ fn quoted(text: &str) -> String {
 
 // --------------------------------------------------------------------------- CPU time and memory
 
-/// The CPU time of all threads that this process has now. Linux tells it in nanoseconds for each
-/// thread; a thread that ends takes its time along, so nothing that is measured may end its threads.
+/// The CPU time of all threads that this process has now. Linux reports it in nanoseconds for each
+/// thread. The time of a thread that ends is lost, so nothing that is measured may end its threads.
 pub(crate) fn cpu_time() -> Option<Duration> {
     cpu_time_of("self")
 }
 
-/// The same of another process, by its number.
+/// The same for another process, by its number.
 pub(crate) fn cpu_time_of(process: &str) -> Option<Duration> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
     let nanoseconds = |path: &std::path::Path| {
@@ -362,7 +362,7 @@ pub(crate) fn cpu_time_of(process: &str) -> Option<Duration> {
     Some(Duration::from_nanos(all.sum()))
 }
 
-/// The processes that this one has started and that live.
+/// The living children of a process.
 pub(crate) fn children_of(process: u32) -> Vec<u32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else {
         return Vec::new();
@@ -376,7 +376,7 @@ pub(crate) fn children_of(process: u32) -> Vec<u32> {
 
 /// The resident memory of this process, in bytes.
 pub(crate) fn resident() -> Option<u64> {
-    /// Of every Linux that this is likely to run on. std does not tell it.
+    /// The page size of every Linux that this is likely to run on. std does not provide it.
     const PAGE: u64 = 4096;
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
@@ -392,7 +392,7 @@ pub(crate) fn threads() -> Option<usize> {
 
 // ------------------------------------------------------------------------------- from task to task
 
-/// The least that hands a value from one task to another: the same for every runtime.
+/// The least code that hands a value from one task to another, the same for every runtime.
 #[derive(Default)]
 pub(crate) struct Spot(Mutex<(Option<usize>, Option<Waker>)>);
 

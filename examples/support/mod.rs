@@ -1,4 +1,4 @@
-//! What all examples do alike: `--help`, wrong arguments, and readers that close the pipe.
+//! What all examples share: `--help`, wrong arguments, and readers that close the pipe.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,7 +9,7 @@ use std::process;
 const PRINTING: &str = "failed printing to stdout";
 const CLOSED: [&str; 2] = ["(os error 32)", "(os error 232)"]; // on Unix, on Windows
 
-/// Returns the arguments, of which there may be so many.
+/// Returns the arguments, at most `most` of them.
 ///
 /// With `--help` it prints how to call the program and exits with 0; with an unknown option or too many
 /// arguments it exits with 2. From here on, a `println!` that nobody reads ends the program quietly.

@@ -1,4 +1,4 @@
-//! The Mandelbrot set in tiles, and the PNG file that they make, with nothing but the standard library.
+//! The Mandelbrot set in tiles, and the PNG file made of them, with nothing but the standard library.
 
 use std::env;
 use std::error::Error;
@@ -7,19 +7,19 @@ use std::process::{self, ExitCode};
 
 pub(crate) const WIDTH: usize = 1600;
 pub(crate) const HEIGHT: usize = 1200;
-/// The sides of a tile: short enough that the work is spread evenly, though some tiles take far
-/// longer than others, and long enough that each is worth its way to a worker process.
+/// The side of a tile: short enough that the work is spread evenly, though some tiles take far
+/// longer than others, and long enough that each tile is worth sending to a worker process.
 const TILE: usize = 100;
 pub(crate) const TILES: usize = (WIDTH / TILE) * (HEIGHT / TILE);
 const _: () = assert!(WIDTH % TILE == 0 && HEIGHT % TILE == 0);
 
 /// The middle of the picture: a tail in the valley of the sea horses.
 const MIDDLE: (f64, f64) = (-0.743_5, 0.131_3);
-/// From one pixel to the next.
+/// The distance from one pixel to the next.
 const STEP: f64 = 0.002_7 / WIDTH as f64;
-/// A point that stays near for so long counts as one of the set.
+/// A point that stays near for this many turns counts as one of the set.
 const TURNS: u32 = 2_000;
-/// A pixel is the mean of so many points across and as many down.
+/// A pixel is the mean of this many points across and as many down.
 const SAMPLES: usize = 2;
 
 /// Puts a tile into the picture.
@@ -31,7 +31,7 @@ pub(crate) fn put(picture: &mut [u8], n: usize, tile: &Tile) {
     }
 }
 
-/// The left upper corner of a tile.
+/// The upper left corner of a tile.
 fn corner(n: usize) -> (usize, usize) {
     let across = WIDTH / TILE;
     (n % across * TILE, n / across * TILE)
@@ -41,7 +41,7 @@ fn corner(n: usize) -> (usize, usize) {
 
 pub(crate) struct Tile {
     pub(crate) worker: u32,
-    /// What the environment variable `TILES_BY` says there.
+    /// The value of the environment variable `TILES_BY` in the worker.
     pub(crate) host: String,
     rgb: Vec<u8>,
 }
@@ -79,15 +79,15 @@ fn pixel(x: usize, y: usize) -> [u8; 3] {
     sum.map(|sum| (255.0 * sum / (SAMPLES * SAMPLES) as f64).round() as u8)
 }
 
-/// How soon the point goes far away, if it does: the turns, with a fraction that makes them smooth.
+/// After how many turns the point is far away, if it ever is, with a fraction that makes the colors smooth.
 fn escape(re: f64, im: f64) -> Option<f64> {
-    /// The farther, the smoother.
+    /// How far that is: the farther, the smoother.
     const FAR: f64 = 256.0;
     let (mut x, mut y) = (0.0, 0.0);
     for turn in 0..TURNS {
         let (xx, yy) = (x * x, y * y);
         if xx + yy > FAR * FAR {
-            // From turn to turn the distance is squared.
+            // Each turn squares the distance.
             let beyond = ((xx + yy).sqrt().ln() / FAR.ln()).log2();
             return Some(f64::from(turn) - beyond);
         }
@@ -113,7 +113,7 @@ pub(crate) fn png(rgb: &[u8]) -> Vec<u8> {
     header.extend([8, 2, 0, 0, 0]);
     let mut lines = Vec::with_capacity(rgb.len() + HEIGHT);
     for line in rgb.chunks_exact(3 * WIDTH) {
-        // 9.2: as it is, without a filter.
+        // 9.2: no filter.
         lines.push(0);
         lines.extend(line);
     }
@@ -166,7 +166,7 @@ fn adler32(data: &[u8]) -> u32 {
     b << 16 | a
 }
 
-/// The end of a program: says what went wrong.
+/// Ends a program: says what went wrong, if anything, and returns the exit code.
 pub(crate) fn ended(program: &str, outcome: Result<(), Box<dyn Error>>) -> ExitCode {
     let Err(error) = outcome else {
         return ExitCode::SUCCESS;
@@ -183,7 +183,7 @@ pub(crate) fn show_progress(progress: &str) {
     }
 }
 
-/// To standard error, in one write. Does not mind if nobody listens.
+/// Writes to standard error, in one write. Ignores errors, since the reader may be gone.
 pub(crate) fn say(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }

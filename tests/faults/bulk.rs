@@ -1,4 +1,4 @@
-//! Many calls, large values, much to say: what the pool may hold, and whom it may keep waiting.
+//! Many calls, large values, much output: what the pool may hold, and what it may keep waiting.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -90,7 +90,7 @@ fn sum(bytes: Vec<u8>) -> u64 {
 
 const BULK: usize = 64 << 20;
 
-/// Each kills the worker that is taking it; that is no sign that workers are no good.
+/// Cancelling each call kills the worker that is reading it; that must not count against workers.
 fn cancelled_large_calls_harm_nobody() {
     install(workers(1));
     let bytes = vec![1; 128 << 20];
@@ -110,7 +110,7 @@ fn cancelled_large_calls_harm_nobody() {
         if large.cancel() {
             killed += 1;
         } else {
-            // One that was too quick has shown that workers are good.
+            // A call that was too quick to be cancelled has shown that workers are good.
             killed = 0;
             for call in innocent.drain(..) {
                 call.result().unwrap();
@@ -118,8 +118,8 @@ fn cancelled_large_calls_harm_nobody() {
             takers.iter().for_each(|worker| signal("KILL", *worker));
         }
         drop(large.result());
-        // One that has taken a large call keeps the memory for a while, and the next one is to be seen
-        // growing.
+        // A worker that has taken a large call keeps the memory for a while, and the loop has to see the next
+        // one grow.
         until("it is gone", || {
             takers.iter().all(|worker| is_gone(*worker))
         });
@@ -134,7 +134,7 @@ fn n17_big_arg_does_not_block_submit() {
     let gate = Gate::new();
     let running = cpu(stay, (gate.path(),));
     let guest = gate.guest();
-    // No worker is there to take them.
+    // No worker is free to take them.
     let large: Vec<_> = (0..3u8)
         .map(|value| cpu(sum, (vec![value; BULK],)))
         .collect();
@@ -148,12 +148,12 @@ fn n17_big_arg_does_not_block_submit() {
     assert_eq!(small.result().unwrap(), 7);
 }
 
-/// More than a worker takes unread, and soon written.
+/// More than a worker's link holds unread, and quickly written.
 const LARGE: usize = 1 << 20;
 
 /// Two workers have a call each, and room for more. A large call has to wait until one of them is idle; the
-/// quick ones behind it need not, and all of them leave one worker alone, which will be idle soon. The workers
-/// are frozen meanwhile, which the pool suffers for a second.
+/// quick calls behind it need not. All of those go to the same worker, so that the other one is idle soon.
+/// The workers are frozen meanwhile, which the pool tolerates for a second.
 fn n17_big_arg_does_not_hold_up_quick_calls() {
     install(workers(2));
     let passed = || {
@@ -172,7 +172,7 @@ fn n17_big_arg_does_not_hold_up_quick_calls() {
         println!("{queued} were queued; {first:?} ran the first, {behind:?} those behind");
         queued == 1 && behind == [behind[0]; 4]
     };
-    // A worker that had to wait for the processor is not dealt many at once.
+    // A worker that had to wait for the processor is not dealt many calls at once.
     assert!((0..20).any(|_| passed()), "the large one was in the way");
 }
 
@@ -181,7 +181,7 @@ fn note_bytes(bytes: Vec<u8>, file: String, line: u32) -> usize {
     bytes.len()
 }
 
-/// There is always something quick to do. That is no reason to keep the large one waiting until the last.
+/// There is always a quick call to run. The large call must not wait until all of them are done.
 fn n17_big_arg_gets_its_turn_among_quick_calls() {
     const BEHIND: usize = 10_000;
     install(workers(2));
@@ -221,7 +221,7 @@ fn n18_echo_of_64_mib_of_bytes() {
     }
 }
 
-/// Around the limits of all buffers on the way.
+/// Sizes around the limits of all buffers on the way.
 fn n18_echo_of_many_sizes() {
     install(workers(2));
     let around = [
@@ -291,7 +291,7 @@ fn n19_too_large_fails_only_the_call() {
     assert_eq!(cpu(pid, ()).result().unwrap(), worker);
 }
 
-/// So many elements without a size take no memory, and more bytes than memory has.
+/// This many zero-sized elements take no memory, but their encoding takes more bytes than memory has.
 const COUNTLESS: usize = isize::MAX as usize;
 
 #[derive(Clone, Copy, Debug)]
@@ -377,7 +377,7 @@ fn n19_elements_without_bytes_are_too_large_at_once() {
     assert!(grown.iter().all(|grown| *grown < 64 << 20), "{grown:?}");
 }
 
-/// Zeros, which travel as their number.
+/// Zeros, encoded as their number.
 struct Packed(Vec<u8>);
 
 impl Wire for Packed {
@@ -426,7 +426,7 @@ fn n19_limit_of_values_is_none_of_panics() {
     assert_eq!(cpu(pid, ()).result().unwrap(), worker);
 }
 
-/// The list of calls that are returned is longer than a value may be.
+/// The list of calls that a worker gives back is longer than a value may be.
 fn n19_limit_of_values_is_none_of_returns() {
     install(workers(2).frame_bytes_max(256));
     let (calls, mut guests) = occupy(2);
@@ -436,7 +436,7 @@ fn n19_limit_of_values_is_none_of_returns() {
         let value = values.next().unwrap();
         cpu(echo, (value,)).map(move |echo| assert_eq!(echo, value))
     });
-    // From now on there is a free worker.
+    // From now on one worker is free.
     guests.remove(0).leave();
     for call in handed_out {
         call.result().unwrap();
@@ -456,7 +456,7 @@ fn say_bytes(number: usize) -> usize {
     number
 }
 
-/// What is too large to be sent is not sent; the call has done nothing wrong.
+/// Progress that is too large is not sent; the call itself does not fail.
 fn n19_limit_of_values_holds_for_progress() {
     install(workers(1).frame_bytes_max(256));
     let worker = cpu(pid, ()).result().unwrap();
@@ -467,7 +467,7 @@ fn n19_limit_of_values_holds_for_progress() {
 
 // ---------------------------------------------------------------------------------------- batching
 
-/// How much later a call was done than any that was made after it.
+/// The longest time by which a call was done later than one that was made after it.
 fn worst_overtaking(ends: &[Instant]) -> Duration {
     let mut earliest_after = *ends.last().unwrap();
     let mut worst = Duration::ZERO;
@@ -496,12 +496,12 @@ fn n42_slow_call_among_10k_quick_ones_holds_up_none() {
     slow.result().unwrap();
     let worst = worst_overtaking(&ends);
     println!("overtaken by {worst:?} at worst, {took:?} for all");
-    // Where more want the processors than there are, each waits for its turn; how long it takes on a
-    // machine with nothing else to do is in the benchmarks.
+    // On a busy machine each call waits for its turn; the benchmarks show how long it takes on an idle
+    // machine.
     assert!(worst < Duration::from_secs(5), "{worst:?} of {took:?}");
 }
 
-/// Two workers may live, and one does: what lies behind the slow call at that one goes to the other.
+/// Two workers may live, and one does: the calls behind the slow call at that worker go to a second one.
 fn n42_slow_call_makes_the_pool_grow() {
     install(workers(2));
     teach_that_calls_are_quick();
@@ -519,7 +519,7 @@ fn n42_slow_call_makes_the_pool_grow() {
         );
         assert_ne!(call.result().unwrap(), guest.process);
     }
-    // In any order: the other worker may be there before the first one has given back what it had.
+    // In any order: the second worker may start before the first one has given its calls back.
     let mut proofs = notes(&proof);
     proofs.sort();
     assert!(proofs.into_iter().eq(0..50), "each of them once");
@@ -531,7 +531,7 @@ fn n42_handed_out_calls_run_once() {
     install(workers(2));
     let (mut lines, proof) = (0.., file("proof"));
     for _ in 0..20 {
-        // One of the two learns that calls are quick, while the other one is busy.
+        // One of the two shows that calls are quick, while the other one is busy.
         let (calls, mut guests) = occupy(2);
         guests.remove(0).leave();
         let (slow, slow_guest, quick) =
@@ -553,7 +553,7 @@ fn n42_handed_out_calls_run_once() {
 
 // ------------------------------------------------------------------------------------------ memory
 
-/// Of the program and of its worker.
+/// The memory of the program and of its worker.
 fn memory_of_a_large_value_is_given_back_though_there_is_traffic() {
     install(workers(1));
     let worker = cpu(pid, ()).result().unwrap();
@@ -601,7 +601,7 @@ fn n57_arguments_are_dropped_after_the_send() {
     drop(call.result().unwrap());
     assert_eq!(drops(), 2, "the result");
 
-    // Of large arguments not even the bytes stay, though their call still runs.
+    // Not even the bytes of large arguments stay, though their call still runs.
     let (waits, gate) = (cpu(sum_and_stay, (vec![1; BULK], gate.path())), gate);
     let guest = gate.guest();
     until("the bytes of the arguments are freed", || {
@@ -642,7 +642,7 @@ fn count_and_stay(to: u32, gate: String) -> u32 {
     to
 }
 
-/// Whoever listens is busy with the first value until all were said.
+/// The listener is busy with the first value until the call has reported all of them.
 fn listen_slowly(to: u32) -> Vec<u32> {
     let gate = Gate::new();
     let (go, wait) = mpsc::channel::<()>();
@@ -665,7 +665,7 @@ fn progress_newest_wins_and_last_arrives() {
         "one that was looked at, and the newest: {seen:?}"
     );
     assert_eq!(seen.last(), Some(&1000));
-    // With a listener that is quick, they come in their order.
+    // With a quick listener, the values come in order.
     let (listener, values) = ear::<u32>();
     let call = cpu(report, (1000,)).on_progress(listener);
     assert_eq!(call.result().unwrap(), 1000);
@@ -685,13 +685,13 @@ fn progress_said_before_anybody_listens() {
     let guest = gate.guest();
     let (first, values) = ear::<u32>();
     let call = call.on_progress(first);
-    // It says no more for now, so this is what it said before.
+    // The call reports no more for now, so this is what it reported before.
     while values.recv_timeout(SOON).unwrap() < 4 {}
     guest.leave();
     assert_eq!(values.recv_timeout(SOON).unwrap(), 5);
     call.result().unwrap();
     assert!(values.recv_timeout(SOON).is_err(), "the listener is gone");
-    // After the end there is what it said last, once, and nothing more.
+    // After the end a listener gets the last value, once, and nothing more.
     let (late, values) = ear::<u32>();
     let done = cpu(report, (3,));
     done.wait();

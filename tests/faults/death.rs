@@ -1,4 +1,4 @@
-//! Workers that die: who notices, and what is said.
+//! Workers that die: how that is noticed, and what the error says.
 
 use std::error::Error as _;
 use std::fs;
@@ -64,7 +64,7 @@ fn n01_idle_kill_is_invisible() {
     }
 }
 
-/// Whatever the pool knows by then: the call may be dealt to a worker that is as good as dead.
+/// The pool may not know of the kill yet: the call may be dealt to a worker that is dying.
 fn n01_idle_kill_just_before_a_call_is_invisible() {
     install(workers(1));
     // A worker behind a relay takes longer to start.
@@ -111,7 +111,7 @@ fn kill_all(gate: String, victims: String) {
     drop(wait_at(&gate));
     let victims = fs::read_to_string(victims).unwrap();
     let mut kill = Command::new("kill");
-    // Those that another one was quicker to kill are missing.
+    // `kill` does not find those that another worker has killed already.
     let _ = kill
         .arg("-KILL")
         .args(victims.lines())
@@ -164,8 +164,8 @@ fn n03_workers_kill_each_other_13() {
 fn n04_dead_before_start_is_queued_again() {
     install(workers(1));
     let (worker, proof) = (cpu(pid, ()).result().unwrap(), file("proof"));
-    // It can be dealt a call, and cannot start it; on a busy machine the pool may notice before this test
-    // goes on.
+    // The frozen worker can be dealt a call, but cannot start it; on a busy machine the pool may notice
+    // before this test goes on.
     freeze(worker);
     let call = cpu(note, (proof.clone(), 1));
     let next = cpu(note, (proof.clone(), 2));
@@ -201,7 +201,7 @@ fn n05_started_call_is_never_rerun() {
     assert_eq!(proofs, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
-/// A result whose reader waits until it is allowed to go on: nothing more is read of its worker meanwhile.
+/// A result whose decoding waits until it may go on: meanwhile nothing more is read from its worker.
 struct Pause(String);
 
 impl Wire for Pause {
@@ -225,10 +225,10 @@ fn note_and_stay(proof: String, gate: String) {
     drop(wait_at(&gate));
 }
 
-/// The worker dies before the parent has read that it started, and has something unread itself.
+/// The worker dies before the parent has read that the call started, with input of its own unread.
 fn n05_started_call_is_never_rerun_though_its_start_was_not_heard() {
     install(workers(1));
-    // Over TCP more than the other side takes unread: a part has not left the worker when it dies.
+    // Over TCP, more than the other side takes unread: part of it has not left the worker when that dies.
     let size = if link() == Link::Tcp {
         1 << 20
     } else {
@@ -251,7 +251,7 @@ fn n05_started_call_is_never_rerun_though_its_start_was_not_heard() {
                 }
                 thread::sleep(Duration::from_millis(1));
             }
-            // The worker had to wait for the processor, so it is not dealt many at once.
+            // The worker had to wait for the processor, so it is not dealt many calls at once.
             reader.leave();
             gate.guest().leave();
             calls.into_iter().for_each(|call| call.result().unwrap());
@@ -278,7 +278,7 @@ fn measure(bytes: Vec<u8>) -> usize {
     bytes.len()
 }
 
-/// Workers that may have so many MiB.
+/// Workers that may have this many MiB.
 fn poor_workers(mebibytes: usize) -> Config {
     let shell = format!("ulimit -v {}", mebibytes << 10);
     workers(1).worker_command(move |executable| worker_after(&shell, executable))
@@ -299,7 +299,7 @@ fn n04_out_of_memory() {
     assert_eq!(cpu(allocate, (1 << 20,)).result().unwrap(), 1 << 20);
 }
 
-/// No worker can even take the arguments. That is tried three times, and harms nobody else.
+/// No worker can even take the arguments. The pool tries three times, and other calls are not harmed.
 fn n04_out_of_memory_before_the_start() {
     install(poor_workers(128));
     let calls = [(); 2].map(|()| cpu(measure, (vec![1; 160 << 20],)));
@@ -321,7 +321,7 @@ fn fill(bytes: usize) -> Vec<u8> {
     vec![1; bytes]
 }
 
-/// The worker has the memory for the result, and the program has not.
+/// The worker has enough memory for the result, but the program does not.
 fn n04_out_of_memory_for_the_result() {
     let rich = |executable: &Path| worker_after("ulimit -S -v unlimited", executable);
     install(workers(1).worker_command(rich));
@@ -338,7 +338,7 @@ fn panic_without_hook() {
     panic!("caught all the same");
 }
 
-/// The function took our hook away. What was caught is still told, and the next one too.
+/// The function removed our hook. The caught panic is still reported, and so is the next one.
 fn n27_panic_hook_of_the_function() {
     install(workers(1));
     for _ in 0..2 {
@@ -362,7 +362,7 @@ fn n28_panic_that_no_hook_sees() {
     assert_eq!(cpu(pid, ()).result().unwrap(), worker);
 }
 
-/// Starts a process that holds everything that a process inherits, and dies.
+/// Starts a process that holds everything that it inherits, and dies.
 fn leave_a_child_and_die(proof: String) {
     let child = Command::new("sleep").arg("600").spawn().unwrap();
     note(proof, child.id());
@@ -395,7 +395,7 @@ fn n35_last_words_in_the_error() {
     install(workers(1));
     let error = assert_kind(cpu(say_and_die, ()).result(), ErrorKind::WorkerLost);
     assert_says(&error, &["exit status: 3", "a first word\nand a last"]);
-    // What the one before it said is not what this one said.
+    // The output of the previous worker is not quoted for this one.
     let error = assert_kind(cpu(die_silently, ()).result(), ErrorKind::WorkerLost);
     assert!(!error.to_string().contains("last"), "{error}");
 }
@@ -424,7 +424,7 @@ fn n35_last_words_are_no_novel() {
     );
 }
 
-/// Lines of many lengths, so that no limit is at the end of one.
+/// Prints lines of many lengths, so that no limit falls at the end of one.
 fn tell_and_die(lines: usize) {
     eprintln!("the cause");
     for line in 0..lines {
@@ -452,7 +452,7 @@ fn n35_first_words_are_quoted_too() {
     }
 }
 
-/// The panic of another thread is not the call's, so this is all that is known of it.
+/// Another thread's panic is not the call's, so the output is all that is known about it.
 fn panic_elsewhere_and_die() {
     eprintln!("the cause");
     assert!(thread::spawn(panic_deep_down).join().is_err());
@@ -476,7 +476,7 @@ fn n35_last_words_are_no_backtrace() {
     assert!(source.contains("panic_and_abort"), "{source}");
 }
 
-/// What `panic = "abort"` makes of a program: the hook runs, and then nothing does any more.
+/// As with `panic = "abort"`: the hook runs, and nothing after it.
 fn panic_twice() {
     for _ in 0..3 {
         assert!(panic::catch_unwind(|| panic!("the first")).is_err());
@@ -515,7 +515,7 @@ fn panic_and_exit(code: i32) {
     process::exit(code);
 }
 
-/// An exit code is the decision of whoever calls `exit`, 101 included.
+/// An exit code is chosen by whoever calls `exit`, even 101.
 fn caught_panic_is_not_the_cause_of_an_exit() {
     install(workers(1));
     for code in [0, 1, 3, 101, 134, 255] {
@@ -541,7 +541,7 @@ fn panic_and_overflow() -> u32 {
     descend(0)
 }
 
-/// That is an abort too, and std says why.
+/// A stack overflow is an abort too, and std says why.
 fn caught_panic_is_not_the_cause_of_a_stack_overflow() {
     install(workers(1));
     let outcome = cpu(panic_and_overflow, ()).result();
@@ -580,7 +580,7 @@ fn panic_in_a_drop() {
     panic!("in the function");
 }
 
-/// A second panic while the first unwinds ends the process: that is the panic's doing.
+/// A second panic while the first unwinds ends the process: the cause is the panic.
 fn panic_in_a_drop_during_a_panic_is_the_cause() {
     install(workers(1));
     let error = assert_kind(cpu(panic_in_a_drop, ()).result(), ErrorKind::Panicked);

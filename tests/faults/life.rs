@@ -1,4 +1,4 @@
-//! The life of the pool: workers that are replaced, what a call finds in its process, and the end.
+//! The life of the pool: how workers are replaced, what a call finds in its process, and the end.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -45,7 +45,7 @@ scenarios! {
 
 // ------------------------------------------------------------------------------------------- waits
 
-/// How often a thread of this process has gone to sleep.
+/// How many times a thread of this process has gone to sleep.
 fn rests_of(name: &str) -> u32 {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let mut status = tasks.filter_map(|task| {
@@ -75,7 +75,7 @@ fn short_keep_alive_polls_no_long_call() {
     until("the worker leaves at once", || is_gone(worker));
 }
 
-/// Takes as long to be encoded and decoded as many idle times.
+/// Takes many times the keep-alive time to encode and to decode.
 struct Slow;
 
 impl Wire for Slow {
@@ -122,7 +122,7 @@ fn name() -> Vec<u8> {
     fs::read("/proc/self/comm").unwrap()
 }
 
-/// Which may be another name than that of its file.
+/// The name may differ from that of the executable file.
 fn worker_is_called_what_the_program_is_called() {
     if is_pointless_over_a_relay("it is called what the relay is called") {
         return;
@@ -135,10 +135,10 @@ fn worker_is_called_what_the_program_is_called() {
     fs::write("/proc/self/comm", first.trim_ascii()).unwrap();
 }
 
-/// So many of a hundred bytes are more than a pipe holds.
+/// This many lines of a hundred bytes are more than a pipe holds.
 const LINES: u32 = 1_000;
 
-/// Prints much, among it what could be taken for frames.
+/// Prints much, including bytes that could be taken for frames.
 fn talk(lines: u32) -> u32 {
     for line in 0..lines {
         println!("{:.>100}", format!("out {line} of {lines}"));
@@ -180,7 +180,7 @@ fn n34_println_in_a_call_is_visible_and_harmless() {
     assert_eq!(text.matches("and no newline at the end").count(), 3);
 }
 
-/// As `println!` and `eprintln!` do for a moment, and others for as long as they have something to say.
+/// `println!` and `eprintln!` hold the streams for a moment, other code for as long as it prints.
 fn streams_that_the_program_holds_do_not_hold_up_a_call() {
     install(workers(1));
     let held = (io::stdout().lock(), io::stderr().lock());
@@ -241,7 +241,7 @@ fn n52_idle_timeout_shrinks_and_regrows() {
         until("idle workers retire", || children().is_empty());
         assert!(before.into_iter().all(is_gone));
     }
-    // One that is busy for longer stays.
+    // A worker that is busy for longer stays.
     let gate = Gate::new();
     let running = cpu(stay, (gate.path(),));
     let guest = gate.guest();
@@ -253,7 +253,7 @@ fn n52_idle_timeout_shrinks_and_regrows() {
 }
 
 fn keep(bytes: usize) -> u32 {
-    // For good.
+    // Never freed.
     Box::leak(vec![1_u8; bytes].into_boxed_slice());
     process::id()
 }
@@ -301,7 +301,7 @@ fn n54_shutdown_while_submitting() {
     };
     let submitters: Vec<_> = (0..4).map(|_| thread::spawn(submit)).collect();
     until("all are at work", || AT_WORK.load(Ordering::Relaxed) == 4);
-    // There is nearly always more to do, so it hardly gets quiet.
+    // There is nearly always more work, so the pool hardly ever gets quiet.
     shut_down(Duration::from_secs(1));
     assert!(children().is_empty());
     for submitter in submitters {
@@ -370,7 +370,7 @@ fn n54_drain_waits_for_all() {
     assert!(unsync::drain(SOON));
     assert!(running.is_done());
     assert_eq!(notes(&proof).len(), 100);
-    // That was no end.
+    // That did not end the pool.
     cpu(pid, ()).result().unwrap();
 }
 
@@ -411,7 +411,7 @@ fn halve_to_the_end(call: Unfuture<u32>) -> Unfuture<u32> {
     .flatten()
 }
 
-/// As loky's `test_in_callback_submit_with_crash`.
+/// Like loky's `test_in_callback_submit_with_crash`.
 fn n55_crash_in_a_continuation() {
     install(workers(2));
     for _ in 0..10 {
@@ -438,7 +438,7 @@ fn n56_callback_panic() {
     assert_eq!(cpu(pid, ()).result().unwrap(), worker);
 }
 
-/// Cannot leave the program, or cannot come back.
+/// A value that cannot leave the program, or cannot come back.
 struct OneWay {
     leaves: bool,
 }
@@ -514,12 +514,12 @@ fn n60_duplicate_registration_is_harmless() {
     assert_eq!(cpu(half, (6,)).result().unwrap(), 3);
 }
 
-/// Where a function is that registers itself is nobody's business.
+/// Registered at the end of this file, not beside the function.
 fn n64_nested(depth: u32) -> bool {
     unsync::is_worker() && depth == 0
 }
 
-/// What a program finds that a call starts from the same executable.
+/// A program that a call starts from the same executable is no worker.
 fn nobody_special() {
     assert!(!unsync::is_worker());
     install(workers(1));
@@ -530,12 +530,12 @@ fn nobody_special() {
 
 fn start_own_executable() -> String {
     let mut program = program("nobody_special");
-    // All that a worker gets is there for its children to inherit, arguments apart.
+    // The child inherits everything that a worker gets, except the arguments.
     let output = program.output().unwrap();
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
-/// Even one that is started like a worker is none, without somebody who waits for it.
+/// Even a program that is started like a worker is no worker, if no parent waits for it.
 fn start_own_executable_as_a_worker() -> (bool, String) {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     let mut child = Command::new(env::current_exe().unwrap())

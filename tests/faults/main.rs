@@ -1,37 +1,37 @@
 //! The process pool under real faults: real kills, limits, deleted files, strangers.
 //!
 //! Each number in the names is a fault that some well-known pool does not survive. Some stand for two: 4 is
-//! also the memory that is not there, 26 and 28 the parent that ends while a worker starts, 27 and 28
-//! panics that no hook or no end of the process sees, 42 slow calls among quick ones. A test without a
-//! number is a further case.
+//! also a lack of memory, 26 and 28 a parent that ends while a worker starts, 27 and 28 panics that no hook
+//! or no end of the process sees, 42 slow calls among quick ones. A test without a number is an additional
+//! case.
 //!
-//! - `death`: 1 to 5, 27, 28, 31, 35, 63. Who notices that a worker died, and what is said.
+//! - `death`: 1 to 5, 27, 28, 31, 35, 63. How the death of a worker is noticed, and what the error says.
 //! - `stop`: 7 to 13, 37, 38. Cancelled, out of time, frozen, dropped.
-//! - `bulk`: 14 to 19, 42, 57, progress. Many calls, large values, much to say.
+//! - `bulk`: 14 to 19, 42, 57, progress. Many calls, large values, much output.
 //! - `link`: 20 to 24, 48. Strangers, fake workers, fake parents.
 //! - `orphans`: 26 to 30, 32, 36. The end of the program, and processes that workers start.
 //! - `start`: 39 to 44, 47, 48, 50. Workers that do not start.
-//! - `neighbours`: what befalls one call and must not befall those that share its worker.
+//! - `neighbours`: what happens to one call and must not happen to calls that share its worker.
 //! - `life`: 33, 34, 51 to 56, 59, 60, 64. Workers that are replaced, their surroundings, the end.
 //!
 //! Elsewhere: 66 in `soak`; 45 in `init_missing`, which must have no worker; 29 and the faults × phases in
 //! `crash_table`; 61 as an example of `register!` that does not compile; 62 by the examples, the
-//! doctests and whoever runs these tests.
+//! doctests and every run of these tests.
 //!
 //! Not tested, because it is not so here:
 //!
 //! - 6: a call that may have started is never run again, and there is no switch for it.
 //! - 13: dropping a handle does not stop the call; that is tested instead.
-//! - 21: a worker that garbles before it starts its call may have lost the word that it did, so the call
-//!   fails, and is not queued again.
-//! - 25: workers run the very file that this process runs, so they cannot differ. Elsewhere than on
-//!   Linux they can; `init` says so.
-//! - 46: calls made in a worker run in that process, so there is no depth of processes. That is 47.
-//! - 49: no code of the program runs in a worker before its first call, but what stands before `init`.
-//! - 58: there is no map of this pool. `join_all` is not its business.
-//! - 63: a build with `panic = "abort"` would be one more build; a hook that aborts after ours does the
-//!   same.
-//! - 65: there are no remote workers; nor is there a priority.
+//! - 21: a worker that sends garbage before it starts its call may have lost the message that it did, so
+//!   the call fails, and is not queued again.
+//! - 25: workers run the same file as this process, so they cannot differ. On other systems than Linux
+//!   they can; `init` says so.
+//! - 46: calls made in a worker run in that process, so processes do not nest. That is 47.
+//! - 49: the only code of the program that runs in a worker before its first call is what precedes `init`.
+//! - 58: this pool has no map, and `join_all` is not part of it.
+//! - 63: `panic = "abort"` would need a separate build; a hook that aborts after ours has the same
+//!   effect.
+//! - 65: workers on other hosts are in `tests/hosts`; there is no priority.
 //! - The link's descriptor cannot be closed in safe code. `exec` closes it, in `crash_table`.
 //!
 //! Linux only: the faults are signals and limits, and the proofs are in `/proc`.
@@ -48,7 +48,7 @@ use std::time::Duration;
 use unsync::{Config, Error, ErrorKind, Unfuture, cpu};
 
 #[path = "../scenario/mod.rs"]
-#[allow(dead_code)] // what these tests have no use for
+#[allow(dead_code)] // what these tests do not use
 #[macro_use]
 mod scenario;
 use scenario::{Gate, Guest, SOON, note, notes, wait_at};
@@ -66,7 +66,7 @@ unsync::test_worker!();
 
 // ------------------------------------------------------------------------- calls of several modules
 
-/// Which worker runs it.
+/// The worker that runs the call.
 fn pid() -> u32 {
     process::id()
 }
@@ -95,7 +95,7 @@ fn workers(most: usize) -> Config {
     Config::new().processes(most)
 }
 
-/// Calls that stay, one in each worker, and the guests that they are.
+/// Calls that stay, one in each worker, and their guests.
 fn occupy(workers: usize) -> (Vec<Unfuture<u32>>, Vec<Guest>) {
     // A gate for each, because they come in any order.
     let gates: Vec<Gate> = (0..workers).map(|_| Gate::new()).collect();
@@ -104,7 +104,7 @@ fn occupy(workers: usize) -> (Vec<Unfuture<u32>>, Vec<Guest>) {
     (calls, gates.iter().map(Gate::guest).collect())
 }
 
-/// The workers that there are, once there are that many, with nothing to do.
+/// The workers, once there are `number` of them, all idle.
 fn idle_workers(number: usize) -> Vec<u32> {
     let (calls, guests) = occupy(number);
     guests.into_iter().for_each(Guest::leave);
@@ -115,16 +115,16 @@ fn idle_workers(number: usize) -> Vec<u32> {
     workers
 }
 
-/// Calls that are quick, one after the other, until each worker that gets them is dealt many at once.
+/// Makes quick calls, one after the other, until a worker that gets such calls is dealt many at once.
 fn teach_that_calls_are_quick() {
     for _ in 0..300 {
         cpu(pid, ()).result().unwrap();
     }
 }
 
-/// A call that stays, and the guest that it is, with so many calls behind it, most of which were sent to its
-/// worker, which returns them within a moment. A worker that had to wait for the processor is not sent many
-/// at once: then all of it is run to its end, and tried again.
+/// A call that stays, and its guest, with `number` calls behind it, most of which were sent to its worker,
+/// which returns them within a moment. A worker that had to wait for the processor is not sent many calls at
+/// once: then this runs all of them to their end, and tries again.
 fn hand_out<T>(
     number: usize,
     call: impl FnMut() -> Unfuture<T>,
@@ -149,8 +149,8 @@ fn hand_out<T>(
     panic!("never were {number} calls dealt at once");
 }
 
-/// Ends everything, for a scenario in which something runs for ever. A busy machine may not let all of it
-/// go within the limit, and says so; then only the ends of what was stopped are left to be waited for.
+/// Ends everything, for a scenario in which something runs forever. On a busy machine not everything may end
+/// within the limit, and `shutdown` says so; then only stopped work is left to wait for.
 fn shut_down(limit: Duration) {
     if let Err(error) = unsync::shutdown(limit) {
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
@@ -158,7 +158,7 @@ fn shut_down(limit: Duration) {
     }
 }
 
-/// A listener to progress, and what it hears. That ends with the listener.
+/// A progress listener, and what it hears, which ends with the listener.
 fn ear<P: Send + 'static>() -> (impl FnMut(P) + Send, Receiver<P>) {
     let (heard, values) = mpsc::channel();
     let listen = move |value| {
@@ -182,7 +182,7 @@ fn assert_says(error: &Error, words: &[&str]) {
     }
 }
 
-/// The same program in a group of its own, started by another one, whose command this is, in its place.
+/// The same program in a group of its own, started by another program, `starter`, which it replaces.
 fn started_by(starter: &[&str], program: &Command) -> Command {
     let set = program
         .get_envs()

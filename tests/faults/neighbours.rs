@@ -1,4 +1,4 @@
-//! Calls that share a worker with one that is stopped, or that kills it: only the culprit fails.
+//! Calls that share a worker with a call that is stopped, or that kills the worker: only the culprit fails.
 
 use std::path::Path;
 use std::process::{self, Command};
@@ -27,7 +27,7 @@ scenarios! {
     a_call_within_a_call_has_its_stack_and_its_limit;
 }
 
-/// Runs for as long as it says.
+/// Runs for this long.
 fn busy(micros: u64) -> u64 {
     let started = Instant::now();
     while started.elapsed() < Duration::from_micros(micros) {
@@ -44,7 +44,7 @@ fn abort_if(so: bool) {
 
 unsync::register!(busy, abort_if);
 
-/// Of many that one worker was dealt, one is stopped at a time when nobody knows whether it has started.
+/// One of many calls dealt to one worker is stopped when nobody knows whether it has started.
 fn stopping_a_quick_call_kills_no_neighbour() {
     install(workers(1));
     for round in 0..50 {
@@ -62,7 +62,7 @@ fn stopping_a_quick_call_kills_no_neighbour() {
     }
 }
 
-/// The one that is stopped has begun. The next one begins at the same moment as it is killed.
+/// The stopped call has begun. The next one begins at the moment when the stopped one is killed.
 fn stopping_a_running_call_kills_no_neighbour() {
     neighbours_of_stopped_calls(|call, round| {
         call.run_timeout(Duration::from_micros(1 + u64::from(round) * 10))
@@ -107,7 +107,7 @@ fn stopping_with_a_grace_kills_no_neighbour() {
     }
 }
 
-/// Those behind it have not begun: however often that happens to one, it is none of its doing.
+/// The calls behind the culprit have not begun: however often that happens to a call, it is not to blame.
 fn calls_behind_those_that_kill_their_worker_all_run() {
     install(workers(1));
     teach_that_calls_are_quick();
@@ -128,7 +128,7 @@ fn in_a_shell(executable: &Path) -> Command {
     shell
 }
 
-/// The process that was started is not the one that works: that has to hear of the end itself.
+/// The process that the pool started is not the worker: the worker itself has to hear of the end.
 fn a_stopped_call_ends_though_its_worker_is_wrapped() {
     install(workers(1).worker_command(in_a_shell));
     let worker = cpu(pid, ()).result().unwrap();
@@ -140,7 +140,7 @@ fn a_stopped_call_ends_though_its_worker_is_wrapped() {
     assert_ne!(cpu(pid, ()).result().unwrap(), worker);
 }
 
-/// Not even that can be heard by it.
+/// A frozen worker cannot hear even that.
 fn a_stopped_call_ends_though_its_wrapped_worker_is_frozen() {
     let config = workers(1).host_timeout(Duration::from_secs(5));
     install(config.worker_command(in_a_shell));
@@ -150,7 +150,7 @@ fn a_stopped_call_ends_though_its_wrapped_worker_is_frozen() {
     assert!(unheard.wait_timeout(SOON), "nobody stopped it");
     assert_kind(unheard.result(), ErrorKind::TimedOut);
     assert_ne!(cpu(pid, ()).result().unwrap(), worker);
-    // A relay has killed it.
+    // Over a relay, the relay has killed it.
     signal("KILL", worker);
 }
 
@@ -175,7 +175,7 @@ fn many_calls_in_the_middle_of_a_long_queue_are_cancelled() {
     }
 }
 
-/// Large, and not decoded in this process before it may be.
+/// Large, and not decoded in this process before the test allows it.
 struct Slow(Vec<u8>);
 
 static DECODING: Mutex<Option<(Sender<()>, Receiver<()>)>> = Mutex::new(None);
@@ -198,7 +198,7 @@ fn make_slow() -> Slow {
     Slow(vec![1; 1 << 20])
 }
 
-/// The one that decodes it reads the link of that worker, and hears nothing meanwhile.
+/// The thread that decodes the value also reads that worker's link, and hears nothing meanwhile.
 fn a_value_that_is_slow_to_decode_holds_up_nobody() {
     install(workers(2));
     let worker = cpu(pid, ()).result().unwrap();
@@ -216,7 +216,7 @@ fn a_value_that_is_slow_to_decode_holds_up_nobody() {
     assert_eq!(slow.result().unwrap().0.len(), 1 << 20);
 }
 
-/// Whose `encode` does not append.
+/// A value whose `encode` does not append.
 struct Replacing(usize);
 
 impl Wire for Replacing {
@@ -262,8 +262,8 @@ fn note_and_make(proof: String, line: u32, _: Vec<u8>) -> Slow {
     Slow(vec![0; 40_000])
 }
 
-/// TCP throws away what is under way on a connection whose process ends with something unread on it: of
-/// starts, and whole calls, if calls come on the same.
+/// If a process ends with unread data on a connection, TCP discards what is under way on it: news of starts,
+/// and whole calls, if calls come on the same connection.
 fn nothing_runs_twice_though_the_link_was_full_at_the_end() {
     install(workers(1));
     let proof = file("proof");
@@ -280,7 +280,7 @@ fn nothing_runs_twice_though_the_link_was_full_at_the_end() {
         };
         let calls: Vec<_> = lines.map(call).collect();
         decodes.recv_timeout(SOON).unwrap();
-        // The worker goes on until the link is full, or it is at the one that ends it.
+        // The worker goes on until the link is full, or until it reaches the call that ends it.
         std::thread::sleep(Duration::from_millis(50));
         end.send(()).unwrap();
         for (line, call) in calls {

@@ -1,4 +1,4 @@
-//! Ends of the program, of all kinds: no worker outlives it. And the processes that workers start.
+//! All kinds of ends of the program: no worker outlives it. And the processes that workers start.
 
 use std::env;
 use std::fs::{self, File};
@@ -54,13 +54,13 @@ scenarios! {
     n36_sigint_to_the_group_parent_decides;
 }
 
-/// A second is the promise; a busy machine gets more.
+/// The library promises a second; a busy machine gets more.
 const PROMPT: Duration = Duration::from_secs(5);
 
 // -------------------------------------------------------------------------------------- the victim
 
-/// What a worker does when its program ends. It has come to the gate by then, and is there until it
-/// ends.
+/// What a worker does when its program ends. By then the worker has come to the gate, and stays there until
+/// it ends.
 fn be(state: String, gate: String) -> Flood {
     let at_gate = come_to(&gate);
     match state.as_str() {
@@ -110,7 +110,7 @@ fn park() -> ! {
     }
 }
 
-/// A result that is large, or nothing.
+/// A result that is large or empty.
 struct Flood(usize);
 
 impl Wire for Flood {
@@ -123,7 +123,7 @@ impl Wire for Flood {
     }
 }
 
-/// A result that is never decoded to its end: nothing more is read of its worker.
+/// A result whose decoding never ends: nothing more is read from its worker.
 struct Stopper;
 
 impl Wire for Stopper {
@@ -164,10 +164,10 @@ fn victim() {
     }
 }
 
-/// Ends the victim, and waits until all of its workers have gone. Gives what became of the victim.
+/// Ends the victim, and waits until all of its workers have gone. Returns the victim's exit status.
 fn end_victim(states: &[&str], end: &str) -> process::ExitStatus {
     let gate = Gate::new();
-    // Whoever starts the tests in the background may have had them ignore SIGINT.
+    // A shell that starts the tests in the background may have made them ignore SIGINT.
     let mut victim = started_by(&["env", "--default-signal=INT"], &program("victim"));
     victim
         .env("STATES", states.join(" "))
@@ -247,7 +247,7 @@ fn n26_parent_kill9_writing() {
     n26_parent_kill9(&["writing"]);
 }
 
-/// The system wakes it: its process group is an orphan then.
+/// The system wakes the stopped worker: its process group is orphaned then.
 fn n26_parent_kill9_stopped() {
     n26_parent_kill9(&["stopped"]);
 }
@@ -286,7 +286,7 @@ fn n28_parent_exit_with_outstanding_calls() {
     );
 }
 
-/// The program becomes another one: it has no links any more, and the children of the old one.
+/// The program becomes another one, which has no links, but still has the old program's children.
 fn n28_parent_exec() {
     end_victim(&["idle", "spin", "sleep"], "exec");
 }
@@ -307,9 +307,9 @@ fn n29_parent_terminated() {
 
 /// Starts a worker that does not get ready before it is allowed to.
 ///
-/// What the worker of a test prints ends with the test, and the harness gives up when it cannot print,
-/// before the worker comes to itself. So such a worker is invited late. One with an output of its own, as
-/// the worker of any other program has, is invited at once.
+/// The output of a test's worker ends with the test, and the harness gives up when it cannot print, before
+/// the worker's code runs. So such a worker is invited late. A worker with an output of its own, as the
+/// worker of any other program has, is invited at once.
 fn starting_victim() {
     let (asked, allowed) = (file("asked"), file("allowed"));
     let invited_at_once = env::var_os("INVITED_AT_ONCE").is_some();
@@ -320,7 +320,7 @@ fn starting_victim() {
     let ask = format!("echo $$ > {asked}.new; mv {asked}.new {asked}");
     let shell = format!("{output}\n{ask}; : < {allowed}");
     install(workers(1).worker_command(move |executable| {
-        // The path that is given means the parent's executable, and that is gone by then.
+        // The given path refers to the parent's executable, and the parent is gone by then.
         assert!(executable.exists());
         worker_after(&shell, &env::current_exe().unwrap())
     }));
@@ -336,7 +336,7 @@ fn starting_victim() {
     process::exit(7);
 }
 
-/// Ends the victim while its worker starts. It finds nobody, so it leaves, and leaves nothing behind.
+/// Ends the victim while its worker starts. The worker finds no parent, ends, and leaves nothing behind.
 fn end_starting_victim(victim: &mut Command, end: impl FnOnce(Guest)) {
     let (asked, allowed, gate) = (file("asked"), file("allowed"), Gate::new());
     assert!(
@@ -383,7 +383,7 @@ fn n28_parent_exit_inviting() {
 
 // ---------------------------------------------------------------------------------- grandchildren
 
-/// Starts a process that holds everything that a process inherits. Gives its number.
+/// Starts a process that holds everything that it inherits. Returns its number.
 fn have_a_child() -> u32 {
     Command::new("sleep").arg("600").spawn().unwrap().id()
 }
@@ -471,8 +471,8 @@ fn n32_kill_children_with_a_shutdown() {
     drop(guest);
 }
 
-/// A `kill` that comes first in the path. It writes down whether the leader of the group that it is to
-/// kill is there, dead or alive: once that is reaped, the number may be another's.
+/// A `kill` that comes first in the path. It records whether the leader of the group to kill exists, dead or
+/// alive: once the leader is reaped, its number may belong to another process.
 fn watch_kills() -> String {
     let (bin, seen) = (file("bin"), file("seen"));
     fs::create_dir(&bin).unwrap();
@@ -500,8 +500,8 @@ fn n32_kill_children_of_a_worker_that_is_not_reaped() {
     assert_eq!(notes(&seen), [1, 1, 1]);
 }
 
-/// The wrapper dies and the worker behind it lives on, and so does its link: that the wrapper is dead must be
-/// found out, and not by reaping it.
+/// The wrapper dies, and the worker behind it lives on with its link: the pool must find out that the wrapper
+/// is dead without reaping it.
 fn n32_kill_children_of_a_dead_wrapper_that_is_not_reaped() {
     let seen = watch_kills();
     install(workers(1).kill_children(true).worker_command(|executable| {
@@ -512,7 +512,7 @@ fn n32_kill_children_of_a_dead_wrapper_that_is_not_reaped() {
     let worker = cpu(pid, ()).result().unwrap();
     let wrapper = *children().first().unwrap();
     assert_ne!(worker, wrapper, "the shell is in between");
-    // By its path, so that it is not the one that writes.
+    // By its path, so that it is not the `kill` that records.
     let mut kill = Command::new("/bin/kill");
     kill.args(["-KILL", &wrapper.to_string()]).status().unwrap();
     until("the worker has gone too", || is_gone(worker));
@@ -573,7 +573,7 @@ fn n36_sigint_to_the_group_parent_decides() {
         );
     }
     kill_group("INT", victim.id());
-    // It would end this one, if it reached it.
+    // SIGINT would end this worker, if it were delivered.
     kill("INT", &[harmed.process]);
     harmed.wait_for_end();
     unharmed.leave();

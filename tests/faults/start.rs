@@ -1,6 +1,6 @@
 //! Workers that do not start: because of the executable, the system, the settings, or the program.
 //!
-//! Not over a relay: which file it runs, and where, is the launcher's affair. See `tests/hosts.rs`.
+//! Not over a relay: the launcher decides which file it runs, and where. See `tests/hosts`.
 
 use std::env;
 use std::error::Error as _;
@@ -76,7 +76,7 @@ scenarios! {
 
 // ---------------------------------------------------------------------------------- the executable
 
-/// Runs a program from a copy of this executable, which it may do with what it likes.
+/// Runs a program from a copy of this executable, with which it may do what it likes.
 fn run_copy(play: &str) {
     let copy = file("copy");
     fs::copy(env::current_exe().unwrap(), &copy).unwrap();
@@ -85,7 +85,7 @@ fn run_copy(play: &str) {
     assert!(status.success(), "{status}");
 }
 
-/// Workers are to be had, and further ones too.
+/// Checks that a worker can be started, and then another one.
 fn use_two_workers() {
     let worker = cpu(pid, ()).result().unwrap();
     kill("KILL", &[worker]);
@@ -98,7 +98,7 @@ fn delete_itself() {
     use_two_workers();
 }
 
-/// The path that a wrapper is given has to mean this very executable too.
+/// The path that a wrapper is given has to refer to the same executable too.
 fn delete_itself_under_a_wrapper() {
     fs::remove_file(env::current_exe().unwrap()).unwrap();
     install(workers(1).worker_command(|executable| worker_after("", executable)));
@@ -145,7 +145,7 @@ fn n40_exe_replaced_under_a_wrapper() {
     run_copy("replace_itself_under_a_wrapper");
 }
 
-/// All calls fail soon and for this reason, earlier and later ones.
+/// Checks that all calls, earlier and later ones, fail soon and for this reason.
 fn assert_no_worker(kind: io::ErrorKind, missing: &str) {
     let started = Instant::now();
     for _ in 0..2 {
@@ -199,7 +199,7 @@ fn n41_exe_missing_for_a_while() {
     }
 }
 
-/// The loader is the executable then, and knows nothing of workers.
+/// The executable is then the loader, which knows nothing about workers.
 fn be_loaded() {
     install(workers(1));
     let program = file("copy");
@@ -269,7 +269,7 @@ fn n42_cwd_of_the_parent_deleted() {
 
 // ------------------------------------------------------------------------------------- the system
 
-/// Threads that do nothing but count.
+/// Threads that do nothing but count towards the limit.
 struct Crowd(Vec<(Sender<()>, thread::JoinHandle<()>)>);
 
 impl Crowd {
@@ -303,17 +303,17 @@ impl Crowd {
     }
 }
 
-/// For a user that may have few processes, threads included.
+/// Runs as a user that may have few processes, threads included.
 fn run_out_of_processes() {
     install(workers(2));
     let before = threads().len();
-    // Not even the thread of a reader is to be had.
+    // Not even the thread of a reader can be started.
     let crowd = Crowd::gather();
     let error = assert_kind(cpu(pid, ()).result(), ErrorKind::Os);
     assert_says(&error, &["`pid`", "started at tests/faults/start.rs:"]);
     crowd.disperse_all();
 
-    // There is a worker, and a second one cannot be had: the calls wait for the first.
+    // There is a worker, and a second one cannot be started: the calls wait for the first.
     let gate = Gate::new();
     let running = cpu(stay, (gate.path(),));
     let guest = gate.guest();
@@ -332,7 +332,7 @@ fn run_out_of_processes() {
     });
     crowd.disperse_all();
 
-    // The reader gets its thread, and no process. It tries again.
+    // The reader gets its thread, but no process. It tries again.
     let mut crowd = Crowd::gather();
     crowd.disperse(1);
     let call = loop {
@@ -350,8 +350,8 @@ fn run_out_of_processes() {
     println!("out of processes, and in again");
 }
 
-/// Runs a program of a user that nobody is, under these further limits: root may have as many processes as
-/// it likes, and any other user has some already. This takes root.
+/// Runs a program as a user that does not exist, under these additional limits: root may have any number of
+/// processes, and any other user has some already. This requires root.
 fn as_nobody(play: &str, limits: &[&str]) {
     let identity = Command::new("id").arg("-u").output().unwrap().stdout;
     if identity != b"0\n" {
@@ -387,7 +387,7 @@ fn n43_eagain_backoff() {
     as_nobody("run_out_of_processes", &["prlimit", "--nproc=60"]);
 }
 
-/// Workers that have no room for a thread with a large stack, until a file says that there is.
+/// Workers that have no room for a thread with a large stack, until a file exists.
 fn cramped(config: Config, variable: &str) -> (Config, String) {
     let (over, variable) = (file("over"), variable.to_owned());
     let shell = format!("[ -e {over} ] || {{ ulimit -v 2000000; export {variable}; }}");
@@ -395,7 +395,7 @@ fn cramped(config: Config, variable: &str) -> (Config, String) {
     (config.worker_command(command), over)
 }
 
-/// No call runs, and each says what the system said: there are no threads.
+/// Checks that no call runs, and that each reports the system's error: no thread could be started.
 fn assert_no_thread() {
     let (started, proof) = (Instant::now(), file("proof"));
     let calls: Vec<_> = (0..10).map(|n| cpu(note, (proof.clone(), n))).collect();
@@ -416,7 +416,7 @@ fn assert_no_thread() {
 }
 
 fn n43_worker_that_gets_no_thread_for_its_calls() {
-    // A stack that there is room for in this process.
+    // This process has room for such a stack.
     let (config, over) = cramped(workers(2).stack_size(4 << 30), "NOTHING=");
     install(config);
     assert_no_thread();
@@ -424,7 +424,7 @@ fn n43_worker_that_gets_no_thread_for_its_calls() {
     cpu(pid, ()).result().unwrap();
 }
 
-/// The thread that reads the link has the stack that std gives.
+/// The thread that reads the link has std's default stack size.
 fn n43_worker_that_gets_no_thread_for_its_link() {
     let (config, over) = cramped(workers(2), "RUST_MIN_STACK=4294967296");
     install(config);
@@ -461,7 +461,7 @@ fn n43_worker_that_gets_no_thread_waits_for_the_living() {
     assert_eq!(notes(&proof), [0, 1, 2, 3, 4]);
 }
 
-/// For a user that is not root, whose workers may have no process but themselves, threads included.
+/// Runs as a user other than root, whose workers may have no process but themselves, threads included.
 fn leave_no_thread_to_workers() {
     install(workers(1).worker_command(|executable| {
         let mut command = Command::new("prlimit");
@@ -483,7 +483,7 @@ fn n43_worker_of_a_user_who_may_have_no_thread() {
     as_nobody("leave_no_thread_to_workers", &[]);
 }
 
-/// All descriptors that are to be had.
+/// All descriptors that this process can open.
 fn hoard() -> Vec<File> {
     let mut files = Vec::new();
     loop {
@@ -502,7 +502,7 @@ fn n44_emfile_backoff() {
     let tries = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&tries);
     install(workers(1).worker_command(move |executable| {
-        // The first start has the trouble, and the second one has not.
+        // The first start fails, and the second one does not.
         if counter.fetch_add(1, Ordering::Relaxed) == 1 {
             FILES.lock().unwrap().clear();
         }
@@ -513,7 +513,7 @@ fn n44_emfile_backoff() {
     assert!(tries.load(Ordering::Relaxed) >= 2, "it had no trouble");
 }
 
-/// What waits behind that call has no other event to wait for.
+/// The call that waits behind the long one has no other event to wait for.
 fn a_worker_that_could_not_be_started_is_tried_again_beside_a_long_call() {
     static STARTED: AtomicU32 = AtomicU32::new(0);
     install(workers(2).worker_command(
@@ -563,7 +563,7 @@ fn n44_emfile_waits_for_the_living() {
     drop(files);
 }
 
-/// However few descriptors there are: a call is run, or it says why not; and nothing leaks.
+/// However few descriptors there are, a call runs or says why not, and nothing leaks.
 fn n44_emfile_at_every_step() {
     install(workers(1));
     for free in [1, 3, 5, 6, 7, 8] {
@@ -586,7 +586,7 @@ fn n44_emfile_at_every_step() {
 
 // ------------------------------------------------------------------------------------ the program
 
-/// Calls itself, in a worker: gives the processes on the way down.
+/// Calls itself, in a worker; returns the processes on the way down.
 fn nest(depth: u32) -> Vec<u32> {
     let mut processes = vec![process::id()];
     if depth > 0 {
@@ -625,8 +625,8 @@ fn n47_nested_cpu_runs_in_the_same_process() {
 
 // ------------------------------------------------------------------------------------ crash loops
 
-/// Workers that end at once, until a file says that the trouble is over. The other file tells how many
-/// were started.
+/// Workers that end at once, until the second file says that the trouble is over. The first file counts the
+/// started workers.
 fn trouble() -> (Config, String, String) {
     let (starts, over) = (file("starts"), file("over"));
     let shell = format!("echo 1 >> {starts}; [ -e {over} ] || {{ echo boom >&2; exit 7; }}");
@@ -662,7 +662,7 @@ fn worker_that_a_shell_cannot_start_is_told_without_a_hint() {
     assert!(!error.to_string().contains('?'), "{error}");
 }
 
-/// As under a limit of memory that is too small to start with.
+/// As under a memory limit that is too small for a start.
 fn worker_that_a_signal_ends_at_its_start_is_told_without_a_hint() {
     let error = told_after("kill -SEGV $$");
     assert_says(&error, &["ended before it was ready", "SIGSEGV"]);
@@ -711,7 +711,7 @@ fn n48_crash_loop_waits_for_the_living() {
     assert!(started <= 40, "{started}");
 }
 
-/// Quick calls for so long, a few at a time, as long as one worker is well.
+/// Makes quick calls for this long, a few at a time, while one worker is well.
 fn keep_busy(time: Duration) {
     let begun = Instant::now();
     while begun.elapsed() < time {
@@ -722,7 +722,7 @@ fn keep_busy(time: Duration) {
     }
 }
 
-/// The first worker is well, and each further start comes to nothing.
+/// The first worker is well, and each later start fails.
 fn starts_become_rare(further: fn() -> Command) {
     static STARTS: AtomicU32 = AtomicU32::new(0);
     install(workers(3).worker_command(
@@ -744,7 +744,7 @@ fn starts_become_rare(further: fn() -> Command) {
         "{} starts in four seconds",
         after - before
     );
-    // The last one that was tried may not have ended yet.
+    // The last worker that was tried may not have ended yet.
     until("only the one that is well is left", || {
         children().into_iter().eq([well])
     });
@@ -758,7 +758,7 @@ fn n48_refused_starts_become_rare_beside_a_worker_that_is_well() {
     starts_become_rare(refused);
 }
 
-/// Calls fail one after the other, and so do starts, but not as often as anybody calls.
+/// Calls fail one after the other, and so do starts, but there are fewer starts than calls.
 fn n48_starts_become_rare_without_any_worker() {
     let (config, starts, over) = trouble();
     install(config);
@@ -775,7 +775,7 @@ fn n48_starts_become_rare_without_any_worker() {
     cpu(pid, ()).result().unwrap();
 }
 
-/// What was in the way is gone: there are as many workers as before, as soon as before.
+/// Once the trouble is over, there are as many workers as before, as soon as before.
 fn n48_a_start_that_works_ends_the_pauses() {
     let (config, starts, over) = trouble();
     File::create(&over).unwrap();
@@ -789,12 +789,12 @@ fn n48_a_start_that_works_ends_the_pauses() {
     File::create(&over).unwrap();
     assert_ne!(queued.result().unwrap(), guest.process);
     let started = notes(&starts).len();
-    // Each dies with the call that it starts, which says nothing about starts.
+    // Each worker dies with the call that it runs, which says nothing about starts.
     for _ in 0..10 {
         assert_kind(cpu(abort, ()).result(), ErrorKind::WorkerLost);
     }
     assert!(notes(&starts).len() <= started + 10);
-    // The row begins anew: the first pauses are short.
+    // The series of failures begins anew: the first pauses are short.
     fs::remove_file(&over).unwrap();
     let queued = cpu(pid, ());
     let begun = Instant::now();
@@ -814,7 +814,7 @@ fn refused() -> Command {
     too_large
 }
 
-/// Calls that have waited for a worker that was well are not given up because of what failed beside it.
+/// Calls that have waited for a worker that was well are not given up because other starts failed.
 fn n48_calls_of_a_worker_that_was_well_are_tried_again() {
     static STARTS: AtomicU32 = AtomicU32::new(0);
     static FIRST_GOOD: AtomicU32 = AtomicU32::new(u32::MAX);
@@ -832,18 +832,18 @@ fn n48_calls_of_a_worker_that_was_well_are_tried_again() {
     until("many starts have failed", || {
         STARTS.load(Ordering::SeqCst) >= 9
     });
-    // It takes some more failures until one works. Set before the row of failures begins anew.
+    // A start works after some more failures. Set before the series of failures begins anew.
     FIRST_GOOD.store(STARTS.load(Ordering::SeqCst) + 3, Ordering::SeqCst);
     kill("KILL", &[guest.process]);
     assert_kind(running.result(), ErrorKind::WorkerLost);
     assert_ne!(queued.result().unwrap(), guest.process);
 }
 
-/// After a long row of failures the next start is some seconds away.
+/// After a long series of failures the next start is some seconds away.
 fn n48_pause_does_not_delay_the_shutdown() {
     let (config, starts, _) = trouble();
     install(config);
-    // Three tries for the first of them, and one for each other.
+    // Three tries for the first call, and one for each of the others.
     for _ in 0..6 {
         assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
     }
@@ -959,7 +959,7 @@ fn worker_under_a_long_temporary_path() {
     cpu(pid, ()).result().unwrap();
 }
 
-/// Uses so many KiB of stack.
+/// Uses this many KiB of stack.
 fn dig(depth: u32) -> u32 {
     let ground = std::hint::black_box([depth as u8; 1024]);
     if depth == 0 {
@@ -971,15 +971,15 @@ fn dig(depth: u32) -> u32 {
 
 fn stack_is_as_large_as_it_was_asked_for() {
     install(workers(1).stack_size(64 << 20));
-    // The frames of a debug build are larger than what they hold.
+    // The frames of a debug build are larger than their contents.
     assert_eq!(cpu(dig, (20 << 10,)).result().unwrap(), 20 << 10);
-    // Where the result is decoded too.
+    // The thread that decodes the result has such a stack too.
     assert_eq!(cpu(array, (7,)).result().unwrap()[ARRAY - 1], 7);
 }
 
 const ARRAY: usize = 3 << 20;
 
-/// It lies on the stack while it is decoded.
+/// The array is on the stack while it is decoded.
 fn array(item: u8) -> Box<[u8; ARRAY]> {
     vec![item; ARRAY].into_boxed_slice().try_into().unwrap()
 }

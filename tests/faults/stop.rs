@@ -56,7 +56,7 @@ fn n07_run_timeout_counts_from_the_start() {
     let guest = gate.guest();
     let queued = cpu(pid, ()).run_timeout(AMPLE);
     let impatient = cpu(pid, ()).timeout(AMPLE);
-    // When it has waited for so long, the one before it has waited for longer.
+    // When this call has waited that long, the one before it has waited for longer.
     let error = assert_kind(impatient.result(), ErrorKind::TimedOut);
     assert_says(&error, &["`pid`", "1s"]);
     assert!(!queued.is_done());
@@ -137,7 +137,7 @@ fn n10_cancel_queued() {
     assert_eq!(notes(&proof), [1, 3, 5, 7, 9]);
 }
 
-/// It lies at a worker already, behind one that runs.
+/// The call is already at a worker, behind one that runs.
 fn n10_cancel_handed_out_but_not_started() {
     install(workers(1));
     let (mut lines, proof) = ((0..10).cycle(), file("proof"));
@@ -159,14 +159,14 @@ fn n10_cancel_handed_out_but_not_started() {
     for (_, call) in left {
         assert_eq!(call.result().unwrap(), worker);
     }
-    // The worker may give some back just when the others can be sent, so these need not come in order.
+    // The worker may give some calls back just when the others can be sent, so they need not run in order.
     let mut ran = notes(&proof).split_off(before);
     ran.sort_unstable();
     assert_eq!(ran, [5, 6, 7, 8, 9]);
 }
 
-/// A `kill` that comes first in the path, and waits until it is allowed to go on: so the burial of a
-/// worker takes as long. Gives the files that tell that it waits, and that allow it.
+/// A `kill` that comes first in the path, and waits until it may go on, so that burying a worker takes as
+/// long. Returns the file that says that it waits, and the file that lets it go on.
 fn delay_burials() -> (String, String) {
     let (bin, asked, allowed) = (file("bin"), file("asked"), file("allowed"));
     fs::create_dir(&bin).unwrap();
@@ -183,7 +183,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(status.unwrap().success(), "{program} {arguments:?}");
 }
 
-/// What has nobody to run it, while the worker that was to is being buried, can be stopped all the same.
+/// A call can be stopped even while no worker has it, because the worker that should run it is being buried.
 fn stop_in_the_burial(stop: impl FnOnce(Unfuture<u32>) -> Unfuture<u32>, kind: ErrorKind) {
     // Only the first worker gets ready before the door is open.
     let (first, door) = (file("first"), file("door"));
@@ -195,8 +195,8 @@ fn stop_in_the_burial(stop: impl FnOnce(Unfuture<u32>) -> Unfuture<u32>, kind: E
     freeze(worker);
     let call = cpu(note, (proof.clone(), 1));
     let (asked, allowed) = delay_burials();
-    // By its path, so that it is not the one that waits. On a busy machine the pool may be quicker, which
-    // does the same to a worker that owes an answer.
+    // By its path, so that it is not the `kill` that waits. On a busy machine the pool may be quicker: it
+    // kills a worker that owes an answer.
     let mut kill = Command::new("/bin/kill");
     kill.args(["-KILL", &worker.to_string()]).status().unwrap();
     until("the burial is under way", || Path::new(&asked).exists());
@@ -205,7 +205,7 @@ fn stop_in_the_burial(stop: impl FnOnce(Unfuture<u32>) -> Unfuture<u32>, kind: E
     drop(File::create(allowed).unwrap());
     fs::remove_dir_all(file("bin")).unwrap();
     until("the burial is over", || is_gone(worker));
-    // It would come after the stopped one.
+    // This call would come after the stopped one.
     let next = cpu(note, (proof.clone(), 2));
     drop(File::create(door).unwrap());
     next.result().unwrap();
@@ -306,7 +306,7 @@ fn n12_cancel_running_kills_only_it() {
     victim.wait_for_end();
     until("the killed worker is reaped", || is_gone(victim.process));
     let neighbour = guests[0].process;
-    // The sibling stays, so this is the new one's.
+    // The other worker stays busy, so a new worker ran this call.
     assert!(![victim.process, neighbour].contains(&queued.result().unwrap()));
     guests.remove(0).leave();
     assert_eq!(calls.remove(0).result().unwrap(), neighbour);
@@ -360,9 +360,9 @@ fn n13_cancel_on_drop_queued_and_running() {
 
 // --------------------------------------------------------------------------------- frozen workers
 
-/// After what time a worker behind a relay is taken for frozen; others are within three seconds.
+/// The time after which a worker behind a relay counts as frozen; others do so within three seconds.
 const FROZEN: Duration = Duration::from_secs(5);
-/// What a frozen worker may cost: a few looks at it, a second apart; a busy machine gets more.
+/// The time that a frozen worker may cost: a few checks, a second apart; a busy machine gets more.
 const THAW: Duration = Duration::from_secs(20);
 
 fn n37_sigstop_worker_others_progress() {
@@ -386,13 +386,13 @@ fn length(bytes: Vec<u8>) -> usize {
 }
 unsync::register!(length);
 
-/// Frozen before the whole of the call is written: the reader cannot notice, since it writes.
+/// The worker freezes before the whole call is written: the reader cannot notice, since it is writing.
 ///
-/// Each try has a worker of its own. One that had taken such a call before keeps that memory for a while:
-/// it grows only when the call has begun, and a call that runs may take as long as it likes.
+/// Each try has a worker of its own. A worker that took such a call before keeps that memory for a while: it
+/// grows only once the call has begun, and a running call may take as long as it likes.
 const LARGE: usize = 128 << 20;
 
-/// A large call, and its worker, which is frozen before it has the half of it.
+/// A large call, and its worker, which is frozen before it has half of the call.
 fn freeze_while_it_takes_a_large_call() -> (Unfuture<usize>, u32) {
     let bytes = vec![1; LARGE];
     for _ in 0..30 {
@@ -410,8 +410,8 @@ fn freeze_while_it_takes_a_large_call() -> (Unfuture<usize>, u32) {
         if !large.is_done() && memory_of(worker).is_some_and(in_time) {
             return (large, worker);
         }
-        // It had the whole of it, or nearly so. Or that took so long that the pool has noticed by now, and
-        // another one gets the call.
+        // The worker had all of the call, or nearly all. Or this took so long that the pool has noticed by
+        // now, and another worker gets the call.
         signal("CONT", worker);
         assert_eq!(large.result().unwrap(), LARGE);
         let used = children();
@@ -437,7 +437,7 @@ fn n37_sigstop_worker_while_it_takes_a_large_call() {
     assert!(started.elapsed() < THAW, "after {:?}", started.elapsed());
 }
 
-/// It has not begun, so it goes to another.
+/// The call has not begun, so it goes to another worker.
 fn n37_worker_is_killed_while_it_takes_a_large_call() {
     install(workers(1).keep_alive(Duration::from_secs(3600)));
     let (large, worker) = freeze_while_it_takes_a_large_call();
@@ -447,7 +447,7 @@ fn n37_worker_is_killed_while_it_takes_a_large_call() {
     assert_ne!(queued.result().unwrap(), worker);
 }
 
-/// As by a shell, or with the whole machine.
+/// The program is stopped, as by a shell, or with the whole machine.
 fn n37_sigstop_of_the_program() {
     install(workers(2));
     let gate = Gate::new();
@@ -469,7 +469,7 @@ fn n37_sigstop_of_the_program() {
     assert_eq!(running.result().unwrap(), worker);
 }
 
-/// An idle worker that is frozen is dealt a call, which it does not start: so another one can have it.
+/// A frozen idle worker is dealt a call, which it does not start, so another worker can have it.
 fn n37_sigstop_worker_gives_its_call_back() {
     install(
         workers(2)
@@ -492,7 +492,7 @@ fn n37_sigstop_worker_gives_its_call_back() {
     assert_eq!(proofs, [0, 1, 2, 3]);
 }
 
-/// As a terminal does it to a worker that reads from it.
+/// As a terminal does to a worker that reads from it.
 fn n37_sigstop_while_running_is_told_by_the_deadline() {
     if is_pointless_over_a_relay("nobody here looks at the state of the process") {
         return;
@@ -522,7 +522,7 @@ fn n37_sigstop_while_running_is_told_when_debugging() {
     let said = || fs::read_to_string(file("output")).unwrap();
     let of = |worker| format!("unsync: worker process {worker}, which runs `stay` (started at ");
     until("the frozen one is named", || said().contains(&of(frozen)));
-    // It is looked at again, and not named again.
+    // The worker is checked again, but not named again.
     thread::sleep(Duration::from_millis(2500));
     assert_eq!(said().matches(&of(frozen)).count(), 1, "{}", said());
     assert!(!said().contains(&of(free)), "{}", said());
@@ -543,7 +543,7 @@ fn sigstop_then_cancel() -> Error {
     let ended = call.wait_timeout(SOON);
     println!("ended: {ended}, {:?} after the cancel", cancelled.elapsed());
     if !ended {
-        // So that the end of the scenario can be reached.
+        // This lets the scenario reach its end.
         kill("KILL", &[guest.process]);
     }
     assert!(ended && cancelled.elapsed() < THAW);

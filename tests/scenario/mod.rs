@@ -2,18 +2,18 @@
 //! count what it holds.
 //!
 //! ```text
-//!   test ──starts──▶ scenario: a further process of the test binary ──▶ its workers
+//!   test ──starts──▶ scenario: another process of the test binary ──▶ its workers
 //!     │                  └──starts──▶ programs: processes that the scenario may kill
 //!     └── waits, within a limit, and then looks for anything that was left behind
 //! ```
 //!
 //! - **A home** is the private directory of a scenario. It holds the files that the scenario makes, its
-//!   output, and its temporary directory, which has to be empty at the end. Its path stands in the
+//!   output, and its temporary directory, which has to be empty at the end. Its path is in the
 //!   environment of every process of the scenario, so that they can be found.
-//! - **A play** is a function by name, for a scenario or a program: it runs in [`enter`].
+//! - **A play** is a named function, for a scenario or a program: it runs in [`enter`].
 //! - **A gate** is where calls and the scenario wait for each other, so that nobody has to sleep.
 //!
-//! What a test file has to do is done by [`scenarios!`].
+//! [`scenarios!`] does all that a test file has to do.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -28,10 +28,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Makes tests of functions: each is run as a scenario over each kind of link, as `unix::name`, `tcp::name` and
-/// `relay::name`. After `in` stands what a shell does before it becomes the scenario. The programs are
-/// further functions, for [`program`]. Once per module. With `without_relay` first, there are no tests of the last
-/// kind.
+/// Makes tests of functions: each runs as a scenario over each kind of link, as `unix::name`, `tcp::name` and
+/// `relay::name`. The text after `in` is what a shell does before it becomes the scenario. The programs are
+/// other functions, for [`program`]. Use it once per module. With `without_relay` first, there are no `relay`
+/// tests.
 macro_rules! scenarios {
     (
         programs: [$($program:ident),* $(,)?]
@@ -62,7 +62,7 @@ macro_rules! scenarios {
             $(
                 #[test]
                 fn $play() {
-                    // The entry stands beside this module. The harness leaves out the crate's name.
+                    // The entry is next to this module. The harness leaves out the crate's name.
                     let (_, path) = module_path!().split_once("::").unwrap();
                     let entry = path.replace(stringify!($module), "scenario_entry");
                     run(Link::$link, &entry, stringify!($play), concat!($($shell)?));
@@ -81,10 +81,10 @@ pub(crate) enum Link {
     Relay,
 }
 
-/// What a scenario may take beside the time it was asked to take. Most take milliseconds: this is for machines that
-/// are busy.
+/// How long a scenario may take beyond the time it was asked to take. Most take milliseconds: this is for
+/// busy machines.
 const LIMIT: Duration = Duration::from_secs(120);
-/// What anything else may take that is waited for.
+/// How long a wait for anything else may take.
 pub(crate) const SOON: Duration = Duration::from_secs(40);
 
 /// How long a scenario that has no end of its own was asked to run, by `UNSYNC_TEST_SECONDS`.
@@ -101,8 +101,8 @@ const APPLAUSE: &str = "the scenario came to its end";
 
 // ------------------------------------------------------------------------------- around a scenario
 
-/// Runs a scenario in a process of its own, and fails with all that it said if it fails, hangs, or
-/// leaves anything behind. `entry` is the name of the test that calls [`enter`].
+/// Runs a scenario in a process of its own. If it fails, hangs, or leaves anything behind, fails with all
+/// its output. `entry` is the name of the test that calls [`enter`].
 pub(crate) fn run(link: Link, entry: &str, play: &str, shell: &str) {
     let home = Home::new();
     let mut command = Command::new("sh");
@@ -142,7 +142,7 @@ pub(crate) fn run(link: Link, entry: &str, play: &str, shell: &str) {
         Some(_) if !output.contains(APPLAUSE) => faults.push("it never ran".to_owned()),
         Some(_) => {}
     }
-    // The workers of a scenario that failed may take a moment to find out.
+    // The workers of a failed scenario may take a moment to notice its end.
     holds_within(Duration::from_secs(5), || home.processes().is_empty());
     for process in home.processes() {
         faults.push(format!(
@@ -182,7 +182,7 @@ impl Home {
     fn new() -> Home {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        // Not `create_dir_all`: a temporary directory that is not there would be made, and left behind.
+        // Not `create_dir_all`: it would create a missing temporary directory, which would be left behind.
         let make = |parent: &Path| {
             let path = parent.join(format!("unsync-test-{}-{number}", process::id()));
             let made = fs::create_dir(&path);
@@ -198,7 +198,7 @@ impl Home {
         home
     }
 
-    /// Standard output and error in one file: nobody has to read along.
+    /// Standard output and error in one file, so that nobody has to read them meanwhile.
     fn append(&self) -> File {
         let mut options = File::options();
         options.create(true).append(true);
@@ -217,7 +217,7 @@ impl Home {
     fn processes(&self) -> Vec<u32> {
         let mark = [HOME.as_bytes(), b"=", self.0.as_os_str().as_encoded_bytes()].concat();
         let is_ours = |process: &u32| {
-            // One that has just ended cannot be read.
+            // The environment of a process that has just ended cannot be read.
             fs::read(format!("/proc/{process}/environ"))
                 .is_ok_and(|variables| variables.split(|byte| *byte == 0).any(|one| one == mark))
         };
@@ -233,7 +233,7 @@ impl Drop for Home {
 
 // ------------------------------------------------------------------------------- inside a scenario
 
-/// In a scenario or a program: plays it. In a test run there is nothing to do.
+/// In a scenario or a program: runs its play. In a test run: does nothing.
 pub(crate) fn enter(scenarios: &[(&str, fn())], programs: &[(&str, fn())]) {
     let Some(play) = env::var_os(PLAY) else {
         return;
@@ -255,7 +255,7 @@ pub(crate) fn enter(scenarios: &[(&str, fn())], programs: &[(&str, fn())]) {
 pub(crate) struct Holdings {
     descriptors: Vec<String>,
     threads: Vec<String>,
-    /// With their states: a zombie is one that was not reaped.
+    /// With their states: a zombie was not reaped.
     children: Vec<String>,
     files: Vec<String>,
 }
@@ -270,10 +270,10 @@ impl Holdings {
         }
     }
 
-    /// What is left of a worker's threads may take a moment to end.
+    /// The last threads of a worker may take a moment to end.
     pub(crate) fn assert_unchanged(&self) {
         let mut after = Holdings::now();
-        // Not looked at again once it holds: a list of threads that end may leave out others.
+        // Not read again once it holds: a list of ending threads may leave out others.
         holds_within(SOON, || {
             after = Holdings::now();
             *self == after
@@ -296,18 +296,18 @@ pub(crate) fn link() -> Link {
     }
 }
 
-/// Whether a scenario does not apply to workers behind a relay, and they are.
+/// For a scenario that does not apply over a relay: whether the workers are behind one.
 pub(crate) fn is_pointless_over_a_relay(why: &str) -> bool {
     println!("not over a relay: {why}");
     link() == Link::Relay
 }
 
-/// A further process of the test binary, to run one of the programs. In a process group of its own.
+/// Another process of the test binary, to run one of the programs, in a process group of its own.
 pub(crate) fn program(name: &str) -> Command {
     program_at(&env::current_exe().unwrap(), name)
 }
 
-/// The same of a copy of the test binary.
+/// The same for a copy of the test binary.
 pub(crate) fn program_at(executable: &Path, name: &str) -> Command {
     let mut command = Command::new(executable);
     as_play(&mut command, &env::var(ENTRY).expect("a scenario"), name)
@@ -316,8 +316,8 @@ pub(crate) fn program_at(executable: &Path, name: &str) -> Command {
     command
 }
 
-/// For `worker_command`: a process that plays a program instead of the worker. What the library adds to
-/// the command is ignored, and the end of its output stands for the end of what the harness says.
+/// For `worker_command`: a process that runs a program instead of the worker. It ignores what the library
+/// adds to the command, and its standard output, where the harness prints, is discarded.
 pub(crate) fn program_as_worker(name: &str) -> Command {
     let program = program(name);
     let arguments: Vec<_> = program.get_args().map(|it| it.to_string_lossy()).collect();
@@ -339,7 +339,7 @@ pub(crate) fn worker_after(shell: &str, executable: &Path) -> Command {
     command
 }
 
-/// Waits for something that has no event to wait for, and fails if it does not come.
+/// Waits for something that has no event to wait for, and fails if it does not happen in time.
 #[track_caller]
 pub(crate) fn until(what: impl Display, mut holds: impl FnMut() -> bool) {
     assert!(
@@ -372,7 +372,7 @@ pub(crate) fn wait_within(child: &mut Child, limit: Duration) -> Option<ExitStat
 
 // ------------------------------------------------------------------------------------------- gates
 
-/// Where calls wait until the scenario lets them go, and the scenario until they have come.
+/// A place where calls wait until the scenario lets them go, and the scenario waits until they arrive.
 pub(crate) struct Gate {
     listener: UnixListener,
     path: String,
@@ -410,7 +410,7 @@ impl Gate {
         guest.unwrap()
     }
 
-    /// Whoever waits already.
+    /// A guest that waits already, if any.
     pub(crate) fn poll(&self) -> Option<Guest> {
         let (mut stream, _) = match self.listener.accept() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
@@ -437,7 +437,7 @@ impl Guest {
         self.wait_for_end();
     }
 
-    /// Waits until whoever waits at the gate is no more, without letting it go.
+    /// Waits until the thread or process that waits at the gate has ended, without letting it go.
     pub(crate) fn wait_for_end(&mut self) {
         self.stream.set_read_timeout(Some(SOON)).unwrap();
         match self.stream.read(&mut [0]) {
@@ -448,7 +448,7 @@ impl Guest {
     }
 }
 
-/// In a call: comes to a gate. It stays there as long as what this returns lives.
+/// In a call: comes to a gate. The call stays there as long as the returned stream lives.
 pub(crate) fn come_to(gate: &str) -> UnixStream {
     let mut stream = UnixStream::connect(gate).unwrap();
     stream.write_all(&process::id().to_le_bytes()).unwrap();
@@ -464,7 +464,7 @@ pub(crate) fn wait_at(gate: &str) -> UnixStream {
 
 // ------------------------------------------------------------------------------------------ proofs
 
-/// In a call: leaves a line in a file, the proof of how often, and in which order, calls ran.
+/// In a call: appends a line to a file, which proves how often and in which order calls ran.
 pub(crate) fn note(file: String, line: u32) -> u32 {
     let mut file = File::options()
         .create(true)
@@ -517,7 +517,7 @@ pub(crate) fn kill(signal: &str, processes: &[u32]) {
     assert!(status.unwrap().success(), "kill -{signal} {processes:?}");
 }
 
-/// The same to a process that may have gone.
+/// The same to a process that may have ended.
 pub(crate) fn signal(name: &str, process: u32) {
     let mut kill = Command::new("kill");
     kill.arg(format!("-{name}"))
@@ -531,7 +531,7 @@ fn processes() -> impl Iterator<Item = u32> {
     names.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The fields of `/proc/PID/stat` from the state on; empty if there is no such process.
+/// The fields of `/proc/PID/stat` starting with the state; empty if there is no such process.
 fn stat(process: u32) -> Vec<String> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let after_name = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
@@ -548,8 +548,8 @@ pub(crate) fn group_of(process: u32) -> Option<u32> {
     stat(process).get(2)?.parse().ok()
 }
 
-/// Stops a process, and waits until all of it has stopped. If it takes so long that the pool notices, there
-/// is nobody left to be waited for.
+/// Stops a process, and waits until all its threads have stopped. If that takes so long that the pool
+/// notices, there is no process left to wait for.
 pub(crate) fn freeze(process: u32) {
     signal("STOP", process);
     until("the process is stopped", || {
@@ -563,7 +563,7 @@ pub(crate) fn freeze(process: u32) {
     });
 }
 
-/// The state of the thread of a worker that runs its calls.
+/// The state of the thread that runs a worker's calls.
 pub(crate) fn lane_state(worker: u32) -> Option<char> {
     let mut tasks = fs::read_dir(format!("/proc/{worker}/task")).ok()?.flatten();
     let lane = tasks.find(|task| {
@@ -572,17 +572,17 @@ pub(crate) fn lane_state(worker: u32) -> Option<char> {
     state_of(lane.file_name().to_str()?.parse().ok()?)
 }
 
-/// Whether it runs no more. If it was a child, it may not be reaped yet.
+/// Whether the process has ended. A child may not be reaped yet.
 pub(crate) fn is_dead(process: u32) -> bool {
     matches!(state_of(process), None | Some('Z' | 'X'))
 }
 
-/// Whether it was reaped too.
+/// Whether the process has ended and was reaped.
 pub(crate) fn is_gone(process: u32) -> bool {
     state_of(process).is_none()
 }
 
-/// The children of this process, dead ones included as long as they are not reaped.
+/// The children of this process, including dead ones that are not reaped yet.
 pub(crate) fn children() -> BTreeSet<u32> {
     let me = process::id().to_string();
     processes()
@@ -590,7 +590,7 @@ pub(crate) fn children() -> BTreeSet<u32> {
         .collect()
 }
 
-/// The worker processes. Over a relay each is the child of a child.
+/// The worker processes. Over a relay each is a grandchild.
 pub(crate) fn workers() -> BTreeSet<u32> {
     let children = children();
     if link() != Link::Relay {
@@ -609,12 +609,12 @@ fn what_is(process: u32) -> String {
     format!("{process} in state {:?}, {command}", state_of(process))
 }
 
-/// The resident memory of a process that lives, in bytes.
+/// The resident memory of a living process, in bytes.
 pub(crate) fn resident(process: u32) -> u64 {
     memory_of(process).unwrap()
 }
 
-/// The same of one that may have ended, and then has none.
+/// The same for a process that may have ended; then `None`.
 pub(crate) fn memory_of(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let mut lines = status.lines();
@@ -623,10 +623,10 @@ pub(crate) fn memory_of(process: u32) -> Option<u64> {
     Some(kibibytes.parse::<u64>().unwrap() << 10)
 }
 
-/// What the descriptors of this process refer to. The sockets of `/proc/net` are known by it.
+/// What the descriptors of this process refer to. This identifies the sockets of `/proc/net`.
 pub(crate) fn descriptors() -> Vec<String> {
     let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
-    // The one that reads the directory is closed when its link is followed.
+    // The descriptor that reads the directory is closed when its link is followed.
     let mut links: Vec<_> = links
         .filter_map(|link| Some(format!("{:?}", fs::read_link(link.path()).ok()?)))
         .filter(|target| !target.contains("/fd\""))
@@ -645,7 +645,7 @@ pub(crate) fn threads() -> Vec<String> {
     names
 }
 
-/// What is in a directory, if there is one.
+/// The entries of a directory, if it exists.
 pub(crate) fn entries(directory: &Path) -> Vec<String> {
     let names = fs::read_dir(directory).into_iter().flatten().flatten();
     names

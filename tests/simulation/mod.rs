@@ -1,11 +1,11 @@
-//! A world for the scheduler to be wrong in: callers, workers and readers that misbehave at random, in
+//! A world to find errors of the scheduler in: callers, workers and readers that misbehave at random, in
 //! simulated time.
 //!
 //! Everything follows from a seed, so a failure repeats. Workers crash before and after a start, freeze, are
-//! slow, lose what they said last, give back and answer late, fail to start, and leave something behind that
-//! holds their link. Some are at hosts, which may be slow, dead, or hang. Calls are large or small, quick or
-//! slow, are stopped at any time, and kill whoever gets them. The simulation knows what really happens, and
-//! after each event compares it with what the scheduler does.
+//! slow, lose their last messages, give back and answer late, fail to start, and leave something behind that
+//! holds their link. Some are on hosts, which may be slow, dead, or hang. Calls are large or small, quick or
+//! slow, are stopped at any time, and kill the worker that gets them. The simulation knows what really
+//! happens, and after each event compares it with what the scheduler does.
 //!
 //! `UNSYNC_SIMULATION_SEED=n` repeats one world, `UNSYNC_SIMULATION_EVENTS=n` makes the run longer.
 
@@ -43,7 +43,7 @@ impl Random {
 const EAGER: usize = 64 << 10;
 const OVERHEAD: usize = 256;
 const SECOND: Duration = Duration::from_secs(1);
-/// Of what a frozen worker may have said, the rest arrives within this.
+/// The last messages that a frozen worker may have sent arrive within this time.
 const LATE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug)]
@@ -74,12 +74,12 @@ struct Truth {
     resolved: bool,
 }
 
-/// What happens, to the worker of that number.
+/// What happens, mostly to the worker with this number.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Submit,
     Stop(u64),
-    /// By now a call that was stopped is over.
+    /// The time by which a call that was stopped is over.
     Overdue(u64),
     Connect(u64, usize),
     Step(u64),
@@ -115,7 +115,7 @@ struct Process {
     dead: bool,
     frozen: Option<Instant>,
     thawed: Option<Instant>,
-    /// What waits for it to thaw.
+    /// Events that wait for it to thaw.
     deferred: Vec<Event>,
     inbox: VecDeque<Action<Handle>>,
     running: Option<u64>,
@@ -129,7 +129,7 @@ struct Process {
     decoding: bool,
     loading: Option<Handle>,
     asked: bool,
-    /// Sent and not known to be over, and whether it is known to have begun.
+    /// Calls that were sent and are not known to be over, and whether each is known to have begun.
     in_flight: Vec<(Handle, bool)>,
     assigned: u64,
     proven: bool,
@@ -139,7 +139,7 @@ struct Process {
     heard_at: Option<Instant>,
 }
 
-/// Ways to be wrong that the simulation has to find.
+/// Deliberate errors that the simulation has to find.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Tamper {
     Nothing,
@@ -159,7 +159,7 @@ enum Tamper {
     ForgetStart,
     /// The supervisor is not woken.
     ForgetWake,
-    /// Nobody looks after frozen workers.
+    /// Nobody checks for frozen workers.
     ForgetCheck,
 }
 
@@ -188,7 +188,7 @@ struct World {
     fault: Option<String>,
 }
 
-/// This machine or a host, as the pool can know it.
+/// This machine or a host, as far as the pool can know it.
 #[derive(Default)]
 struct Place {
     slots: usize,
@@ -285,9 +285,9 @@ impl World {
         world
     }
 
-    /// Lets the world go on to its end: gives the events that it had, or what was wrong.
+    /// Runs the world to its end; returns the events that it had, or what was wrong.
     fn run(mut self) -> Result<Seen, String> {
-        // A thousand calls on workers of one call each, of which hardly any comes up, take hours.
+        // A thousand calls take hours if each worker runs only one and hardly any worker starts.
         const LONGEST: Duration = Duration::from_secs(1_000_000);
         while let Some(((at, _), event)) = self.agenda.pop_first() {
             self.now = self.base + at;
@@ -331,7 +331,7 @@ impl World {
         self.agenda.insert((at, self.scheduled), event);
     }
 
-    /// The process, if it lives and is not frozen; what happens to a frozen one happens when it thaws.
+    /// The process, if it lives and is not frozen; events for a frozen one happen when it thaws.
     fn awake(&mut self, worker: u64, event: Event) -> Option<&mut Process> {
         let process = self
             .processes
@@ -456,7 +456,7 @@ impl World {
     fn stop(&mut self, id: u64) {
         let over = self.calls[id as usize].resolved;
         let (mut known, now) = (false, self.now);
-        // Before the effects, which may resolve it.
+        // Set before the effects, which may resolve the call.
         self.calls[id as usize].stopped.get_or_insert(now);
         let reason = Reason::Cancelled;
         self.act(Occasion::Other, |state| known = state.stop(id, reason, now));
@@ -550,8 +550,8 @@ impl World {
         let (runs, kills, resolved) = (truth.runs, truth.kills_started, truth.resolved);
         let stopped_at = truth.stopped;
         self.require(before.is_none(), || format!("call {id} begins again"));
-        // One that was to be stopped is over after a second, whatever its worker makes of it: a busy worker
-        // may be late several times in a row with giving it back, and get to it after all.
+        // A stopped call is over after a second, whatever its worker does with it: a busy worker may be late
+        // several times in a row with giving it back, and run it after all.
         let overdue = stopped_at.is_some_and(|at| self.now - at > SECOND);
         let thaws = self.was_frozen(worker);
         self.require(!resolved || thaws || overdue, || {
@@ -574,7 +574,7 @@ impl World {
         }
     }
 
-    /// The call takes long: another thread of the worker reads, and gives back what it finds.
+    /// The call takes a long time: another thread of the worker reads, and gives back the calls it finds.
     fn take_over(&mut self, worker: u64, turn: u64) {
         let Some(process) = self.awake(worker, Event::TakeOver(worker, turn)) else {
             return;
@@ -717,7 +717,7 @@ impl World {
 
     // ------------------------------------------------------------------------------------ the readers
 
-    /// The reader of a worker reads all that there is, as far as it is not busy.
+    /// The reader of a worker reads everything that is there, unless it is busy.
     fn hear(&mut self, worker: u64) {
         loop {
             let Some(process) = self.processes.get_mut(&worker) else {
@@ -861,7 +861,7 @@ impl World {
             return;
         };
         let (now, tamper, place) = (self.now, self.tamper, process.place);
-        // What the pool has to take for a sign that the next worker may end the same way.
+        // Whether the pool has to take this as a sign that the next worker may end the same way.
         let started = process.in_flight.iter().any(|(_, started)| *started);
         let is_stopped = |id: u64| self.calls[id as usize].stopped.is_some() || self.closed;
         let blameless = process
@@ -899,7 +899,7 @@ impl World {
 
     // ------------------------------------------------------------------------------------ the pool
 
-    /// Feeds the scheduler, does what it asks for, and looks whether that is right.
+    /// Feeds the scheduler, does what it asks for, and checks whether that is right.
     fn act(&mut self, occasion: Occasion, event: impl FnOnce(&mut State<Handle, u64>)) {
         event(&mut self.state);
         self.tamper_before();
@@ -1126,7 +1126,7 @@ impl World {
                 .is_some_and(|at| (started && self.now >= at + grace) || process.loading.is_some()),
             _ => false,
         };
-        // It should have given back what lies behind a call that was stopped, however it was held up.
+        // It should have given back the calls behind a call that was stopped, however it was held up.
         let held_up = process.running.and_then(stopped);
         let held_up = held_up.is_some_and(|at| self.now >= at + grace + SECOND);
         let frozen = self.was_frozen(worker) || held_up;
@@ -1217,7 +1217,7 @@ impl World {
         self.require(right, || format!("call {id} is resolved as {outcome:?}"));
     }
 
-    /// What is always true, after all that there was to be done.
+    /// Checks what must always be true once the scheduler has done everything.
     fn check(&mut self) {
         let limits = self.limits.clone();
         let live = self.live(None);
@@ -1257,7 +1257,7 @@ impl World {
                 ));
             }
         }
-        // A host that hangs is not counted on, and gets no more starts.
+        // The pool does not count on a host that hangs, and starts no more workers there.
         let hangs = |at: usize, place: &Place| {
             let since = place.starting_since;
             let since = since.filter(|_| at != HERE && place.starting > 0);
@@ -1281,7 +1281,7 @@ impl World {
             }
         }
         if self.steps % 64 == 0 {
-            // This looks at each call.
+            // This looks at every call.
             let (queued, in_flight, workers) = self.state.counts();
             let counted = (self.state.calls().count(), workers, self.state.is_closed());
             if counted != (queued + in_flight, live, self.closed) {
@@ -1317,7 +1317,7 @@ impl World {
     }
 }
 
-/// Lets worlds run until there were so many events; gives what happened, or the first fault.
+/// Runs worlds until there were this many events; returns what happened, or the first fault.
 fn run_worlds(first: u64, events: u64, tamper: Tamper) -> Result<Seen, String> {
     let mut seen = Seen::new();
     for seed in first.. {
@@ -1339,7 +1339,7 @@ fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// What has to have happened, so that it means something that all was well.
+/// What has to have happened for a run without a fault to mean anything.
 const HAPPENINGS: [&str; 19] = [
     "calls are given back",
     "a silent worker is looked at",

@@ -1,7 +1,7 @@
-//! What the tests are made of: time limits, gates, counters, hand-made wakers, and processes of
-//! their own for tests that count what the whole process has.
+//! The building blocks of the tests: time limits, gates, counters, hand-made wakers, and separate
+//! processes for tests that count what the whole process has.
 //!
-//! Each test binary includes this file and uses a part of it.
+//! Each test binary includes this file and uses part of it.
 #![allow(dead_code)]
 
 use std::fmt::Debug;
@@ -18,13 +18,13 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 use std::{env, iter};
 
-/// The limit of a test that takes no time worth mentioning.
+/// The limit of a test that takes hardly any time.
 pub(crate) const QUICK: Duration = Duration::from_secs(30);
 /// The limit of a test that does a lot.
 pub(crate) const HEAVY: Duration = Duration::from_secs(60);
 
-/// Runs the body of a test on a thread of its own and panics if it does not end in time: so a hang is
-/// a failure with a name. Panics of the body come through.
+/// Runs the body of a test on a thread of its own and panics if it does not end in time, so that a hang
+/// is a failure with a name. Panics of the body are passed on.
 pub(crate) fn limit<R: Send + 'static>(
     limit: Duration,
     body: impl FnOnce() -> R + Send + 'static,
@@ -47,7 +47,7 @@ pub(crate) fn quick<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static
     limit(QUICK, body)
 }
 
-/// Waits for something that has no event of its own: looks again until it is so.
+/// Waits for something that has no event of its own: checks until it holds.
 #[track_caller]
 pub(crate) fn eventually<S: Debug>(
     limit: Duration,
@@ -68,8 +68,8 @@ pub(crate) fn eventually<S: Debug>(
     }
 }
 
-/// Ends when the ambient thread has done everything that was asked of it before this call, from this
-/// thread, and has then looked at its own queue twice.
+/// Returns when the ambient thread has done everything that this thread asked of it before this call,
+/// and has then looked at its own queue twice.
 pub(crate) fn fence() {
     let fence = unsync::spawn(async {
         unsync::yield_now().await;
@@ -85,13 +85,13 @@ pub(crate) fn on_ambient() -> bool {
 
 // ------------------------------------------------------------------------------------------ gates
 
-/// Closed until it is opened, then open for ever. Threads wait for it, and tasks too.
+/// Closed until it is opened, then open forever. Threads and tasks can wait for it.
 #[derive(Clone, Default)]
 pub(crate) struct Gate(Arc<GateState>);
 
 #[derive(Default)]
 struct GateState {
-    /// Whether it is open, and whom to wake when it is.
+    /// Whether it is open, and the wakers to wake when it opens.
     state: Mutex<(bool, Vec<Waker>)>,
     opened: Condvar,
 }
@@ -150,7 +150,7 @@ impl Counter {
         Counter::default()
     }
 
-    /// Adds one and gives the sum.
+    /// Adds one and returns the sum.
     pub(crate) fn add(&self) -> usize {
         let mut count = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         *count += 1;
@@ -162,7 +162,7 @@ impl Counter {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Blocks until the count is at least this.
+    /// Blocks until the count is at least `least`.
     pub(crate) fn wait_for(&self, least: usize) {
         let count = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let reached = self.0.1.wait_while(count, |count| *count < least);
@@ -220,7 +220,7 @@ impl Drops {
         self.count.count()
     }
 
-    /// Blocks until so many tokens were dropped.
+    /// Blocks until this many tokens were dropped.
     pub(crate) fn wait_for(&self, least: usize) {
         self.count.wait_for(least);
     }
@@ -280,7 +280,7 @@ impl<T: Clone> Log<T> {
     }
 }
 
-/// Does `left` and `right` to the two halves of many pairs, each at about the same time on two threads.
+/// Applies `left` and `right` to the two halves of many pairs, at about the same time on two threads.
 pub(crate) fn race<A: Send, B: Send, L, R>(
     rounds: usize,
     mut pair: impl FnMut(usize) -> (A, B),
@@ -292,7 +292,7 @@ pub(crate) fn race<A: Send, B: Send, L, R>(
         let numbers = first..rounds.min(first + BATCH);
         let (lefts, rights): (Vec<A>, Vec<B>) = numbers.map(&mut pair).unzip();
         let at = [AtomicUsize::new(first), AtomicUsize::new(first)];
-        // Each waits for the other a little, and not for long: it may have no core just now.
+        // Each side waits for the other, but only briefly: the other may have no core just now.
         let meet = |side: usize, number: usize| {
             at[side].store(number, Ordering::SeqCst);
             let met = || at[1 - side].load(Ordering::SeqCst) >= number;
@@ -320,7 +320,7 @@ pub(crate) fn race<A: Send, B: Send, L, R>(
 
 // ----------------------------------------------------------------------------------------- wakers
 
-/// A waker that counts its wakes, and of which one can see how many references are about.
+/// A waker that counts its wakes, and shows how many references to it exist.
 pub(crate) struct CountingWaker {
     count: Arc<Count>,
     waker: Waker,
@@ -352,12 +352,12 @@ impl CountingWaker {
         self.count.0.count()
     }
 
-    /// Blocks until it was woken so often.
+    /// Blocks until it was woken this many times.
     pub(crate) fn wait_for(&self, least: usize) {
         self.count.0.wait_for(least);
     }
 
-    /// Clones of the waker that somebody else holds.
+    /// How many clones of the waker others hold.
     pub(crate) fn held(&self) -> usize {
         // One in `count`, one in `waker`.
         Arc::strong_count(&self.count) - 2
@@ -374,7 +374,7 @@ pub(crate) fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::
     Pin::new(future).poll(&mut Context::from_waker(waker))
 }
 
-/// A waker that runs `on_wake` when it is woken and `on_drop` when its last clone goes.
+/// A waker that runs `on_wake` when it is woken and `on_drop` when its last clone is dropped.
 pub(crate) fn waker_with(
     on_wake: impl Fn() + Send + Sync + 'static,
     on_drop: impl Fn() + Send + Sync + 'static,
@@ -409,7 +409,7 @@ pub(crate) fn panicking_waker() -> Waker {
 
 // ------------------------------------------------------------------------------ threads by counting
 
-/// The names of the threads of this process, where the system tells them.
+/// The names of the threads of this process, where the system lists them.
 #[cfg(target_os = "linux")]
 pub(crate) fn thread_names() -> Vec<String> {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
@@ -422,8 +422,8 @@ pub(crate) fn thread_names() -> Vec<String> {
 
 // --------------------------------------------------------------------------------- processor time
 
-/// The processor time that each thread of these processes has used so far. Exact for a thread that
-/// sleeps.
+/// The processor time that each thread of these processes has used so far. Exact for a sleeping
+/// thread.
 #[cfg(target_os = "linux")]
 pub(crate) fn used(processes: &[u32]) -> std::collections::BTreeMap<u32, Duration> {
     let mut used = std::collections::BTreeMap::new();
@@ -431,7 +431,7 @@ pub(crate) fn used(processes: &[u32]) -> std::collections::BTreeMap<u32, Duratio
         let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
         for task in tasks.into_iter().flatten().flatten() {
             let number = task.file_name().to_string_lossy().parse().unwrap();
-            // Gone since the directory was read, if there is nothing to read.
+            // If there is nothing to read, the thread has ended since the directory was read.
             if let Some(time) = time_of(&task.path()) {
                 used.insert(number, time);
             }
@@ -446,8 +446,8 @@ fn time_of(task: &std::path::Path) -> Option<Duration> {
         let nanos = schedstat.split(' ').next()?.parse().ok()?;
         return Some(Duration::from_nanos(nanos));
     }
-    // A kernel without it counts in ticks, a hundred to the second: user and system time are the 12th
-    // and 13th field after the name, which stands in parentheses.
+    // A kernel without it counts in ticks, a hundred per second: user and system time are the 12th
+    // and 13th field after the name, which is in parentheses.
     let stat = std::fs::read_to_string(task.join("stat")).ok()?;
     let fields = Vec::from_iter(stat.rsplit_once(')')?.1.split_whitespace());
     let ticks: u64 = [11, 12]
@@ -457,7 +457,7 @@ fn time_of(task: &std::path::Path) -> Option<Duration> {
     Some(Duration::from_millis(10 * ticks))
 }
 
-/// How often threads of the library have begun to wait so far.
+/// How many times threads of the library have begun to wait so far.
 #[cfg(target_os = "linux")]
 pub(crate) fn waits() -> u64 {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -479,16 +479,16 @@ const CHILD: &str = "UNSYNC_TEST_CHILD";
 /// Runs the body of the test `name` in a process of its own, with these variables set: for what is
 /// counted by process, set before first use, or ends a process when it fails.
 ///
-/// The process is this test binary, asked for that very test. `name` is the test's path as libtest
-/// prints it; a wrong one is noticed, because then the body does not run. Gives what the process has
-/// said; nothing in that process itself.
+/// The process is this test binary, asked for the same test. `name` is the test's path as libtest prints
+/// it; a wrong name is noticed, because then the body does not run. Returns the output of the process;
+/// `None` in that process itself.
 pub(crate) fn in_child(
     name: &str,
     limit: Duration,
     variables: &[(&str, &str)],
     body: impl FnOnce() + Send + 'static,
 ) -> Option<String> {
-    // With its variables, since a test may go through several sets of them.
+    // With its variables, since a test may use several sets of them.
     let this = format!("{name} {variables:?}");
     if let Some(child) = env::var_os(CHILD) {
         if child == *this {
@@ -503,7 +503,7 @@ pub(crate) fn in_child(
         command.env_remove(variable);
     }
     command.envs(variables.iter().copied()).env(CHILD, &this);
-    // The child ends a hang by itself; this is for one that cannot.
+    // The child ends a hang by itself; this limit is for a child that cannot.
     let ended = run(command, limit + QUICK);
     print!("{}", ended.output);
     assert!(
@@ -522,7 +522,7 @@ pub(crate) struct Ended {
     pub(crate) output: String,
 }
 
-/// Runs a command to its end, and kills it when it takes longer than it may.
+/// Runs a command to its end, and kills it if it takes longer than `limit`.
 pub(crate) fn run(mut command: Command, limit: Duration) -> Ended {
     command.stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -533,7 +533,7 @@ pub(crate) fn run(mut command: Command, limit: Duration) -> Ended {
         thread::spawn(move || {
             let mut bytes = Vec::new();
             let read = pipe.read_to_end(&mut bytes);
-            // Nobody listens any more if the limit has passed.
+            // Nobody receives this if the limit has passed.
             let _ = sender.send(());
             read.unwrap();
             String::from_utf8_lossy(&bytes).into_owned()
@@ -563,12 +563,12 @@ pub(crate) fn run(mut command: Command, limit: Duration) -> Ended {
 // ------------------------------------------------------------------ programs that must not compile
 
 /// Compiles a program that uses this crate, and says whether it compiles and what the compiler says.
-/// `None` if there is no cargo to be run here.
+/// `None` if there is no cargo to run.
 pub(crate) fn compile(name: &str, main: &str) -> Option<(bool, String)> {
     cargo("check", name, main)
 }
 
-/// The same down to machine code: some errors are found only there.
+/// The same down to machine code: some errors appear only there.
 pub(crate) fn build(name: &str, main: &str) -> Option<(bool, String)> {
     cargo("build", name, main)
 }
@@ -592,7 +592,7 @@ fn cargo(subcommand: &str, name: &str, main: &str) -> Option<(bool, String)> {
         .arg("--target-dir")
         .arg(root.join("target"))
         .current_dir(&project);
-    // What the tests themselves are built with does not matter here.
+    // The settings that the tests themselves are built with do not apply here.
     for (variable, _) in env::vars_os() {
         let name = variable.to_string_lossy();
         if name.contains("RUSTFLAGS") || name.starts_with("CARGO_BUILD_") {
@@ -613,7 +613,7 @@ fn cargo(subcommand: &str, name: &str, main: &str) -> Option<(bool, String)> {
 
 // ----------------------------------------------------------------------- guests of worker processes
 
-/// What worker processes are asked for: each test binary registers those that it calls.
+/// A function for worker processes to run: each test binary registers the ones it calls.
 pub(crate) fn same(n: u64) -> u64 {
     n
 }
@@ -626,7 +626,7 @@ pub(crate) fn die(_: u64) -> u64 {
     std::process::exit(3)
 }
 
-/// Says who it is, and ends by being killed.
+/// Reports its process number, and ends only by being killed.
 pub(crate) fn hang(_: u64) -> u64 {
     unsync::progress(std::process::id());
     loop {

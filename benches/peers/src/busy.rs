@@ -1,7 +1,7 @@
-//! Whether waiting by looking again harms on a busy machine: ours with and without it, while other
+//! Whether spinning before blocking does harm on a busy machine: our rows with and without it, while other
 //! processes want every core.
 //!
-//! The setting is one of the whole process, so each figure comes from a process of its own.
+//! The setting applies to the whole process, so each figure comes from a process of its own.
 
 use std::io::Read;
 use std::process::{Child, Stdio};
@@ -11,7 +11,7 @@ use std::{hint, io, thread};
 use crate::contest::{Figures, Row, Unit};
 use crate::{raw, rows};
 
-/// Rows that wait for nobody, or that start processes of their own.
+/// Rows that wait for nothing, or that start processes of their own.
 const LEFT_OUT: [&str; 8] = [
     "sleeps-cpu",
     "sleeps-late",
@@ -23,10 +23,10 @@ const LEFT_OUT: [&str; 8] = [
     "type-build",
 ];
 const ROUNDS: usize = 7;
-/// No row may be slower with it by more than this.
+/// No row may be slower with spinning by more than this factor.
 pub(crate) const LIMIT: f64 = 1.1;
 
-/// What became of one row: nanoseconds with and without.
+/// The result of one row: nanoseconds with and without spinning.
 pub(crate) struct Busy {
     pub(crate) row: &'static Row,
     pub(crate) spinning: f64,
@@ -43,7 +43,7 @@ impl Busy {
     }
 }
 
-/// Runs all rows, two processes on every two cores being busy meanwhile; tells each as it comes.
+/// Runs all rows beside one busy process for each core; passes each result to `tell` as it comes.
 pub(crate) fn run(wanted: impl Fn(&str) -> bool, mut tell: impl FnMut(&Busy)) -> Vec<Busy> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let hogs: Vec<Hog> = (0..cores).map(|_| Hog::start()).collect();
@@ -53,7 +53,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, mut tell: impl FnMut(&Busy)) ->
         let (mut spinning, mut parking) = (Figures::default(), Figures::default());
         for round in 0..ROUNDS {
             let mut ways = [(&mut spinning, "spinning"), (&mut parking, "parking")];
-            // What the first one meets in a round shall not always fall to the same.
+            // Take turns at going first, so that its effects do not always hit the same one.
             ways.rotate_left(round % 2);
             for (figures, way) in ways {
                 crate::report::collect(&["--alone", row.key, way], figures);
@@ -72,7 +72,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, mut tell: impl FnMut(&Busy)) ->
     results
 }
 
-/// In a process of its own: ours alone, with waiting by looking again or without.
+/// Runs in a process of its own: our contestant alone, with or without spinning.
 pub(crate) fn run_alone(key: &str, spinning: bool) {
     if !spinning {
         let config = unsync::Config::new().spin(Duration::ZERO);
@@ -99,12 +99,12 @@ impl Hog {
 impl Drop for Hog {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
-        // It ends at the end of its input.
+        // The process ends at the end of its input.
         let _ = self.0.wait();
     }
 }
 
-/// In that process: turns round and round until the parent is gone.
+/// Runs in that process: spins until the parent is gone.
 pub(crate) fn hog() {
     let turning = thread::spawn(|| {
         loop {

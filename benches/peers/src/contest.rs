@@ -1,8 +1,8 @@
-//! A row of the table: one workload, ours and the peers', taken in turns.
+//! A row of the table: one workload, run by our library and its peers in turns.
 //!
-//! Every row runs in a process of its own, so no row meets the threads or the habits of another.
-//! Within it the contestants take turns, round after round, each round beginning with the next of
-//! them: what disturbs the machine disturbs them all alike.
+//! Every row runs in a process of its own, so no row is affected by the threads or the state of another.
+//! Within it the contestants take turns, round after round, and each round begins with the next
+//! contestant: what disturbs the machine disturbs them all alike.
 
 use std::process;
 use std::time::{Duration, Instant};
@@ -11,16 +11,16 @@ use crate::support::{Samples, children_of, cpu_time_of};
 
 /// A workload, and the targets set for it.
 pub(crate) struct Row {
-    /// The name to choose it by.
+    /// The name that selects it.
     pub(crate) key: &'static str,
     pub(crate) workload: &'static str,
     pub(crate) unit: Unit,
     pub(crate) targets: &'static [Target],
-    /// Seats the contestants. Ours is the first.
+    /// Sets up the contestants. Ours is the first.
     pub(crate) seat: fn(quick: bool) -> Contest,
 }
 
-/// What a figure is. Smaller is better in all of them.
+/// The unit of a figure. Smaller is always better.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Unit {
     Nanoseconds,
@@ -28,9 +28,9 @@ pub(crate) enum Unit {
 }
 
 pub(crate) struct Target {
-    /// Whom ours is set against, as the table says it.
+    /// What ours is compared with, as the table says it.
     pub(crate) against: &'static str,
-    /// The beginnings of the names of these contestants. The best of them counts.
+    /// Prefixes of the names of these contestants. The best of them counts.
     pub(crate) peers: &'static [&'static str],
     pub(crate) limit: Limit,
 }
@@ -43,7 +43,7 @@ pub(crate) enum Limit {
     AtLeast(f64),
     /// Ours alone.
     Below(f64),
-    /// Ours less the peer.
+    /// Ours minus the peer.
     Over(f64),
 }
 
@@ -55,15 +55,15 @@ pub(crate) struct Contest {
 
 pub(crate) struct Contestant {
     pub(crate) name: String,
-    /// Part of the operations that it does in a round: one that is slow gets fewer.
+    /// What its operations in a round are divided by: a slow contestant does fewer.
     share: usize,
     turn: Turn,
 }
 
-/// Does so many operations and gives the figure of one, or `None` if it cannot.
+/// Does this many operations and returns the figure of one, or `None` if it cannot.
 type Turn = Box<dyn FnMut(usize) -> Option<f64>>;
 
-/// After this a row ends, if it has had [`ROUNDS_MIN`] rounds.
+/// A row ends after this time, once it has had [`ROUNDS_MIN`] rounds.
 const ENOUGH: Duration = Duration::from_secs(60);
 const ROUNDS_MIN: usize = 3;
 
@@ -76,7 +76,7 @@ impl Contest {
         }
     }
 
-    /// A contestant that is timed as a whole.
+    /// Adds a contestant whose turn is timed as a whole.
     pub(crate) fn with(self, name: &str, mut work: impl FnMut(usize) + 'static) -> Contest {
         self.with_figure(name, move |operations| {
             let started = Instant::now();
@@ -85,7 +85,7 @@ impl Contest {
         })
     }
 
-    /// A contestant that tells its figure itself.
+    /// Adds a contestant that returns its figure itself.
     pub(crate) fn with_figure(
         mut self,
         name: &str,
@@ -99,7 +99,7 @@ impl Contest {
         self
     }
 
-    /// The last contestant does only this part of the operations.
+    /// The last contestant does only one in `share` of the operations.
     pub(crate) fn sharing(mut self, share: usize) -> Contest {
         if let Some(last) = self.contestants.last_mut() {
             last.share = share;
@@ -107,7 +107,7 @@ impl Contest {
         self
     }
 
-    /// Takes the turns; tells every figure as it comes, and the CPU time of an operation.
+    /// Takes the turns; passes every figure to `tell` as it comes, with the CPU time of an operation.
     pub(crate) fn run(mut self, mut tell: impl FnMut(&str, f64, f64)) {
         let started = Instant::now();
         let parts = |contestant: &Contestant, whole: usize| (whole / contestant.share).max(1);
@@ -143,8 +143,8 @@ impl Contest {
     }
 }
 
-/// Of this process and of those that it started and that live: what a figure costs besides time. Who
-/// waits by looking again pays here.
+/// The CPU time of this process and its living children: what a figure costs besides time. A contestant
+/// that spins pays here.
 fn cpu_time_of_all() -> Duration {
     let own = process::id();
     let all = children_of(own).into_iter().chain([own]);
@@ -152,7 +152,7 @@ fn cpu_time_of_all() -> Duration {
     spent.sum()
 }
 
-/// The figures of a row, by contestant, in the order of their seats.
+/// The figures of a row, by contestant, in their order.
 #[derive(Default)]
 pub(crate) struct Figures(pub(crate) Vec<Figure>);
 
@@ -184,10 +184,10 @@ impl Figures {
     }
 }
 
-/// The name of our seat.
+/// The name of our contestant.
 pub(crate) const OURS: &str = "unsync";
 
-/// How a target stands.
+/// Whether a target is met.
 pub(crate) struct Verdict<'a> {
     /// The best of the peers, and its median.
     pub(crate) best: Option<(&'a str, f64)>,

@@ -1,4 +1,4 @@
-//! Rows of what it costs to be there: memory of pending tasks, CPU time of an idle process.
+//! Rows about the footprint: memory of pending tasks, CPU time of an idle process.
 
 use std::future::{Future, pending};
 use std::hint::black_box;
@@ -86,7 +86,7 @@ fn memory_of_all(quick: bool, what: &'static str, contestants: &[&'static str]) 
     })
 }
 
-/// In such a process: the bytes of one task.
+/// Runs in such a process: the bytes of one task.
 pub(crate) fn memory_of(what: &str, name: &str, amount: usize) -> Option<f64> {
     /// Long after the measurement.
     const FAR: Duration = Duration::from_secs(3600);
@@ -117,7 +117,7 @@ fn tokio_grown(handle: &tokio::runtime::Handle, amount: usize, sleeps: bool) -> 
     }
 }
 
-/// What the resident memory grows by for each job that waits for one of four threads.
+/// How much the resident memory grows for each job that waits for one of four threads.
 fn queued_grown(limited: bool, amount: usize) -> Option<f64> {
     let config = unsync::Config::new().threads(4);
     config.install().expect("nothing has begun");
@@ -153,13 +153,13 @@ fn queued_grown(limited: bool, amount: usize) -> Option<f64> {
     Some(after.saturating_sub(before) as f64 / amount as f64)
 }
 
-/// What the resident memory grows by for each task that waits.
+/// How much the resident memory grows for each task that waits.
 fn grown<R, F>(runtime: &R, amount: usize, future: impl Fn() -> F) -> Option<f64>
 where
     R: Runtime,
     F: Future<Output = ()> + Send + 'static,
 {
-    // All threads are there before the first look.
+    // All threads exist before the first measurement.
     (0..100).for_each(|_| runtime.wait(runtime.spawn(async {})));
     let before = resident()?;
     let handles: Vec<_> = (0..amount).map(|_| runtime.spawn(future())).collect();
@@ -168,14 +168,14 @@ where
     thread::sleep(Duration::from_millis(300));
     let after = resident()?;
     black_box(handles.len());
-    // Their destruction is not measured, and takes long.
+    // Destroying them takes long and is not measured.
     std::mem::forget(handles);
     Some(after.saturating_sub(before) as f64 / amount as f64)
 }
 
 // --------------------------------------------------------------------------------------- the idle
 
-/// Looks from outside at a process that has just ended a burst of everything, and at its workers.
+/// Observes from outside a process that has just ended a burst of everything, and its workers.
 fn idle_process() -> Option<f64> {
     let mut child = raw::own_program()
         .arg("--idle")
@@ -201,7 +201,7 @@ fn idle_process() -> Option<f64> {
     Some(used.as_nanos() as f64)
 }
 
-/// In that process: the burst, then nothing.
+/// Runs in that process: the burst, then nothing.
 pub(crate) fn burst_and_idle() {
     let spawned: Vec<_> = (0..10_000)
         .map(|i| unsync::spawn(async move { i }))

@@ -1,11 +1,11 @@
-//! The workloads of `unsync` on its peers, side by side, and what it aims to be ahead of them by.
+//! The workloads of `unsync` and its peers, side by side, and the targets set for `unsync` against them.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/peers/Cargo.toml [-- [--quick] [--busy] [--json] [ROW…]]
 //! ```
 //!
-//! Prints the whole table and writes `RESULTS.md` beside `Cargo.toml`. `--busy` only asks what waiting
-//! by looking again costs on a busy machine. A row is meant by any part of its name.
+//! Prints the whole table and writes `RESULTS.md` beside `Cargo.toml`. `--busy` only measures what
+//! spinning costs on a busy machine. Any part of a row's name selects it.
 
 mod busy;
 mod contest;
@@ -43,7 +43,7 @@ fn rows() -> impl Iterator<Item = &'static Row> {
 fn main() {
     let arguments: Vec<String> = env::args().collect();
     let role: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
-    // What measures the start of a process comes before everything else.
+    // The measurement of a process start comes before everything else.
     if role == ["--first-byte"] {
         io::stdout().write_all(&[1]).expect("the parent reads");
         return;
@@ -68,7 +68,7 @@ fn main() {
     }
 }
 
-/// In a process of its own: the turns of one row, one figure for each line.
+/// Runs in a process of its own: the turns of one row, one figure on each line.
 fn run_row(key: &str, quick: bool) {
     let row = rows()
         .find(|row| row.key == key)

@@ -84,7 +84,7 @@ pub(crate) const ROWS: &[Row] = &[
                         .map(|call| call.result().expect("a value"));
                     assert_eq!(values.sum::<usize>(), n * (n - 1) / 2);
                 })
-                // Each queued call of procspawn holds descriptors: no more than this fit at once.
+                // Each queued call of procspawn holds descriptors: no more calls than this fit at once.
                 .with("procspawn, 1,000 at once", move |n| {
                     for from in (0..n).step_by(1_000) {
                         let calls = (from..n.min(from + 1_000)).map(|i| pool.spawn(i, |i| i));
@@ -161,7 +161,7 @@ fn echo_floats(floats: Vec<f64>) -> Vec<f64> {
     floats
 }
 
-/// As many workers as ours, which is one for each core.
+/// As many workers as our pool has: one for each core.
 fn procspawn_pool() -> procspawn::Pool {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     procspawn::Pool::new(workers).expect("the pool of procspawn starts")
@@ -178,7 +178,7 @@ where
         raw::Link::open("echo-reserved"),
     );
     let payload = RefCell::new(payload);
-    // What came back is what is sent next, so nobody pays for a copy that is not his.
+    // The value that came back is sent next, so no contestant pays for an extra copy.
     let (mut one, mut other) = (vec![7u8; bytes], vec![7u8; bytes]);
     Contest::new(8, 7)
         .with(OURS, move |n| {
@@ -197,7 +197,7 @@ where
         })
 }
 
-/// Has a process that is new measure something, and tell it in nanoseconds.
+/// Makes a new process measure something and report it in nanoseconds.
 pub(crate) fn fresh_process(role: &[&str]) -> Option<f64> {
     let output = raw::own_program()
         .args(role)
@@ -214,14 +214,14 @@ pub(crate) fn burst(calls: usize) {
     assert!(all, "every call gives a value");
 }
 
-/// In such a process.
+/// Runs in such a process.
 pub(crate) fn cold_cpu() -> f64 {
     let (took, value) = crate::support::time(|| unsync::cpu(same, (1,)).result());
     assert_eq!(value.expect("a value"), 1);
     took.as_nanos() as f64
 }
 
-/// In such a process.
+/// Runs in such a process.
 pub(crate) fn cold_raw() -> f64 {
     use std::io::Read;
     let first_byte = || {

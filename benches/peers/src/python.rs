@@ -1,7 +1,7 @@
 //! The Python original, and the process pool of Python's standard library.
 //!
-//! One interpreter for each row, started when it is first needed; it is told a workload and an amount
-//! and answers with seconds. `PYTHON` names another interpreter than `python3`.
+//! One interpreter for each row, started when it is first needed: it reads a workload and an amount and
+//! answers with seconds. `PYTHON` names an interpreter other than `python3`.
 
 use std::cell::RefCell;
 use std::env;

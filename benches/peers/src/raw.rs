@@ -1,4 +1,4 @@
-//! Two processes and a socket, without any library: the floor that a process pool stands on.
+//! Two processes and a socket, without any library: the lower bound for a process pool.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::{env, fs, process, thread};
 
-/// What a call of one number weighs on the wire, about.
+/// The approximate size on the wire of a call with one number.
 const PING: usize = 32;
 /// Non-blocking tries, with a yield between, before a read blocks.
 const TRIES: usize = 200;
@@ -24,7 +24,7 @@ pub(crate) struct Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // The child ends with the link.
+        // The child ends when the link does.
         let _ = self.stream.shutdown(Shutdown::Both);
         let _ = self.child.wait();
     }

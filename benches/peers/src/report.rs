@@ -1,4 +1,4 @@
-//! Runs the rows and tells how they came out: on standard output as they come, and in `RESULTS.md`.
+//! Runs the rows and reports their results: on standard output as they come, and in `RESULTS.md`.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
@@ -10,7 +10,7 @@ use crate::contest::{Figure, Figures, Limit, Row, Target, Unit, Verdict};
 use crate::support::{Options, machine, readable, readable_bytes, today};
 use crate::{raw, rows};
 
-/// What is known of the rows that miss their target.
+/// What is known about the rows that miss their target.
 const LIMITS: &str = include_str!("../LIMITS.md");
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
 
@@ -52,7 +52,7 @@ pub(crate) fn run() {
     say(&format!("\nwritten to {RESULTS}"));
 }
 
-/// Of the compiler, of the peers, and of Python, each as far as it is there.
+/// The versions of the compiler, the peers and Python, as far as each is available.
 fn versions() -> Vec<String> {
     let says = |mut command: Command| {
         let output = command.stderr(Stdio::null()).output().ok()?;
@@ -97,7 +97,7 @@ fn figures_of(row: &Row, quick: bool) -> Figures {
     figures
 }
 
-/// Adds what this program prints in such a role: contestant, figure and CPU time in every line.
+/// Adds what this program prints in such a role: contestant, figure and CPU time on every line.
 pub(crate) fn collect(role: &[&str], figures: &mut Figures) {
     let mut child = raw::own_program()
         .args(role)
@@ -204,7 +204,7 @@ fn json(row: &Row, figures: &Figures) -> String {
     text
 }
 
-/// The page: the table of targets, what a busy machine makes of it, then all figures.
+/// The page: the table of targets, the results on a busy machine, then all figures.
 fn page(machine: &[String], results: &[(&Row, Figures)], loaded: &[Busy]) -> String {
     let mut page = format!(
         "# unsync and its peers\n\n\

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::thread;
 
-/// tokio's multi-thread runtime with so many workers.
+/// tokio's multi-thread runtime with this many workers.
 pub(crate) fn tokio(workers: usize) -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -13,7 +13,7 @@ pub(crate) fn tokio(workers: usize) -> tokio::runtime::Runtime {
         .expect("tokio's runtime starts")
 }
 
-/// tokio's current-thread runtime, driven by a thread of its own: what comes nearest to an ambient
+/// tokio's current-thread runtime, driven by a thread of its own: the closest thing to an ambient
 /// thread.
 pub(crate) struct TokioThread {
     handle: tokio::runtime::Handle,
@@ -52,8 +52,8 @@ pub(crate) fn futures_pool() -> futures::executor::ThreadPool {
     futures::executor::ThreadPool::new().expect("the pool of futures starts")
 }
 
-/// Something that runs futures beside the caller and gives their values back: the workloads are
-/// written once for all of them.
+/// Something that runs futures beside the caller and gives their values back: each workload is written
+/// once for all runtimes.
 pub(crate) trait Runtime: Clone + Send + Sync + 'static {
     type Handle<T: Send + 'static>: Future + Send;
 
@@ -62,13 +62,13 @@ pub(crate) trait Runtime: Clone + Send + Sync + 'static {
         future: impl Future<Output = T> + Send + 'static,
     ) -> Self::Handle<T>;
 
-    /// The value of a handle that was awaited.
+    /// The value in the output of an awaited handle.
     fn value<T: Send + 'static>(output: <Self::Handle<T> as Future>::Output) -> T;
 
     /// Waits from synchronous code.
     fn wait<T: Send + 'static>(&self, handle: Self::Handle<T>) -> T;
 
-    /// Waits for many from synchronous code, the way the runtime does it best.
+    /// Waits for many from synchronous code, in the way that is best for the runtime.
     fn wait_all<T: Send + 'static>(&self, handles: Vec<Self::Handle<T>>, each: impl FnMut(T));
 
     fn yield_now() -> impl Future<Output = ()> + Send;
@@ -222,7 +222,7 @@ impl Runtime for futures::executor::ThreadPool {
             }
         });
     }
-    /// futures has none of its own.
+    /// The futures crate has none of its own.
     fn yield_now() -> impl Future<Output = ()> + Send {
         smol::future::yield_now()
     }

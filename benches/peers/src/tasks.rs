@@ -273,7 +273,7 @@ fn futures_channel<R: Runtime>(runtime: &R, operations: usize) {
     runtime.wait(echo);
 }
 
-/// No executor at all: a number goes to a thread and comes back.
+/// No executor at all: a number is sent to a thread and back.
 fn raw_mpsc() -> impl FnMut(usize) {
     let (ping, heard) = mpsc::channel();
     let (said, pong) = mpsc::channel();
@@ -286,7 +286,7 @@ fn raw_mpsc() -> impl FnMut(usize) {
     }
 }
 
-/// No second thread: what it costs where nothing runs beside the caller.
+/// No second thread: the cost when nothing runs beside the caller.
 fn on_this_thread() -> impl FnMut(usize) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

@@ -131,7 +131,7 @@ fn everybody(contest: Contest, shape: Shape) -> Contest {
                         runtime.block_on(job).expect("a value")
                     });
                 }
-                // One `block_on` for them all, as its documentation has it.
+                // One `block_on` for them all, as its documentation recommends.
                 Shape::Many => {
                     let jobs: Vec<_> = (0..n).map(start).collect();
                     let sum = runtime.block_on(async {

@@ -38,9 +38,9 @@ enum Measure {
     Lateness,
 }
 
-/// From the first spawn to the first deadline: time to spawn them all.
+/// The time from the first spawn to the first deadline: enough to spawn them all.
 const LEAD: Duration = Duration::from_millis(300);
-/// From the first deadline to the last. They are spread, so that it counts when each is met.
+/// The time from the first deadline to the last. The deadlines are spread, so that meeting each one counts.
 const SPREAD: Duration = Duration::from_secs(1);
 
 fn everybody(quick: bool, measure: Measure) -> Contest {
@@ -83,7 +83,7 @@ where
     let first = Instant::now() + LEAD;
     let gap = SPREAD / u32::try_from(sleeps).unwrap_or(u32::MAX);
     let handles = (0..sleeps).map(|i| {
-        // In no order: a step that has no common divisor with their number.
+        // In scattered order: the step has no common divisor with their number.
         let place = (i * 7919) % sleeps;
         let deadline = first + gap * u32::try_from(place).unwrap_or(0);
         runtime.spawn(async move {

@@ -1,4 +1,4 @@
-//! Rows of what a dependency weighs: the time to build a small program with it, and its size.
+//! Rows about the weight of a dependency: the time to build a small program with it, and its size.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -165,7 +165,7 @@ fn contest<const N: usize>(
     })
 }
 
-/// What a program with twenty types of tasks costs more than one with a single type, for each of them.
+/// How much more a program with twenty more types of tasks costs than one with a single type, for each type.
 fn types(once: bool, figure: fn(Built) -> f64) -> Contest {
     const MORE: usize = 20;
     let contest = Contest::new(1, if once { 1 } else { 5 });
@@ -187,7 +187,7 @@ fn types(once: bool, figure: fn(Built) -> f64) -> Contest {
         })
 }
 
-/// A program that spawns a future of so many types, each with a type of output of its own.
+/// A program that spawns futures of this many types, each with its own output type.
 fn program_of(name: &str, types: usize) -> String {
     let tasks = (1..=types).map(|length| {
         let future = format!("async move {{ [n; {length}].map(|n| n + {length}) }}");
@@ -206,7 +206,7 @@ fn program_of(name: &str, types: usize) -> String {
     format!("fn main() {{\nlet n = std::env::args().count();\n{runtime}\n{tasks}}}\n")
 }
 
-/// A small program in a directory of its own, which goes with it.
+/// A small program in a directory of its own, which is removed with it.
 struct Package(PathBuf);
 
 impl Package {
@@ -224,7 +224,7 @@ impl Package {
         fs::write(directory.join("Cargo.toml"), manifest).expect("it can be written");
         fs::write(directory.join("src/main.rs"), main).expect("it can be written");
         let package = Package(directory);
-        // What is downloaded is not part of the figure.
+        // The download is not part of the figure.
         package.cargo("fetch", &[]);
         package
     }
@@ -261,9 +261,9 @@ impl Drop for Package {
     }
 }
 
-/// The CPU time of the processes that this one has started and that have ended, with all of theirs.
+/// The CPU time of this process's children that have ended, including their own descendants.
 fn children_cpu_ns() -> Option<f64> {
-    /// Linux tells it in hundredths of a second.
+    /// Linux counts it in hundredths of a second.
     const TICK_NS: f64 = 1e7;
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;

@@ -1,1 +1,1 @@
-//! Nothing: what is verified stands in `tests/`.
+//! Empty: the tests are in `tests/`.

@@ -1,4 +1,4 @@
-//! An `Unfuture`, and the library's timers, under the executors of others.
+//! An `Unfuture`, and the library's timers, under foreign executors.
 
 mod support;
 
@@ -11,7 +11,7 @@ use unsync::ErrorKind;
 
 type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Runs a future to its end on each executor, as a task of it.
+/// Runs a future to its end on each executor, as a task.
 fn on_every_executor(make: fn() -> Boxed) {
     type Run = fn(Boxed);
     let executors: [(&str, Run); 6] = [
@@ -105,8 +105,8 @@ fn the_timers_work() {
     });
 }
 
-/// Tokio gives a task 128 steps until it must let others run. What is waited for here is none of
-/// its resources, so it does not count them.
+/// Tokio gives a task 128 steps until it must let others run. The awaited work is not a resource of
+/// tokio, so tokio does not count these steps.
 #[test]
 fn a_thousand_in_a_row() {
     on_every_executor(|| {
@@ -118,8 +118,8 @@ fn a_thousand_in_a_row() {
     });
 }
 
-/// To block in a task of another runtime is what blocking is, and no deadlock as long as
-/// the work does not need the thread that is blocked.
+/// Blocking in a task of another runtime blocks its thread, but is no deadlock as long as the work
+/// does not need that thread.
 #[test]
 fn blocking_inside_a_task_of_tokio() {
     for threads in [0, 1, 2] {
@@ -147,7 +147,7 @@ fn blocking_inside_a_task_of_tokio() {
     }
 }
 
-/// The work that is blocked for waits for tokio itself, a thousand times. A task of
+/// The work that the caller blocks for waits for tokio itself, a thousand times. A task of
 /// ours has a budget of its own for each poll, and its wakes do not wait for the blocked worker.
 #[test]
 fn blocking_for_what_tokio_does_elsewhere() {

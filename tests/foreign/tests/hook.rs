@@ -1,9 +1,9 @@
 //! The recipe for all tasks: `Config::around_poll` enters a tokio runtime, so every task of ours finds
 //! its reactor.
 //!
-//! The settings are of the process, so this is a test binary of its own, and its runtime lives as long
-//! as that. It is a multi-thread runtime: its worker drives the reactor, while nobody would drive a
-//! current-thread one.
+//! The settings apply to the whole process, so this is a test binary of its own, and its runtime lives as
+//! long as the process. It is a multi-thread runtime: its worker drives the reactor, while nobody would
+//! drive a current-thread one.
 
 mod support;
 
@@ -105,7 +105,7 @@ fn cancelling_what_waits_for_the_reactor() {
     });
 }
 
-/// `spawn_now` polls first on the calling thread, where the hook is not.
+/// `spawn_now` polls first on the calling thread, where the hook does not run.
 #[test]
 fn spawn_now_begins_outside_the_hook() {
     limit(|| {

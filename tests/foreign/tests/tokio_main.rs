@@ -1,4 +1,4 @@
-//! The recipe for a `main` of tokio that has worker processes.
+//! The recipe for a tokio `main` that has worker processes.
 
 fn square(n: u64) -> u64 {
     n * n

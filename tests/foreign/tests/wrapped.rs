@@ -112,8 +112,8 @@ fn a_current_thread_runtime_has_to_be_driven() {
     });
 }
 
-/// Who blocks the one thread that drives a reactor waits in vain for work that needs it. A limit
-/// is what helps; the cure is not to block there.
+/// Code that blocks the only thread that drives a reactor waits in vain for work that needs it. A time
+/// limit helps; the cure is not to block there.
 #[test]
 fn blocking_the_thread_that_drives_the_reactor() {
     limit(|| {
@@ -126,7 +126,7 @@ fn blocking_the_thread_that_drives_the_reactor() {
     });
 }
 
-/// A runtime that goes away takes its timers along. The task hears of it as a panic.
+/// The timers of a runtime end with it. The task sees that as a panic.
 #[test]
 fn a_runtime_that_shuts_down() {
     limit(|| {

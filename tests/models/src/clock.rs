@@ -1,7 +1,7 @@
 //! Time in the models: it stands still, unless a model [starts](start) the clock.
 //!
-//! Then it jumps from one alarm to the next. The first few alarms ring at any time; those after that only when
-//! nothing else can run, so that every wait with a limit ends and no loop of them runs for ever.
+//! Then it jumps from one alarm to the next. The first few alarms ring at any time; later ones ring only when
+//! nothing else can run, so that every wait with a limit ends and no loop of such waits runs forever.
 
 use std::cell::{Cell, RefCell};
 use std::ops::{Add, AddAssign, Sub};
@@ -73,7 +73,7 @@ pub(crate) fn reset() {
     ALARMS.take().into_iter().for_each(std::mem::forget);
 }
 
-/// Unset when it is dropped.
+/// An alarm that is unset when it is dropped.
 pub(crate) struct Alarm(u64, Duration);
 
 impl Alarm {

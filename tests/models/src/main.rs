@@ -4,17 +4,17 @@
 //! ```text
 //! cargo run                 all models, with 2 preemptions at most
 //! cargo run -- timer 3      the models with `timer` in their names, with 3
-//! ./mutations.sh            breaks the library in one place after the other: a model has to fail each time
+//! ./mutations.sh            breaks the library in one place after another: a model has to fail each time
 //! ```
 //!
-//! The files are compiled from `src/` as they are. They take their locks, atomics, channels, parking and the time
-//! from `crate::sync`, which is a module of this crate here. What lies below them and has no schedules (settings,
-//! spinning) is a stub or is switched off; the process pool has a simulation of its own.
+//! The files are compiled from `src/` as they are. They take their locks, atomics, channels, parking and the
+//! time from `crate::sync`, which is a module of this crate. What is below them and has no schedules
+//! (settings, spinning) is a stub or is switched off; the process pool has a simulation of its own.
 //!
 //! What a model cannot see:
 //!
 //! - `Arc` and `Weak` are std's: no schedule depends on the order of their counts.
-//! - The clock stands still or jumps to an alarm; reading it is no step of its own.
+//! - The clock stands still or jumps to an alarm; reading it is not a step of its own.
 //! - Preemptions beyond the bound, and more than five threads.
 
 use std::fmt::Display;
@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use std::{env, panic};
 
-// Before the macro that takes the place of std's in the files below.
+// Before the macro that replaces std's in the files below.
 mod clock;
 #[macro_use]
 mod sync;
@@ -63,14 +63,14 @@ mod threads;
 #[path = "../../../src/unfuture.rs"]
 mod unfuture;
 
-/// Where the library reports what nobody else hears.
+/// Where the library reports what nobody else sees.
 fn log(text: &str) {
     panic!("{text}");
 }
 
 /// The model that runs.
 static MODEL: Mutex<&str> = Mutex::new("");
-/// Schedules that it has run.
+/// The number of schedules that it has run.
 static SCHEDULES: AtomicUsize = AtomicUsize::new(0);
 
 fn main() {

@@ -66,7 +66,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("limit: release, cancel", release_cancel),
 ];
 
-/// What the engines do from here on is not explored.
+/// Ends the model: what the engines do from here on is not explored.
 fn end() {
     loom::stop_exploring();
     clock::stop();
@@ -82,7 +82,7 @@ fn close() -> Vec<Unfuture<u64>> {
     closing.collect()
 }
 
-/// Does this in one way only.
+/// Runs `step` in one schedule only.
 fn unexplored<R>(step: impl FnOnce() -> R) -> R {
     loom::stop_exploring();
     let result = step();
@@ -94,7 +94,7 @@ fn poll_once<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output
     Pin::new(future).poll(&mut Context::from_waker(waker))
 }
 
-/// Counts its wake-ups, for what has happened by the end of a schedule.
+/// Counts its wake-ups, for checks at the end of a schedule.
 #[derive(Default)]
 struct Count(AtomicUsize);
 
@@ -157,7 +157,7 @@ fn complete_drop() {
     let (promise, unfuture) = promise();
     let sent = Arc::clone(&value);
     let setter = thread::spawn(move || promise.set(sent));
-    // It keeps the work in memory, but not the value.
+    // The canceller keeps the work in memory, but not the value.
     let _canceller = unfuture.canceller();
     drop(unfuture);
     setter.join().unwrap();
@@ -188,7 +188,7 @@ fn begin_watch() {
     beginner.join().unwrap();
 }
 
-/// Whoever ties work sees that the `Unfuture` is gone, or whoever drops it sees the tie.
+/// Either the one who ties work sees that the `Unfuture` is gone, or the one who drops it sees the tie.
 fn tie_detach() {
     let slot: Arc<Slot> = Arc::new(Slot::<Option<u8>>::new(here()));
     let tied = Arc::clone(&slot);
@@ -254,7 +254,7 @@ fn abandon_wait() {
     dropper.join().unwrap();
 }
 
-/// The waker is dropped with them, whoever is last.
+/// The waker is dropped with both ends, whichever is last.
 fn abandon_drop() {
     let count = Arc::new(Count::default());
     let (promise, mut unfuture) = promise::<u8>();
@@ -267,7 +267,7 @@ fn abandon_drop() {
     assert_eq!(Arc::strong_count(&count), 1);
 }
 
-/// What is polled may park for reasons of its own, and take the token of a wake-up.
+/// A polled future may park for reasons of its own, and take the token of a wake-up.
 fn token_eaten() {
     let mut waker_thread = None;
     block_on(poll_fn(|cx| {
@@ -308,7 +308,7 @@ fn wake_poll() {
     end();
 }
 
-/// A poll sees what was written before a wake, also before one that found the task queued.
+/// A poll sees what was written before a wake, even before a wake that found the task queued.
 fn two_wakes_poll() {
     let is_set = Arc::new(sync::atomic::AtomicBool::new(false));
     let (sets, waker) = (
@@ -363,7 +363,7 @@ fn start_close() {
     assert!(outcome.is_ok() || kind(&outcome) == Some(ErrorKind::ShutDown));
 }
 
-/// A thread that is never idle looks into its channel from time to time, whatever the flag says.
+/// A thread that is never idle checks its channel from time to time, whatever the flag says.
 fn start_busy() {
     let (sent, seen) = (flag(), flag());
     let (has_sent, has_seen, sees) = (sent.clone(), seen.clone(), seen);
@@ -385,7 +385,7 @@ fn start_busy() {
     end();
 }
 
-/// What threads tell each other unseen by loom: it is no step, and orders nothing.
+/// Passes a fact between threads unseen by loom: using it is not a step, and orders nothing.
 fn flag() -> Arc<AtomicBool> {
     Arc::default()
 }
@@ -494,7 +494,7 @@ fn run_cancel() {
     end();
 }
 
-/// A job that waits for another makes room for it.
+/// A job that waits for another job makes room for it.
 fn nested_wait() {
     LIMIT.set(1);
     let outer = threads::thread(|| threads::thread(|| 1).result().unwrap());
@@ -571,7 +571,7 @@ fn yield_explored() {
     drop(sync::Mutex::new(()).lock());
 }
 
-/// The one that waits is cancelled while the place for it is released; the next gets it.
+/// The waiting work is cancelled while its place is released; the next work gets the place.
 fn release_cancel() {
     unexplored(|| threads::thread(|| ()).result().unwrap());
     let limit = Limit::new(1);

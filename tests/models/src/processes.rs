@@ -1,4 +1,4 @@
-//! As much of the process pool as `limit.rs` names. It has a simulation of its own in the library.
+//! As much of the process pool as `limit.rs` names. The pool has a simulation of its own in the library.
 
 use std::sync::Arc;
 

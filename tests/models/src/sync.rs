@@ -1,8 +1,8 @@
-//! What `crate::sync` is in the models: loom's types behind the faces of std's.
+//! `crate::sync` in the models: loom's types behind std's interfaces.
 //!
-//! loom's objects belong to one schedule and are not `const`, but the library keeps some in statics. So each type
-//! here makes its object when a schedule first uses it ([`PerRun`]), and gives a static back the value that it was
-//! compiled with.
+//! loom's objects belong to one schedule and are not `const`, but the library keeps some in statics. So each
+//! type here makes its object when a schedule first uses it ([`PerRun`]), and resets a static to the value
+//! that it was compiled with.
 //!
 //! Everything runs on one thread of the operating system and only loom's operations switch, so what lies between
 //! two of them is one step.
@@ -35,7 +35,7 @@ struct PerRun<T> {
     value: UnsafeCell<MaybeUninit<T>>,
 }
 
-// One thread of the operating system, and no switch within a method.
+// There is one thread of the operating system, and no switch within a method.
 unsafe impl<T> Send for PerRun<T> {}
 unsafe impl<T> Sync for PerRun<T> {}
 
@@ -200,7 +200,7 @@ impl Condvar {
     ) -> (MutexGuard<'a, T>, bool) {
         let alarm = time.map(|time| {
             let (lock, condvar) = (Arc::clone(guard.lock), Arc::clone(self.get()));
-            // Under the lock, as whoever notifies has held it: so the alarm is not missed.
+            // Under the lock, which every notifier has held, so that the alarm is not missed.
             clock::set_alarm(time, move || {
                 drop(lock.lock());
                 condvar.notify_all();
@@ -267,8 +267,8 @@ impl<T> OnceLock<T> {
 }
 
 pub(crate) mod atomic {
-    //! loom wants an atomic to be made before every use of it. One that stands in a static, or is made by a `const`
-    //! function, cannot be made there; so each schedule makes a stock of them first of all.
+    //! loom requires that an atomic is made before every use of it. An atomic in a static, or from a `const`
+    //! function, cannot be made there; so each schedule first makes a stock of them.
 
     use std::cell::RefCell;
 
@@ -276,7 +276,7 @@ pub(crate) mod atomic {
 
     pub(crate) use std::sync::atomic::Ordering;
 
-    /// How many of each a schedule begins with.
+    /// How many atomics of each kind a schedule begins with.
     const STOCK: usize = 20;
 
     macro_rules! atomics {
@@ -341,7 +341,7 @@ pub(crate) mod atomic {
 
             pub(super) fn prepare() {
                 $($stock.with_borrow_mut(|stock| {
-                    // The rest of the last schedule is no more.
+                    // The rest of the last schedule's stock no longer exists in loom.
                     std::mem::take(stock).into_iter().for_each(std::mem::forget);
                     for initial in [$($initial),*] {
                         for _ in 0..STOCK {
@@ -384,7 +384,7 @@ pub(crate) mod mpsc {
     pub(crate) use std::sync::mpsc::{RecvError, RecvTimeoutError, SendError, TryRecvError};
 
     struct Channel<T> {
-        /// How many were sent; above that, whether the receiver is gone.
+        /// How many messages were sent; in the bits above, whether the receiver is gone.
         sent: AtomicUsize,
         messages: std::sync::Mutex<VecDeque<T>>,
         gate: Mutex<()>,
@@ -442,7 +442,7 @@ pub(crate) mod mpsc {
 
     impl<T> Receiver<T> {
         fn pop(&self) -> Option<T> {
-            // Not a load, which may see an old value for ever.
+            // Not a load, which may see an old value forever.
             let sent = self.channel.sent.fetch_add(0, Ordering::Acquire);
             if sent == self.received.get() {
                 return None;
@@ -541,7 +541,7 @@ pub(crate) mod thread {
         wait(Some(time));
     }
 
-    /// Takes no time at all while the clock stands still, but lets all others go first.
+    /// Takes no time while the clock stands still, but lets all others go first.
     pub(crate) fn sleep(time: Duration) {
         if !clock::runs() {
             return yield_now();
@@ -562,7 +562,7 @@ pub(crate) mod thread {
     }
 }
 
-/// `LocalKey` of std on loom's.
+/// std's `LocalKey` on top of loom's.
 pub(crate) struct LocalKey<T: 'static>(pub(crate) loom::thread::LocalKey<T>);
 
 #[derive(Debug, PartialEq)]
@@ -608,7 +608,7 @@ impl<T: 'static> LocalKey<std::cell::RefCell<T>> {
     }
 }
 
-/// In the library's files this takes the place of std's macro.
+/// Replaces std's macro in the library's files.
 macro_rules! thread_local {
     ($($(#[$attribute:meta])* static $name:ident: $type:ty = $initial:expr;)*) => {
         $($(#[$attribute])*

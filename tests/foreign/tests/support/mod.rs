@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const TICK: Duration = Duration::from_millis(10);
-/// Does not pass in a test.
+/// A time that does not pass in a test.
 pub(crate) const LONG: Duration = Duration::from_secs(3600);
 
 /// Runs the body of a test on a thread of its own: a hang is a failure.
@@ -24,7 +24,7 @@ pub(crate) fn limit<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static
     }
 }
 
-/// The address of somebody who says once what he heard, to each of those who come.
+/// The address of a server that echoes once to each client.
 pub(crate) fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
