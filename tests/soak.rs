@@ -51,8 +51,8 @@ const TIME: Duration = Duration::from_secs(6);
 const OPEN: u64 = 200;
 /// By how many mebibytes the memory may vary.
 const SLACK: u64 = 64;
-/// The threads of the library that do not retire.
-const STAYS: [&str; 2] = ["unsync-ambient", "unsync-cpu"];
+/// The only thread of the library that does not retire.
+const STAYS: &str = "unsync-ambient";
 /// The minimum length of an idle spell, and the processor time that it may use.
 const SPELL: Duration = Duration::from_millis(300);
 const NEXT_TO_NOTHING: Duration = Duration::from_millis(5);
@@ -97,7 +97,7 @@ fn once_warm() -> Holdings {
     let call = pinned.call(|()| Load::of(0)).map_thread(pass).map_cpu(pass);
     call.result().unwrap();
     drop(pinned);
-    let retires = |name: &str| name.starts_with("unsync-") && !STAYS.contains(&name.trim());
+    let retires = |name: &str| name.starts_with("unsync-") && name.trim() != STAYS;
     until("pool threads and workers have retired", || {
         children().is_empty() && !threads().iter().any(|name| retires(name))
     });
