@@ -64,6 +64,7 @@ impl Limit {
         assert!(at_once > 0, "under a limit of 0 nothing would ever run");
         Limit(Arc::new(Semaphore {
             at_once,
+            next: Mutex::new(0),
             state: Mutex::new(State {
                 free: at_once,
                 passed: 0,
@@ -186,6 +187,9 @@ impl fmt::Debug for Limit {
 
 struct Semaphore {
     at_once: usize,
+    /// The next place. It has a lock of its own, so that work is allocated between two short locks: the
+    /// threads that release permits want the other one, and sleep where it is held for long.
+    next: Mutex<u64>,
     state: Mutex<State>,
 }
 
@@ -204,7 +208,7 @@ enum Start {
     Job(Queued),
     Call(Box<dyn FnOnce() + Send>),
     Task(Waker),
-    /// A task that has not been polled yet; its first poll will see the permit.
+    /// Work that is still being prepared, or a task that has not been polled yet: it will see the permit.
     Unasked,
 }
 
@@ -225,27 +229,50 @@ impl Semaphore {
     }
 
     /// Gives a permit to `hold`, which puts it into the work. Starts the work now or when it is its turn.
-    ///
-    /// The lock is taken once, because the threads that release permits want it too. `hold` may run under it,
-    /// because it is our own code.
     fn permit<T>(self: &Arc<Semaphore>, hold: impl FnOnce(Permit) -> (T, Start)) -> T {
-        let mut state = self.lock();
-        let place = state.passed + state.waiting.len() as u64;
+        let place = {
+            let mut next = lock(&self.next);
+            *next += 1;
+            *next - 1
+        };
         let semaphore = Arc::clone(self);
         let (held, start) = hold(Permit { semaphore, place });
-        if state.free > 0 {
-            state.free -= 1;
-            state.passed += 1;
-            drop(state);
-            start.run();
-        } else {
-            state.waiting.push_back(Some(start));
-        }
+        let start = self.lock().enqueue(place, start);
+        start.into_iter().for_each(Start::run);
         held
     }
 }
 
 impl State {
+    /// Puts work in its place in the queue; returns it if it has its permit.
+    fn enqueue(&mut self, place: u64, start: Start) -> Option<Start> {
+        let end = self.passed + self.waiting.len() as u64;
+        // Other threads may still be preparing work with earlier places.
+        for _ in end..place {
+            self.push(Start::Unasked);
+        }
+        if place >= end {
+            return self.push(start);
+        }
+        match self.waiting(place) {
+            None => Some(start),
+            Some(waiting) => {
+                *waiting = start;
+                None
+            }
+        }
+    }
+
+    fn push(&mut self, start: Start) -> Option<Start> {
+        if self.free > 0 {
+            self.free -= 1;
+            self.passed += 1;
+            return Some(start);
+        }
+        self.waiting.push_back(Some(start));
+        None
+    }
+
     fn place(&mut self, place: u64) -> Option<&mut Option<Start>> {
         let index = place.checked_sub(self.passed)?;
         self.waiting.get_mut(usize::try_from(index).ok()?)
@@ -258,14 +285,21 @@ impl State {
 
     /// Passes a permit on to the first in the queue.
     fn release(&mut self) -> Option<Start> {
-        while let Some(first) = self.waiting.pop_front() {
+        self.clear_front();
+        let Some(first) = self.waiting.pop_front() else {
+            self.free += 1;
+            return None;
+        };
+        self.passed += 1;
+        first
+    }
+
+    /// Removes the empty places that no work waits in front of. The others stay until their turn.
+    fn clear_front(&mut self) {
+        while let Some(None) = self.waiting.front() {
+            self.waiting.pop_front();
             self.passed += 1;
-            if first.is_some() {
-                return first;
-            }
         }
-        self.free += 1;
-        None
     }
 }
 
@@ -294,19 +328,17 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.semaphore.lock();
         let left = state.place(self.place).and_then(Option::take);
-        if left.is_none() {
-            let next = state.release();
-            drop(state);
-            // The next may be refused, and then it releases its permit too.
-            return next
-                .into_iter()
-                .for_each(|start| trampoline(|| start.run()));
-        }
-        // An empty place in the middle of the queue stays until its turn.
-        while let Some(None) = state.waiting.back() {
-            state.waiting.pop_back();
-        }
+        let next = match left {
+            None => state.release(),
+            Some(_) => {
+                state.clear_front();
+                None
+            }
+        };
         drop(state);
         discard(left);
+        // The next may be refused, and then it releases its permit too.
+        next.into_iter()
+            .for_each(|start| trampoline(|| start.run()));
     }
 }

@@ -617,6 +617,28 @@ mod waiting {
         });
     }
 
+    /// Threads submit at once, and cancel every other job: no place is lost, and no job.
+    #[test]
+    fn many_threads_submit_and_cancel() {
+        limit(HEAVY, || {
+            let limit = Limit::new(2);
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..500 {
+                            let (kept, stopped) = (limit.thread(|| 1), limit.thread(|| 2));
+                            let is_cancelled = stopped.cancel();
+                            assert_eq!(stopped.result().is_err(), is_cancelled);
+                            assert_eq!(kept.result().unwrap(), 1);
+                        }
+                    });
+                }
+            });
+            fence();
+            assert_free(&limit);
+        });
+    }
+
     /// Work is cancelled at about the moment when it gets the place: the place is never lost.
     #[test]
     fn races_of_cancel_and_turn() {

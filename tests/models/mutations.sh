@@ -252,21 +252,23 @@ mutation "ready-set: looked at outside the lock" combine.rs "ready-set" <<'END'
             if !is_empty {
 END
 
-mutation "limit: a free place is looked for outside the lock" limit.rs "limit: release" <<'END'
-        if state.free > 0 {
+mutation "limit: earlier places are forgotten" limit.rs "limit: submit, submit" <<'END'
+        for _ in end..place {
+            self.push(Start::Unasked);
+        }
 ---
-        let is_free = state.free > 0;
-        drop(state);
-        state = self.lock();
-        if is_free {
+END
+
+mutation "limit: work that comes late misses its permit" limit.rs "limit: submit, submit" <<'END'
+            None => Some(start),
+---
+            None => None,
 END
 
 mutation "limit: the cancelled keep their place" limit.rs "limit: release, cancel" <<'END'
-            if first.is_some() {
-                return first;
-            }
+        while let Some(None) = self.waiting.front() {
 ---
-            return first;
+        while false {
 END
 
 echo "all $found found"

@@ -64,6 +64,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("ready-set: end, poll in a task", end_join_all),
     ("limit: release, acquire", release_acquire),
     ("limit: release, cancel", release_cancel),
+    ("limit: submit, submit", submit_submit),
 ];
 
 /// Ends the model: what the engines do from here on is not explored.
@@ -582,5 +583,23 @@ fn release_cancel() {
     assert_eq!(third.result().unwrap(), 3);
     assert_eq!(first.result().unwrap(), 1);
     assert_eq!(is_cancelled, second.result().is_err());
+    end();
+}
+
+/// Two threads submit while the place is taken; the work of one is cancelled at once. No place is lost.
+fn submit_submit() {
+    unexplored(|| threads::thread(|| ()).result().unwrap());
+    let limit = Limit::new(1);
+    let first = limit.thread(|| 1);
+    let other = limit.clone();
+    let submitter = sync::thread::spawn(move || {
+        let second = other.thread(|| 2);
+        let is_cancelled = second.cancel();
+        assert_eq!(is_cancelled, second.result().is_err());
+    });
+    assert_eq!(limit.thread(|| 3).result().unwrap(), 3);
+    submitter.join().unwrap();
+    assert_eq!(first.result().unwrap(), 1);
+    assert_eq!(format!("{limit:?}"), "Limit(0 of 1 running, 0 waiting)");
     end();
 }
