@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::ambient::{try_spawn_with, yield_now};
+use crate::ambient::{try_spawn, yield_now};
 use crate::block_on::block_on_until;
 use crate::current::assert_may_block;
 use crate::error::{Error, ErrorKind, Origin, discard, lock};
@@ -399,7 +399,7 @@ where
     let is_tied = unfutures.iter().any(|work| work.slot().is_tied());
     let mut set = ReadySet::new(unfutures);
     set.cancels = true;
-    let whole = try_spawn_with(origin, true, |itself| {
+    let whole = try_spawn(origin, true, |itself| {
         for work in set.members.iter().flatten() {
             work.slot().observed_by(itself.clone());
         }

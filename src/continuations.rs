@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use crate::ambient::{sleep, spawn, try_spawn, try_spawn_with};
+use crate::ambient::{sleep, spawn, try_spawn};
 use crate::error::{Error, ErrorKind, Origin, discard};
 use crate::processes::registry::{assert_captures_nothing, id_of};
 use crate::processes::{self, Entrypoint, Wire, is_worker};
@@ -497,7 +497,7 @@ impl<T: Send + 'static> Unfuture<T> {
         U: Send + 'static,
     {
         let (is_tied, progress) = (self.slot().is_tied(), self.progress());
-        let next = try_spawn(origin, next(self)).tied(is_tied);
+        let next = try_spawn(origin, true, |_| next(self)).tied(is_tied);
         match progress {
             None => next,
             Some(progress) => next.heard_as(progress),
@@ -524,7 +524,7 @@ impl<T: Send + 'static> Unfuture<T> {
         discard(slot.replace_waker(None));
         let source = Arc::downgrade(&self.untyped().last_source());
         let work = self.cancel_on_drop();
-        let whole = try_spawn_with(origin, true, |itself| {
+        let whole = try_spawn(origin, true, |itself| {
             work.slot().observed_by(itself.clone());
             make(work, itself)
         });

@@ -16,7 +16,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use crate::ambient::try_spawn_with;
+use crate::ambient::try_spawn;
 use crate::error::{Error, Origin, discard, lock};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, Entrypoint, Wire, is_worker};
@@ -89,7 +89,7 @@ impl Limit {
         F::Output: Send + 'static,
     {
         let held = (future, self.0.permit(|permit| (permit, Start::Unasked)));
-        try_spawn_with(Location::caller(), false, |itself| async move {
+        try_spawn(Location::caller(), false, |itself| async move {
             let (future, permit) = held;
             poll_fn(|cx| permit.poll(cx)).await;
             if let Some(itself) = itself.upgrade() {

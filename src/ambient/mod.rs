@@ -45,8 +45,8 @@ use task::{Key, Spawned, Task, Tasks};
 use timer::{TimerEntry, Timers};
 
 pub use local::spawn_local;
+pub(crate) use task::try_spawn;
 pub use task::{spawn, spawn_now};
-pub(crate) use task::{try_spawn, try_spawn_with};
 pub use timer::{
     Interval, MissedTicks, Sleep, Timeout, YieldNow, interval, sleep, sleep_until, timeout,
     yield_now,

@@ -56,17 +56,9 @@ where
     Unfuture::of(task)
 }
 
-/// The same for a future that gives a `Result`, whose error becomes the task's.
-pub(crate) fn try_spawn<F, T>(origin: Origin, future: F) -> Unfuture<T>
-where
-    F: Future<Output = Result<T, Error>> + Send + 'static,
-    T: Send + 'static,
-{
-    try_spawn_with(origin, true, |_| future)
-}
-
-/// The same for a future that needs its own [`Work`], and may say itself when that work begins.
-pub(crate) fn try_spawn_with<M, F, T>(origin: Origin, begins: bool, make: M) -> Unfuture<T>
+/// The same for a future that gives a `Result`, whose error becomes the task's. The future is made from its own
+/// [`Work`], and may say itself when that work begins.
+pub(crate) fn try_spawn<M, F, T>(origin: Origin, begins: bool, make: M) -> Unfuture<T>
 where
     M: FnOnce(Weak<dyn Work>) -> F,
     F: Future<Output = Result<T, Error>> + Send + 'static,
