@@ -40,11 +40,8 @@ macro_rules! unsync {
     (@fn [$($kept:tt)*] #[cpu] $($rest:tt)*) => {
         $crate::unsync! { @cpu [$($kept)*] $($rest)* }
     };
-    (@fn [$($kept:tt)*] #[$($attribute:tt)*] $($rest:tt)*) => {
-        $crate::unsync! { @fn [$($kept)* #[$($attribute)*]] $($rest)* }
-    };
-    (@cpu [$($kept:tt)*] #[$($attribute:tt)*] $($rest:tt)*) => {
-        $crate::unsync! { @cpu [$($kept)* #[$($attribute)*]] $($rest)* }
+    (@$kind:ident [$($kept:tt)*] #[$($attribute:tt)*] $($rest:tt)*) => {
+        $crate::unsync! { @$kind [$($kept)* #[$($attribute)*]] $($rest)* }
     };
     (@fn [$($kept:tt)*] $visibility:vis async fn $name:ident
         ($($first:ident $($second:ident)? : $type:ty),* $(,)?) $(-> $output:ty)? $body:block
@@ -103,19 +100,11 @@ macro_rules! unsync {
     };
     // The first of several functions comes off whole, so the next is only one step deeper, not one step for
     // each attribute of the first. Every line of its docs is an attribute.
-    ($(#[$($attribute:tt)*])* $visibility:vis async fn $name:ident $arguments:tt
+    ($(#[$($attribute:tt)*])* $visibility:vis $($head:ident)+ ($($arguments:tt)*)
         $(-> $output:ty)? $body:block $($rest:tt)+
     ) => {
         $crate::unsync! {
-            @fn [] $(#[$($attribute)*])* $visibility async fn $name $arguments $(-> $output)? $body
-        }
-        $crate::unsync! { $($rest)+ }
-    };
-    ($(#[$($attribute:tt)*])* $visibility:vis fn $name:ident $arguments:tt
-        $(-> $output:ty)? $body:block $($rest:tt)+
-    ) => {
-        $crate::unsync! {
-            @fn [] $(#[$($attribute)*])* $visibility fn $name $arguments $(-> $output)? $body
+            @fn [] $(#[$($attribute)*])* $visibility $($head)+ ($($arguments)*) $(-> $output)? $body
         }
         $crate::unsync! { $($rest)+ }
     };
