@@ -253,19 +253,24 @@ fn start() -> bool {
 fn refused(error: &io::Error) {
     let mut state = lock(&STATE);
     state.counts.refused();
-    let stranded = match state.counts.threads > state.counts.blocked {
-        true => VecDeque::new(),
-        false => mem::take(&mut state.queue),
-    };
-    QUEUED.store(state.queue.len(), Ordering::Relaxed);
+    if state.counts.threads <= state.counts.blocked {
+        refuse_all(state, &|| {
+            let source = io::Error::new(error.kind(), error.to_string());
+            Error::os("no thread could be started for a thread job", source)
+        });
+    }
+}
+
+/// Fails all queued jobs.
+fn refuse_all(mut state: Guard, error: &dyn Fn() -> Error) {
+    let queue = mem::take(&mut state.queue);
+    QUEUED.store(0, Ordering::Relaxed);
     drop(state);
-    for Queued { job, .. } in stranded {
-        let source = io::Error::new(error.kind(), error.to_string());
-        let text = "no thread could be started for a thread job";
-        job.refuse(Error::os(text, source));
+    for Queued { job, .. } in queue {
+        job.refuse(error());
         discard(job);
     }
-    // There may be no other thread left to report it.
+    // There may be no thread left to report it.
     drop(report_idle(lock(&STATE)));
 }
 
@@ -435,13 +440,7 @@ fn when_idle(call: OnIdle) {
 fn close(call: OnIdle) {
     let mut state = lock(&STATE);
     state.closed = true;
-    let queue = mem::take(&mut state.queue);
-    QUEUED.store(0, Ordering::Relaxed);
-    drop(state);
-    when_idle(call);
+    state.when_idle.push(call);
     CLAIMED.notify_all();
-    for Queued { job, .. } in queue {
-        job.refuse(shut_down());
-        discard(job);
-    }
+    refuse_all(state, &shut_down);
 }
