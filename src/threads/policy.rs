@@ -133,20 +133,15 @@ impl Pace {
     /// many each time while jobs take long, none while they are short: more threads would only get in each
     /// other's way.
     pub(super) fn learn(&mut self, time: Duration, active: usize, finished: u64) -> usize {
-        let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
-        let spent = time.saturating_mul(count(active as u64));
-        if spent < LONG.saturating_mul(count(finished)) {
-            *self = Pace {
-                pause: PAUSE_MAX.min(self.pause * 2),
-                batch: 1,
-            };
+        let spent = time.as_nanos() * active as u128;
+        if spent < LONG.as_nanos() * u128::from(finished) {
+            self.pause = PAUSE_MAX.min(self.pause * 2);
+            self.batch = 1;
             return 0;
         }
         let batch = self.batch;
-        *self = Pace {
-            pause: LONG,
-            batch: batch.saturating_mul(2),
-        };
+        self.pause = LONG;
+        self.batch = batch.saturating_mul(2);
         batch
     }
 }
