@@ -45,8 +45,9 @@ use crate::unfuture::Unfuture;
 /// assert_eq!(count.result().unwrap(), 1);
 /// ```
 pub struct Pinned<V> {
-    /// The queue of calls, or why there is no thread.
-    queue: Result<Sender<Job<V>>, Error>,
+    queue: Sender<Job<V>>,
+    /// What calls get if there is no thread.
+    gone: Error,
     origin: Origin,
 }
 
@@ -76,10 +77,12 @@ impl<V: 'static> Pinned<V> {
             start_thread("pinned", Box::new(body))
                 .map_err(|error| Error::os("no thread could be started for a pinned value", error))
         });
+        let gone = started.err().unwrap_or_else(|| {
+            Error::new(ErrorKind::Abandoned, "the thread of a pinned value is gone")
+        });
         Pinned {
-            queue: started
-                .map(|_| queue)
-                .map_err(|error| error.started_at(origin)),
+            queue,
+            gone: gone.started_at(origin),
             origin,
         }
     }
@@ -115,14 +118,8 @@ impl<V: 'static> Pinned<V> {
             let job = Arc::clone(&work);
             current::run(job, move || work.run_with(|f| value.map(f)));
         });
-        match &self.queue {
-            Ok(queue) => {
-                if let Err(unsent) = queue.send(job) {
-                    let gone = "the thread of a pinned value is gone";
-                    (unsent.0)(Err(Error::new(ErrorKind::Abandoned, gone)));
-                }
-            }
-            Err(error) => job(Err(error.clone())),
+        if let Err(unsent) = self.queue.send(job) {
+            (unsent.0)(Err(self.gone.clone()));
         }
         Unfuture::of(call)
     }
