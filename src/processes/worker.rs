@@ -21,7 +21,7 @@ use std::panic::{self, PanicHookInfo};
 use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::Duration;
 
 use super::buffers;
@@ -237,21 +237,21 @@ struct Worker {
     config: WorkerConfig,
     /// Held while a frame is written, so that frames stay whole.
     writing: Mutex<()>,
-    /// The reading end of the link, while nobody reads.
-    incoming: Mutex<Option<Incoming>>,
-    /// The standby reader has put `incoming` back.
-    put_back: Condvar,
-    running: Mutex<Running>,
-    standby: OnceLock<Thread>,
+    state: Mutex<State>,
+    /// Wakes the standby reader when a call begins, or the executor when the link is put back. At most one of
+    /// them waits.
+    changed: Condvar,
 }
 
 /// What the executor is doing.
 #[derive(Default)]
-struct Running {
+struct State {
     /// The call that it runs, while it does not read the link. Zero while it reads.
     call: u64,
     /// Whether the parent wants that call to end by itself.
     is_cancelled: bool,
+    /// The reading end of the link, while nobody reads.
+    incoming: Option<Incoming>,
     /// Whether the standby reader sleeps until a call begins. Set by the standby reader.
     wakes_standby: bool,
 }
@@ -289,10 +289,14 @@ fn serve() -> ! {
         tx,
         config,
         writing: Mutex::new(()),
-        incoming: Mutex::new(None),
-        put_back: Condvar::new(),
-        running: Mutex::default(),
-        standby: OnceLock::new(),
+        state: Mutex::new(State {
+            incoming: Some(Incoming {
+                frames: FrameReader::new(usize::MAX),
+                source: rx,
+            }),
+            ..State::default()
+        }),
+        changed: Condvar::new(),
     });
     prefer_to_be_killed();
     let default = panic::take_hook();
@@ -303,10 +307,6 @@ fn serve() -> ! {
     let executor = thread::Builder::new()
         .name("unsync-call".into())
         .stack_size(config.stack_size);
-    *lock(&worker.incoming) = Some(Incoming {
-        frames: FrameReader::new(usize::MAX),
-        source: rx,
-    });
     let standby = thread::Builder::new().name("unsync-link".into());
     // The executor comes last: calls start with it.
     let standby = standby.spawn(|| worker.stand_by());
@@ -374,9 +374,9 @@ impl Worker {
             Kind::Call => return Some(frame),
             Kind::Rts => self.send(&frame::of(Kind::Cts, 0, &()), Some(reader)),
             Kind::Cancel => {
-                let mut running = lock(&self.running);
+                let mut state = lock(&self.state);
                 // A `Cancel` for a call that is over does not concern the running one.
-                running.is_cancelled |= running.call == call;
+                state.is_cancelled |= state.call == call;
             }
             Kind::Noop => {}
             _ => leave(None),
@@ -404,8 +404,6 @@ impl Worker {
             loop {
                 let (call, payload) = self.next(&mut outbox);
                 frame::plain(&mut outbox, Kind::Start, call);
-                // Before the parent learns that the call runs, and may want to end it.
-                self.begin(call);
                 self.send(&outbox, None);
                 outbox.clear();
                 self.run(call, payload, &mut outbox);
@@ -413,9 +411,9 @@ impl Worker {
         });
     }
 
-    /// The next call from the link.
+    /// The next call from the link, which runs from now on.
     fn next(&self, outbox: &mut Vec<u8>) -> (u64, Vec<u8>) {
-        let incoming = lock(&self.incoming).take();
+        let incoming = lock(&self.state).incoming.take();
         let mut incoming = incoming.unwrap_or_else(|| {
             self.finish(outbox, None);
             self.await_incoming()
@@ -427,9 +425,10 @@ impl Worker {
                 continue;
             };
             if let Some(frame) = self.accept(frame, &mut incoming.source) {
-                let call = (frame.call, frame.payload.into_owned());
-                *lock(&self.incoming) = Some(incoming);
-                return call;
+                let (call, payload) = (frame.call, frame.payload.into_owned());
+                // Before the parent learns that the call runs, and may want to end it.
+                self.begin(call, incoming);
+                return (call, payload);
             }
         }
     }
@@ -437,7 +436,7 @@ impl Worker {
     /// Sends the end of the last call: nothing follows that it could travel with.
     fn finish(&self, outbox: &mut Vec<u8>, reader: Option<&mut Rx>) {
         // Before the parent learns of the end: calls that it sends after that are not returned.
-        lock(&self.running).call = 0;
+        lock(&self.state).call = 0;
         if !outbox.is_empty() {
             self.send(outbox, reader);
             buffers::recycle(outbox);
@@ -446,61 +445,53 @@ impl Worker {
 
     /// Waits for the standby reader to put back the link, which it does when something has arrived.
     fn await_incoming(&self) -> Incoming {
-        let mut incoming = lock(&self.incoming);
+        let mut state = lock(&self.state);
         loop {
-            if let Some(incoming) = incoming.take() {
+            if let Some(incoming) = state.incoming.take() {
                 return incoming;
             }
-            let waited = self.put_back.wait(incoming);
-            incoming = waited.unwrap_or_else(PoisonError::into_inner);
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     /// The call that runs, or zero.
     fn running(&self) -> u64 {
-        lock(&self.running).call
+        lock(&self.state).call
     }
 
-    /// Notes that the executor runs a call, and cannot read the link from now on.
-    fn begin(&self, call: u64) {
-        let begun = Running {
+    /// Notes that the executor runs a call, and leaves the link to the standby reader meanwhile.
+    fn begin(&self, call: u64, incoming: Incoming) {
+        let begun = State {
             call,
-            ..Running::default()
+            incoming: Some(incoming),
+            ..State::default()
         };
-        let before = mem::replace(&mut *lock(&self.running), begun);
+        let before = mem::replace(&mut *lock(&self.state), begun);
         if before.wakes_standby {
-            if let Some(standby) = self.standby.get() {
-                standby.unpark();
-            }
+            self.changed.notify_one();
         }
     }
 
     /// The body of the thread that reads the link while the executor runs a slow call. As long as calls are
     /// quick, it only checks now and then whether they still are; while there are none, it sleeps.
     fn stand_by(&self) -> ! {
-        self.standby.get_or_init(thread::current);
+        let mut state = lock(&self.state);
         loop {
-            let before = self.running();
-            thread::park_timeout(self.config.slow);
-            let running = self.running();
-            if running != before {
+            let before = state.call;
+            let waited = self.changed.wait_timeout(state, self.config.slow);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if state.call != before {
                 continue;
             }
-            if running != 0 {
-                // If it is not there, the executor has just begun to read.
-                let incoming = lock(&self.incoming).take();
-                if let Some(incoming) = incoming {
-                    self.take_over(incoming);
-                }
-                continue;
-            }
-            let sleeps = {
-                let mut running = lock(&self.running);
-                running.wakes_standby = running.call == 0;
-                running.wakes_standby
-            };
-            if sleeps {
-                thread::park();
+            if before == 0 {
+                state.wakes_standby = true;
+                let slept = self.changed.wait_while(state, |state| state.wakes_standby);
+                state = slept.unwrap_or_else(PoisonError::into_inner);
+            } else if let Some(incoming) = state.incoming.take() {
+                drop(state);
+                self.take_over(incoming);
+                state = lock(&self.state);
             }
         }
     }
@@ -525,8 +516,8 @@ impl Worker {
             }
             self.fill(&mut incoming);
         }
-        *lock(&self.incoming) = Some(incoming);
-        self.put_back.notify_one();
+        lock(&self.state).incoming = Some(incoming);
+        self.changed.notify_one();
     }
 
     /// Reports a panic to the parent from inside the panic hook, so that it arrives even if the process ends.
@@ -594,8 +585,8 @@ struct RunningCall;
 impl current::Job for RunningCall {
     fn is_cancelled(&self) -> bool {
         WORKER.get().is_some_and(|worker| {
-            let running = lock(&worker.running);
-            running.call != 0 && running.is_cancelled
+            let state = lock(&worker.state);
+            state.call != 0 && state.is_cancelled
         })
     }
 }
