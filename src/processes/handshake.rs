@@ -176,7 +176,7 @@ fn invite(
     while let Err(RecvTimeoutError::Timeout) = ready.recv_timeout(PAUSE_MAX) {
         check()?;
     }
-    let (listener, port) = Listener::open(path)?;
+    let (listener, port) = transport::listen(path)?;
     let handshake = Handshake {
         port,
         child: token(),
@@ -211,7 +211,7 @@ fn accept(
 ) -> Result<Socket, SpawnError> {
     let started = Instant::now();
     loop {
-        match listener.accept() {
+        match listener() {
             Ok(socket) if greet(&socket, handshake).is_ok() => return Ok(socket),
             // A stranger, or the child has died, which `check` notices.
             Ok(_) => {}

@@ -220,52 +220,38 @@ fn undelayed(stream: TcpStream) -> Socket {
     stream
 }
 
-/// A listener that does not block.
-pub(super) enum Listener {
-    #[cfg(unix)]
-    Unix(UnixListener),
-    Tcp(TcpListener),
+/// Accepts a connection when called, or fails with `WouldBlock` if none waits. The socket may be non-blocking.
+pub(super) type Listener = Box<dyn Fn() -> io::Result<Socket>>;
+
+/// Listens at this path, or else at a loopback port, which it returns.
+pub(super) fn listen(path: &Path) -> io::Result<(Listener, Option<u16>)> {
+    let refused = match listen_unix(path) {
+        Ok(accept) => return Ok((accept, None)),
+        Err(error) => of(&path.display(), error),
+    };
+    let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    let listener = TcpListener::bind(loopback).map_err(|error| {
+        io::Error::new(error.kind(), format!("`{loopback}`: {error}; {refused}"))
+    })?;
+    listener.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port();
+    let accept = move || Ok(undelayed(listener.accept()?.0));
+    Ok((Box::new(accept), Some(port)))
 }
 
-impl Listener {
-    /// Listens at this path, or else at a loopback port, which it returns.
-    pub(super) fn open(path: &Path) -> io::Result<(Listener, Option<u16>)> {
-        let refused = match Listener::open_unix(path) {
-            Ok(listener) => return Ok((listener, None)),
-            Err(error) => of(&path.display(), error),
-        };
-        let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
-        let listener = TcpListener::bind(loopback).map_err(|error| {
-            io::Error::new(error.kind(), format!("`{loopback}`: {error}; {refused}"))
-        })?;
-        listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
-        Ok((Listener::Tcp(listener), Some(port)))
-    }
+#[cfg(unix)]
+fn listen_unix(path: &Path) -> io::Result<Listener> {
+    use std::os::unix::fs::DirBuilderExt;
+    let directory = path.parent().ok_or(io::ErrorKind::Unsupported)?;
+    fs::DirBuilder::new().mode(0o700).create(directory)?;
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(Box::new(move || Ok(listener.accept()?.0)))
+}
 
-    #[cfg(unix)]
-    fn open_unix(path: &Path) -> io::Result<Listener> {
-        use std::os::unix::fs::DirBuilderExt;
-        let directory = path.parent().ok_or(io::ErrorKind::Unsupported)?;
-        fs::DirBuilder::new().mode(0o700).create(directory)?;
-        let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
-        Ok(Listener::Unix(listener))
-    }
-
-    #[cfg(not(unix))]
-    fn open_unix(_: &Path) -> io::Result<Listener> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// Fails with `WouldBlock` if no connection waits. The socket may be non-blocking.
-    pub(super) fn accept(&self) -> io::Result<Socket> {
-        match self {
-            #[cfg(unix)]
-            Listener::Unix(listener) => Ok(listener.accept()?.0),
-            Listener::Tcp(listener) => Ok(undelayed(listener.accept()?.0)),
-        }
-    }
+#[cfg(not(unix))]
+fn listen_unix(_: &Path) -> io::Result<Listener> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// The error with the name of its object in front.
