@@ -330,10 +330,8 @@ pub(super) struct Printed(Mutex<Vec<u8>>);
 const KEPT: usize = 32 << 10;
 /// How much is quoted of each, in whole lines.
 const QUOTED: usize = 1024;
-/// How much is quoted of one line.
-const LINE: usize = 512;
 /// Stands for what is left out.
-const OMITTED: &str = "[...]";
+const OMITTED: &str = "\n[...]\n";
 
 impl Printed {
     pub(super) fn add(&self, bytes: &[u8]) {
@@ -341,7 +339,7 @@ impl Printed {
         text.extend(bytes);
         let end = text.len().saturating_sub(KEPT);
         if end > KEPT {
-            text.splice(KEPT..end, format!("\n{OMITTED}\n").into_bytes());
+            text.splice(KEPT..end, OMITTED.bytes());
         }
     }
 
@@ -359,28 +357,16 @@ fn excerpt(text: &str) -> String {
         in_backtrace = is_backtrace(line, in_backtrace);
         !in_backtrace
     };
-    let clipped = |line: &str| match clip(line, LINE) {
-        start if start.len() < line.len() => format!("{start}..."),
-        line => line.trim_end().to_owned(),
-    };
-    let lines = text.trim().lines().filter(is_quoted).map(clipped);
-    let mut lines: Vec<String> = lines.collect();
-    let first = quotable(&mut lines.iter());
-    let last = lines.len() - quotable(&mut lines.iter().rev());
-    if first < last {
-        lines.splice(first..last, [OMITTED.to_owned()]);
+    let lines: Vec<&str> = text.trim().lines().filter(is_quoted).collect();
+    let text = lines.join("\n");
+    if text.len() <= 2 * QUOTED {
+        return text;
     }
-    lines.join("\n")
-}
-
-/// How many of these lines are quoted.
-fn quotable<'a>(lines: impl Iterator<Item = &'a String>) -> usize {
-    let mut bytes = 0;
-    let fits = |line: &&String| {
-        bytes += line.len() + 1;
-        bytes <= QUOTED
-    };
-    lines.take_while(fits).count()
+    let first = clip(&text, QUOTED);
+    let last = &text[clip(&text, text.len() - QUOTED).len()..];
+    let first = first.rsplit_once('\n').map_or(first, |(whole, _)| whole);
+    let last = last.split_once('\n').map_or(last, |(_, whole)| whole);
+    [first, last].join(OMITTED)
 }
 
 /// Whether this is a line of a backtrace as the standard library prints it.
