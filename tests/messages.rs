@@ -237,32 +237,18 @@ fn macros_say_what_to_write() {
     assert!(compiles, "{said}");
     let (compiles, said) = compile("forms", WRONG).unwrap();
     assert!(!compiles, "{said}");
-    let structs = "unsync::wire!(struct Tile { first, second });";
+    let forms = "as in `unsync::wire!(struct Name { first, second });` or \
+                 `unsync::wire!(enum Name { Empty, Pair(first, second) });`";
     let advice = [
-        ("unsync::wire!(pub struct Tile { x })", structs),
-        ("unsync::wire!(struct Tile { x: u32 })", structs),
-        ("unsync::wire!(pub struct Tile { pub", structs),
-        (
-            "unsync::wire!(pub(crate)",
-            "wire!(struct Metres { first, second });",
-        ),
-        (
-            "unsync::wire!(#[derive",
-            "wire!(struct Empty { first, second });",
-        ),
+        ("unsync::wire!(pub struct Tile { x })", forms),
+        ("unsync::wire!(struct Tile { x: u32 })", forms),
+        ("unsync::wire!(pub struct Tile { pub", forms),
+        ("unsync::wire!(pub(crate)", forms),
+        ("unsync::wire!(#[derive", forms),
         ("unsync::wire!(struct Kept<'a>", "no lifetimes"),
-        (
-            "unsync::wire!(pub enum",
-            "wire!(enum Shape { Empty, Pair(first, second) });",
-        ),
-        (
-            "unsync::wire!(enum",
-            "wire!(enum Shape { Empty, Pair(first, second) });",
-        ),
-        (
-            "unsync::wire!(Tile)",
-            "wire!(struct Name { first, second });",
-        ),
+        ("unsync::wire!(pub enum", forms),
+        ("unsync::wire!(enum", forms),
+        ("unsync::wire!(Tile)", forms),
         (
             "unsync::cpu!(|n| n",
             "`cpu!(|n: u64| -> u64 { n * 2 }, 21)`",

@@ -446,27 +446,12 @@ macro_rules! wire {
             }
         };
     };
-    ($(#[$($attribute:tt)*])* $visibility:vis struct $Name:ident $($rest:tt)*) => {
-        $crate::__not_wire! { struct $Name { first, second } }
-    };
-    ($(#[$($attribute:tt)*])* $visibility:vis enum $Name:ident $($rest:tt)*) => {
-        $crate::__not_wire! { enum $Name { Empty, Pair(first, second) } }
-    };
     ($($rest:tt)*) => {
-        $crate::__not_wire! { struct Name { first, second } }
-    };
-}
-
-/// The error of `wire!` for a form that it does not know.
-#[doc(hidden)]
-#[macro_export]
-macro_rules! __not_wire {
-    ($($form:tt)*) => {
-        ::core::compile_error!(::core::concat!(
+        ::core::compile_error!(
             "`wire!` describes a type that is defined beside it, by the names of its fields alone: \
-             no `pub`, no attributes, no types, no lifetimes or bounds, as in `unsync::wire!(",
-            ::core::stringify!($($form)*),
-            ");`"
-        ));
+             no `pub`, no attributes, no types, no lifetimes or bounds, as in \
+             `unsync::wire!(struct Name { first, second });` or \
+             `unsync::wire!(enum Name { Empty, Pair(first, second) });`"
+        );
     };
 }
