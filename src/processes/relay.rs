@@ -351,9 +351,5 @@ impl Relay {
 
 /// A frame that ends a line.
 fn newline(kind: Kind) -> Vec<u8> {
-    let mut frame = Vec::new();
-    let start = frame::begin(&mut frame, kind, 0);
-    frame.push(b'\n');
-    frame::end(&mut frame, start);
-    frame
+    frame::of(kind, 0, &b'\n')
 }

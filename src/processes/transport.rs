@@ -272,18 +272,15 @@ pub(super) fn program() -> io::Result<PathBuf> {
 
 /// A command that starts this program.
 pub(super) fn command() -> io::Result<Command> {
-    Ok(named(Command::new(program()?)))
-}
-
-/// Passes the name of the program as the first argument, which the list of processes shows.
-fn named(command: Command) -> Command {
+    let command = Command::new(program()?);
     #[cfg(unix)]
     if let Some(name) = env::args_os().next() {
+        // The list of processes shows it.
         let mut command = command;
         std::os::unix::process::CommandExt::arg0(&mut command, name);
-        return command;
+        return Ok(command);
     }
-    command
+    Ok(command)
 }
 
 /// The same executable under a name that is valid in other processes too, for a command that wraps it.

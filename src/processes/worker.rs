@@ -571,11 +571,7 @@ impl Worker {
                 (Ending::Panicked, message)
             }
         };
-        outbox.clear();
-        frame::begin(outbox, Kind::Done, call);
-        outbox.push(ending as u8);
-        message.encode(outbox);
-        frame::end(outbox, start);
+        *outbox = frame::of(Kind::Done, call, &(ending as u8, message));
     }
 }
 
