@@ -2,13 +2,14 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use crate::scenario::{Gate, file, is_dead, program, signal, until, wait_at, wait_within};
+use crate::scenario::{Gate, file, freeze, is_dead, program, signal, until, wait_at, wait_within};
 use crate::*;
 
 plays! {
     programs: [delay, leave_calls]
     prints_appear_on_standard_error;
     worker_is_killed;
+    worker_is_killed_while_it_sends;
     worker_exits;
     relay_is_killed;
     launcher_is_killed;
@@ -40,7 +41,13 @@ fn leave_a_child() -> u32 {
     sleep.stderr(Stdio::null()).spawn().unwrap().id()
 }
 
-unsync::register!(stay, leave_a_child);
+/// In a call: the same, and returns more than any pipe or socket holds.
+fn fill(gate: String) -> Vec<u8> {
+    drop(wait_at(&gate));
+    vec![7; 32 << 20]
+}
+
+unsync::register!(stay, fill, leave_a_child);
 
 fn prints_appear_on_standard_error() {
     install(only(1, PLAIN));
@@ -74,6 +81,24 @@ fn worker_is_killed() {
     for (n, sum) in behind.into_iter().enumerate() {
         assert_eq!(sum.result().unwrap(), n as u64 + 1, "it had not begun");
     }
+}
+
+/// Half a frame arrives, and how the worker ended is known nevertheless.
+fn worker_is_killed_while_it_sends() {
+    install(only(1, PLAIN));
+    let gate = Gate::new();
+    let call = cpu(fill, (gate.path(),));
+    let guest = gate.guest();
+    let (worker, relay) = (guest.process, parent_of(guest.process));
+    freeze(relay);
+    guest.leave();
+    // The worker is in the middle of its write then.
+    thread::sleep(Duration::from_millis(500));
+    signal("KILL", worker);
+    signal("CONT", relay);
+    let error = assert_lost(call.result(), &["`fill` lost its", "SIGKILL"]);
+    assert_eq!(error.worker_exit().unwrap().signal(), Some(9));
+    assert_works(10);
 }
 
 fn worker_exits() {
