@@ -12,37 +12,21 @@ pub(super) fn beside(type_name: &str) -> Option<String> {
         return None;
     }
     let own = crate_of(type_name);
-    let (mut written, mut rest) = (String::new(), type_name);
-    // In `<Type as Trait>::method` the part in brackets belongs to the name.
-    let (mut depth, mut depth_of_name) = (0, usize::from(type_name.starts_with('<')));
-    while let Some(next) = rest.chars().next() {
-        let length = rest.find(|c| !is_in_path(c)).unwrap_or(rest.len());
-        if length > 0 {
-            let (path, after) = rest.split_at(length);
-            rest = after;
-            match path.strip_suffix("::{{constructor}}").unwrap_or(path) {
-                // `core::num::<impl u32>::pow`
-                "impl" => rest = rest.trim_start(),
-                path if path.ends_with("::") => {}
-                path => written += &shorten(path, depth <= depth_of_name, own),
-            }
-            continue;
+    let mut written = String::new();
+    // Each piece is a path, or a part of one behind a `>`, and the character after it.
+    for piece in type_name.split_inclusive(|c| !is_in_path(c)) {
+        let path = piece.trim_end_matches(|c| !is_in_path(c));
+        let is_name = written.is_empty() || path.starts_with(':');
+        match path.strip_suffix("::{{constructor}}").unwrap_or(path) {
+            // `core::num::<impl u32>::pow`
+            "impl" => continue,
+            path if path.ends_with("::") => {}
+            path => written += &shorten(path, is_name, own),
         }
-        match next {
-            '<' => {
-                if depth == 0 && !written.is_empty() {
-                    written += "::";
-                }
-                depth += 1;
-            }
-            '>' if !written.ends_with('-') => {
-                depth -= 1;
-                depth_of_name = depth_of_name.min(depth);
-            }
-            _ => {}
+        if is_name && !written.is_empty() && piece.ends_with('<') {
+            written += "::";
         }
-        written.push(next);
-        rest = &rest[next.len_utf8()..];
+        written += &piece[path.len()..];
     }
     Some(written)
 }
@@ -63,8 +47,8 @@ fn crate_of(type_name: &str) -> &str {
         .unwrap_or_default()
 }
 
-/// Shortens the path of a type or function for use beside the function. What belongs to the function's name
-/// is in scope there by its last part; the types of its generic arguments may not be.
+/// Shortens the path of a type or function for use beside the function. The name of the function is in scope
+/// there by its last part, and so is the type that it is a method of. Other types may not be.
 fn shorten(path: &str, is_name: bool, own: &str) -> String {
     let mut parts: Vec<&str> = path.split("::").collect();
     let is_type = |part: &&str| part.starts_with(char::is_uppercase);
