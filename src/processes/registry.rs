@@ -50,9 +50,6 @@ macro_rules! entrypoints {
             F: Fn($($argument),*) -> R + Copy + Send + Sync + 'static,
             R: Wire,
         {
-            fn serve(self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
-                serve(self, payload, limit, output)
-            }
         }
     };
     () => {
@@ -98,27 +95,20 @@ pub(crate) const fn assert_captures_nothing<F>() {
 pub trait Serve<A>: Entrypoint<A> {
     /// Decodes the arguments, which follow the id of the function, calls the function and appends its result,
     /// which may take up to `limit` bytes.
-    fn serve(self, payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>;
-}
-
-fn serve<F, A>(
-    function: F,
-    mut payload: Vec<u8>,
-    limit: usize,
-    output: &mut Vec<u8>,
-) -> Result<(), Error>
-where
-    F: Entrypoint<A, Output: Wire>,
-    A: Wire,
-{
-    const { assert_captures_nothing::<F>() }
-    // The program's own `decode` may have given the error any kind.
-    let arguments = A::decode(&mut &payload[size_of::<u64>()..])
-        .map_err(|error| Error::new(ErrorKind::Codec, error.to_string()))?;
-    buffers::recycle(&mut payload);
-    let value = function.call(arguments);
-    buffers::enlarge(output);
-    encode_within(limit, &value, output).map_err(|text| Error::new(ErrorKind::TooLarge, text))
+    fn serve(self, mut payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error>
+    where
+        Self: Entrypoint<A, Output: Wire>,
+        A: Wire,
+    {
+        const { assert_captures_nothing::<Self>() }
+        // The program's own `decode` may have given the error any kind.
+        let arguments = A::decode(&mut &payload[size_of::<u64>()..])
+            .map_err(|error| Error::new(ErrorKind::Codec, error.to_string()))?;
+        buffers::recycle(&mut payload);
+        let value = self.call(arguments);
+        buffers::enlarge(output);
+        encode_within(limit, &value, output).map_err(|text| Error::new(ErrorKind::TooLarge, text))
+    }
 }
 
 type ServeFn = fn(Vec<u8>, usize, &mut Vec<u8>) -> Result<(), Error>;
