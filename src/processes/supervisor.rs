@@ -30,7 +30,6 @@ use super::{CallHandle, Pool, Request, apply, checked_settings, pool, update};
 use crate::config::{Host, stack_size, start_deep_thread};
 use crate::current::Current;
 use crate::error::{Error, discard, lock, wall};
-use crate::progress::Progress;
 
 // ----------------------------------------------------------------------------------- the supervisor
 
@@ -391,15 +390,11 @@ const CONTROL_BYTES: usize = 1 << 20;
 /// Events for the scheduler, with the payload of each `Done`.
 type News<'a> = Vec<(Heard, Cow<'a, [u8]>)>;
 
-/// The call that reported progress last: most reports are one of many.
-type Reporting = Option<(u64, Arc<Progress>)>;
-
 /// Reads the link of a worker until it ends. Returns the reason if the worker cannot serve.
 fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
     let settings = checked_settings();
     let limit = settings.frame_bytes_max.max(CONTROL_BYTES);
     let mut reader = FrameReader::new(limit.saturating_add(frame::HEADER));
-    let mut reporting = None;
     loop {
         match reader.fill(&mut source) {
             Ok(true) => {}
@@ -422,9 +417,8 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
         // The scheduler gets everything that has arrived in one go.
         let mut news = News::new();
         let mut frames = iter::from_fn(|| reader.pop());
-        let end = frames.find_map(|frame| {
-            accept(process, frame, &mut source, &mut reporting, &mut news).transpose()
-        });
+        let end =
+            frames.find_map(|frame| accept(process, frame, &mut source, &mut news).transpose());
         advance(process, news);
         if let Some(end) = end {
             return end.map(Some);
@@ -437,7 +431,6 @@ fn accept<'a>(
     process: &Process,
     frame: Frame<'a>,
     source: &mut Rx,
-    reporting: &mut Reporting,
     news: &mut News<'a>,
 ) -> io::Result<Option<Error>> {
     let Frame {
@@ -460,11 +453,8 @@ fn accept<'a>(
             news.push((Heard::ClearToSend, Cow::default()));
         }
         Kind::Progress => {
-            if reporting.as_ref().is_none_or(|(id, _)| *id != call) {
-                let progress = find().and_then(|found| found.request().progress());
-                *reporting = progress.map(|progress| (call, progress));
-            }
-            if let (Ok(kind), Some((_, progress))) = (u64::decode(&mut bytes), reporting) {
+            let progress = find().and_then(|found| found.request().progress());
+            if let (Ok(kind), Some(progress)) = (u64::decode(&mut bytes), progress) {
                 progress.say(kind, bytes);
             }
         }
