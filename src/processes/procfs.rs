@@ -1,7 +1,6 @@
 //! What is known of processes on Linux only, from `/proc`. Elsewhere every answer is "unknown".
 
 use std::fs;
-use std::path::PathBuf;
 use std::process;
 
 /// The name of this process in `top`, `pgrep` and the kernel log.
@@ -19,23 +18,6 @@ pub(super) fn set_name(name: &[u8]) {
         // If this fails, the process has another name and works just as well.
         let _ = fs::write(NAME, name);
     }
-}
-
-/// The executable of this process and the file that this code is in, if they differ: under a loader that was
-/// started directly, or in a library that another program has loaded.
-pub(super) fn loader() -> Option<(PathBuf, PathBuf)> {
-    let executable = fs::read_link("/proc/self/exe").ok()?;
-    let maps = fs::read_to_string("/proc/self/maps").ok()?;
-    let here = loader as *const () as usize;
-    let file = maps.lines().find_map(|line| {
-        let (start, rest) = line.split_once('-')?;
-        let (end, rest) = rest.split_once(' ')?;
-        let [start, end] = [start, end].map(|address| usize::from_str_radix(address, 16));
-        let holds = (start.ok()?..end.ok()?).contains(&here);
-        let path = &rest[rest.find('/')?..];
-        holds.then(|| PathBuf::from(path))
-    })?;
-    (file != executable).then_some((executable, file))
 }
 
 /// Whether a child of this process has ended, without reaping it. Unknown if the child was reaped.

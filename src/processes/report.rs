@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use super::Request;
 use super::handshake::SpawnError;
-use super::procfs;
 use super::scheduler::{DEATHS, Outcome};
 use super::transport;
 use super::worker::{Ending, PanicReport, Setup, TEST_MARK, clip, setup};
@@ -117,22 +116,15 @@ pub(super) fn refused(
     let tail = output.map_or("", Output::tail);
     // A worker that has said what is wrong needs no hint.
     let hint = match host.is_some() || tail.contains("unsync: ") {
-        true => String::new(),
+        true => "",
         false => hint(status, tail),
     };
     Error::new(ErrorKind::WorkerLost, format!("{hint}{what}{tail}")).exited(status)
 }
 
 /// The most likely cause if the process never became a worker, as the beginning of a sentence.
-fn hint(status: Option<ExitStatus>, tail: &str) -> String {
-    if let Some((executable, program)) = procfs::loader() {
-        let (executable, program) = (executable.display(), program.display());
-        return format!(
-            "the executable of this process is `{executable}`, which has loaded `{program}` and \
-             cannot become a worker process: "
-        );
-    }
-    let question = match (status.map(|status| status.code()), setup()) {
+fn hint(status: Option<ExitStatus>, tail: &str) -> &'static str {
+    match (status.map(|status| status.code()), setup()) {
         // A signal ended it, or a shell could not start it: what `main` does is not the cause.
         (Some(None | Some(126 | 127)), _) => "",
         (_, Some(Setup::Test(_))) => {
@@ -143,8 +135,7 @@ fn hint(status: Option<ExitStatus>, tail: &str) -> String {
             "is there a `unsync::test_worker!()` in this test binary? "
         }
         _ => "does `main` call `unsync::init()` first? ",
-    };
-    question.into()
+    }
 }
 
 // ---------------------------------------------------------------------------------------- the end

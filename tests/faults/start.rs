@@ -27,7 +27,7 @@ scenarios! {
     without_relay
     programs: [
         delete_itself, delete_itself_under_a_wrapper, replace_itself, replace_itself_under_a_wrapper,
-        run_out_of_processes, be_loaded, have_no_proc, leave_no_thread_to_workers,
+        run_out_of_processes, have_no_proc, leave_no_thread_to_workers,
     ]
     n39_exe_deleted;
     n39_exe_deleted_under_a_wrapper;
@@ -37,7 +37,6 @@ scenarios! {
     n41_exe_not_executable;
     n41_exe_of_no_known_format;
     n41_exe_missing_for_a_while;
-    exe_that_only_loads_the_program;
     exe_without_proc;
     n42_cwd_missing;
     n42_cwd_of_the_parent_deleted;
@@ -197,37 +196,6 @@ fn n41_exe_missing_for_a_while() {
     for call in calls {
         call.result().unwrap();
     }
-}
-
-/// The executable is then the loader, which knows nothing about workers.
-fn be_loaded() {
-    install(workers(1));
-    let program = file("copy");
-    let loader = fs::read_link("/proc/self/exe").unwrap();
-    for _ in 0..2 {
-        let error = assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
-        let what = format!(
-            "`pid` cannot run: the executable of this process is `{}`, which has loaded `{program}`",
-            loader.display()
-        );
-        assert_says(&error, &[&what]);
-        assert!(!error.to_string().contains("unsync::"), "{error}");
-    }
-}
-
-fn exe_that_only_loads_the_program() {
-    let copy = file("copy");
-    fs::copy(env::current_exe().unwrap(), &copy).unwrap();
-    let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let mut mapped = maps
-        .lines()
-        .filter_map(|line| Some(&line[line.find('/')?..]));
-    let loader = mapped.find(|path| path.contains("/ld-"));
-    let program = program_at(Path::new(&copy), "be_loaded");
-    let loader = loader.expect("the loader of a program that is linked dynamically");
-    let mut program = started_by(&[loader], &program).spawn().unwrap();
-    let status = wait_within(&mut program, SOON).expect("the program ends");
-    assert!(status.success(), "{status}");
 }
 
 fn have_no_proc() {
