@@ -96,10 +96,9 @@ where
     let started = if is_worker() {
         processes::nested(entrypoint, args).map(|call| try_thread(origin, call))
     } else {
-        processes::prepare(origin, entrypoint, args).map(|prepared| {
-            let call = prepared.unfuture();
-            prepared.submit();
-            call
+        processes::prepare(origin, entrypoint, args).map(|(unfuture, call)| {
+            processes::submit(call);
+            unfuture
         })
     };
     started.unwrap_or_else(|error| Unfuture::failed(error.started_at(origin)))

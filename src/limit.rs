@@ -144,11 +144,10 @@ impl Limit {
         let limited = if is_worker() {
             processes::nested(entrypoint, args).map(|call| self.job(origin, call))
         } else {
-            processes::prepare(origin, entrypoint, args).map(|prepared| {
-                let call = prepared.unfuture();
+            processes::prepare(origin, entrypoint, args).map(|(unfuture, call)| {
                 self.0.permit(|permit| {
-                    prepared.hold(Box::new(permit));
-                    (call, Start::Call(Box::new(|| prepared.submit())))
+                    call.request().hold(Box::new(permit));
+                    (unfuture, Start::Call(Box::new(|| processes::submit(call))))
                 })
             })
         };

@@ -263,13 +263,13 @@ fn close(call: OnIdle) {
 // --------------------------------------------------------------------------------------- the calls
 
 /// What the `Unfuture` of a call holds.
-pub(crate) struct Call<T> {
+struct Call<T> {
     slot: Slot<Option<T>>,
     request: Request,
 }
 
 /// The part of a call that does not depend on the type of its result.
-struct Request {
+pub(crate) struct Request {
     id: u64,
     name: &'static str,
     made: Instant,
@@ -293,18 +293,23 @@ struct Parts {
 }
 
 /// What a call holds until just before its outcome is seen.
-pub(crate) type Held = Box<dyn Send>;
+type Held = Box<dyn Send>;
 
 /// A call without the type of its result.
-type CallHandle = Arc<dyn AnyCall>;
+pub(crate) type CallHandle = Arc<dyn AnyCall>;
 
-trait AnyCall: Work {
+pub(crate) trait AnyCall: Work {
     fn request(&self) -> &Request;
     /// Resolves the call from the payload of its `Done`, or with an error.
     fn resolve(&self, payload: Result<&[u8], Error>);
 }
 
 impl Request {
+    /// Keeps `held` until just before the outcome of the call is seen.
+    pub(crate) fn hold(&self, held: Held) {
+        self.parts().held = Some(held);
+    }
+
     fn parts(&self) -> MutexGuard<'_, Parts> {
         lock(&self.parts)
     }
@@ -362,19 +367,19 @@ impl Request {
     }
 }
 
-/// Makes a call to a worker process, without queueing it yet.
+/// Makes a call to a worker process, which is to be [submitted](submit).
 pub(crate) fn prepare<F, A>(
     origin: Origin,
     _: F,
     arguments: A,
-) -> Result<Arc<Call<F::Output>>, Error>
+) -> Result<(Unfuture<F::Output>, CallHandle), Error>
 where
     F: Entrypoint<A>,
     A: Wire,
     F::Output: Wire + Send + 'static,
 {
     let (id, name, frame) = encode::<F, A>(&arguments)?;
-    Ok(Arc::new(Call {
+    let call = Arc::new(Call {
         slot: Slot::new(origin),
         request: Request {
             id,
@@ -386,25 +391,11 @@ where
                 ..Parts::default()
             }),
         },
-    }))
+    });
+    Ok((Unfuture::of(call.clone()), call))
 }
 
-impl<T: Wire + Send + 'static> Call<T> {
-    pub(crate) fn unfuture(self: &Arc<Self>) -> Unfuture<T> {
-        Unfuture::of(self.clone())
-    }
-
-    /// Keeps `held` until just before the outcome of the call is seen.
-    pub(crate) fn hold(&self, held: Held) {
-        self.request.parts().held = Some(held);
-    }
-
-    pub(crate) fn submit(self: Arc<Self>) {
-        submit(self);
-    }
-}
-
-fn submit(call: CallHandle) {
+pub(crate) fn submit(call: CallHandle) {
     let (id, bytes) = (call.request().id, call.request().parts().frame.len());
     update(|pool, _| {
         // If the call is already stopped, `stop` does not find it in the pool and resolves it.
@@ -579,7 +570,8 @@ mod tests {
                 parts: Mutex::default(),
             },
         });
-        call.hold(Box::new(Watch(Arc::clone(&call), &WAS_FREE)));
+        call.request
+            .hold(Box::new(Watch(Arc::clone(&call), &WAS_FREE)));
         call.resolve(Err(Reason::Cancelled.error("it")));
         assert!(WAS_FREE.load(Ordering::SeqCst));
     }

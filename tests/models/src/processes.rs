@@ -15,15 +15,21 @@ pub trait Entrypoint<A>: Copy + Send + Sync + 'static {
     type Output;
 }
 
-pub(crate) struct Call<T>(fn() -> T);
+pub(crate) struct Request;
 
-impl<T: Send + 'static> Call<T> {
-    pub(crate) fn unfuture(self: &Arc<Self>) -> Unfuture<T> {
-        unreachable!("the models have no process pool")
-    }
+pub(crate) struct Call;
+
+impl Request {
     pub(crate) fn hold(&self, _: Box<dyn std::any::Any + Send>) {}
-    pub(crate) fn submit(self: Arc<Self>) {}
 }
+
+impl Call {
+    pub(crate) fn request(&self) -> &Request {
+        &Request
+    }
+}
+
+pub(crate) fn submit(_: Arc<Call>) {}
 
 pub(crate) fn is_worker() -> bool {
     false
@@ -39,6 +45,6 @@ pub(crate) fn prepare<F: Entrypoint<A>, A>(
     _: crate::error::Origin,
     _: F,
     _: A,
-) -> Result<Arc<Call<F::Output>>, Error> {
+) -> Result<(Unfuture<F::Output>, Arc<Call>), Error> {
     unreachable!("the models have no process pool")
 }
