@@ -97,7 +97,7 @@ where
     let body: Body = Box::pin(Some(future));
     // The task counts as queued, so no wake is lost: the ambient thread polls it again in any case.
     let waker = Waker::from(Arc::clone(&task));
-    if let Polled::Pending(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
+    if let Some(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
         launch(body, task.clone());
     }
     Unfuture::of(task)
@@ -193,7 +193,7 @@ impl Task {
 
     /// Resolves the task with the output of its future, or with the panic, unless the task was stopped before
     /// that.
-    fn finish(&self, panic: Option<Payload>, output: &mut dyn Any, spent: Spent) -> Polled {
+    fn finish(&self, panic: Option<Payload>, output: &mut dyn Any, spent: Spent) {
         let (mut spent, mut error) = (Some(spent), None);
         if let Some(payload) = panic {
             // If this drop panics too, the first panic is still the cause.
@@ -204,10 +204,8 @@ impl Task {
             |value: &mut (dyn Value + 'static), wanted| error.or_else(|| value.put(output, wanted));
         if self.fate.end() {
             self.slot.resolve(spent, put);
-            Polled::Ended
         } else {
             self.slot.reject(put);
-            Polled::Stopped
         }
     }
 
@@ -284,17 +282,8 @@ impl<T: Send + 'static> Output<T> for Task<Option<T>> {
 /// It is kept as `Pin<Box<Option<F>>>`, so that it can be dropped in place without unsafe code, while the
 /// allocation goes back with the value to the thread that made it.
 pub(super) trait Step: Send {
-    /// Polls once. If the future is ready, its value goes to the task's slot.
-    fn step(self: Pin<Box<Self>>, task: &Task, cx: &mut Context<'_>) -> Polled;
-}
-
-/// What one poll made of a future.
-pub(super) enum Polled {
-    Pending(Body),
-    /// The task is resolved.
-    Ended,
-    /// The task was stopped meanwhile. The message that resolves it is on its way.
-    Stopped,
+    /// Polls once; returns the future if it is not ready. Otherwise its value goes to the task's slot.
+    fn step(self: Pin<Box<Self>>, task: &Task, cx: &mut Context<'_>) -> Option<Body>;
 }
 
 const CULPRIT: &str = "async task";
@@ -304,7 +293,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn step(mut self: Pin<Box<Self>>, task: &Task, cx: &mut Context<'_>) -> Polled {
+    fn step(mut self: Pin<Box<Self>>, task: &Task, cx: &mut Context<'_>) -> Option<Body> {
         let mut output = None;
         let polled = wall(|| {
             let future = self.as_mut().as_pin_mut();
@@ -315,14 +304,14 @@ where
             }
         });
         if polled.is_ok() && output.is_none() {
-            return Polled::Pending(self);
+            return Some(self);
         }
         if polled.is_err() {
             discard(output.take());
         }
-        let polled = task.finish(polled.err(), &mut output, self);
+        task.finish(polled.err(), &mut output, self);
         discard(output);
-        polled
+        None
     }
 }
 
@@ -437,14 +426,15 @@ impl Tasks {
             .as_ref()
             .map(|stalls| stalls.polling(live.task.slot.origin));
         let cx = &mut Context::from_waker(&live.waker);
-        let polled = match around {
+        let pending = match around {
             None => body.step(&live.task, cx),
             Some(around) => step_within(around, body, &live.task, cx),
         };
-        match polled {
-            Polled::Pending(body) => live.body = Some(body),
-            Polled::Ended => self.remove(key),
-            Polled::Stopped => {}
+        match pending {
+            Some(body) => live.body = Some(body),
+            // It was stopped during the poll. The message that resolves it is on its way.
+            None if live.task.fate.is_stopped() => {}
+            None => self.remove(key),
         }
     }
 
@@ -512,12 +502,12 @@ impl Tasks {
 
 /// Polls once inside a hook, which should call its argument once; or after the hook, if it did not call, or
 /// panicked before it did.
-fn step_within(around: &AroundPoll, body: Body, task: &Task, cx: &mut Context<'_>) -> Polled {
-    let (mut body, mut polled) = (Some(body), Polled::Stopped);
+fn step_within(around: &AroundPoll, body: Body, task: &Task, cx: &mut Context<'_>) -> Option<Body> {
+    let (mut body, mut pending) = (Some(body), None);
     let entered = wall(|| {
         around(&mut || {
             if let Some(body) = body.take() {
-                polled = body.step(task, cx);
+                pending = body.step(task, cx);
             }
         });
     });
@@ -525,7 +515,7 @@ fn step_within(around: &AroundPoll, body: Body, task: &Task, cx: &mut Context<'_
     match body {
         // Without this poll, the task might never be woken again.
         Some(body) => body.step(task, cx),
-        None => polled,
+        None => pending,
     }
 }
 
