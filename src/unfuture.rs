@@ -300,7 +300,9 @@ pub struct Canceller(Arc<dyn Work>);
 impl Canceller {
     /// Stops the work. See [`Unfuture::cancel`].
     pub fn cancel(&self) -> bool {
-        Arc::clone(&self.0).stop(Reason::Cancelled) == Stopping::Yes
+        let stopping = Arc::clone(&self.0).stop(Reason::Cancelled);
+        // It may have ended as cancelled by itself, because its source did.
+        stopping == Stopping::Yes || self.0.slot().is_cancelled()
     }
 }
 
@@ -497,8 +499,7 @@ impl<T: Send + 'static> Work for Slot<Option<T>> {
 
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
         let error = reason.error("a promise").started_at(self.origin);
-        let cancelled = || matches!(reason, Reason::Cancelled) && self.is_cancelled();
-        match self.finish(Err(error)) || cancelled() {
+        match self.finish(Err(error)) {
             true => Stopping::Yes,
             false => Stopping::No,
         }

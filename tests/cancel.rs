@@ -1030,6 +1030,33 @@ mod answers {
     }
 
     #[test]
+    fn are_yes_where_the_source_was_cancelled() {
+        quick(|| {
+            type Step = fn(Unfuture<()>) -> Unfuture<()>;
+            let steps: [(&str, Step); 6] = [
+                ("map", |source| source.map(|()| ())),
+                ("and_then", |source| source.and_then(|()| async {})),
+                ("map_thread", |source| source.map_thread(|()| ())),
+                ("timeout", |source| source.timeout(LONG)),
+                ("join_all", |source| unsync::join_all([source]).map(|_| ())),
+                ("race", |source| unsync::race([source])),
+            ];
+            for (what, step) in steps {
+                let source = endless();
+                let canceller = source.canceller();
+                let work = step(source);
+                assert!(canceller.cancel());
+                assert!(work.wait_timeout(QUICK), "{what} did not end");
+                let canceller = work.canceller();
+                let ended = work.cancel();
+                let kind = work.result().unwrap_err().kind();
+                assert_eq!(kind, ErrorKind::Cancelled, "{what}");
+                assert_eq!([ended, canceller.cancel()], [true; 2], "{what}");
+            }
+        });
+    }
+
+    #[test]
     fn are_the_same_for_every_kind_of_work_and_at_any_time() {
         const NAME: &str = "answers::are_the_same_for_every_kind_of_work_and_at_any_time";
         in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
