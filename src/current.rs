@@ -75,11 +75,11 @@ pub(crate) trait Job: Send + Sync {
     fn is_cancelled(&self) -> bool;
 }
 
-/// Runs a step of a job, which drops the job last of all.
+/// Runs a step of a job, which drops the job last of all. The step may be part of another job.
 pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
-    JOB.set(Some(job));
+    let outer = JOB.replace(Some(job));
     step();
-    discard(JOB.take());
+    discard(JOB.replace(outer));
 }
 
 /// Returns whether the work that runs on this thread was cancelled, so that it can end by itself.
@@ -108,4 +108,26 @@ pub fn is_cancelled() -> bool {
     let asked = JOB.try_with(|job| job.borrow().as_ref().is_some_and(is_cancelled));
     // Destructors of thread-locals may call this after `JOB` is gone.
     asked.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Known(bool);
+
+    impl Job for Known {
+        fn is_cancelled(&self) -> bool {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_step_may_be_part_of_another_job() {
+        run(Arc::new(Known(true)), || {
+            run(Arc::new(Known(false)), || assert!(!is_cancelled()));
+            assert!(is_cancelled());
+        });
+        assert!(!is_cancelled());
+    }
 }
