@@ -67,8 +67,10 @@ impl Limit {
             next: Mutex::new(0),
             state: Mutex::new(State {
                 free: at_once,
-                passed: 0,
+                begin: 0,
+                end: 0,
                 waiting: VecDeque::new(),
+                empty: 0,
             }),
         }))
     }
@@ -90,11 +92,13 @@ impl Limit {
     {
         let held = (future, self.0.permit(|permit| (permit, Start::Unasked)));
         try_spawn(Location::caller(), false, |itself| async move {
-            let (future, permit) = held;
-            poll_fn(|cx| permit.poll(cx)).await;
+            // Dropped in this order: the place is free once the future is gone.
+            let held = held;
+            poll_fn(|cx| held.1.poll(cx)).await;
             if let Some(itself) = itself.upgrade() {
                 itself.slot().begin();
             }
+            let (future, _permit) = held;
             Ok(future.await)
         })
     }
@@ -175,7 +179,7 @@ impl fmt::Debug for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at_once = self.0.at_once;
         let state = self.0.lock();
-        let (running, waiting) = (at_once - state.free, state.waiting.iter().flatten().count());
+        let (running, waiting) = (at_once - state.free, state.waiting.len() - state.empty);
         drop(state);
         write!(
             f,
@@ -195,11 +199,15 @@ struct Semaphore {
 struct State {
     /// Above zero only while nobody waits.
     free: usize,
-    /// How many have left the queue at its front. They have their permits; this is the number of the first
-    /// place.
-    passed: u64,
-    /// How to start each when it is its turn; `None` for those that are gone.
-    waiting: VecDeque<Option<Start>>,
+    /// Work with an earlier place has its permit, or is gone.
+    begin: u64,
+    /// The first place that nothing was put into yet.
+    end: u64,
+    /// The places in the queue, in order, and how to start each when it is its turn; `None` for work that is
+    /// gone.
+    waiting: VecDeque<(u64, Option<Start>)>,
+    /// How many are `None`.
+    empty: usize,
 }
 
 /// How to start work that has its permit.
@@ -245,12 +253,11 @@ impl Semaphore {
 impl State {
     /// Puts work in its place in the queue; returns it if it has its permit.
     fn enqueue(&mut self, place: u64, start: Start) -> Option<Start> {
-        let end = self.passed + self.waiting.len() as u64;
         // Other threads may still be preparing work with earlier places.
-        for _ in end..place {
+        while self.end < place {
             self.push(Start::Unasked);
         }
-        if place >= end {
+        if self.end == place {
             return self.push(start);
         }
         match self.waiting(place) {
@@ -262,19 +269,27 @@ impl State {
         }
     }
 
+    /// Takes the next place.
     fn push(&mut self, start: Start) -> Option<Start> {
+        let place = self.end;
+        self.end += 1;
         if self.free > 0 {
             self.free -= 1;
-            self.passed += 1;
+            self.begin = self.end;
             return Some(start);
         }
-        self.waiting.push_back(Some(start));
+        self.waiting.push_back((place, Some(start)));
         None
     }
 
     fn place(&mut self, place: u64) -> Option<&mut Option<Start>> {
-        let index = place.checked_sub(self.passed)?;
-        self.waiting.get_mut(usize::try_from(index).ok()?)
+        if place < self.begin {
+            return None;
+        }
+        let at = self
+            .waiting
+            .binary_search_by_key(&place, |(place, _)| *place);
+        self.waiting.get_mut(at.ok()?).map(|(_, start)| start)
     }
 
     /// What waits in this place; `None` if it has its permit.
@@ -284,21 +299,27 @@ impl State {
 
     /// Passes a permit on to the first in the queue.
     fn release(&mut self) -> Option<Start> {
-        self.clear_front();
-        let Some(first) = self.waiting.pop_front() else {
-            self.free += 1;
-            return None;
-        };
-        self.passed += 1;
-        first
+        while let Some((place, first)) = self.waiting.pop_front() {
+            self.begin = place + 1;
+            if first.is_some() {
+                return first;
+            }
+            self.empty -= 1;
+        }
+        self.free += 1;
+        None
     }
 
-    /// Removes the empty places that no work waits in front of. The others stay until their turn.
-    fn clear_front(&mut self) {
-        while let Some(None) = self.waiting.front() {
-            self.waiting.pop_front();
-            self.passed += 1;
+    /// Takes work out of the queue; `None` if it has its permit. Its place stays, until more than half of the
+    /// places are empty.
+    fn leave(&mut self, place: u64) -> Option<Start> {
+        let left = self.place(place)?.take()?;
+        self.empty += 1;
+        if self.empty * 2 > self.waiting.len() {
+            self.empty = 0;
+            self.waiting.retain(|(_, start)| start.is_some());
         }
+        Some(left)
     }
 }
 
@@ -326,18 +347,42 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.semaphore.lock();
-        let left = state.place(self.place).and_then(Option::take);
+        let left = state.leave(self.place);
         let next = match left {
             None => state.release(),
-            Some(_) => {
-                state.clear_front();
-                None
-            }
+            Some(_) => None,
         };
         drop(state);
         discard(left);
         // The next may be refused, and then it releases its permit too.
         next.into_iter()
             .for_each(|start| trampoline(|| start.run()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_places_of_what_is_gone_take_little_memory() {
+        let mut state = State {
+            free: 0,
+            begin: 0,
+            end: 0,
+            waiting: VecDeque::new(),
+            empty: 0,
+        };
+        for place in 0..1_000 {
+            assert!(state.enqueue(place, Start::Unasked).is_none());
+            // The first keeps waiting.
+            if place > 0 {
+                assert!(state.leave(place).is_some());
+            }
+            assert!(state.waiting.len() <= 2, "{}", state.waiting.len());
+        }
+        assert!(state.release().is_some());
+        assert!(state.release().is_none());
+        assert_eq!((state.free, state.waiting.len(), state.empty), (1, 0, 0));
     }
 }

@@ -253,10 +253,11 @@ mutation "ready-set: looked at outside the lock" combine.rs "ready-set" <<'END'
 END
 
 mutation "limit: earlier places are forgotten" limit.rs "limit: submit, submit" <<'END'
-        for _ in end..place {
+        while self.end < place {
             self.push(Start::Unasked);
         }
 ---
+        self.end = self.end.max(place);
 END
 
 mutation "limit: work that comes late misses its permit" limit.rs "limit: submit, submit" <<'END'
@@ -266,9 +267,12 @@ mutation "limit: work that comes late misses its permit" limit.rs "limit: submit
 END
 
 mutation "limit: the cancelled keep their place" limit.rs "limit: release, cancel" <<'END'
-        while let Some(None) = self.waiting.front() {
+            if first.is_some() {
+                return first;
+            }
+            self.empty -= 1;
 ---
-        while false {
+            return first;
 END
 
 echo "all $found found"

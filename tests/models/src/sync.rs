@@ -592,8 +592,8 @@ impl<T: 'static> LocalKey<Cell<T>> {
 }
 
 impl<T: 'static> LocalKey<std::cell::RefCell<T>> {
-    pub(crate) fn set(&'static self, value: T) {
-        self.with(|cell| drop(cell.replace(value)));
+    pub(crate) fn replace(&'static self, value: T) -> T {
+        self.with(|cell| cell.replace(value))
     }
 
     pub(crate) fn take(&'static self) -> T
