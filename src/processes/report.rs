@@ -319,7 +319,7 @@ pub(super) struct Printed(Mutex<Vec<u8>>);
 
 /// How much is kept of the beginning, which tells the cause, and of the end.
 const KEPT: usize = 32 << 10;
-/// How much is quoted of each, in whole lines.
+/// How much is quoted of each, in whole lines where they are shorter than this.
 const QUOTED: usize = 1024;
 /// Stands for what is left out.
 const OMITTED: &str = "\n[...]\n";
@@ -350,11 +350,12 @@ fn excerpt(text: &str) -> String {
     };
     let lines: Vec<&str> = text.trim().lines().filter(is_quoted).collect();
     let text = lines.join("\n");
+    let text = text.trim();
     if text.len() <= 2 * QUOTED {
-        return text;
+        return text.to_owned();
     }
-    let first = clip(&text, QUOTED);
-    let last = &text[clip(&text, text.len() - QUOTED).len()..];
+    let first = clip(text, QUOTED);
+    let last = &text[clip(text, text.len() - QUOTED).len()..];
     let first = first.rsplit_once('\n').map_or(first, |(whole, _)| whole);
     let last = last.split_once('\n').map_or(last, |(_, whole)| whole);
     [first, last].join(OMITTED)
