@@ -192,12 +192,16 @@ impl Stage {
             _ => OTHERWISE,
         };
         header.ended.store(ended, Ordering::Release);
-        let outcome = error.map_or(Stage::Done(spent), Stage::Failed);
-        if let Stage::Detached = self {
-            *self = Stage::Taken;
-            return outcome;
+        let mut left = mem::replace(self, Stage::Taken);
+        let outcome = match left {
+            Stage::Detached => &mut left,
+            _ => self,
+        };
+        match error {
+            None => *outcome = Stage::Done(spent),
+            Some(error) => *outcome = Stage::Failed(error),
         }
-        mem::replace(self, outcome)
+        left
     }
 
     /// Whether there is a value, or the error; `None` if the outcome is not there or was taken before.

@@ -10,8 +10,9 @@
 //!   own wakers, spawns and sleeps ──▶ local queue and timers, without the channel
 //! ```
 //!
-//! - **Message**: a request to the thread. From the thread itself it goes to the local queue, from
-//!   elsewhere through the injector. Both are FIFO.
+//! - **Message**: a request to the thread from elsewhere, through the injector.
+//! - **Local queue**: the tasks that the thread has woken or spawned itself, by their keys: moving a whole
+//!   message from place to place costs more than a poll. Both queues are FIFO.
 //! - **Injector**: a std channel. A flag beside it says whether it may hold something, so the thread's own
 //!   work never touches the channel.
 //! - **Tick**: what is queued during a tick waits for the next one, so nothing can starve the rest.
@@ -99,26 +100,10 @@ enum Life {
     Ended,
 }
 
-/// Sends a message to the ambient thread and starts that thread if it is the first.
-///
-/// Returns the message if there is no such thread and none can be started.
-// Inlined, so that a message is written straight to its place: moving it afterwards costs more than all the
-// rest.
-#[inline]
-fn post(message: Message) -> Result<(), (Message, Refused)> {
-    if is_ambient() {
-        LOCAL.with(|local| local.queue.borrow_mut().push_back(message));
-        Ok(())
-    } else {
-        inject(message)
-    }
-}
-
 /// Queues one more poll of a task that exists.
 fn wake(key: Key) {
-    // Not through `post`, whose return value would cost more than the rest.
     if is_ambient() {
-        LOCAL.with(|local| local.queue.borrow_mut().push_back(Message::Wake(key)));
+        LOCAL.with(|local| local.queue.borrow_mut().push_back(key));
     } else {
         // Refused only after the end, when there is nothing left to poll.
         discard(inject(Message::Wake(key)));
@@ -134,7 +119,9 @@ fn stop(task: Arc<Task>, reason: Reason) {
     }
 }
 
-/// Sends a message through the injector, even from the ambient thread itself.
+/// Sends a message to the ambient thread and starts that thread if it is the first.
+///
+/// Returns the message if there is no such thread and none can be started.
 fn inject(message: Message) -> Result<(), (Message, Refused)> {
     let injector = match injector() {
         Ok(injector) => injector,
@@ -222,6 +209,7 @@ thread_local! {
     static LOCAL: Local = const {
         Local {
             queue: RefCell::new(VecDeque::new()),
+            starts: RefCell::new(VecDeque::new()),
             timers: RefCell::new(Timers::new()),
             stops: RefCell::new(VecDeque::new()),
         }
@@ -232,7 +220,10 @@ thread_local! {
 ///
 /// No borrow of it lasts while foreign code runs.
 struct Local {
-    queue: RefCell<VecDeque<Message>>,
+    /// The tasks that this thread has woken, and a [`START`](Key::START) for each that it has spawned.
+    queue: RefCell<VecDeque<Key>>,
+    /// The tasks that this thread has spawned.
+    starts: RefCell<VecDeque<Spawned>>,
     timers: RefCell<Timers>,
     /// Tasks that this thread is to stop after its current step.
     stops: RefCell<VecDeque<(Arc<Task>, Reason)>>,
@@ -256,6 +247,7 @@ fn run(injector: Receiver<Message>) {
         let mut executor = Executor {
             local,
             injector,
+            burst: VecDeque::new(),
             tasks: Tasks::new(around_poll, stalls),
             ticks: 0,
         };
@@ -274,6 +266,8 @@ fn run(injector: Receiver<Message>) {
 struct Executor<'a> {
     local: &'a Local,
     injector: Receiver<Message>,
+    /// What was taken out of the injector.
+    burst: VecDeque<Message>,
     tasks: Tasks,
     ticks: u32,
 }
@@ -297,6 +291,7 @@ impl Executor<'_> {
             if queue.is_empty() {
                 queue.shrink_to(KEPT);
                 drop(queue);
+                self.local.starts.borrow_mut().shrink_to(KEPT);
                 if let Some(message) = self.idle() {
                     self.step(message)?;
                 }
@@ -310,10 +305,14 @@ impl Executor<'_> {
             self.tasks.look_at_clock();
         }
         let queued = self.local.queue.borrow().len();
-        self.run_first(queued)?;
+        for _ in 0..queued {
+            self.run_next();
+        }
         if self.ticks % LOOK == 0 || SENT.load(Ordering::Acquire) {
-            let burst = self.take_burst();
-            self.run_first(burst)?;
+            self.take_burst();
+            while let Some(message) = self.burst.pop_front() {
+                self.step(message)?;
+            }
         }
         if !self.local.timers.borrow().is_empty() {
             let now = Instant::now();
@@ -327,30 +326,29 @@ impl Executor<'_> {
         ControlFlow::Continue(())
     }
 
-    /// Puts a burst from the injector in front of what was queued during this tick; returns its length.
-    fn take_burst(&mut self) -> usize {
+    fn take_burst(&mut self) {
         // Unset before the channel is emptied, so that a later message sets it again.
         SENT.store(false, Ordering::Relaxed);
-        let mut queue = self.local.queue.borrow_mut();
-        let queued = queue.len();
-        queue.extend(self.injector.try_iter().take(BURST));
-        let burst = queue.len() - queued;
-        queue.rotate_right(burst);
-        if burst == BURST {
+        self.burst.extend(self.injector.try_iter().take(BURST));
+        if self.burst.len() == BURST {
             SENT.store(true, Ordering::Relaxed);
         }
-        burst
     }
 
-    /// Runs the messages at the front of the local queue.
-    fn run_first(&mut self, count: usize) -> ControlFlow<()> {
-        for _ in 0..count {
-            let message = self.local.queue.borrow_mut().pop_front();
-            if let Some(message) = message {
-                self.step(message)?;
+    /// Polls the first task in the local queue.
+    fn run_next(&mut self) {
+        let next = self.local.queue.borrow_mut().pop_front();
+        match next {
+            Some(Key::START) => {
+                let spawned = self.local.starts.borrow_mut().pop_front();
+                if let Some(spawned) = spawned {
+                    self.tasks.start(spawned);
+                }
             }
+            Some(key) => self.tasks.poll(key),
+            None => {}
         }
-        ControlFlow::Continue(())
+        self.stop_all();
     }
 
     /// Handles one message; `Close` breaks.
@@ -371,26 +369,31 @@ impl Executor<'_> {
         ControlFlow::Continue(())
     }
 
-    /// Stops the tasks that are to be stopped. Dropping the future of one may stop others that it owned. All
-    /// of their futures are dropped before the first task resolves, so whoever sees that one has ended sees
-    /// nothing left of the others.
+    /// Stops the tasks that are to be stopped. Dropping the future of one may stop others that it owned.
     fn stop_all(&mut self) {
         while !self.local.stops.borrow().is_empty() {
-            let mut ended = Vec::new();
-            let next = || self.local.stops.borrow_mut().pop_front();
-            while let Some((task, reason)) = next() {
-                if !task.is_placed() && !task.is_done() {
-                    // The task was spawned on this thread and stopped by another before its turn, or the
-                    // other way round.
-                    let later = Message::Stop(task, reason);
-                    self.local.queue.borrow_mut().push_back(later);
-                } else if let Some(error) = self.tasks.stop(&*task, reason) {
-                    ended.push((task, error));
-                }
+            self.stop_together();
+        }
+    }
+
+    /// Drops all of their futures before the first task resolves, so whoever sees that one has ended sees
+    /// nothing left of the others.
+    // Cold, so that each step only looks whether there is anything to do.
+    #[cold]
+    fn stop_together(&mut self) {
+        let mut ended = Vec::new();
+        let next = || self.local.stops.borrow_mut().pop_front();
+        while let Some((task, reason)) = next() {
+            if !task.is_placed() && !task.is_done() {
+                // The task was spawned on this thread and stopped by another before its turn, or the other
+                // way round.
+                discard(inject(Message::Stop(task, reason)));
+            } else if let Some(error) = self.tasks.stop(&*task, reason) {
+                ended.push((task, error));
             }
-            for (task, error) in ended.into_iter().rev() {
-                task.fail(error);
-            }
+        }
+        for (task, error) in ended.into_iter().rev() {
+            task.fail(error);
         }
     }
 
@@ -421,7 +424,7 @@ impl Executor<'_> {
 
     /// Drops everything that is left. Destructors may ask for more, which is refused.
     fn end(mut self) {
-        let mut left = self.local.queue.take();
+        let mut left = self.burst;
         left.extend(self.injector.try_iter().take(LEFT_MAX));
         // From now on messages go back to their senders. This comes before the first destructor, which may
         // wait for one of them.
@@ -430,12 +433,15 @@ impl Executor<'_> {
         drop(self.local.timers.replace(Timers::new()));
         // All of these tasks have ended by now.
         discard(self.local.stops.take());
-        let queued = || self.local.queue.borrow_mut().pop_front();
-        while let Some(message) = left.pop_front().or_else(queued) {
+        for message in left {
             match message {
                 Message::WhenIdle(call) => at_end(call),
                 message => discard(message),
             }
+        }
+        let spawned = || self.local.starts.borrow_mut().pop_front();
+        while let Some(spawned) = spawned() {
+            discard(spawned);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::{Message, Refused, post, stop, wake};
+use super::{LOCAL, Message, Refused, inject, is_ambient, stop, wake};
 use crate::config::AroundPoll;
 use crate::engine::{OnIdle, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, Payload, discard, wall};
@@ -52,7 +52,7 @@ where
     F::Output: Send + 'static,
 {
     let task = Arc::new(Task::<Option<F::Output>>::new(Location::caller(), true));
-    launch(Box::pin(Some(future)), task.clone());
+    launch(Box::pin(Some(future)), &task);
     Unfuture::of(task)
 }
 
@@ -66,7 +66,7 @@ where
 {
     let task = Arc::new(Task::new(origin, begins));
     let itself: Weak<Task<Option<T>>> = Arc::downgrade(&task);
-    launch(Box::pin(Some(make(itself))), task.clone());
+    launch(Box::pin(Some(make(itself))), &task);
     Unfuture::of(task)
 }
 
@@ -98,32 +98,42 @@ where
     // The task counts as queued, so no wake is lost: the ambient thread polls it again in any case.
     let waker = Waker::from(Arc::clone(&task));
     if let Some(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
-        launch(body, task.clone());
+        launch(body, &task);
     }
     Unfuture::of(task)
 }
 
 /// Sends a future to the ambient thread.
-fn launch(body: Body, raw: Arc<dyn RawTask>) {
-    let spawned = Spawned(Some((body, raw)));
+fn launch<T: Send + 'static>(body: Body, task: &Arc<Task<Option<T>>>) {
+    hand_over(body, task.clone(), Waker::from(Arc::clone(task)));
+}
+
+fn hand_over(body: Body, task: Arc<Task>, waker: Waker) {
+    let spawned = Spawned(Some((body, task, waker)));
+    if is_ambient() {
+        return LOCAL.with(|local| {
+            local.starts.borrow_mut().push_back(spawned);
+            local.queue.borrow_mut().push_back(Key::START);
+        });
+    }
     // If refused for another reason, the task resolves as shut down.
-    if let Err((Message::Start(mut spawned), Refused::Os(error))) = post(Message::Start(spawned)) {
-        if let Some((body, raw)) = spawned.0.take() {
+    if let Err((Message::Start(mut spawned), Refused::Os(error))) = inject(Message::Start(spawned))
+    {
+        if let Some((body, task, _)) = spawned.0.take() {
             discard(body);
-            raw.task()
-                .fail(Error::os("the ambient thread could not be started", error));
+            task.fail(Error::os("the ambient thread could not be started", error));
         }
     }
 }
 
 /// A future on its way to the ambient thread. One that does not arrive resolves as shut down, so that
 /// nobody waits for it.
-pub(super) struct Spawned(Option<(Body, Arc<dyn RawTask>)>);
+pub(super) struct Spawned(Option<(Body, Arc<Task>, Waker)>);
 
 impl Drop for Spawned {
     fn drop(&mut self) {
-        if let Some((body, raw)) = self.0.take() {
-            raw.task().fail(drop_body(Some(body), Reason::ShutDown));
+        if let Some((body, task, _)) = self.0.take() {
+            task.fail(drop_body(Some(body), Reason::ShutDown));
         }
     }
 }
@@ -133,10 +143,27 @@ pub(super) type Body = Pin<Box<dyn Step>>;
 
 /// The name of a task in the slab: its place, and its number in the order of starts. So a late wake finds
 /// nothing once the place is another task's.
-#[derive(Clone, Copy)]
-pub(super) struct Key {
-    index: u32,
-    number: u32,
+///
+/// One integer, whose upper half is the number: a processor that reads two halves at once, right after each was
+/// written, waits for longer than the rest of a wake takes.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Key(u64);
+
+impl Key {
+    /// In the local queue: the first of the tasks that this thread has spawned.
+    pub(super) const START: Key = Key(u64::MAX);
+
+    fn new(index: u32, number: u32) -> Key {
+        Key(u64::from(number) << 32 | u64::from(index))
+    }
+
+    fn index(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    fn number(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// The shared part of a task: its slot, and whether it is queued. It is also the waker.
@@ -177,18 +204,24 @@ impl<T> Task<Option<T>> {
 impl Task {
     /// Whether it has its place; otherwise its start is still queued.
     pub(super) fn is_placed(&self) -> bool {
-        self.key().index != UNPLACED
+        self.index.load(Ordering::Relaxed) != UNPLACED
     }
 
     fn key(&self) -> Key {
-        Key {
-            index: self.index.load(Ordering::Relaxed),
-            number: self.number.load(Ordering::Relaxed),
-        }
+        Key::new(
+            self.index.load(Ordering::Relaxed),
+            self.number.load(Ordering::Relaxed),
+        )
     }
 
     pub(super) fn is_done(&self) -> bool {
         self.slot.is_done()
+    }
+
+    fn wake(&self) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            wake(self.key());
+        }
     }
 
     /// Resolves the task with the output of its future, or with the panic, unless the task was stopped before
@@ -200,8 +233,10 @@ impl Task {
             discard(spent.take());
             error = Some(Error::panicked(CULPRIT, payload).started_at(self.slot.origin));
         }
-        let put =
-            |value: &mut (dyn Value + 'static), wanted| error.or_else(|| value.put(output, wanted));
+        // By reference, because moving it would cost more than the call.
+        let put = &mut |value: &mut (dyn Value + 'static), wanted| {
+            error.take().or_else(|| value.put(output, wanted))
+        };
         if self.fate.end() {
             self.slot.resolve(spent, put);
         } else {
@@ -231,29 +266,12 @@ impl Task {
     }
 }
 
-/// A task on its way to its place.
-pub(super) trait RawTask: Send + Sync {
-    fn task(&self) -> &Task;
-    fn place(self: Arc<Self>) -> (Arc<Task>, Waker);
-}
-
-impl<T: Send + 'static> RawTask for Task<Option<T>> {
-    fn task(&self) -> &Task {
-        self
-    }
-    fn place(self: Arc<Self>) -> (Arc<Task>, Waker) {
-        (self.clone(), Waker::from(self))
-    }
-}
-
 impl<T: Send + 'static> Wake for Task<Option<T>> {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.queued.swap(true, Ordering::AcqRel) {
-            wake(Task::key(&**self));
-        }
+        Task::wake(&**self);
     }
 }
 
@@ -327,8 +345,7 @@ fn drop_body(body: Option<Body>, reason: Reason) -> Error {
 pub(super) struct Tasks {
     places: Vec<Option<Live>>,
     free: Vec<usize>,
-    around_poll: Option<&'static AroundPoll>,
-    stalls: Option<Arc<Stalls>>,
+    hooks: Hooks,
     /// Called when no task is left. Until then, the callbacks of `drain`s that gave up stay here.
     when_idle: Vec<OnIdle>,
     /// How many tasks were ever started.
@@ -355,8 +372,10 @@ impl Tasks {
         Tasks {
             places: Vec::new(),
             free: Vec::new(),
-            around_poll,
-            stalls,
+            hooks: Hooks {
+                around_poll,
+                stalls,
+            },
             when_idle: Vec::new(),
             started: 0,
             now: Instant::now(),
@@ -379,9 +398,9 @@ impl Tasks {
         live.map(info).collect()
     }
 
-    /// Gives a future its place and polls it for the first time.
+    /// Polls a future for the first time; gives it a place if it is not ready.
     pub(super) fn start(&mut self, mut spawned: Spawned) {
-        let Some((body, raw)) = spawned.0.take() else {
+        let Some((body, task, waker)) = spawned.0.take() else {
             return;
         };
         self.started += 1;
@@ -389,48 +408,42 @@ impl Tasks {
             self.places.push(None);
             self.places.len() - 1
         });
-        let key = Key {
-            index: index as u32,
-            number: self.started as u32,
-        };
-        let (task, waker) = raw.place();
-        task.index.store(key.index, Ordering::Relaxed);
-        task.number.store(key.number, Ordering::Relaxed);
+        self.update_live();
+        task.index.store(index as u32, Ordering::Relaxed);
+        task.number.store(self.started as u32, Ordering::Relaxed);
         if task.begins {
             task.slot.begin();
         }
-        self.places[index] = Some(Live {
-            body: Some(body),
-            task,
-            since: self.now,
-            waker,
-        });
-        self.update_live();
-        self.poll(key);
+        let body = match task.fate.is_stopped() {
+            false => self.hooks.poll(body, &task, &waker),
+            true => Some(body),
+        };
+        // A task that was stopped needs a place, for the message that resolves it.
+        if body.is_none() && !task.fate.is_stopped() {
+            task.queued.store(true, Ordering::Release);
+            self.release(index);
+            return discard((task, waker));
+        }
+        if let Some(place) = self.places.get_mut(index) {
+            *place = Some(Live {
+                body,
+                task,
+                since: self.now,
+                waker,
+            });
+        }
     }
 
     /// Polls a task once; nothing happens if it has ended.
     pub(super) fn poll(&mut self, key: Key) {
-        let around = self.around_poll;
-        // Only while stalls are watched for.
-        let watched = self.stalls.clone();
-        let Some(live) = self.find(key) else { return };
+        let Some(live) = find(&mut self.places, key) else {
+            return;
+        };
         if live.task.fate.is_stopped() {
             return;
         }
         let Some(body) = live.body.take() else { return };
-        // Unset before the poll, so that a wake during the poll causes one more. A swap and not a store,
-        // because it must see what was written before a wake that found the flag set.
-        live.task.queued.swap(false, Ordering::AcqRel);
-        let _polling = watched
-            .as_ref()
-            .map(|stalls| stalls.polling(live.task.slot.origin));
-        let cx = &mut Context::from_waker(&live.waker);
-        let pending = match around {
-            None => body.step(&live.task, cx),
-            Some(around) => step_within(around, body, &live.task, cx),
-        };
-        match pending {
+        match self.hooks.poll(body, &live.task, &live.waker) {
             Some(body) => live.body = Some(body),
             // It was stopped during the poll. The message that resolves it is on its way.
             None if live.task.fate.is_stopped() => {}
@@ -441,7 +454,7 @@ impl Tasks {
     /// Drops the future of a task; returns what the task ends as, unless it has already ended.
     pub(super) fn stop(&mut self, task: &Task, reason: Reason) -> Option<Error> {
         let key = task.key();
-        let error = drop_body(self.find(key)?.body.take(), reason);
+        let error = drop_body(find(&mut self.places, key)?.body.take(), reason);
         self.remove(key);
         Some(error)
     }
@@ -452,7 +465,7 @@ impl Tasks {
         for live in mem::take(&mut self.places).into_iter().flatten() {
             live.task.fail(drop_body(live.body, Reason::ShutDown));
         }
-        self.stalls.iter().for_each(|stalls| stalls.end());
+        self.hooks.stalls.iter().for_each(|stalls| stalls.end());
         self.update_live();
         self.tell_if_idle();
     }
@@ -475,28 +488,50 @@ impl Tasks {
         LIVE.0.store(live, Ordering::Relaxed);
     }
 
-    fn find(&mut self, key: Key) -> Option<&mut Live> {
-        let live = self.places.get_mut(key.index as usize)?.as_mut()?;
-        // Numbers wrap around after 2^32 tasks. A stale wake that meets its own number again costs a spurious
-        // poll, which every future allows.
-        (live.task.key().number == key.number).then_some(live)
+    fn remove(&mut self, key: Key) {
+        let place = self.places.get_mut(key.index());
+        if let Some(ended) = place.and_then(Option::take) {
+            ended.task.queued.store(true, Ordering::Release);
+            self.release(key.index());
+            discard(ended);
+        }
     }
 
-    fn remove(&mut self, key: Key) {
-        let index = key.index as usize;
-        let Some(place) = self.places.get_mut(index) else {
-            return;
-        };
-        let ended = place.take();
+    fn release(&mut self, index: usize) {
         self.free.push(index);
         self.update_live();
         if self.free.len() == self.places.len() && self.places.len() > PLACES_KEPT {
             (self.places, self.free) = (Vec::new(), Vec::new());
         }
-        if let Some(ended) = &ended {
-            ended.task.queued.store(true, Ordering::Release);
+    }
+}
+
+fn find(places: &mut [Option<Live>], key: Key) -> Option<&mut Live> {
+    let live = places.get_mut(key.index())?.as_mut()?;
+    // Numbers wrap around after 2^32 tasks. A stale wake that meets its own number again costs a spurious
+    // poll, which every future allows.
+    (live.task.number.load(Ordering::Relaxed) == key.number()).then_some(live)
+}
+
+/// What is called around a poll.
+struct Hooks {
+    around_poll: Option<&'static AroundPoll>,
+    stalls: Option<Arc<Stalls>>,
+}
+
+impl Hooks {
+    /// Polls once; returns the future if it is not ready.
+    fn poll(&self, body: Body, task: &Task, waker: &Waker) -> Option<Body> {
+        // Unset before the poll, so that a wake during the poll causes one more. A swap and not a store,
+        // because it must see what was written before a wake that found the flag set.
+        task.queued.swap(false, Ordering::AcqRel);
+        let stalls = self.stalls.as_ref();
+        let _polling = stalls.map(|stalls| stalls.polling(task.slot.origin));
+        let cx = &mut Context::from_waker(waker);
+        match self.around_poll {
+            None => body.step(task, cx),
+            Some(around) => step_within(around, body, task, cx),
         }
-        discard(ended);
     }
 }
 

@@ -138,9 +138,9 @@ mutation "ambient: the flag alone decides" ambient/mod.rs "ambient: start, busy"
 END
 
 mutation "ambient: unqueued by a store" ambient/task.rs "ambient: two wakes" <<'END'
-        live.task.queued.swap(false, Ordering::AcqRel);
+        task.queued.swap(false, Ordering::AcqRel);
 ---
-        live.task.queued.store(false, Ordering::Relaxed);
+        task.queued.store(false, Ordering::Relaxed);
 END
 
 mutation "ambient: a cancelled task is polled" ambient/task.rs "ambient: cancel" <<'END'
@@ -152,8 +152,8 @@ mutation "ambient: a cancelled task is polled" ambient/task.rs "ambient: cancel"
 END
 
 mutation "ambient: a lost start resolves nothing" ambient/task.rs "ambient: start, close" <<'END'
-        if let Some((body, raw)) = self.0.take() {
-            raw.task().fail(drop_body(Some(body), Reason::ShutDown));
+        if let Some((body, task, _)) = self.0.take() {
+            task.fail(drop_body(Some(body), Reason::ShutDown));
         }
 ---
 END
