@@ -14,9 +14,9 @@ use crate::current::{blocking, must_not_block};
 use crate::error::{Error, ErrorKind, Origin, discard, lock, unobserved, wall};
 use crate::progress::Progress;
 use crate::spin::Spin;
-use crate::stop::{Reason, Stopping};
+use crate::stop::{Fate, Reason, Stopping};
 use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use crate::sync::{Condvar, Instant, Mutex, PoisonError};
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
 
 /// The place of one outcome.
 ///
@@ -338,11 +338,6 @@ impl Header {
         self.ended.load(Ordering::Acquire) != PENDING
     }
 
-    /// Whether the work has ended as cancelled, even if the outcome was taken since.
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.ended.load(Ordering::Acquire) & !TAKEN == CANCELLED
-    }
-
     /// Whether the outcome was taken.
     pub(crate) fn is_taken(&self) -> bool {
         self.ended.load(Ordering::Acquire) & TAKEN != 0
@@ -361,7 +356,35 @@ impl<V: ?Sized> Slot<V> {
         spent: Option<Spent>,
         put: impl FnOnce(&mut V, bool) -> Option<Error>,
     ) -> bool {
+        self.fill(lock(&self.state), spent, put)
+    }
+
+    /// Resolves the slot unless the work was stopped. Then only an error is reported.
+    pub(crate) fn conclude(
+        &self,
+        fate: &Fate,
+        spent: Option<Spent>,
+        put: impl FnOnce(&mut V, bool) -> Option<Error>,
+    ) {
         let mut state = lock(&self.state);
+        // Decided under the lock, so that whoever learns that the work has ended can see how.
+        if fate.end() {
+            self.fill(state, spent, put);
+            return;
+        }
+        let error = put(&mut state.value, false);
+        drop(state);
+        if let Some(error) = error {
+            unobserved::<()>(Err(error));
+        }
+    }
+
+    fn fill(
+        &self,
+        mut state: MutexGuard<'_, State<V>>,
+        spent: Option<Spent>,
+        put: impl FnOnce(&mut V, bool) -> Option<Error>,
+    ) -> bool {
         let Some(wanted) = state.stage.is_wanted() else {
             return false;
         };
@@ -372,13 +395,11 @@ impl<V: ?Sized> Slot<V> {
         true
     }
 
-    /// Reports the error that `put` returns, for work that ends in another way.
-    #[cold]
-    pub(crate) fn reject(&self, put: impl FnOnce(&mut V, bool) -> Option<Error>) {
-        let error = put(&mut lock(&self.state).value, false);
-        if let Some(error) = error {
-            unobserved::<()>(Err(error));
-        }
+    /// Whether the work has ended as cancelled, even if the outcome was taken since.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        // The work may just be [concluding](Slot::conclude).
+        drop(lock(&self.state));
+        self.ended.load(Ordering::Acquire) & !TAKEN == CANCELLED
     }
 
     /// Ties the work to its scope while the work is under way; returns whether that scope is still there.

@@ -233,15 +233,9 @@ impl Task {
             discard(spent.take());
             error = Some(Error::panicked(CULPRIT, payload).started_at(self.slot.origin));
         }
-        // By reference, because moving it would cost more than the call.
-        let put = &mut |value: &mut (dyn Value + 'static), wanted| {
-            error.take().or_else(|| value.put(output, wanted))
-        };
-        if self.fate.end() {
-            self.slot.resolve(spent, put);
-        } else {
-            self.slot.reject(put);
-        }
+        self.slot.conclude(&self.fate, spent, |value, wanted| {
+            error.or_else(|| value.put(output, wanted))
+        });
     }
 
     fn abort(task: Arc<Task>, reason: Reason) -> Stopping {

@@ -143,12 +143,19 @@ mutation "ambient: unqueued by a store" ambient/task.rs "ambient: two wakes" <<'
         task.queued.store(false, Ordering::Relaxed);
 END
 
-mutation "ambient: a cancelled task is polled" ambient/task.rs "ambient: cancel" <<'END'
-        if self.fate.end() {
-            self.slot
+mutation "ambient: a cancelled task is polled" slot.rs "ambient: cancel, poll" <<'END'
+        if fate.end() {
 ---
-        if true {
-            self.slot
+        if fate.end() || true {
+END
+
+mutation "ambient: an end is decided outside the lock" slot.rs "ambient: cancel, end" <<'END'
+        let mut state = lock(&self.state);
+        // Decided
+---
+        let _ = fate.end();
+        let mut state = lock(&self.state);
+        // Decided
 END
 
 mutation "ambient: a lost start resolves nothing" ambient/task.rs "ambient: start, close" <<'END'

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use loom::thread;
 
-use crate::ambient::{sleep, spawn, yield_now};
+use crate::ambient::{sleep, spawn, try_spawn, yield_now};
 use crate::block_on::block_on;
 use crate::combine::{as_completed, join_all};
 use crate::config::LIMIT;
@@ -46,6 +47,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("ambient: wake, poll, park", wake_poll),
     ("ambient: two wakes, poll", two_wakes_poll),
     ("ambient: cancel, poll", cancel_poll),
+    ("ambient: cancel, end as cancelled", cancel_cancelled),
     ("ambient: start, close", start_close),
     ("ambient: start, busy thread", start_busy),
     ("timer: fire, park", timer_fires),
@@ -350,6 +352,20 @@ fn cancel_poll() {
     assert_eq!(Arc::strong_count(&value), 1);
     assert_eq!(is_cancelled, kind(&outcome) == Some(ErrorKind::Cancelled));
     assert_eq!(is_cancelled, outcome.is_err());
+    end();
+}
+
+/// The answer holds for work that ends as cancelled by itself too.
+fn cancel_cancelled() {
+    let (promise, source) = promise::<u8>();
+    let task = unexplored(|| {
+        let task = try_spawn(Location::caller(), true, |_| source);
+        spawn(async {}).result().unwrap();
+        task
+    });
+    promise.fail(Error::new(ErrorKind::Cancelled, "cancelled elsewhere"));
+    assert!(task.cancel());
+    assert_eq!(kind(&task.result()), Some(ErrorKind::Cancelled));
     end();
 }
 
