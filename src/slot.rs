@@ -277,37 +277,6 @@ impl<T> Slot<Option<T>> {
     }
 }
 
-impl Slot {
-    /// Resolves the slot with an error; returns whether this was the first time.
-    pub(crate) fn fail(&self, error: Error) -> bool {
-        let mut error = Some(error);
-        let first = self.resolve(None, |_, _| error.take());
-        discard(error);
-        first
-    }
-
-    /// Called when the `Unfuture` is gone; returns whether the work is to be stopped.
-    pub(crate) fn detach(&self) -> bool {
-        let mut state = lock(&self.state);
-        let State { stage, value, .. } = &mut *state;
-        if stage.is_wanted().is_some() {
-            let before = mem::replace(stage, Stage::Detached);
-            drop(state);
-            discard(before);
-            // The tie is read after that: whoever ties the work from now on sees that the `Unfuture` is gone.
-            return self.is_tied() && !self.is_done();
-        }
-        let outcome = stage
-            .take(&self.header)
-            .map(|ended| ended.map(|()| value.remove()));
-        drop(state);
-        if let Some(outcome) = outcome {
-            unobserved(outcome);
-        }
-        false
-    }
-}
-
 impl<V: ?Sized> Deref for Slot<V> {
     type Target = Header;
 
@@ -395,6 +364,62 @@ impl<V: ?Sized> Slot<V> {
         true
     }
 
+    /// Whether somebody can still see an outcome that is to come. An outcome that is there has been seen, or
+    /// will be, and no other follows. A loop, because a chain may be too long for recursion.
+    pub(crate) fn is_observed(&self) -> bool {
+        let mut observed = self.observed();
+        while let Some(Some(by)) = observed {
+            observed = by.upgrade().and_then(|work| {
+                let observed = work.slot().observed();
+                // This may be the last owner of a value.
+                discard(work);
+                observed
+            });
+        }
+        observed.is_some()
+    }
+
+    /// What the outcome goes into, if an outcome is still wanted.
+    fn observed(&self) -> Option<Option<Weak<dyn Work>>> {
+        let state = lock(&self.state);
+        if state.stage.is_wanted() != Some(true) {
+            return None;
+        }
+        let links = state.links.as_ref();
+        Some(links.and_then(|links| links.observed_by.clone()))
+    }
+}
+
+impl Slot {
+    /// Resolves the slot with an error; returns whether this was the first time.
+    pub(crate) fn fail(&self, error: Error) -> bool {
+        let mut error = Some(error);
+        let first = self.resolve(None, |_, _| error.take());
+        discard(error);
+        first
+    }
+
+    /// Called when the `Unfuture` is gone; returns whether the work is to be stopped.
+    pub(crate) fn detach(&self) -> bool {
+        let mut state = lock(&self.state);
+        let State { stage, value, .. } = &mut *state;
+        if stage.is_wanted().is_some() {
+            let before = mem::replace(stage, Stage::Detached);
+            drop(state);
+            discard(before);
+            // The tie is read after that: whoever ties the work from now on sees that the `Unfuture` is gone.
+            return self.is_tied() && !self.is_done();
+        }
+        let outcome = stage
+            .take(&self.header)
+            .map(|ended| ended.map(|()| value.remove()));
+        drop(state);
+        if let Some(outcome) = outcome {
+            unobserved(outcome);
+        }
+        false
+    }
+
     /// Whether the work has ended as cancelled, even if the outcome was taken since.
     pub(crate) fn is_cancelled(&self) -> bool {
         // The work may just be [concluding](Slot::conclude).
@@ -422,31 +447,6 @@ impl<V: ?Sized> Slot<V> {
         if !self.is_done() {
             self.link(|links| links.observed_by = Some(by));
         }
-    }
-
-    /// Whether somebody can still see an outcome that is to come. An outcome that is there has been seen, or
-    /// will be, and no other follows. A loop, because a chain may be too long for recursion.
-    pub(crate) fn is_observed(&self) -> bool {
-        let mut observed = self.observed();
-        while let Some(Some(by)) = observed {
-            observed = by.upgrade().and_then(|work| {
-                let observed = work.slot().observed();
-                // This may be the last owner of a value.
-                discard(work);
-                observed
-            });
-        }
-        observed.is_some()
-    }
-
-    /// What the outcome goes into, if an outcome is still wanted.
-    fn observed(&self) -> Option<Option<Weak<dyn Work>>> {
-        let state = lock(&self.state);
-        if state.stage.is_wanted() != Some(true) {
-            return None;
-        }
-        let links = state.links.as_ref();
-        Some(links.and_then(|links| links.observed_by.clone()))
     }
 
     /// Called when the work begins to run.

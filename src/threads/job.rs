@@ -38,7 +38,7 @@ impl Culprit {
     }
 }
 
-impl<F, T> Closure<F, T> {
+impl<F, T: Send + 'static> Closure<F, T> {
     pub(crate) fn new(closure: F, culprit: Culprit, origin: Origin) -> Closure<F, T> {
         Closure {
             slot: Slot::new(origin),
@@ -57,7 +57,7 @@ impl<F, T> Closure<F, T> {
     pub(crate) fn run_with(&self, call: impl FnOnce(F) -> Result<T, Error>) {
         let closure = self.fate.end().then(|| self.take()).flatten();
         if let Some(closure) = closure {
-            self.slot.begin();
+            Slot::begin(&self.slot);
             let outcome = wall(|| call(closure)).unwrap_or_else(|payload| {
                 Err(Error::panicked(self.culprit.name(), payload).started_at(self.slot.origin))
             });

@@ -209,9 +209,13 @@ fn clear_cancelled() {
         return;
     }
     state.cancelled = 0;
-    let all = mem::take(&mut state.queue).into_iter();
-    let (cancelled, left): (VecDeque<_>, _) = all.partition(|queued| queued.job.is_cancelled());
-    state.queue = left;
+    let mut cancelled = Vec::new();
+    for _ in 0..state.queue.len() {
+        match state.queue.pop_front() {
+            Some(queued) if queued.job.is_cancelled() => cancelled.push(queued),
+            left => state.queue.extend(left),
+        }
+    }
     state.finished += cancelled.len() as u64;
     QUEUED.store(state.queue.len(), Ordering::Relaxed);
     drop(report_idle(state));
