@@ -355,6 +355,8 @@ impl<V: ?Sized> Slot<V> {
         put: impl FnOnce(&mut V, bool) -> Option<Error>,
     ) -> bool {
         let Some(wanted) = state.stage.is_wanted() else {
+            // First of all: what `put` owns is foreign.
+            drop(state);
             return false;
         };
         let error = put(&mut state.value, wanted);

@@ -1446,6 +1446,23 @@ mod cancelling {
         });
     }
 
+    /// Neither the start nor the stop waits behind what other threads have sent.
+    #[test]
+    fn a_task_cancelled_by_the_step_that_spawned_it_goes_in_the_next_tick() {
+        quick(|| {
+            let outer = unsync::spawn(async {
+                let flood = || (0..10_000).for_each(|_| drop(unsync::spawn(async {})));
+                std::thread::spawn(flood).join().unwrap();
+                let (task, drops) = sleeper(false);
+                assert!(task.cancel());
+                unsync::yield_now().await;
+                unsync::yield_now().await;
+                drops.count()
+            });
+            assert_eq!(outer.result().unwrap(), 1);
+        });
+    }
+
     #[test]
     fn a_cancelled_task_goes_though_nobody_waits_for_it() {
         quick(|| {

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! - **Message**: a request to the thread from elsewhere, through the injector.
-//! - **Local queue**: the tasks that the thread has woken or spawned itself, by their keys: moving a whole
-//!   message from place to place costs more than a poll. Both queues are FIFO.
+//! - **Local queue**: a key for each task that the thread has woken, and a mark for each that it has spawned,
+//!   because moving a whole message from place to place costs more than a poll. Both queues are FIFO.
 //! - **Injector**: a std channel. A flag beside it says whether it may hold something, so the thread's own
 //!   work never touches the channel.
 //! - **Tick**: what is queued during a tick waits for the next one, so nothing can starve the rest.
@@ -248,11 +248,12 @@ fn run(injector: Receiver<Message>) {
             local,
             injector,
             burst: VecDeque::new(),
+            later: Vec::new(),
             tasks: Tasks::new(around_poll, stalls),
             ticks: 0,
         };
-        // A panic in here is a bug in the executor. It ends the thread as a shutdown does, so that nobody
-        // waits forever.
+        // A panic in here is a bug in the executor. It ends the thread as a shutdown does, which resolves the
+        // other tasks.
         discard(wall(|| executor.serve()));
         executor.end();
         Current::Ordinary.set();
@@ -268,6 +269,9 @@ struct Executor<'a> {
     injector: Receiver<Message>,
     /// What was taken out of the injector.
     burst: VecDeque<Message>,
+    /// Tasks that are to be stopped once they have started. Their starts are on their way: by the local queue
+    /// or the injector, while the stop came another way.
+    later: Vec<(Arc<Task>, Reason)>,
     tasks: Tasks,
     ticks: u32,
 }
@@ -277,7 +281,7 @@ struct Executor<'a> {
 const BURST: usize = 256;
 /// Ticks between two looks at the clock, and between two looks into the channel whatever the flag says.
 const LOOK: u32 = 64;
-/// Capacity that the local queue keeps when it is empty; the memory of a larger burst is freed.
+/// Capacity that the local queues keep when they are empty; the memory of a larger burst is freed.
 const KEPT: usize = 4096;
 /// The most messages that are looked through at the end: a thread that keeps sending must not hold it up.
 const LEFT_MAX: usize = 1 << 20;
@@ -321,8 +325,11 @@ impl Executor<'_> {
                 let Some(fires) = due else { break };
                 drop(fires);
             }
-            self.stop_all();
         }
+        if !self.later.is_empty() {
+            self.local.stops.borrow_mut().extend(self.later.drain(..));
+        }
+        self.stop_all();
         ControlFlow::Continue(())
     }
 
@@ -385,9 +392,7 @@ impl Executor<'_> {
         let next = || self.local.stops.borrow_mut().pop_front();
         while let Some((task, reason)) = next() {
             if !task.is_placed() && !task.is_done() {
-                // The task was spawned on this thread and stopped by another before its turn, or the other
-                // way round.
-                discard(inject(Message::Stop(task, reason)));
+                self.later.push((task, reason));
             } else if let Some(error) = self.tasks.stop(&*task, reason) {
                 ended.push((task, error));
             }
@@ -431,8 +436,8 @@ impl Executor<'_> {
         drop(self.injector);
         self.tasks.close();
         drop(self.local.timers.replace(Timers::new()));
-        // All of these tasks have ended by now.
-        discard(self.local.stops.take());
+        // All of these tasks have ended by now, or end with their starts.
+        discard((self.local.stops.take(), self.later));
         for message in left {
             match message {
                 Message::WhenIdle(call) => at_end(call),

@@ -161,10 +161,6 @@ impl Key {
     fn index(self) -> usize {
         self.0 as u32 as usize
     }
-
-    fn number(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
 }
 
 /// The shared part of a task: its slot, and whether it is queued. It is also the waker.
@@ -203,7 +199,7 @@ impl<T> Task<Option<T>> {
 }
 
 impl Task {
-    /// Whether it has its place; otherwise its start is still queued.
+    /// Whether it has its key; otherwise its start is still queued.
     pub(super) fn is_placed(&self) -> bool {
         self.index.load(Ordering::Relaxed) != UNPLACED
     }
@@ -423,14 +419,12 @@ impl Tasks {
             self.release(index);
             return discard((task, waker));
         }
-        if let Some(place) = self.places.get_mut(index) {
-            *place = Some(Live {
-                body,
-                task,
-                since: self.now,
-                waker,
-            });
-        }
+        self.places[index] = Some(Live {
+            body,
+            task,
+            since: self.now,
+            waker,
+        });
     }
 
     /// Polls a task once; nothing happens if it has ended.
@@ -509,7 +503,7 @@ fn find(places: &mut [Option<Live>], key: Key) -> Option<&mut Live> {
     let live = places.get_mut(key.index())?.as_mut()?;
     // Numbers wrap around after 2^32 tasks. A stale wake that meets its own number again costs a spurious
     // poll, which every future allows.
-    (live.task.number.load(Ordering::Relaxed) == key.number()).then_some(live)
+    (live.task.key() == key).then_some(live)
 }
 
 /// What is called around a poll.

@@ -216,6 +216,7 @@ fn clear_cancelled() {
             left => state.queue.extend(left),
         }
     }
+    state.queue.shrink_to(QUEUE_KEPT);
     state.finished += cancelled.len() as u64;
     QUEUED.store(state.queue.len(), Ordering::Relaxed);
     drop(report_idle(state));

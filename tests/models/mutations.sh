@@ -149,6 +149,11 @@ mutation "ambient: a cancelled task is polled" slot.rs "ambient: cancel, poll" <
         if fate.end() || true {
 END
 
+mutation "ambient: a stop before the start is forgotten" ambient/mod.rs "ambient: stop" <<'END'
+                self.later.push((task, reason));
+---
+END
+
 mutation "ambient: an end is decided outside the lock" slot.rs "ambient: cancel, end" <<'END'
         let mut state = lock(&self.state);
         // Decided

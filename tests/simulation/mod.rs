@@ -331,12 +331,14 @@ impl World {
         self.agenda.insert((at, self.scheduled), event);
     }
 
+    fn living(&mut self, worker: u64) -> Option<&mut Process> {
+        let process = self.processes.get_mut(&worker);
+        process.filter(|process| !process.dead)
+    }
+
     /// The process, if it lives and is not frozen; events for a frozen one happen when it thaws.
     fn awake(&mut self, worker: u64, event: Event) -> Option<&mut Process> {
-        let process = self
-            .processes
-            .get_mut(&worker)
-            .filter(|process| !process.dead)?;
+        let process = self.living(worker)?;
         if process.frozen.is_some() {
             process.deferred.push(event);
             return None;
@@ -507,11 +509,7 @@ impl World {
 
     /// The pool writes to a worker.
     fn deliver(&mut self, worker: u64, message: Action<Handle>) {
-        let Some(process) = self
-            .processes
-            .get_mut(&worker)
-            .filter(|process| !process.dead)
-        else {
+        let Some(process) = self.living(worker) else {
             return;
         };
         process.inbox.push_back(message);
@@ -620,11 +618,7 @@ impl World {
     }
 
     fn die(&mut self, worker: u64) {
-        let Some(process) = self
-            .processes
-            .get_mut(&worker)
-            .filter(|process| !process.dead)
-        else {
+        let Some(process) = self.living(worker) else {
             return;
         };
         process.dead = true;

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -48,6 +47,8 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("ambient: two wakes, poll", two_wakes_poll),
     ("ambient: cancel, poll", cancel_poll),
     ("ambient: cancel, end as cancelled", cancel_cancelled),
+    ("ambient: stop, start here", stop_start_here),
+    ("ambient: stop here, start", stop_here_start),
     ("ambient: start, close", start_close),
     ("ambient: start, busy thread", start_busy),
     ("timer: fire, park", timer_fires),
@@ -359,13 +360,38 @@ fn cancel_poll() {
 fn cancel_cancelled() {
     let (promise, source) = promise::<u8>();
     let task = unexplored(|| {
-        let task = try_spawn(Location::caller(), true, |_| source);
+        let task = try_spawn(here(), true, |_| source);
         spawn(async {}).result().unwrap();
         task
     });
     promise.fail(Error::new(ErrorKind::Cancelled, "cancelled elsewhere"));
     assert!(task.cancel());
     assert_eq!(kind(&task.result()), Some(ErrorKind::Cancelled));
+    end();
+}
+
+/// A task is stopped from elsewhere before its turn in the local queue, or later.
+fn stop_start_here() {
+    let (promise, spawned) = promise();
+    let outer = spawn(async move { assert!(promise.set(spawn(std::future::pending::<()>()))) });
+    let task = spawned.result().unwrap();
+    assert!(task.cancel());
+    assert_eq!(kind(&task.result()), Some(ErrorKind::Cancelled));
+    outer.result().unwrap();
+    end();
+}
+
+/// A task is stopped by the thread itself while its start is still in the injector, or later.
+fn stop_here_start() {
+    let (promise, task) = promise::<Unfuture<()>>();
+    let stopper = spawn(async move {
+        let task = task.await.unwrap();
+        assert!(task.cancel());
+        task.await
+    });
+    promise.set(spawn(std::future::pending()));
+    let outcome = stopper.result().unwrap();
+    assert_eq!(kind(&outcome), Some(ErrorKind::Cancelled));
     end();
 }
 
