@@ -53,7 +53,7 @@ where
     F::Output: Send + 'static,
 {
     let task = Arc::new(Task::<Option<F::Output>>::new(Location::caller(), true));
-    launch(Box::pin(Some(future)), &task);
+    launch(Box::pin(Some(future)), task.clone());
     Unfuture::of(task)
 }
 
@@ -67,7 +67,7 @@ where
 {
     let task = Arc::new(Task::new(origin, begins));
     let itself: Weak<Task<Option<T>>> = Arc::downgrade(&task);
-    launch(Box::pin(Some(make(itself))), &task);
+    launch(Box::pin(Some(make(itself))), task.clone());
     Unfuture::of(task)
 }
 
@@ -99,18 +99,14 @@ where
     // The task counts as queued, so no wake is lost: the ambient thread polls it again in any case.
     let waker = Waker::from(Arc::clone(&task));
     if let Some(body) = body.step(&*task, &mut Context::from_waker(&waker)) {
-        launch(body, &task);
+        launch(body, task.clone());
     }
     Unfuture::of(task)
 }
 
 /// Sends a future to the ambient thread.
-fn launch<T: Send + 'static>(body: Body, task: &Arc<Task<Option<T>>>) {
-    hand_over(body, task.clone(), Waker::from(Arc::clone(task)));
-}
-
-fn hand_over(body: Body, task: Arc<Task>, waker: Waker) {
-    let spawned = Spawned(Some((body, task, waker)));
+fn launch(body: Body, raw: Arc<dyn RawTask>) {
+    let spawned = Spawned(Some((body, raw)));
     if is_ambient() {
         return LOCAL.with(|local| {
             local.starts.borrow_mut().push_back(spawned);
@@ -120,21 +116,22 @@ fn hand_over(body: Body, task: Arc<Task>, waker: Waker) {
     // If refused for another reason, the task resolves as shut down.
     if let Err((Message::Start(mut spawned), Refused::Os(error))) = inject(Message::Start(spawned))
     {
-        if let Some((body, task, _)) = spawned.0.take() {
+        if let Some((body, raw)) = spawned.0.take() {
             discard(body);
-            task.fail(Error::os("the ambient thread could not be started", error));
+            raw.task()
+                .fail(Error::os("the ambient thread could not be started", error));
         }
     }
 }
 
 /// A future on its way to the ambient thread. One that does not arrive resolves as shut down, so that
 /// nobody waits for it.
-pub(super) struct Spawned(Option<(Body, Arc<Task>, Waker)>);
+pub(super) struct Spawned(Option<(Body, Arc<dyn RawTask>)>);
 
 impl Drop for Spawned {
     fn drop(&mut self) {
-        if let Some((body, task, _)) = self.0.take() {
-            task.fail(drop_body(Some(body), Reason::ShutDown));
+        if let Some((body, raw)) = self.0.take() {
+            raw.task().fail(drop_body(Some(body), Reason::ShutDown));
         }
     }
 }
@@ -254,6 +251,22 @@ impl Task {
         if let Err(error) = self.fate.outcome(failed, CULPRIT) {
             self.slot.fail(error.started_at(self.slot.origin));
         }
+    }
+}
+
+/// A task on its way to the ambient thread: one reference in place of two keeps messages small.
+pub(super) trait RawTask: Send + Sync {
+    fn task(&self) -> &Task;
+    fn split(self: Arc<Self>) -> (Arc<Task>, Waker);
+}
+
+impl<T: Send + 'static> RawTask for Task<Option<T>> {
+    fn task(&self) -> &Task {
+        self
+    }
+
+    fn split(self: Arc<Self>) -> (Arc<Task>, Waker) {
+        (self.clone(), Waker::from(self))
     }
 }
 
@@ -395,9 +408,10 @@ impl Tasks {
 
     /// Polls a future for the first time; gives it a place if it is not ready.
     pub(super) fn start(&mut self, mut spawned: Spawned) {
-        let Some((body, task, waker)) = spawned.0.take() else {
+        let Some((body, raw)) = spawned.0.take() else {
             return;
         };
+        let (task, waker) = raw.split();
         self.started += 1;
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);

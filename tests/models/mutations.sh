@@ -164,8 +164,8 @@ mutation "ambient: an end is decided outside the lock" slot.rs "ambient: cancel,
 END
 
 mutation "ambient: a lost start resolves nothing" ambient/task.rs "ambient: start, close" <<'END'
-        if let Some((body, task, _)) = self.0.take() {
-            task.fail(drop_body(Some(body), Reason::ShutDown));
+        if let Some((body, raw)) = self.0.take() {
+            raw.task().fail(drop_body(Some(body), Reason::ShutDown));
         }
 ---
 END
