@@ -244,7 +244,7 @@ fn run() -> io::Result<()> {
     command.stdout(transport::stderr()?);
     add_arguments(&mut command, false);
     let (mut child, its_stdin) = transport::spawn(command)?;
-    let (output, ready) = Output::attach(&mut child, transport::stderr);
+    let (output, ready) = Output::attach(&mut child, transport::stderr)?;
     let connected = handshake::connect(child, its_stdin, config, &ready, || true);
     let (child, Link { rx, tx }) = connected.map_err(|refusal| {
         let limit = config.start_timeout;

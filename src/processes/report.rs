@@ -267,13 +267,16 @@ type Sink = fn() -> io::Result<File>;
 
 impl Output {
     /// Forwards what a worker prints. The receiver is disconnected when a test harness has printed its own
-    /// output, which has to be read, or else the harness ends the process.
-    pub(super) fn attach(child: &mut Child, sink: Sink) -> (Output, Receiver<Infallible>) {
+    /// output, which has to be read, or else the harness ends the process. So if that cannot be read for want
+    /// of a thread, the worker is killed.
+    pub(super) fn attach(
+        child: &mut Child,
+        sink: Sink,
+    ) -> io::Result<(Output, Receiver<Infallible>)> {
         let (copying, drained) = channel();
         let (prelude, ready) = channel();
         let printed = Arc::<Printed>::default();
-        // Without a thread, the pipe is closed: what the worker prints to standard error is lost, and
-        // printing to standard output fails.
+        // Without a thread, the pipe is closed, and what the worker prints to standard error is lost.
         if let Some(stderr) = child.stderr.take() {
             let (printed, copying) = (Arc::clone(&printed), copying.clone());
             let forward = move || forward_stderr(stderr, &printed, copying);
@@ -281,7 +284,11 @@ impl Output {
         }
         if let Some(stdout) = child.stdout.take() {
             let forward = move || forward_stdout(stdout, prelude, sink, copying);
-            let _ = start_thread("stdout", Box::new(forward));
+            if let Err(error) = start_thread("stdout", Box::new(forward)) {
+                let _ = child.kill();
+                child.wait()?;
+                return Err(error);
+            }
         }
         let tail = OnceCell::new();
         let output = Output {
@@ -289,7 +296,7 @@ impl Output {
             drained,
             tail,
         };
-        (output, ready)
+        Ok((output, ready))
     }
 
     /// The end of the standard error of a worker that has ended, as the end of a sentence. Waits for it once.
