@@ -391,7 +391,7 @@ impl Executor<'_> {
         let mut ended = Vec::new();
         let next = || self.local.stops.borrow_mut().pop_front();
         while let Some((task, reason)) = next() {
-            if !task.is_placed() && !task.is_done() {
+            if !task.has_started() && !task.is_done() {
                 self.later.push((task, reason));
             } else if let Some(error) = self.tasks.stop(&*task, reason) {
                 ended.push((task, error));

@@ -196,8 +196,8 @@ impl<T> Task<Option<T>> {
 }
 
 impl Task {
-    /// Whether it has its key; otherwise its start is still queued.
-    pub(super) fn is_placed(&self) -> bool {
+    /// Whether it has its key; otherwise its start is still on the way.
+    pub(super) fn has_started(&self) -> bool {
         self.index.load(Ordering::Relaxed) != UNPLACED
     }
 
