@@ -206,6 +206,8 @@ struct Relay {
     stdout: Mutex<(File, FrameTracker)>,
     /// Whether there was a sign of life from the parent since the last check.
     heard: AtomicBool,
+    /// Whether a ping found a frame being written, and goes out with the end of that frame.
+    owes_ping: AtomicBool,
 }
 
 /// Which of the two sides is gone.
@@ -256,6 +258,7 @@ fn run() -> io::Result<()> {
         tx,
         stdout: Mutex::new((stdout, FrameTracker::default())),
         heard: AtomicBool::new(true),
+        owes_ping: AtomicBool::new(false),
     }));
     relay.serve(stdin, rx, child, config)?;
     output.drain();
@@ -332,7 +335,11 @@ impl Relay {
         let (stdout, tracker) = &mut *lock(&self.stdout);
         tracker.follow(bytes)?;
         if tracker.is_between() {
-            return stdout.write_all(&[bytes, &newline(Kind::Noop)].concat());
+            let end = match self.owes_ping.swap(false, Ordering::Relaxed) {
+                true => Kind::Ping,
+                false => Kind::Noop,
+            };
+            return stdout.write_all(&[bytes, &newline(end)].concat());
         }
         stdout.write_all(bytes)?;
         // The parent is taking a large result.
@@ -340,11 +347,14 @@ impl Relay {
         Ok(())
     }
 
-    /// Asks the parent for an answer, unless a frame is being written.
+    /// Asks the parent for an answer, after the frame that is being written.
     fn ping(&self) -> io::Result<()> {
         match self.stdout.try_lock() {
             Ok(mut stdout) if stdout.1.is_between() => stdout.0.write_all(&newline(Kind::Ping)),
-            _ => Ok(()),
+            _ => {
+                self.owes_ping.store(true, Ordering::Relaxed);
+                Ok(())
+            }
         }
     }
 }
@@ -352,4 +362,45 @@ impl Relay {
 /// A frame that ends a line.
 fn newline(kind: Kind) -> Vec<u8> {
     frame::of(kind, 0, &b'\n')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process};
+
+    use super::*;
+
+    /// A line that is never between two frames when it is time for a ping must not end a healthy worker.
+    #[test]
+    fn a_ping_goes_out_with_the_end_of_the_frame_that_is_in_its_way() {
+        let path = env::temp_dir().join(format!("unsync-relay-{}", process::id()));
+        let stdout = File::create_new(&path).unwrap();
+        let mut written = File::open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let (listener, port) = transport::listen("".as_ref()).unwrap();
+        let socket = transport::connect(port, "".as_ref()).unwrap();
+        let relay = Relay {
+            tx: Link::new(socket, None).tx,
+            stdout: Mutex::new((stdout, FrameTracker::default())),
+            heard: AtomicBool::new(false),
+            owes_ping: AtomicBool::new(false),
+        };
+        drop(listener);
+        let mut look = |expected: &[&[u8]]| {
+            let mut found = Vec::new();
+            written.read_to_end(&mut found).unwrap();
+            assert_eq!(found, expected.concat());
+        };
+        let frame = frame::of(Kind::Done, 1, &7_u64);
+        let (first, rest) = frame.split_at(10);
+        relay.pass_up(first).unwrap();
+        relay.ping().unwrap();
+        look(&[first]);
+        relay.pass_up(rest).unwrap();
+        look(&[rest, &newline(Kind::Ping)]);
+        relay.pass_up(&frame).unwrap();
+        look(&[&frame, &newline(Kind::Noop)]);
+        relay.ping().unwrap();
+        look(&[&newline(Kind::Ping)]);
+    }
 }
