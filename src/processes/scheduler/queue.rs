@@ -1,6 +1,7 @@
 //! The calls that wait.
 
 use std::collections::VecDeque;
+use std::iter;
 
 use super::Entry;
 
@@ -61,9 +62,7 @@ impl<C> Queue<C> {
     }
 
     pub(super) fn drain(&mut self) -> Vec<Entry<C>> {
-        let mut calls = Vec::from_iter(self.small.drain(..).chain(self.large.drain(..)));
-        calls.sort_by_key(|entry| entry.id);
-        calls
+        iter::from_fn(|| self.pop(self.is_large_next())).collect()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry<C>> {
