@@ -14,20 +14,20 @@
 //! worker's standard input is at its end when the program's own code reads it. Standard output and
 //! standard error stay the user's own.
 
-use std::convert::Infallible;
 use std::env;
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::path::{self, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::procfs;
 use super::transport::{self, Link, Listener, Socket};
 use super::wire::Wire;
+use crate::error::lock;
 
 /// What the parent tells the child on its standard input, after the path of the socket.
 struct Handshake {
@@ -104,6 +104,33 @@ fn socket_path() -> SocketPath {
 
 // --------------------------------------------------------------------------------- the parent side
 
+/// Opens for good when its [`Opener`] is dropped.
+#[derive(Default)]
+pub(super) struct Latch {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+pub(super) struct Opener(pub(super) Arc<Latch>);
+
+impl Latch {
+    /// Waits until it is open, for a limited time; returns whether it is.
+    pub(super) fn wait(&self, limit: Duration) -> bool {
+        let is_open = lock(&self.is_open);
+        let waited = self
+            .opened
+            .wait_timeout_while(is_open, limit, |is_open| !*is_open);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Drop for Opener {
+    fn drop(&mut self) {
+        *lock(&self.0.is_open) = true;
+        self.0.opened.notify_all();
+    }
+}
+
 /// How the start of a worker can fail.
 pub(super) enum SpawnError {
     /// The operating system refused something.
@@ -125,13 +152,13 @@ impl From<io::Error> for SpawnError {
 /// Waits until a child has connected, for a limited time and while `is_needed`. A child that does not
 /// connect is killed and reaped.
 ///
-/// The handshake begins when `ready` is disconnected: a test binary may end before it reads its
+/// The handshake begins when `ready` is open: a test binary may end before it reads its
 /// standard input.
 pub(super) fn connect(
     mut child: Child,
     stdin: Box<dyn Write>,
     config: WorkerConfig,
-    ready: &Receiver<Infallible>,
+    ready: &Latch,
     is_needed: impl Fn() -> bool,
 ) -> Result<(Child, Link), SpawnError> {
     let check_time = time_limit(config.start_timeout, is_needed);
@@ -165,7 +192,7 @@ pub(super) fn time_limit(
 fn invite(
     mut stdin: Box<dyn Write>,
     config: WorkerConfig,
-    ready: &Receiver<Infallible>,
+    ready: &Latch,
     check: Check<'_>,
 ) -> Result<Link, SpawnError> {
     // The path comes first: if this process ends before the handshake, the child removes what is there.
@@ -173,7 +200,7 @@ fn invite(
     let SocketPath(path) = &socket_path();
     // This fails if the child is gone or has closed its standard input, and the checks notice that.
     let _ = stdin.write_all(&encoded(path));
-    while let Err(RecvTimeoutError::Timeout) = ready.recv_timeout(PAUSE_MAX) {
+    while !ready.wait(PAUSE_MAX) {
         check()?;
     }
     let (listener, port) = transport::listen(path)?;
@@ -297,7 +324,6 @@ fn expect(mut socket: &Socket, token: Token, limit: Duration) -> io::Result<()> 
 #[cfg(test)]
 mod tests {
     use std::process::Stdio;
-    use std::sync::mpsc;
 
     use super::*;
 
@@ -318,7 +344,8 @@ mod tests {
             host_timeout: Duration::ZERO,
             kill_children: false,
         };
-        let ready = mpsc::channel().1;
+        let ready = Arc::<Latch>::default();
+        drop(Opener(Arc::clone(&ready)));
         let connected = connect(child, stdin, config, &ready, || true);
         match connected.map(drop) {
             Err(SpawnError::Died(status)) => assert_eq!(status, ended),

@@ -28,13 +28,12 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read, Write};
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::frame::{self, FrameTracker, Kind};
-use super::handshake::{self, Check, SpawnError, WorkerConfig};
+use super::handshake::{self, Check, Latch, Opener, SpawnError, WorkerConfig};
 use super::procfs;
 use super::report::{self, Output};
 use super::scheduler::WINDOW;
@@ -202,18 +201,13 @@ pub(super) fn end(child: &mut Child) -> io::Result<ExitStatus> {
 
 struct Relay {
     tx: Tx,
+    child: Mutex<Child>,
     /// The file, and a tracker of what was written to it.
     stdout: Mutex<(File, FrameTracker)>,
     /// Whether there was a sign of life from the parent since the last check.
     heard: AtomicBool,
     /// Whether a ping found a frame being written, and goes out with the end of that frame.
     owes_ping: AtomicBool,
-}
-
-/// Which of the two sides is gone.
-enum End {
-    Worker,
-    Parent,
 }
 
 /// Runs this process as a relay.
@@ -246,21 +240,23 @@ fn run() -> io::Result<()> {
     command.stdout(transport::stderr()?);
     add_arguments(&mut command, false);
     let (mut child, its_stdin) = transport::spawn(command)?;
-    let (output, ready) = Output::attach(&mut child, transport::stderr)?;
-    let connected = handshake::connect(child, its_stdin, config, &ready, || true);
+    let output = Output::attach(&mut child, transport::stderr)?;
+    let connected = handshake::connect(child, its_stdin, config, &output.ready, || true);
     let (child, Link { rx, tx }) = connected.map_err(|refusal| {
         let limit = config.start_timeout;
         io::Error::other(report::refused(refusal, limit, "", None, Some(&output)))
     })?;
     let ready = format!("{READY}{} {}\n", child.id(), trip.as_micros());
     stdout.write_all(ready.as_bytes())?;
+    let pid = child.id();
     let relay = Box::leak(Box::new(Relay {
         tx,
+        child: Mutex::new(child),
         stdout: Mutex::new((stdout, FrameTracker::default())),
         heard: AtomicBool::new(true),
         owes_ping: AtomicBool::new(false),
     }));
-    relay.serve(stdin, rx, child, config)?;
+    relay.serve(stdin, rx, pid, config)?;
     output.drain();
     Ok(())
 }
@@ -271,27 +267,22 @@ impl Relay {
         &'static self,
         mut stdin: File,
         mut rx: Rx,
-        mut child: Child,
+        pid: u32,
         config: WorkerConfig,
     ) -> io::Result<()> {
-        let (ends, ended) = channel();
-        let parent_ends = ends.clone();
+        let ended = Arc::<Latch>::default();
+        let ends = Opener(Arc::clone(&ended));
         thread::Builder::new().spawn(move || {
             report::copy(&mut stdin, |bytes| self.pass_down(bytes));
-            let _ = parent_ends.send(End::Parent);
+            self.kill();
         })?;
         thread::Builder::new().spawn(move || {
             report::copy(&mut rx, |bytes| self.pass_up(bytes));
-            let _ = ends.send(End::Worker);
+            drop(ends);
         })?;
-        let (pid, pulse) = (child.id(), config.host_timeout / 6);
+        let pulse = config.host_timeout / 6;
         let (mut is_lost, mut heard, mut pinged) = (false, Instant::now(), Instant::now());
-        loop {
-            match ended.recv_timeout(GRACE.min(pulse)) {
-                Ok(End::Worker) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(End::Parent) => is_lost = true,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
+        while !ended.wait(GRACE.min(pulse)) {
             if self.heard.swap(false, Ordering::Relaxed) {
                 heard = Instant::now();
             }
@@ -301,12 +292,10 @@ impl Relay {
                 is_lost |= self.ping().is_err();
             }
             if is_lost {
-                // Perhaps nobody reads what is still to be written.
-                worker::abort_soon();
-                let _ = child.kill();
+                self.kill();
             }
             let has_ended = procfs::has_ended(pid);
-            if has_ended.unwrap_or_else(|| matches!(child.try_wait(), Ok(Some(_)))) {
+            if has_ended.unwrap_or_else(|| matches!(lock(&self.child).try_wait(), Ok(Some(_)))) {
                 // Another process may hold the link open, and hide its end.
                 self.tx.close_both();
             }
@@ -314,6 +303,7 @@ impl Relay {
         if config.kill_children {
             transport::kill_children(pid);
         }
+        let mut child = lock(&self.child);
         let _ = child.kill();
         let status = u64::from(transport::raw_status(child.wait()?) as u32);
         let mut gone = Vec::new();
@@ -324,6 +314,13 @@ impl Relay {
             let _ = stdout.write_all(&gone);
         }
         Ok(())
+    }
+
+    /// Ends the worker of a parent that is gone.
+    fn kill(&self) {
+        // Perhaps nobody reads what is still to be written.
+        worker::abort_soon();
+        let _ = lock(&self.child).kill();
     }
 
     fn pass_down(&self, bytes: &[u8]) -> io::Result<()> {

@@ -2,17 +2,15 @@
 
 use std::cell::OnceCell;
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::Request;
-use super::handshake::SpawnError;
+use super::handshake::{Latch, Opener, SpawnError};
 use super::scheduler::{DEATHS, Outcome};
 use super::transport;
 use super::worker::{Ending, PanicReport, Setup, TEST_MARK, clip, setup};
@@ -251,10 +249,14 @@ impl ExitReport<'_> {
 // ------------------------------------------------------------------------------ standard streams
 
 /// The forwarded output of a worker.
+#[derive(Default)]
 pub(super) struct Output {
     pub(super) printed: Arc<Printed>,
-    /// Disconnected when everything is forwarded.
-    drained: Receiver<Infallible>,
+    /// Open when a test harness has printed its own output, which has to be read, or else the harness ends the
+    /// process.
+    pub(super) ready: Arc<Latch>,
+    /// Open when everything is forwarded.
+    drained: Arc<Latch>,
     tail: OnceCell<String>,
 }
 
@@ -266,19 +268,15 @@ const TAIL_WAIT: Duration = Duration::from_secs(1);
 type Sink = fn() -> io::Result<File>;
 
 impl Output {
-    /// Forwards what a worker prints. The receiver is disconnected when a test harness has printed its own
-    /// output, which has to be read, or else the harness ends the process. So if that cannot be read for want
-    /// of a thread, the worker is killed.
-    pub(super) fn attach(
-        child: &mut Child,
-        sink: Sink,
-    ) -> io::Result<(Output, Receiver<Infallible>)> {
-        let (copying, drained) = channel();
-        let (prelude, ready) = channel();
-        let printed = Arc::<Printed>::default();
+    /// Forwards what a worker prints. If its standard output cannot be read for want of a thread, the worker is
+    /// killed.
+    pub(super) fn attach(child: &mut Child, sink: Sink) -> io::Result<Output> {
+        let output = Output::default();
+        let prelude = Opener(Arc::clone(&output.ready));
+        let copying = Arc::new(Opener(Arc::clone(&output.drained)));
         // Without a thread, the pipe is closed, and what the worker prints to standard error is lost.
         if let Some(stderr) = child.stderr.take() {
-            let (printed, copying) = (Arc::clone(&printed), copying.clone());
+            let (printed, copying) = (Arc::clone(&output.printed), Arc::clone(&copying));
             let forward = move || forward_stderr(stderr, &printed, copying);
             let _ = start_thread("stderr", Box::new(forward));
         }
@@ -290,19 +288,13 @@ impl Output {
                 return Err(error);
             }
         }
-        let tail = OnceCell::new();
-        let output = Output {
-            printed,
-            drained,
-            tail,
-        };
-        Ok((output, ready))
+        Ok(output)
     }
 
     /// The end of the standard error of a worker that has ended, as the end of a sentence. Waits for it once.
     fn tail(&self) -> &str {
         self.tail.get_or_init(|| {
-            let _ = self.drained.recv_timeout(TAIL_WAIT);
+            self.drained.wait(TAIL_WAIT);
             let text = lock(&self.printed.0).clone();
             match excerpt(&String::from_utf8_lossy(&text)) {
                 text if text.is_empty() => text,
@@ -378,7 +370,7 @@ fn is_backtrace(line: &str, after_another: bool) -> bool {
     begins || (after_another && continues)
 }
 
-fn forward_stderr(mut stderr: ChildStderr, printed: &Printed, _copying: Sender<Infallible>) {
+fn forward_stderr(mut stderr: ChildStderr, printed: &Printed, _copying: Arc<Opener>) {
     copy(&mut stderr, |bytes| {
         printed.add(bytes);
         // A closed standard error is no reason to stop listening.
@@ -389,12 +381,7 @@ fn forward_stderr(mut stderr: ChildStderr, printed: &Printed, _copying: Sender<I
 
 /// Forwards what a test's worker prints, without what the harness prints before it. Outside tests, a worker
 /// has the standard output of the program.
-fn forward_stdout(
-    stdout: ChildStdout,
-    prelude: Sender<Infallible>,
-    sink: Sink,
-    _copying: Sender<Infallible>,
-) {
+fn forward_stdout(stdout: ChildStdout, prelude: Opener, sink: Sink, _copying: Arc<Opener>) {
     let mut stdout = BufReader::new(stdout);
     // The last bytes, as many as the mark has.
     let mut seen = VecDeque::from([0; TEST_MARK.len()]);

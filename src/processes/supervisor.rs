@@ -356,14 +356,14 @@ fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
     let is_needed = || !lock(pool()).state.is_closed();
     if let Some(name) = name {
         let (mut child, socket) = transport::spawn_at_socket(command).map_err(os)?;
-        let (output, _) = Output::attach(&mut child, transport::stdout).map_err(os)?;
+        let output = Output::attach(&mut child, transport::stdout).map_err(os)?;
         let connected = relay::connect(child, socket, name, config, &output, is_needed);
         let (child, link, far) = connected.map_err(|refusal| refused(refusal, Some(&output)))?;
         return Ok((child, link, output, Some(far)));
     }
     let (mut child, stdin) = transport::spawn(command).map_err(os)?;
-    let (output, ready) = Output::attach(&mut child, transport::stdout).map_err(os)?;
-    let connected = handshake::connect(child, stdin, config, &ready, is_needed);
+    let output = Output::attach(&mut child, transport::stdout).map_err(os)?;
+    let connected = handshake::connect(child, stdin, config, &output.ready, is_needed);
     let (child, link) = connected.map_err(|refusal| refused(refusal, Some(&output)))?;
     Ok((child, link, output, None))
 }
