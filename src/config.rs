@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, OnUnobserved, discard, on_unobserved, wall};
@@ -554,21 +554,26 @@ pub(crate) fn settings() -> Result<&'static Settings, Error> {
 /// Starts a thread with the name prefix and the stack size of the settings.
 pub(crate) fn start_thread(name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
     let stack_size = settings().ok().and_then(|settings| settings.stack_size);
-    start(name, stack_size, body)
+    start(name, stack_size, body).map(drop)
 }
 
 /// The same for a thread on which functions of the program expect a main thread's stack.
 pub(crate) fn start_deep_thread(name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
-    start(name, Some(stack_size()), body)
+    start(name, Some(stack_size()), body).map(drop)
 }
 
-fn start(name: &str, stack_size: Option<usize>, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+/// Starts a thread with the name prefix of the settings.
+pub(crate) fn start(
+    name: &str,
+    stack_size: Option<usize>,
+    body: Box<dyn FnOnce() + Send>,
+) -> io::Result<JoinHandle<()>> {
     let prefix = settings().map_or("unsync", |settings| &settings.thread_name);
     let mut thread = thread::Builder::new().name(format!("{prefix}-{name}"));
     if let Some(bytes) = stack_size {
         thread = thread.stack_size(bytes);
     }
-    thread.spawn(body).map(drop)
+    thread.spawn(body)
 }
 
 /// The stack size of a main thread, or that of the settings or the environment.

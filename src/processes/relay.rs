@@ -40,6 +40,7 @@ use super::scheduler::WINDOW;
 use super::transport::{self, Link, Rx, Socket, Tx};
 use super::wire::Wire;
 use super::worker::{self, add_arguments};
+use crate::config::start_thread;
 use crate::error::lock;
 use crate::spin;
 
@@ -272,14 +273,16 @@ impl Relay {
     ) -> io::Result<()> {
         let ended = Arc::<Latch>::default();
         let ends = Opener(Arc::clone(&ended));
-        thread::Builder::new().spawn(move || {
+        let down = move || {
             report::copy(&mut stdin, |bytes| self.pass_down(bytes));
             self.kill();
-        })?;
-        thread::Builder::new().spawn(move || {
+        };
+        let up = move || {
             report::copy(&mut rx, |bytes| self.pass_up(bytes));
             drop(ends);
-        })?;
+        };
+        start_thread("down", Box::new(down))?;
+        start_thread("up", Box::new(up))?;
         let pulse = config.host_timeout / 6;
         let (mut is_lost, mut heard, mut pinged) = (false, Instant::now(), Instant::now());
         while !ended.wait(GRACE.min(pulse)) {

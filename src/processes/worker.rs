@@ -31,7 +31,7 @@ use super::registry;
 use super::relay;
 use super::transport::{self, Link, Rx, Tx};
 use super::wire::{Wire, encode_within};
-use crate::config::Config;
+use crate::config::{Config, start};
 use crate::current::{self, Current};
 use crate::error::{Error, ErrorKind, discard, lock, panic_message, wall};
 use crate::spin;
@@ -304,13 +304,10 @@ fn serve() -> ! {
         worker.report(info);
         default(info);
     }));
-    let executor = thread::Builder::new()
-        .name("unsync-call".into())
-        .stack_size(config.stack_size);
-    let standby = thread::Builder::new().name("unsync-link".into());
+    let stack_size = Some(config.stack_size);
     // The executor comes last: calls start with it.
-    let standby = standby.spawn(|| worker.stand_by());
-    match standby.and_then(|_| executor.spawn(|| worker.execute())) {
+    let standby = start("link", None, Box::new(|| worker.stand_by()));
+    match standby.and_then(|_| start("call", stack_size, Box::new(|| worker.execute()))) {
         // Foreign code can end a thread. A worker without its executor is useless, and must not look alive.
         Ok(executor) => drop(executor.join()),
         Err(error) => worker.refuse(&error),
@@ -339,11 +336,11 @@ pub(super) fn leave(why: Option<&str>) -> ! {
 
 /// Ends the process in two seconds, unless it ends before.
 pub(super) fn abort_soon() {
-    let watchdog = thread::Builder::new().spawn(|| {
+    let watchdog = || {
         thread::sleep(Duration::from_secs(2));
         process::abort();
-    });
-    if watchdog.is_err() {
+    };
+    if start("abort", None, Box::new(watchdog)).is_err() {
         process::abort();
     }
 }
@@ -475,7 +472,7 @@ impl Worker {
 
     /// The body of the thread that reads the link while the executor runs a slow call. As long as calls are
     /// quick, it only checks now and then whether they still are; while there are none, it sleeps.
-    fn stand_by(&self) -> ! {
+    fn stand_by(&self) {
         let mut state = lock(&self.state);
         loop {
             let before = state.call;
