@@ -42,7 +42,8 @@ pub struct Config(Settings);
 pub(crate) struct Host {
     pub(crate) name: String,
     pub(crate) slots: usize,
-    pub(crate) launcher: MakeCommand,
+    /// `None` starts a worker as on this machine.
+    pub(crate) launcher: Option<MakeCommand>,
 }
 
 type OnThreadStart = Box<dyn Fn() + Send + Sync>;
@@ -429,7 +430,7 @@ impl Config {
         self.0.hosts.push(Host {
             name: name.into(),
             slots,
-            launcher: Box::new(launcher),
+            launcher: Some(Box::new(launcher)),
         });
         self
     }
@@ -487,9 +488,12 @@ impl Settings {
         self.debug = one_of("UNSYNC_DEBUG", &["0", "1"])? == "1";
         if one_of("UNSYNC_LINK", &["unix", "tcp", "relay"])? == "relay" {
             // For tests: treats the workers of this machine as those of a host.
-            let (slots, launcher) = (self.processes(), self.worker_command.take());
-            let launcher = launcher.unwrap_or_else(|| Box::new(|program| Command::new(program)));
-            self = Config(self).processes(0).host("here", slots, launcher).0;
+            self.hosts.push(Host {
+                name: "here".into(),
+                slots: self.processes(),
+                launcher: None,
+            });
+            self.processes = Some(0);
         }
         let is_huge = self.stack_size > Some(isize::MAX as usize);
         let has_nul = self.thread_name.contains('\0');

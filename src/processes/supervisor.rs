@@ -370,7 +370,7 @@ fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
 
 /// The command that starts a worker.
 fn command(host: Option<&Host>) -> io::Result<Command> {
-    let make = host.map(|host| &host.launcher);
+    let make = host.and_then(|host| host.launcher.as_ref());
     let mut command = match make.or(checked_settings().worker_command.as_ref()) {
         Some(make) => make(&transport::executable()?),
         None => transport::command()?,
