@@ -586,8 +586,7 @@ pub(crate) fn stack_size() -> usize {
     let set = settings().ok().and_then(|settings| settings.stack_size);
     set.unwrap_or_else(|| {
         // Std uses this for threads without a stack size of their own.
-        let least = env::var("RUST_MIN_STACK").unwrap_or_default();
-        MAIN.max(least.parse().unwrap_or(0))
+        MAIN.max(variable("RUST_MIN_STACK").parse().unwrap_or(0))
     })
 }
 
@@ -610,32 +609,34 @@ fn refused(what: &str) -> Error {
     Error::new(ErrorKind::NotInitialised, text)
 }
 
-/// Reads an environment variable. An empty one counts as unset: compose files and systemd units pass a
+/// Reads an environment variable. An unset one counts as empty: compose files and systemd units pass a
 /// variable that is unset outside as an empty one.
-fn variable(name: &str) -> Option<String> {
-    let value = env::var_os(name).filter(|value| !value.is_empty())?;
-    Some(value.to_string_lossy().into_owned())
+fn variable(name: &str) -> String {
+    let value = env::var_os(name).unwrap_or_default();
+    value.to_string_lossy().into_owned()
 }
 
 /// Reads a variable that must have one of these values; empty if it is unset.
 fn one_of(name: &str, values: &[&str]) -> Result<String, Error> {
-    let value = variable(name).unwrap_or_default();
-    if value.is_empty() || values.contains(&&*value) {
-        return Ok(value);
+    let value = variable(name);
+    match value.is_empty() || values.contains(&&*value) {
+        true => Ok(value),
+        false => Err(refused(&format!(
+            "{name} is {value:?}, not one of {values:?}"
+        ))),
     }
-    let values = values.join(" or ");
-    Err(refused(&format!("{name} is {value:?}, not {values}")))
 }
 
 /// A number set in code, or else by an environment variable.
 fn number(name: &str, set: Option<usize>, variable_name: &str) -> Result<Option<usize>, Error> {
-    let (number, shown) = match (set, variable(variable_name)) {
-        (Some(number), _) => (set, format!("{name} is {number}")),
-        (None, None) => return Ok(None),
-        (None, Some(text)) => {
-            let shown = format!("{variable_name} is {text:?}");
-            (text.trim().parse().ok(), shown)
-        }
+    let text = variable(variable_name);
+    let (number, shown) = match set {
+        Some(number) => (set, format!("{name} is {number}")),
+        None if text.is_empty() => return Ok(None),
+        None => (
+            text.trim_ascii().parse().ok(),
+            format!("{variable_name} is {text:?}"),
+        ),
     };
     match number {
         Some(1..=MOST) => Ok(number),
