@@ -87,7 +87,7 @@ impl Stalls {
             log(&format!(
                 "the async task started at {origin} has been blocking the ambient thread for {} ms; \
                  blocking work belongs on unsync::thread",
-                held_up.as_millis()
+                held_up.as_millis() as u64
             ));
             state = self.lock();
         }

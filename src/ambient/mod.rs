@@ -248,7 +248,7 @@ fn run(injector: Receiver<Message>) {
             local,
             injector,
             burst: VecDeque::new(),
-            later: Vec::new(),
+            later: VecDeque::new(),
             tasks: Tasks::new(around_poll, stalls),
             ticks: 0,
         };
@@ -271,7 +271,7 @@ struct Executor<'a> {
     burst: VecDeque<Message>,
     /// Tasks that are to be stopped once they have started. Their starts are on their way: by the local queue
     /// or the injector, while the stop came another way.
-    later: Vec<(Arc<Task>, Reason)>,
+    later: VecDeque<(Arc<Task>, Reason)>,
     tasks: Tasks,
     ticks: u32,
 }
@@ -327,7 +327,7 @@ impl Executor<'_> {
             }
         }
         if !self.later.is_empty() {
-            self.local.stops.borrow_mut().extend(self.later.drain(..));
+            self.local.stops.borrow_mut().append(&mut self.later);
         }
         self.stop_all();
         ControlFlow::Continue(())
@@ -392,7 +392,7 @@ impl Executor<'_> {
         let next = || self.local.stops.borrow_mut().pop_front();
         while let Some((task, reason)) = next() {
             if !task.has_started() && !task.is_done() {
-                self.later.push((task, reason));
+                self.later.push_back((task, reason));
             } else if let Some(error) = self.tasks.stop(&*task, reason) {
                 ended.push((task, error));
             }
