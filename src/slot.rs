@@ -401,6 +401,14 @@ impl Slot {
         first
     }
 
+    /// Resolves the slot of work that was stopped, with this error unless something else was decided.
+    pub(crate) fn abort(&self, fate: &Fate, error: Error, culprit: &str) {
+        let failed = Err::<(), _>(error.started_at(self.origin));
+        if let Err(error) = fate.outcome(failed, culprit) {
+            self.fail(error.started_at(self.origin));
+        }
+    }
+
     /// Called when the `Unfuture` is gone; returns whether the work is to be stopped.
     pub(crate) fn detach(&self) -> bool {
         let mut state = lock(&self.state);

@@ -247,10 +247,7 @@ impl Task {
 
     pub(super) fn fail(&self, error: Error) {
         self.fate.end();
-        let failed = Err::<(), _>(error.started_at(self.slot.origin));
-        if let Err(error) = self.fate.outcome(failed, CULPRIT) {
-            self.slot.fail(error.started_at(self.slot.origin));
-        }
+        self.slot.abort(&self.fate, error, CULPRIT);
     }
 }
 

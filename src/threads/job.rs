@@ -69,14 +69,11 @@ impl<F, T: Send + 'static> Closure<F, T> {
     fn stop_for(&self, reason: Reason, error: Error) -> Result<(), Stopping> {
         self.fate.stop(reason)?;
         let culprit = self.culprit.name();
-        let outcome = match wall(|| drop(self.take())) {
-            Ok(()) => Err(error),
-            Err(payload) => Err(Error::panicked(culprit, payload)),
+        let error = match wall(|| drop(self.take())) {
+            Ok(()) => error,
+            Err(payload) => Error::panicked(culprit, payload),
         };
-        let outcome = self.fate.outcome(outcome, culprit);
-        let origin = self.slot.origin;
-        self.slot
-            .finish(outcome.map_err(|error| error.started_at(origin)));
+        Slot::abort(&self.slot, &self.fate, error, culprit);
         Ok(())
     }
 }
