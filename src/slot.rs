@@ -463,10 +463,10 @@ impl Slot {
     pub(crate) fn begin(&self) {
         if self.phase.swap(BEGUN, Ordering::AcqRel) == WATCHED {
             let mut state = lock(&self.state);
-            let links = state.links.as_mut();
-            let wakers = links.map(|links| mem::take(&mut links.on_begin));
+            let links = state.links.get_or_insert_default();
+            let wakers = mem::take(&mut links.on_begin);
             drop(state);
-            for waker in wakers.into_iter().flatten() {
+            for waker in wakers {
                 discard(wall(|| waker.wake()));
             }
         }

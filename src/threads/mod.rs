@@ -213,7 +213,8 @@ fn clear_cancelled() {
     for _ in 0..state.queue.len() {
         match state.queue.pop_front() {
             Some(queued) if queued.job.is_cancelled() => cancelled.push(queued),
-            left => state.queue.extend(left),
+            Some(queued) => state.queue.push_back(queued),
+            None => {}
         }
     }
     state.queue.shrink_to(QUEUE_KEPT);
