@@ -28,6 +28,13 @@ pub(crate) type OnIdle = Box<dyn FnOnce(u64) + Send>;
 /// Called with live work.
 pub(crate) type OnList = Box<dyn FnOnce(Vec<TaskInfo>) + Send>;
 
+/// Makes the calls of those who waited for an engine that has had this many jobs, tasks or calls.
+pub(crate) fn answer(waiting: Vec<OnIdle>, begun: u64) {
+    for call in waiting {
+        call(begun);
+    }
+}
+
 struct Entered {
     engines: Vec<&'static Engine>,
     /// Set by a shutdown, for good.

@@ -260,7 +260,7 @@ fn run(injector: Receiver<Message>) {
     });
     let life = mem::replace(&mut *lock(&LIFE), Life::Ended);
     if let Life::Closing(calls) = life {
-        calls.into_iter().for_each(|call| call(0));
+        engine::answer(calls, 0);
     }
 }
 

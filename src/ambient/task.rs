@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{LOCAL, Message, Refused, inject, is_ambient, stop, wake};
 use crate::config::AroundPoll;
-use crate::engine::{OnIdle, TaskInfo, WorkKind, WorkState};
+use crate::engine::{self, OnIdle, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, Payload, discard, wall};
 use crate::slot::{Output, Slot, Spent, Value, Work};
 use crate::stalls::Stalls;
@@ -481,9 +481,7 @@ impl Tasks {
     /// For the loop when it has nothing to do, because there may be no task left at all.
     pub(super) fn tell_if_idle(&mut self) {
         if self.free.len() == self.places.len() {
-            for call in self.when_idle.drain(..) {
-                call(self.started);
-            }
+            engine::answer(mem::take(&mut self.when_idle), self.started);
         }
     }
 

@@ -178,9 +178,7 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
         tell_idle();
     }
     let submitted = SUBMITTED.load(Ordering::SeqCst);
-    when_empty
-        .into_iter()
-        .for_each(|call| call(submitted as u64));
+    engine::answer(when_empty, submitted as u64);
     let _ = SCRATCH.try_with(|spare| spare.set((effects, frames)));
 }
 
@@ -201,7 +199,7 @@ fn tell_idle() {
     let resolved = RESOLVED.load(Ordering::SeqCst);
     if resolved == SUBMITTED.load(Ordering::SeqCst) {
         let waiting = mem::take(&mut *lock(&WHEN_IDLE));
-        waiting.into_iter().for_each(|call| call(resolved as u64));
+        engine::answer(waiting, resolved as u64);
     }
 }
 

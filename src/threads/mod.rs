@@ -370,7 +370,7 @@ fn report_idle(mut state: Guard) -> Guard {
     }
     let (waiting, finished) = (mem::take(&mut state.when_idle), state.finished);
     drop(state);
-    waiting.into_iter().for_each(|call| call(finished));
+    engine::answer(waiting, finished);
     lock(&STATE)
 }
 
