@@ -89,9 +89,10 @@ fn checked_settings() -> &'static Settings {
 fn pool() -> &'static Mutex<Pool> {
     POOL.get_or_init(|| {
         let settings = checked_settings();
-        let hosts = settings.hosts.iter().map(|host| host.slots);
+        let mut places = vec![settings.processes()];
+        places.extend(settings.hosts.iter().map(|host| host.slots));
         let mut state = State::new(Limits {
-            places: [settings.processes()].into_iter().chain(hosts).collect(),
+            places,
             calls_per_worker: settings.calls_per_worker,
             keep_alive: settings.keep_alive,
             cancel_grace: settings.cancel_grace,

@@ -194,8 +194,8 @@ impl ExitReport<'_> {
     /// The error of a call that ran.
     fn ran(&self, call: &Request, ran: Duration) -> Error {
         let (name, process, how) = (call.name, &self.process, self.how());
-        let panics = call.take_panics().into_iter();
-        let error = match panics.take(1).find(|_| self.may_be_panic()) {
+        let mut panics = call.take_panics().into_iter();
+        let error = match panics.next().filter(|_| self.may_be_panic()) {
             Some(report) => {
                 let suffix = format!("; its worker process {process} ended with it ({how})");
                 report.error(name, String::new(), &suffix)
