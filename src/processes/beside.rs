@@ -36,14 +36,14 @@ fn is_in_path(c: char) -> bool {
 }
 
 fn is_std(path: &str) -> bool {
-    ["std", "core", "alloc"].contains(&path.split("::").next().unwrap_or(path))
+    ["std", "core", "alloc"].contains(&path.split(':').next().unwrap_or(path))
 }
 
 /// The first crate that is named, other than those of the standard library.
 fn crate_of(type_name: &str) -> &str {
     let mut paths = type_name.split(|c| !is_in_path(c));
-    let path = paths.find(|path| path.contains("::") && !path.starts_with(':') && !is_std(path));
-    path.and_then(|path| path.split("::").next())
+    let path = paths.find(|path| path.contains(':') && !path.starts_with(':') && !is_std(path));
+    path.and_then(|path| path.split(':').next())
         .unwrap_or_default()
 }
 

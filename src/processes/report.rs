@@ -329,7 +329,7 @@ impl Printed {
         text.extend(bytes);
         let end = text.len().saturating_sub(KEPT);
         if end > KEPT {
-            text.splice(KEPT..end, OMITTED.bytes());
+            *text = [&text[..KEPT], OMITTED.as_bytes(), &text[end..]].concat();
         }
     }
 

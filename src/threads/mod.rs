@@ -422,9 +422,9 @@ fn list(call: OnList) {
     let running = running.map(|(origin, since)| info(origin, Some(*since)));
     let queued = state.queue.iter();
     let queued = queued.filter(|queued| !queued.job.is_cancelled());
-    let jobs = running
-        .chain(queued.map(|queued| info(queued.origin, None)))
-        .collect();
+    let mut jobs = Vec::new();
+    running.for_each(|job| jobs.push(job));
+    queued.for_each(|queued| jobs.push(info(queued.origin, None)));
     drop(state);
     call(jobs);
 }
