@@ -25,6 +25,7 @@ const FLOORS: &[&str] = &[
     "processes/procfs",
     "processes/beside",
     "processes/buffers",
+    "processes/latch",
     "processes/wire",
     "processes/frame",
     "processes/registry",

@@ -466,10 +466,8 @@ impl Tasks {
     /// Drops all futures, for good.
     pub(super) fn close(&mut self) {
         self.free = Vec::new();
-        for live in mem::take(&mut self.places)
-            .iter_mut()
-            .filter_map(Option::take)
-        {
+        let mut places = mem::take(&mut self.places);
+        for live in places.iter_mut().filter_map(Option::take) {
             live.task.fail(drop_body(live.body, Reason::ShutDown));
         }
         self.hooks.stalls.iter().for_each(|stalls| stalls.end());

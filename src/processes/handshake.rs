@@ -20,14 +20,13 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::path::{self, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::latch::Latch;
 use super::procfs;
 use super::transport::{self, Link, Listener, Socket};
 use super::wire::Wire;
-use crate::error::lock;
 
 /// What the parent tells the child on its standard input, after the path of the socket.
 struct Handshake {
@@ -104,33 +103,6 @@ fn socket_path() -> SocketPath {
 
 // --------------------------------------------------------------------------------- the parent side
 
-/// Opens for good when its [`Opener`] is dropped.
-#[derive(Default)]
-pub(super) struct Latch {
-    is_open: Mutex<bool>,
-    opened: Condvar,
-}
-
-pub(super) struct Opener(pub(super) Arc<Latch>);
-
-impl Latch {
-    /// Waits until it is open, for a limited time; returns whether it is.
-    pub(super) fn wait(&self, limit: Duration) -> bool {
-        let is_open = lock(&self.is_open);
-        let waited = self
-            .opened
-            .wait_timeout_while(is_open, limit, |is_open| !*is_open);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-}
-
-impl Drop for Opener {
-    fn drop(&mut self) {
-        *lock(&self.0.is_open) = true;
-        self.0.opened.notify_all();
-    }
-}
-
 /// How the start of a worker can fail.
 pub(super) enum SpawnError {
     /// The operating system refused something.
@@ -152,8 +124,7 @@ impl From<io::Error> for SpawnError {
 /// Waits until a child has connected, for a limited time and while `is_needed`. A child that does not
 /// connect is killed and reaped.
 ///
-/// The handshake begins when `ready` is open: a test binary may end before it reads its
-/// standard input.
+/// The handshake begins when `ready` opens: a test binary may end before it reads its standard input.
 pub(super) fn connect(
     mut child: Child,
     stdin: Box<dyn Write>,
@@ -324,7 +295,9 @@ fn expect(mut socket: &Socket, token: Token, limit: Duration) -> io::Result<()> 
 #[cfg(test)]
 mod tests {
     use std::process::Stdio;
+    use std::sync::Arc;
 
+    use super::super::latch::Opener;
     use super::*;
 
     /// An error of the write would hide how the child ended.

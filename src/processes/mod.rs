@@ -31,6 +31,7 @@ mod beside;
 mod buffers;
 mod frame;
 mod handshake;
+mod latch;
 mod procfs;
 pub(crate) mod registry;
 mod relay;

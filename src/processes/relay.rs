@@ -33,7 +33,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::frame::{self, FrameTracker, Kind};
-use super::handshake::{self, Check, Latch, Opener, SpawnError, WorkerConfig};
+use super::handshake::{self, Check, SpawnError, WorkerConfig};
+use super::latch::{Latch, Opener};
 use super::procfs;
 use super::report::{self, Output};
 use super::scheduler::WINDOW;
@@ -366,6 +367,7 @@ fn newline(kind: Kind) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Stdio;
     use std::{env, process};
 
     use super::*;
@@ -379,8 +381,12 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let (listener, port) = transport::listen("".as_ref()).unwrap();
         let socket = transport::connect(port, "".as_ref()).unwrap();
+        let mut command = transport::command().unwrap();
+        command.args(["--list", "no such test"]);
+        command.stdout(Stdio::null());
         let relay = Relay {
             tx: Link::new(socket, None).tx,
+            child: Mutex::new(command.spawn().unwrap()),
             stdout: Mutex::new((stdout, FrameTracker::default())),
             heard: AtomicBool::new(false),
             owes_ping: AtomicBool::new(false),
@@ -402,5 +408,6 @@ mod tests {
         look(&[&frame, &newline(Kind::Noop)]);
         relay.ping().unwrap();
         look(&[&newline(Kind::Ping)]);
+        assert!(lock(&relay.child).wait().unwrap().success());
     }
 }

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::Request;
-use super::handshake::{Latch, Opener, SpawnError};
+use super::handshake::SpawnError;
+use super::latch::{Latch, Opener};
 use super::scheduler::{DEATHS, Outcome};
 use super::transport;
 use super::worker::{Ending, PanicReport, Setup, TEST_MARK, clip, setup};
