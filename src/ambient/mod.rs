@@ -43,7 +43,7 @@ use crate::sync::mpsc::{self, Receiver, Sender};
 use crate::sync::{Instant, Mutex, OnceLock};
 
 use task::{Key, Spawned, Task, Tasks};
-use timer::{TimerEntry, Timers};
+use timer::{Timer, Timers};
 
 pub use local::spawn_local;
 pub(crate) use task::try_spawn;
@@ -62,7 +62,7 @@ enum Message {
     /// Drop the future of this task and resolve it for this reason.
     Stop(Arc<Task>, Reason),
     /// Set this timer.
-    SetTimer(TimerEntry),
+    SetTimer(Instant, Timer),
     /// Count a timer whose entry has no waker any more.
     TimerCancelled,
     /// Call this when no task is left.
@@ -366,7 +366,9 @@ impl Executor<'_> {
             Message::Stop(task, reason) => {
                 self.local.stops.borrow_mut().push_back((task, reason));
             }
-            Message::SetTimer(entry) => self.local.timers.borrow_mut().insert(entry),
+            Message::SetTimer(deadline, timer) => {
+                self.local.timers.borrow_mut().insert(deadline, timer);
+            }
             Message::TimerCancelled => self.local.timers.borrow_mut().cancelled(),
             Message::WhenIdle(call) => self.tasks.when_idle(call),
             Message::List(call) => call(self.tasks.list()),

@@ -1,7 +1,6 @@
 //! Time: the timers of the ambient thread, and the futures that set them.
 
-use std::cmp;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
@@ -15,15 +14,18 @@ use crate::error::{Error, Origin, discard, lock, wall};
 use crate::stop::Reason;
 use crate::sync::{Instant, Mutex};
 
-/// The timers that are set, in a heap. Knows no clock: `now` is passed in.
+/// The timers that are set, in the order in which they fire. Knows no clock: `now` is passed in.
+///
+/// A tree, because a heap of many timers misses the cache at every level of every removal.
 ///
 /// A timer whose sleep was dropped or reset stays as a cancelled entry until it comes to the front, or
 /// until more than half of the entries may be cancelled.
 pub(super) struct Timers {
-    entries: BinaryHeap<TimerEntry>,
+    /// By deadline, and by the order of insertion for the same deadline.
+    entries: BTreeMap<(Instant, u64), Timer>,
     /// How many entries were ever inserted.
     inserted: u64,
-    /// Timers cancelled since the last sweep. Some of them may have left the heap meanwhile.
+    /// Timers cancelled since the last sweep. Some of them may have left the tree meanwhile.
     cancelled: usize,
     /// When a timer last fired.
     fired: Option<Instant>,
@@ -35,7 +37,7 @@ const BUNDLE: Duration = Duration::from_micros(100);
 impl Timers {
     pub(super) const fn new() -> Timers {
         Timers {
-            entries: BinaryHeap::new(),
+            entries: BTreeMap::new(),
             inserted: 0,
             cancelled: 0,
             fired: None,
@@ -48,17 +50,18 @@ impl Timers {
 
     /// When to check for due timers next.
     pub(super) fn next(&mut self) -> Option<Instant> {
-        while lock(&self.entries.peek()?.waker).is_none() {
-            self.entries.pop();
+        let mut first = self.entries.first_entry()?;
+        while first.get().is_cancelled() {
+            first.remove();
+            first = self.entries.first_entry()?;
         }
-        let first = self.entries.peek()?.deadline;
+        let (first, _) = *first.key();
         Some(self.fired.map_or(first, |at| first.max(at + BUNDLE)))
     }
 
-    pub(super) fn insert(&mut self, mut entry: TimerEntry) {
-        entry.number = self.inserted;
+    pub(super) fn insert(&mut self, deadline: Instant, timer: Timer) {
+        self.entries.insert((deadline, self.inserted), timer);
         self.inserted += 1;
-        self.entries.push(entry);
     }
 
     /// Counts a timer that was cancelled; its entry may still be on its way here.
@@ -66,58 +69,39 @@ impl Timers {
         self.cancelled += 1;
         if self.cancelled * 2 > self.entries.len() {
             self.cancelled = 0;
-            self.entries.retain(|entry| lock(&entry.waker).is_some());
+            self.entries.retain(|_, timer| !timer.is_cancelled());
         }
     }
 
     /// Removes one timer that is due. It fires when the caller drops it.
-    pub(super) fn due(&mut self, now: Instant) -> Option<TimerEntry> {
-        if self.entries.peek()?.deadline > now {
+    pub(super) fn due(&mut self, now: Instant) -> Option<Timer> {
+        let first = self.entries.first_entry()?;
+        if first.key().0 > now {
             return None;
         }
         self.fired = Some(now);
-        self.entries.pop()
+        Some(first.remove())
     }
 }
 
 /// A timer. Dropping it wakes the task that waits for it: its time has come, or it was lost on its way or at
 /// the end, and then the sleep has to see that there is no timer.
-pub(super) struct TimerEntry {
-    deadline: Instant,
-    /// Orders timers with the same deadline. Given by [`Timers::insert`].
-    number: u64,
-    waker: Arc<WakerCell>,
+pub(super) struct Timer(Arc<WakerCell>);
+
+impl Timer {
+    fn is_cancelled(&self) -> bool {
+        lock(&self.0).is_none()
+    }
 }
 
-impl Drop for TimerEntry {
+impl Drop for Timer {
     fn drop(&mut self) {
-        let waker = lock(&self.waker).take();
+        let waker = lock(&self.0).take();
         if let Some(waker) = waker {
             discard(wall(|| waker.wake()));
         }
     }
 }
-
-/// The timer that fires first is the greatest, because std's heap pops the greatest.
-impl Ord for TimerEntry {
-    fn cmp(&self, other: &TimerEntry) -> cmp::Ordering {
-        (other.deadline, other.number).cmp(&(self.deadline, self.number))
-    }
-}
-
-impl PartialOrd for TimerEntry {
-    fn partial_cmp(&self, other: &TimerEntry) -> Option<cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for TimerEntry {
-    fn eq(&self, other: &TimerEntry) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for TimerEntry {}
 
 /// What a [`Sleep`] and its timer share: the waker of the task that waits. So a new waker needs no message,
 /// and the timer of a sleep that was dropped has nobody to wake.
@@ -289,15 +273,11 @@ impl Sleep {
         let (Some(deadline), Some(waker)) = (self.deadline, &self.waker) else {
             return;
         };
-        let entry = TimerEntry {
-            deadline,
-            number: 0,
-            waker: Arc::clone(waker),
-        };
+        let timer = Timer(Arc::clone(waker));
         if is_ambient() {
-            return LOCAL.with(|local| local.timers.borrow_mut().insert(entry));
+            return LOCAL.with(|local| local.timers.borrow_mut().insert(deadline, timer));
         }
-        let Err((_, refused)) = inject(Message::SetTimer(entry)) else {
+        let Err((_, refused)) = inject(Message::SetTimer(deadline, timer)) else {
             return;
         };
         let why = match refused {
@@ -664,11 +644,7 @@ mod tests {
     fn insert(timers: &mut Timers, deadline: Instant) -> (Arc<WakerCell>, Arc<Count>) {
         let count = Arc::new(Count::default());
         let waker = Arc::new(Mutex::new(Some(Waker::from(Arc::clone(&count)))));
-        timers.insert(TimerEntry {
-            deadline,
-            number: 0,
-            waker: Arc::clone(&waker),
-        });
+        timers.insert(deadline, Timer(Arc::clone(&waker)));
         (waker, count)
     }
 
