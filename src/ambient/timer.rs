@@ -32,7 +32,7 @@ pub(super) struct Timers {
 }
 
 /// Timers closer together than this fire together: a wake-up costs twenty times as much as a timer.
-const BUNDLE: Duration = Duration::from_micros(100);
+const BUNDLE: Duration = Duration::from_micros(250);
 
 impl Timers {
     pub(super) const fn new() -> Timers {
@@ -111,7 +111,7 @@ type WakerCell = Mutex<Option<Waker>>;
 ///
 /// A sleep never ends early; `Duration::MAX` means never. It works on the ambient thread and on any other
 /// executor: the ambient thread keeps the timer and wakes the task that polls. The time counts from this
-/// call, not from the first poll. Timers that are less than 0.1 ms apart fire together, so that many timers
+/// call, not from the first poll. Timers that are less than 0.25 ms apart fire together, so that many timers
 /// do not each wake the thread.
 ///
 /// # Panics
