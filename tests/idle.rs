@@ -43,18 +43,23 @@ fn parent_of(process: u32) -> Option<u32> {
     after_name.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// The threads of these processes that use processor time within a period, and how much. One that ends meanwhile takes
+/// its time with it.
+fn used_within(period: Duration, processes: &[u32]) -> BTreeMap<u32, Duration> {
+    let before = used(processes);
+    thread::sleep(period);
+    let busy = used(processes).into_iter().map(|(thread, time)| {
+        let earlier = before.get(&thread).copied().unwrap_or_default();
+        (thread, time.saturating_sub(earlier))
+    });
+    BTreeMap::from_iter(busy.filter(|(_, time)| !time.is_zero()))
+}
+
 /// Observes a second in which nobody asks for anything.
 #[track_caller]
 fn assert_idle(when: &str) {
     let processes = [workers(), vec![std::process::id()]].concat();
-    let before = used(&processes);
-    thread::sleep(Duration::from_secs(1));
-    let after = used(&processes);
-    let busy = after.iter().map(|(thread, time)| {
-        let earlier = before.get(thread).copied().unwrap_or_default();
-        (*thread, time.saturating_sub(earlier))
-    });
-    let busy = BTreeMap::from_iter(busy.filter(|(_, time)| !time.is_zero()));
+    let busy = used_within(Duration::from_secs(1), &processes);
     let sum: Duration = busy.values().sum();
     assert!(
         sum < NEXT_TO_NOTHING,
@@ -98,8 +103,8 @@ fn after_a_burst() {
 }
 
 #[test]
-fn while_work_is_pending() {
-    in_child("while_work_is_pending", HEAVY, &[], || {
+fn periodwork_is_pending() {
+    in_child("periodwork_is_pending", HEAVY, &[], || {
         let (gate, (promise, pending)) = (Gate::new(), unsync::promise::<u8>());
         // A distant timer, tasks and jobs that wait, and threads that wait for them in every way.
         let sleeper = unsync::spawn(unsync::sleep(Duration::from_secs(3600)));
@@ -151,8 +156,8 @@ fn while_work_is_pending() {
 }
 
 #[test]
-fn while_pool_threads_and_workers_retire() {
-    in_child("while_pool_threads_and_workers_retire", HEAVY, &[], || {
+fn periodpool_threads_and_workers_retire() {
+    in_child("periodpool_threads_and_workers_retire", HEAVY, &[], || {
         let quick_to_go = unsync::Config::new().keep_alive(Duration::from_millis(200));
         quick_to_go.install().unwrap();
         burst();
@@ -350,13 +355,11 @@ fn a_worker_whose_results_nobody_takes() {
             begun.wait();
             // Otherwise the worker has had to wait for the processor, so it does not get all of the calls.
             let all_dealt = unsync::stats().calls_queued == 0;
-            let time = || used(&processes).values().sum::<Duration>();
             // The worker's remaining work takes a while on a busy machine.
             if all_dealt {
                 eventually(QUICK, "it waits", || {
-                    let before = time();
-                    thread::sleep(Duration::from_millis(200));
-                    let busy = time() - before;
+                    let busy = used_within(Duration::from_millis(200), &processes);
+                    let busy: Duration = busy.values().sum();
                     (busy < NEXT_TO_NOTHING, (busy, count))
                 });
                 next = rounds.next();
