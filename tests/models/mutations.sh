@@ -150,7 +150,7 @@ mutation "ambient: a cancelled task is polled" slot.rs "ambient: cancel, poll" <
 END
 
 mutation "ambient: a stop before the start is forgotten" ambient/mod.rs "ambient: stop" <<'END'
-                self.later.push((task, reason));
+                self.later.push_back((task, reason));
 ---
 END
 
