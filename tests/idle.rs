@@ -43,8 +43,8 @@ fn parent_of(process: u32) -> Option<u32> {
     after_name.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The threads of these processes that use processor time within a period, and how much. One that ends meanwhile takes
-/// its time with it.
+/// The threads of these processes that use processor time within a period, and how much. One that ends
+/// meanwhile takes its time with it.
 fn used_within(period: Duration, processes: &[u32]) -> BTreeMap<u32, Duration> {
     let before = used(processes);
     thread::sleep(period);
@@ -103,8 +103,8 @@ fn after_a_burst() {
 }
 
 #[test]
-fn periodwork_is_pending() {
-    in_child("periodwork_is_pending", HEAVY, &[], || {
+fn while_work_is_pending() {
+    in_child("while_work_is_pending", HEAVY, &[], || {
         let (gate, (promise, pending)) = (Gate::new(), unsync::promise::<u8>());
         // A distant timer, tasks and jobs that wait, and threads that wait for them in every way.
         let sleeper = unsync::spawn(unsync::sleep(Duration::from_secs(3600)));
@@ -156,8 +156,8 @@ fn periodwork_is_pending() {
 }
 
 #[test]
-fn periodpool_threads_and_workers_retire() {
-    in_child("periodpool_threads_and_workers_retire", HEAVY, &[], || {
+fn while_pool_threads_and_workers_retire() {
+    in_child("while_pool_threads_and_workers_retire", HEAVY, &[], || {
         let quick_to_go = unsync::Config::new().keep_alive(Duration::from_millis(200));
         quick_to_go.install().unwrap();
         burst();
