@@ -250,7 +250,6 @@ fn run() -> io::Result<()> {
     })?;
     let ready = format!("{READY}{} {}\n", child.id(), trip.as_micros());
     stdout.write_all(ready.as_bytes())?;
-    let pid = child.id();
     let relay = Box::leak(Box::new(Relay {
         tx,
         child: Mutex::new(child),
@@ -258,20 +257,15 @@ fn run() -> io::Result<()> {
         heard: AtomicBool::new(true),
         owes_ping: AtomicBool::new(false),
     }));
-    relay.serve(stdin, rx, pid, config)?;
+    relay.serve(stdin, rx, config)?;
     output.drain();
     Ok(())
 }
 
 impl Relay {
     /// Copies in both directions until the worker has ended, and reports how it ended.
-    fn serve(
-        &'static self,
-        mut stdin: File,
-        mut rx: Rx,
-        pid: u32,
-        config: WorkerConfig,
-    ) -> io::Result<()> {
+    fn serve(&'static self, mut stdin: File, mut rx: Rx, config: WorkerConfig) -> io::Result<()> {
+        let pid = lock(&self.child).id();
         let ended = Arc::<Latch>::default();
         let ends = Opener(Arc::clone(&ended));
         let down = move || {
@@ -310,6 +304,7 @@ impl Relay {
         let mut child = lock(&self.child);
         let _ = child.kill();
         let status = u64::from(transport::raw_status(child.wait()?) as u32);
+        drop(child);
         let mut gone = Vec::new();
         frame::plain(&mut gone, Kind::Gone, u64::from(pid) << 32 | status);
         let (stdout, tracker) = &mut *lock(&self.stdout);
