@@ -64,11 +64,9 @@ impl Limit {
         assert!(at_once > 0, "under a limit of 0 nothing would ever run");
         Limit(Arc::new(Semaphore {
             at_once,
-            next: Mutex::new(0),
             state: Mutex::new(State {
                 free: at_once,
-                begin: 0,
-                end: 0,
+                next: 0,
                 waiting: VecDeque::new(),
                 empty: 0,
             }),
@@ -190,19 +188,14 @@ impl fmt::Debug for Limit {
 
 struct Semaphore {
     at_once: usize,
-    /// The next place. It has a lock of its own, so that work is allocated between two short locks: the
-    /// threads that release permits want the other one, and sleep where it is held for long.
-    next: Mutex<u64>,
     state: Mutex<State>,
 }
 
 struct State {
     /// Above zero only while nobody waits.
     free: usize,
-    /// Work with an earlier place has its permit, or is gone.
-    begin: u64,
-    /// The first place that nothing was put into yet.
-    end: u64,
+    /// The next place.
+    next: u64,
     /// The places in the queue, in order, and how to start each when it is its turn; `None` for work that is
     /// gone.
     waiting: VecDeque<(u64, Option<Start>)>,
@@ -237,53 +230,44 @@ impl Semaphore {
 
     /// Gives a permit to `hold`, which puts it into the work. Starts the work now or when it is its turn.
     fn permit<T>(self: &Arc<Semaphore>, hold: impl FnOnce(Permit) -> (T, Start)) -> T {
-        let place = {
-            let mut next = lock(&self.next);
-            *next += 1;
-            *next - 1
-        };
+        // Two short locks, with the allocation of the work between them: the threads that release permits
+        // want the lock too, and sleep where it is held for long.
+        let place = self.lock().enqueue();
         let semaphore = Arc::clone(self);
         let (held, start) = hold(Permit { semaphore, place });
-        let start = self.lock().enqueue(place, start);
-        start.into_iter().for_each(Start::run);
+        let set = self.lock().set(place, start);
+        if let Err(start) = set {
+            start.run();
+        }
         held
     }
 }
 
 impl State {
-    /// Puts work in its place in the queue; returns it if it has its permit.
-    fn enqueue(&mut self, place: u64, start: Start) -> Option<Start> {
-        // Other threads may still be preparing work with earlier places.
-        while self.end < place {
-            self.push(Start::Unasked);
-        }
-        if self.end == place {
-            return self.push(start);
-        }
-        match self.waiting(place) {
-            None => Some(start),
-            Some(waiting) => {
-                *waiting = start;
-                None
-            }
-        }
-    }
-
-    /// Takes the next place.
-    fn push(&mut self, start: Start) -> Option<Start> {
-        let place = self.end;
-        self.end += 1;
+    /// Gives out the next place, with a permit if one is free.
+    fn enqueue(&mut self) -> u64 {
+        let place = self.next;
+        self.next += 1;
         if self.free > 0 {
             self.free -= 1;
-            self.begin = self.end;
-            return Some(start);
+        } else {
+            self.waiting.push_back((place, Some(Start::Unasked)));
         }
-        self.waiting.push_back((place, Some(start)));
-        None
+        place
+    }
+
+    /// Says how to start what waits in this place; returns what was said before. Fails with `start` for work
+    /// that has its permit.
+    fn set(&mut self, place: u64, start: Start) -> Result<Start, Start> {
+        match self.place(place).and_then(Option::as_mut) {
+            Some(waiting) => Ok(mem::replace(waiting, start)),
+            None => Err(start),
+        }
     }
 
     fn place(&mut self, place: u64) -> Option<&mut Option<Start>> {
-        if place < self.begin {
+        // What has its permit came before the first in the queue. Most who ask have theirs.
+        if place < self.waiting.front()?.0 {
             return None;
         }
         let at = self
@@ -292,15 +276,9 @@ impl State {
         self.waiting.get_mut(at.ok()?).map(|(_, start)| start)
     }
 
-    /// What waits in this place; `None` if it has its permit.
-    fn waiting(&mut self, place: u64) -> Option<&mut Start> {
-        self.place(place)?.as_mut()
-    }
-
     /// Passes a permit on to the first in the queue.
     fn release(&mut self) -> Option<Start> {
-        while let Some((place, first)) = self.waiting.pop_front() {
-            self.begin = place + 1;
+        while let Some((_, first)) = self.waiting.pop_front() {
             if first.is_some() {
                 return first;
             }
@@ -332,15 +310,13 @@ struct Permit {
 impl Permit {
     /// Ready when it is this permit's turn.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let waker = cx.waker().clone();
-        let mut state = self.semaphore.lock();
-        let Some(waiting) = state.waiting(self.place) else {
-            return Poll::Ready(());
-        };
-        let replaced = mem::replace(waiting, Start::Task(waker));
-        drop(state);
-        drop(replaced);
-        Poll::Pending
+        // Cloning and dropping a waker is foreign code: it happens outside the lock.
+        let start = Start::Task(cx.waker().clone());
+        let set = self.semaphore.lock().set(self.place, start);
+        match set {
+            Ok(_) => Poll::Pending,
+            Err(_) => Poll::Ready(()),
+        }
     }
 }
 
@@ -368,13 +344,12 @@ mod tests {
     fn the_places_of_what_is_gone_take_little_memory() {
         let mut state = State {
             free: 0,
-            begin: 0,
-            end: 0,
+            next: 0,
             waiting: VecDeque::new(),
             empty: 0,
         };
         for place in 0..1_000 {
-            assert!(state.enqueue(place, Start::Unasked).is_none());
+            assert_eq!(state.enqueue(), place);
             // The first keeps waiting.
             if place > 0 {
                 assert!(state.leave(place).is_some());

@@ -264,18 +264,15 @@ mutation "ready-set: looked at outside the lock" combine.rs "ready-set" <<'END'
             if !is_empty {
 END
 
-mutation "limit: earlier places are forgotten" limit.rs "limit: submit, submit" <<'END'
-        while self.end < place {
-            self.push(Start::Unasked);
-        }
+mutation "limit: work that is being prepared does not wait" limit.rs "limit: submit, submit" <<'END'
+            self.waiting.push_back((place, Some(Start::Unasked)));
 ---
-        self.end = self.end.max(place);
 END
 
 mutation "limit: work that comes late misses its permit" limit.rs "limit: submit, submit" <<'END'
-            None => Some(start),
+            None => Err(start),
 ---
-            None => None,
+            None => Ok(start),
 END
 
 mutation "limit: the cancelled keep their place" limit.rs "limit: release, cancel" <<'END'
