@@ -149,6 +149,39 @@ fn a_job_at_the_limit_waits_for_one_to_end() {
     );
 }
 
+/// A thread that stood in for one that waited does not run jobs beside it afterwards.
+#[test]
+fn waits_that_are_over_leave_the_limit_as_it_was() {
+    in_child(
+        "waits_that_are_over_leave_the_limit_as_it_was",
+        HEAVY,
+        &[("UNSYNC_THREADS", "2")],
+        || {
+            fn descend(levels: u32) {
+                if levels > 0 {
+                    unsync::thread(move || descend(levels - 1))
+                        .result()
+                        .unwrap();
+                }
+            }
+            descend(10);
+            let (started, gate) = (Counter::new(), Gate::new());
+            let jobs = Vec::from_iter((0..6).map(|_| {
+                let (started, gate) = (started.clone(), gate.clone());
+                unsync::thread(move || {
+                    started.add();
+                    gate.wait();
+                })
+            }));
+            started.wait_for(2);
+            assert!(!jobs[2].wait_timeout(Duration::from_millis(50)));
+            assert_eq!(started.count(), 2);
+            gate.open();
+            unsync::join_all(jobs).result().unwrap();
+        },
+    );
+}
+
 #[test]
 fn one_thread_runs_jobs_in_their_order() {
     in_child(

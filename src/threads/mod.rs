@@ -317,7 +317,7 @@ fn serve(mut state: Guard, place: usize) -> Guard {
             return state;
         }
         // The monitor does not spin: it would be one thread too many again.
-        if !was_monitor && !state.counts.spinning {
+        if state.queue.is_empty() && !was_monitor && !state.counts.spinning {
             state.counts.spinning = true;
             drop(state);
             static SPIN: Spin = Spin::new();
@@ -325,7 +325,7 @@ fn serve(mut state: Guard, place: usize) -> Guard {
             state = lock(&STATE);
             state.counts.spinning = false;
         }
-        if state.queue.is_empty() {
+        if state.queue.is_empty() || state.counts.is_exceeded() {
             state.counts.idle += 1;
             let keep_alive = settings().map_or(Duration::ZERO, |settings| settings.keep_alive);
             let unclaimed = |state: &mut State| state.counts.claimed == 0 && !state.closed;
@@ -340,10 +340,13 @@ fn serve(mut state: Guard, place: usize) -> Guard {
     }
 }
 
-/// Runs jobs until the queue is empty.
+/// Runs jobs until the queue is empty, or enough other threads run its jobs.
 fn run_jobs(mut state: Guard, place: usize) -> Guard {
     let mut now = Instant::now();
-    while let Some(Queued { job, origin }) = state.queue.pop_front() {
+    while !state.counts.is_exceeded() {
+        let Some(Queued { job, origin }) = state.queue.pop_front() else {
+            break;
+        };
         QUEUED.store(state.queue.len(), Ordering::Relaxed);
         let action = state.assign();
         state.running[place] = Some((origin, now));

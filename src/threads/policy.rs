@@ -56,18 +56,27 @@ impl Counts {
         }
     }
 
+    /// Threads that neither block nor park.
+    fn working(&self) -> usize {
+        self.threads.saturating_sub(self.blocked + self.idle)
+    }
+
     /// Threads that run jobs.
     pub(super) fn active(&self) -> usize {
         let monitor = usize::from(self.monitor != Monitor::Absent);
-        let others = self.blocked + self.idle + usize::from(self.spinning) + monitor;
         // A monitor that blocks in its thread-start hook is counted twice.
-        self.threads.saturating_sub(others)
+        let others = usize::from(self.spinning) + monitor;
+        self.working().saturating_sub(others)
     }
 
-    /// How many more may work at once: idle threads, and new ones up to the limit.
+    /// How many more may work at once.
     pub(super) fn room(&self) -> usize {
-        let counted = self.threads - self.blocked;
-        self.idle + self.limit.saturating_sub(counted)
+        self.limit.saturating_sub(self.working())
+    }
+
+    /// Whether threads that have stopped blocking are too many beside those that stood in for them.
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.working() > self.limit
     }
 
     /// Who takes the front of a queue of this length.
@@ -89,15 +98,15 @@ impl Counts {
 
     /// Adds a thread, however many cores are busy.
     pub(super) fn reinforce(&mut self) -> Action {
-        if self.idle > 0 {
+        if self.room() == 0 {
+            Action::Nothing
+        } else if self.idle > 0 {
             self.idle -= 1;
             self.claimed += 1;
             Action::Wake
-        } else if self.room() > 0 {
+        } else {
             self.threads += 1;
             Action::Start
-        } else {
-            Action::Nothing
         }
     }
 
