@@ -61,12 +61,16 @@ pub(crate) fn assert_may_block(complain: impl FnOnce(&str) -> String) {
 
 /// Runs code that parks the thread and calls nothing foreign.
 pub(crate) fn blocking<R>(park: impl FnOnce() -> R) -> R {
-    let Current::Pool { blocks, resumes } = Current::get() else {
+    let pool = Current::get();
+    let Current::Pool { blocks, resumes } = pool else {
         return park();
     };
+    // It counts once: what the pool does in here may drop jobs, whose destructors may wait.
+    Current::Ordinary.set();
     blocks();
     let parked = park();
     resumes();
+    pool.set();
     parked
 }
 

@@ -482,7 +482,8 @@ fn assert_refused<T: std::fmt::Debug>(work: Unfuture<T>) {
     let error = work.result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Os, "{error}");
     let source = error.source().expect("the system's own error");
-    assert!(source.is::<std::io::Error>(), "{source}");
+    let source = source.downcast_ref::<std::io::Error>().unwrap();
+    assert!(source.raw_os_error().is_some(), "{source}");
 }
 
 #[cfg(target_os = "linux")]
@@ -633,6 +634,54 @@ fn a_job_that_blocked_threads_wait_for_fails_rather_than_hang() {
                     Err(error) => assert_eq!(error.kind(), ErrorKind::Os, "{error}"),
                 }
             }
+            refusal.lift();
+            assert_eq!(unsync::thread(|| 5).result().unwrap(), 5);
+        },
+    );
+}
+
+/// The destructor of a job that is refused may wait on the very thread that waited for the job.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thread_that_waits_within_a_wait_counts_once() {
+    struct OnDrop(Option<std::sync::mpsc::Sender<Result<u32, Error>>>);
+
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            let inner = unsync::spawn(async {
+                unsync::sleep(Duration::from_millis(50)).await;
+                unsync::thread(|| 1).await
+            });
+            let _ = self.0.take().unwrap().send(inner.flatten().result());
+        }
+    }
+
+    in_child(
+        "a_thread_that_waits_within_a_wait_counts_once",
+        HEAVY,
+        &[],
+        || {
+            unsync::spawn(async {}).result().unwrap();
+            let (running, go) = (Counter::new(), Gate::new());
+            let (send, dropped) = std::sync::mpsc::channel();
+            let outer = unsync::thread({
+                let (running, go) = (running.clone(), go.clone());
+                move || {
+                    running.add();
+                    go.wait();
+                    let held = OnDrop(Some(send));
+                    unsync::thread(move || drop(held)).result()
+                }
+            });
+            running.wait_for(1);
+            let Some(refusal) = NoMoreThreads::set() else {
+                go.open();
+                return outer.result().unwrap().unwrap();
+            };
+            go.open();
+            let inner = dropped.recv().unwrap();
+            assert_eq!(inner.unwrap_err().kind(), ErrorKind::Os);
+            assert_eq!(outer.result().unwrap().unwrap_err().kind(), ErrorKind::Os);
             refusal.lift();
             assert_eq!(unsync::thread(|| 5).result().unwrap(), 5);
         },

@@ -261,7 +261,8 @@ fn refused(error: &io::Error) {
     state.counts.refused();
     if state.counts.threads <= state.counts.blocked {
         refuse_all(state, &|| {
-            let source = io::Error::new(error.kind(), error.to_string());
+            let code = error.raw_os_error();
+            let source = code.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
             Error::os("no thread could be started for a thread job", source)
         });
     }
