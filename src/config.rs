@@ -100,7 +100,8 @@ macro_rules! settings {
 
 settings! {
     /// Sets how many pool threads may run jobs at once. Threads that block in a wait of this library do not
-    /// count. Default: 512.
+    /// count: after the wait, a thread runs beside the one that stood in for it until that one's job ends.
+    /// Default: 512.
     ///
     /// # Examples
     ///

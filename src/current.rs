@@ -86,7 +86,8 @@ pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
     discard(JOB.replace(outer));
 }
 
-/// Returns whether the work that runs on this thread was cancelled, so that it can end by itself.
+/// Returns whether the work that runs on this thread was cancelled, or is a job that a
+/// [`shutdown`](crate::shutdown) waits for, so that it can end by itself.
 ///
 /// Call it in the closure of a [`thread`](crate::thread()) job or of a call of a [`Pinned`](crate::Pinned)
 /// value, or in the function of a [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it

@@ -112,7 +112,7 @@ pub struct TaskInfo {
     /// Whether it runs.
     pub state: WorkState,
     /// How long it has been running, or for a queued call how long it has been queued. `None` for a
-    /// queued thread job. The age of an async task may lag behind by a few polls.
+    /// queued thread job. The age of an async task may be too high by the time of some polls of all tasks.
     pub age: Option<Duration>,
     /// Where it was started.
     pub started_at: Origin,

@@ -12,7 +12,8 @@ use crate::unfuture::promise;
 /// Work that is started in the meantime counts too. Without this call, unfinished work ends silently with the
 /// process, as with a daemon thread.
 ///
-/// A thread job that calls this waits for itself too, so it waits until the limit.
+/// A thread job that calls this waits for itself too, so it waits until the limit. Every engine is asked, so
+/// with a limit below some milliseconds the answer may be `false` although nothing runs.
 ///
 /// # Panics
 ///
@@ -50,7 +51,8 @@ pub fn drain(limit: Duration) -> bool {
 ///
 /// Of what is left, futures are dropped, on the ambient thread; queued jobs and calls are not run; worker
 /// processes are killed. All of that work resolves as [`ErrorKind::ShutDown`], and so does all work that is
-/// started later. A running thread job cannot be stopped. The shutdown is final; a second call does no harm.
+/// started later. A running thread job cannot be stopped, but sees [`is_cancelled`](crate::is_cancelled). The
+/// shutdown is final; a second call does no harm.
 ///
 /// # Errors
 ///

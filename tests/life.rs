@@ -1520,6 +1520,58 @@ mod shutdown {
         });
     }
 
+    /// The destructor of a queued job may take long, or wait for what the shutdown ends after the pool.
+    #[test]
+    fn is_bounded_while_a_queued_job_is_dropped() {
+        const NAME: &str = "shutdown::is_bounded_while_a_queued_job_is_dropped";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let (running, job) = blocked_job();
+            let task = unsync::spawn(pending::<()>());
+            let (drops, release) = (Gate::new(), Gate::new());
+            let slow = OnDrop({
+                let (drops, release) = (drops.clone(), release.clone());
+                move || {
+                    task.wait();
+                    drops.open();
+                    release.wait();
+                }
+            });
+            let queued = unsync::thread(move || drop(slow));
+            let late = unsync::shutdown(WHILE).unwrap_err();
+            drops.wait();
+            assert!(late.to_string().contains("thread jobs"), "{late}");
+            running.open();
+            job.result().unwrap();
+            let again = unsync::shutdown(WHILE).unwrap_err();
+            assert!(again.to_string().contains("thread jobs"), "{again}");
+            release.open();
+            unsync::shutdown(QUICK).unwrap();
+            assert_kind(queued.result(), ErrorKind::ShutDown, "a queued job");
+        });
+    }
+
+    #[test]
+    fn running_jobs_see_that_they_are_cancelled() {
+        const NAME: &str = "shutdown::running_jobs_see_that_they_are_cancelled";
+        in_child(NAME, HEAVY, &[], || {
+            let (runs, pinned) = (Gate::new(), unsync::Pinned::new(|| ()));
+            let job = unsync::thread({
+                let runs = runs.clone();
+                move || {
+                    runs.open();
+                    while !unsync::is_cancelled() {
+                        thread::yield_now();
+                    }
+                }
+            });
+            runs.wait();
+            shut_down(WHILE);
+            job.result().unwrap();
+            // A shutdown leaves these alone.
+            assert!(!pinned.call(|()| unsync::is_cancelled()).result().unwrap());
+        });
+    }
+
     #[test]
     fn is_bounded_while_a_task_blocks_for_ever() {
         const NAME: &str = "shutdown::is_bounded_while_a_task_blocks_for_ever";

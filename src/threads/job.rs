@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::clear_cancelled;
+use super::{clear_cancelled, is_closed};
 use crate::current;
 use crate::error::{Error, Origin, lock, wall};
 use crate::slot::{Output, Slot, Work};
@@ -84,7 +84,8 @@ where
     T: Send,
 {
     fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        let is_job = matches!(self.culprit, Culprit::Job);
+        self.cancelled.load(Ordering::Relaxed) || (is_job && is_closed())
     }
 }
 

@@ -33,7 +33,7 @@ use crate::engine::{self, Engine, OnIdle, OnList, Stats, TaskInfo, WorkKind, Wor
 use crate::error::{Error, Origin, discard, lock};
 use crate::spin::Spin;
 use crate::stop::Reason;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::thread::sleep;
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
 use crate::unfuture::Unfuture;
@@ -112,11 +112,12 @@ static STATE: Mutex<State> = Mutex::new(State {
     finished: 0,
     running: Vec::new(),
     free: Vec::new(),
-    closed: false,
     when_idle: Vec::new(),
 });
 /// Notified once for each idle thread that was claimed.
 static CLAIMED: Condvar = Condvar::new();
+/// Set under the lock by a shutdown, for good.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 /// The length of the queue, to be read without the lock.
 static QUEUED: AtomicUsize = AtomicUsize::new(0);
 
@@ -131,8 +132,6 @@ struct State {
     running: Vec<Option<(Origin, Instant)>>,
     /// Places of threads that have ended.
     free: Vec<usize>,
-    /// Set by a shutdown, for good.
-    closed: bool,
     /// Called when the pool is idle. Until then, the callbacks of `drain`s that gave up stay here.
     when_idle: Vec<OnIdle>,
 }
@@ -152,7 +151,7 @@ const QUEUE_KEPT: usize = 4096;
 impl State {
     /// Whether no job is queued or running; after a shutdown, whether no thread is left.
     fn is_idle(&self) -> bool {
-        match self.closed {
+        match is_closed() {
             true => self.counts.threads == 0,
             false => self.queue.is_empty() && self.running.iter().all(Option::is_none),
         }
@@ -174,7 +173,7 @@ pub(crate) fn submit(queued: Queued) {
         }
         state = lock(&STATE);
     }
-    if state.closed {
+    if is_closed() {
         drop(state);
         return queued.job.refuse(shut_down());
     }
@@ -192,8 +191,12 @@ fn enter() -> Result<(), Error> {
     let (cores, open) = (cores(), engine::enter(&ENGINE));
     let mut state = lock(&STATE);
     (state.counts.limit, state.counts.cores) = (limit, cores);
-    state.closed |= !open;
+    CLOSED.store(!open || is_closed(), Ordering::Relaxed);
     Ok(())
+}
+
+fn is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
 }
 
 fn shut_down() -> Error {
@@ -314,7 +317,7 @@ fn serve(mut state: Guard, place: usize) -> Guard {
             state = watch(state);
         }
         state = run_jobs(state, place);
-        if state.closed {
+        if is_closed() {
             return state;
         }
         // The monitor does not spin: it would be one thread too many again.
@@ -329,7 +332,7 @@ fn serve(mut state: Guard, place: usize) -> Guard {
         if state.queue.is_empty() || state.counts.is_exceeded() {
             state.counts.idle += 1;
             let keep_alive = settings().map_or(Duration::ZERO, |settings| settings.keep_alive);
-            let unclaimed = |state: &mut State| state.counts.claimed == 0 && !state.closed;
+            let unclaimed = |state: &mut State| state.counts.claimed == 0 && !is_closed();
             let woken = CLAIMED.wait_timeout_while(state, keep_alive, unclaimed);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
             if state.counts.claimed == 0 {
@@ -449,8 +452,22 @@ fn when_idle(call: OnIdle) {
 /// Refuses queued jobs and later ones; calls `call` once the last thread has ended.
 fn close(call: OnIdle) {
     let mut state = lock(&STATE);
-    state.closed = true;
+    CLOSED.store(true, Ordering::Relaxed);
     state.when_idle.push(call);
     CLAIMED.notify_all();
-    refuse_all(state, &shut_down);
+    if state.queue.is_empty() {
+        return drop(report_idle(state));
+    }
+    // The destructors of the jobs may wait for what is closed next, or forever.
+    state.counts.threads += 1;
+    drop(state);
+    let refuse = || {
+        refuse_all(lock(&STATE), &shut_down);
+        let mut state = lock(&STATE);
+        state.counts.threads -= 1;
+        drop(report_idle(state));
+    };
+    if start_thread("end", Box::new(refuse)).is_err() {
+        refuse();
+    }
 }
