@@ -472,8 +472,9 @@ pub enum MissedTicks {
     /// periods.
     #[default]
     Burst,
-    /// The next tick comes a whole period after the late one was taken, and all later ticks shift with
-    /// it. Two ticks are never closer than a period.
+    /// The next tick comes a whole period after the late one was taken, and all later ticks shift with it. A
+    /// tick that is less than 5 ms late shifts nothing. So two ticks are closer than a period by less than
+    /// that.
     Delay,
     /// The missed ticks are left out. All ticks stay at multiples of the period.
     Skip,
@@ -524,18 +525,10 @@ impl Interval {
     /// # });
     /// ```
     pub async fn tick(&mut self) -> Instant {
-        let awaited = !self.next.is_elapsed();
         (&mut self.next).await;
         let now = Instant::now();
         let due = self.next.deadline().unwrap_or(now);
-        // Even an awaited tick comes a little late. That is no reason to shift the next ones.
-        let in_time = awaited && now - due < self.period;
-        let policy = if in_time {
-            MissedTicks::Burst
-        } else {
-            self.missed
-        };
-        self.next.set(policy.next(due, now, self.period));
+        self.next.set(self.missed.next(due, now, self.period));
         due
     }
 
@@ -559,16 +552,20 @@ impl Interval {
     }
 }
 
+/// A tick that is less late than this is in time: even an awaited one is taken a little late.
+const IN_TIME: Duration = Duration::from_millis(5);
+
 impl MissedTicks {
     /// When the next tick is due; `None` for never.
     fn next(self, due: Instant, now: Instant, period: Duration) -> Option<Instant> {
+        let late = now.saturating_duration_since(due);
         let from = match self {
-            MissedTicks::Burst => due,
-            MissedTicks::Delay => now,
+            MissedTicks::Delay if late >= IN_TIME.min(period) => now,
+            MissedTicks::Burst | MissedTicks::Delay => due,
             MissedTicks::Skip => {
-                let late = now.saturating_duration_since(due).as_nanos();
                 // At most the lateness, which fits in 64 bits for 584 years.
-                let since_last = u64::try_from(late % period.as_nanos()).unwrap_or(0);
+                let since_last = late.as_nanos() % period.as_nanos();
+                let since_last = u64::try_from(since_last).unwrap_or(0);
                 now - Duration::from_nanos(since_last)
             }
         };
@@ -646,6 +643,17 @@ mod tests {
         let waker = Arc::new(Mutex::new(Some(Waker::from(Arc::clone(&count)))));
         timers.insert(deadline, Timer(Arc::clone(&waker)));
         (waker, count)
+    }
+
+    #[test]
+    fn a_delayed_tick_shifts_the_next_ones_unless_it_is_hardly_late() {
+        let (due, ms) = (Instant::now(), Duration::from_millis);
+        let next = |late, period| {
+            let next = MissedTicks::Delay.next(due, due + ms(late), ms(period));
+            next.unwrap() - due
+        };
+        assert_eq!([next(4, 100), next(90, 100)], [ms(100), ms(190)]);
+        assert_eq!([next(1, 2), next(2, 2)], [ms(2), ms(4)]);
     }
 
     #[test]
