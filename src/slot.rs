@@ -210,7 +210,8 @@ impl Stage {
             return None;
         }
         let ended = header.ended.load(Ordering::Relaxed);
-        header.ended.store(ended | TAKEN, Ordering::Relaxed);
+        // Whoever sees that it was taken sees what came before it.
+        header.ended.store(ended | TAKEN, Ordering::Release);
         match mem::replace(self, Stage::Taken) {
             Stage::Done(spent) => {
                 // It is empty, so nothing foreign runs.
