@@ -134,8 +134,10 @@ impl<T: Send + 'static> Settling<T> {
     fn settle(&mut self) -> Vec<Result<T, Error>> {
         let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
         let stopped = |work: &Unfuture<T>| {
-            // After this the work has ended, unless it is left running.
-            work.cancel();
+            // After this the work has ended, unless it is left running. It may have ended just before.
+            if !work.cancel() && work.is_done() {
+                return work.take();
+            }
             let ended = || {
                 reason
                     .error("part of `settle_all`")
@@ -530,6 +532,8 @@ impl<T> ReadySet<T> {
 
 impl<T> Drop for ReadySet<T> {
     fn drop(&mut self) {
+        // The task of that waker may own the signal.
+        drop(ForgetWaker(Arc::clone(&self.signal)));
         if self.cancels {
             let members = mem::take(&mut self.members).into_iter().flatten();
             members.for_each(|work| drop(work.cancel_on_drop()));
