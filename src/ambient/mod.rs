@@ -285,6 +285,9 @@ const LOOK: u32 = 64;
 const KEPT: usize = 4096;
 /// The most messages that are looked through at the end: a thread that keeps sending must not hold it up.
 const LEFT_MAX: usize = 1 << 20;
+/// How many generations of tasks are dropped at the end, each spawned by the destructors of the one before: a
+/// task that starts its like again when it is dropped must not hold the end up either.
+const GENERATIONS_MAX: u32 = 100;
 
 impl Executor<'_> {
     /// Runs ticks until `Close` arrives.
@@ -446,9 +449,12 @@ impl Executor<'_> {
                 message => discard(message),
             }
         }
-        let spawned = || self.local.starts.borrow_mut().pop_front();
-        while let Some(spawned) = spawned() {
-            discard(spawned);
+        // Their destructors may spawn once more, and so on.
+        for _ in 0..GENERATIONS_MAX {
+            self.local.starts.take().into_iter().for_each(discard);
         }
+        let others = self.local.starts.take().into_iter();
+        others.for_each(Spawned::forget);
+        drop(self.local.queue.take());
     }
 }

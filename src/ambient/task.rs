@@ -117,9 +117,8 @@ fn launch(body: Body, raw: Arc<dyn RawTask>) {
     if let Err((Message::Start(mut spawned), Refused::Os(error))) = inject(Message::Start(spawned))
     {
         if let Some((body, raw)) = spawned.0.take() {
-            discard(body);
-            raw.task()
-                .fail(Error::os("the ambient thread could not be started", error));
+            let refused = Error::os("the ambient thread could not be started", error);
+            raw.task().fail(drop_body(Some(body), refused));
         }
     }
 }
@@ -131,7 +130,18 @@ pub(super) struct Spawned(Option<(Body, Arc<dyn RawTask>)>);
 impl Drop for Spawned {
     fn drop(&mut self) {
         if let Some((body, raw)) = self.0.take() {
-            raw.task().fail(drop_body(Some(body), Reason::ShutDown));
+            let ended = Reason::ShutDown.error(CULPRIT);
+            raw.task().fail(drop_body(Some(body), ended));
+        }
+    }
+}
+
+impl Spawned {
+    /// Ends the task without running the destructor of its future.
+    pub(super) fn forget(mut self) {
+        if let Some((body, raw)) = self.0.take() {
+            mem::forget(body);
+            raw.task().fail(Reason::ShutDown.error(CULPRIT));
         }
     }
 }
@@ -334,10 +344,10 @@ where
     }
 }
 
-/// Drops a future; returns what its task ends as: `reason`, or the panic of a destructor.
-fn drop_body(body: Option<Body>, reason: Reason) -> Error {
+/// Drops a future; returns what its task ends as: `error`, or the panic of a destructor.
+fn drop_body(body: Option<Body>, error: Error) -> Error {
     match wall(|| drop(body)) {
-        Ok(()) => reason.error(CULPRIT),
+        Ok(()) => error,
         Err(payload) => Error::panicked(CULPRIT, payload),
     }
 }
@@ -458,7 +468,8 @@ impl Tasks {
     /// Drops the future of a task; returns what the task ends as, unless it has already ended.
     pub(super) fn stop(&mut self, task: &Task, reason: Reason) -> Option<Error> {
         let key = task.key();
-        let error = drop_body(find(&mut self.places, key)?.body.take(), reason);
+        let body = find(&mut self.places, key)?.body.take();
+        let error = drop_body(body, reason.error(CULPRIT));
         self.remove(key);
         Some(error)
     }
@@ -468,7 +479,8 @@ impl Tasks {
         self.free = Vec::new();
         let mut places = mem::take(&mut self.places);
         for live in places.iter_mut().filter_map(Option::take) {
-            live.task.fail(drop_body(live.body, Reason::ShutDown));
+            let ended = Reason::ShutDown.error(CULPRIT);
+            live.task.fail(drop_body(live.body, ended));
         }
         self.hooks.stalls.iter().for_each(|stalls| stalls.end());
         self.update_live();
