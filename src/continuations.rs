@@ -20,6 +20,7 @@ use crate::processes::{self, Entrypoint, Wire, is_worker};
 use crate::progress::{Progress, Speaker};
 use crate::slot::Work;
 use crate::stop::{Reason, Stopping};
+use crate::sync::atomic::Ordering;
 use crate::threads::try_thread;
 use crate::unfuture::Unfuture;
 
@@ -232,14 +233,15 @@ impl<T: Send + 'static> Unfuture<T> {
             drop(speaker);
             call.await
         });
-        mapped.heard_as(progress)
+        mapped.heard_as(Some(progress))
     }
 
     /// Calls `f` with the outcome on the ambient thread.
     ///
     /// If a [`shutdown`](crate::shutdown) comes before the outcome, `f` gets
     /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown). After a shutdown, and if the operating system
-    /// refuses the ambient thread, `f` gets that error at once, on the calling thread. A panic of `f` is
+    /// refuses the ambient thread, `f` is called at once, on the calling thread: with the outcome if there is
+    /// one, and else with that error. A callback that starts itself again must end then. A panic of `f` is
     /// reported to [`on_unobserved`](crate::Config::on_unobserved) and goes no further.
     ///
     /// This consumes the `Unfuture` and undoes its tie: work tied by
@@ -257,12 +259,11 @@ impl<T: Send + 'static> Unfuture<T> {
     where
         F: FnOnce(Result<T, Error>) + Send + 'static,
     {
-        let mut callback = Callback(self, Some(f));
+        self.slot().tied.store(false, Ordering::Relaxed);
+        let callback = Callback(self, Some(f));
         drop(spawn(async move {
             poll_fn(|cx| callback.0.slot().poll_done(cx)).await;
-            if let Some(f) = callback.1.take() {
-                f(callback.0.take());
-            }
+            drop(callback);
         }));
     }
 
@@ -420,7 +421,9 @@ impl<T: Send + 'static> Unfuture<Result<T, Error>> {
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
         if self.is_done() {
-            return Unfuture::settled_at(self.slot().origin, self.take().and_then(identity));
+            let (origin, progress) = (self.slot().origin, self.progress());
+            let flat = Unfuture::settled_at(origin, self.take().and_then(identity));
+            return flat.heard_as(progress);
         }
         self.within(|work, _| async { work.await.and_then(identity) })
     }
@@ -456,17 +459,23 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
             async move {
                 poll_fn(|cx| outer.0.slot().poll_done(cx)).await;
                 let inner = outer.0.take()?;
-                let is_gone = || !itself.upgrade().is_some_and(|flat| flat.slot().tie());
-                if inner.slot().is_tied() && is_gone() {
+                let (is_tied, source) = (inner.slot().is_tied(), inner.untyped().last_source());
+                let is_there = itself.upgrade().is_some_and(|flat| {
+                    let source = Arc::downgrade(&source);
+                    flat.slot().link(|links| links.source = Some(source));
+                    !is_tied || flat.slot().tie()
+                });
+                if is_tied && !is_there {
                     return Err(Reason::Cancelled.error("work"));
                 }
+                drop(source);
                 inner.slot().observed_by(itself);
                 speaker.passes_on(inner.progress());
                 drop(speaker);
                 inner.cancel_on_drop().await
             }
         });
-        flat.heard_as(progress)
+        flat.heard_as(Some(progress))
     }
 }
 
@@ -497,15 +506,14 @@ impl<T: Send + 'static> Unfuture<T> {
     {
         let (is_tied, progress) = (self.slot().is_tied(), self.progress());
         let next = try_spawn(origin, true, |_| next(self)).tied(is_tied);
-        match progress {
-            None => next,
-            Some(progress) => next.heard_as(progress),
-        }
+        next.heard_as(progress)
     }
 
     /// The same work, with this as its progress.
-    fn heard_as(self, progress: Arc<Progress>) -> Unfuture<T> {
-        self.slot().link(|links| links.progress = Some(progress));
+    fn heard_as(self, progress: Option<Arc<Progress>>) -> Unfuture<T> {
+        if progress.is_some() {
+            self.slot().link(|links| links.progress = progress);
+        }
         self
     }
 
@@ -541,9 +549,13 @@ struct Callback<T, F: FnOnce(Result<T, Error>)>(Unfuture<T>, Option<F>);
 impl<T, F: FnOnce(Result<T, Error>)> Drop for Callback<T, F> {
     fn drop(&mut self) {
         if let Some(f) = self.1.take() {
-            let text = "no ambient thread is left to report the outcome";
-            let error = Error::new(ErrorKind::ShutDown, text);
-            f(Err(error.started_at(self.0.slot().origin)));
+            let slot = self.0.slot();
+            f(if slot.is_done() {
+                self.0.take()
+            } else {
+                let text = "no ambient thread is left to report the outcome";
+                Err(Error::new(ErrorKind::ShutDown, text).started_at(slot.origin))
+            });
         }
     }
 }

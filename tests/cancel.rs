@@ -1652,6 +1652,7 @@ mod deadlines {
                 ("run_timeout", "thread job"),
                 ("limited", "thread job"),
                 ("flat", "thread job"),
+                ("nested", "thread job"),
                 ("settled", "thread job"),
                 ("pinned", "call of a pinned value"),
             ] {
@@ -1660,10 +1661,15 @@ mod deadlines {
                 let (work, line) = match name {
                     "limited" => (unsync::Limit::new(1).thread(job), line!()),
                     "flat" => (unsync::thread(|| gives(job)).flatten(), line!()),
+                    "nested" => (
+                        unsync::spawn(async { unsync::thread(job) }).flatten(),
+                        line!() - 1,
+                    ),
                     "pinned" => (pinned.call(move |()| job()), line!()),
                     _ => (unsync::thread(job), line!()),
                 };
                 begun.wait();
+                fence();
                 let done = Unfuture::ready(());
                 let error = match name {
                     "run_timeout" => work.run_timeout(SHORT).result().unwrap_err(),

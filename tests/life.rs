@@ -556,6 +556,21 @@ mod hooks {
     }
 
     /// A thread-local that is older than those of this library outlives them.
+    /// No stack is that large, so the system refuses the ambient thread, and the callback runs here.
+    #[test]
+    fn on_unobserved_hears_of_a_panic_without_the_ambient_thread() {
+        const NAME: &str = "hooks::on_unobserved_hears_of_a_panic_without_the_ambient_thread";
+        in_child(NAME, HEAVY, &[], || {
+            let log = Log::new();
+            let hears = log.clone();
+            let config = Config::new().stack_size(1 << 60);
+            let config = config.on_unobserved(move |error| _ = hears.push(error.kind()));
+            config.install().unwrap();
+            Unfuture::ready(1).on_done(|_| panic!("heard"));
+            assert_eq!(log.entries(), [ErrorKind::Panicked]);
+        });
+    }
+
     #[test]
     fn a_thread_local_may_ask_in_its_destructor() {
         const NAME: &str = "hooks::a_thread_local_may_ask_in_its_destructor";
@@ -1400,11 +1415,44 @@ mod shutdown {
                 all,
                 [
                     ("done", Ok(1)),
-                    ("later", refused),
+                    ("later", Ok(1)),
                     ("pending", refused),
                     ("stopped", refused)
                 ]
             );
+        });
+    }
+
+    /// What comes just before the end is seen by those who would only learn of it after the end.
+    #[test]
+    fn loses_no_outcome_that_is_there() {
+        const NAME: &str = "shutdown::loses_no_outcome_that_is_there";
+        in_child(NAME, HEAVY, &[], || {
+            let ((one, first), (_never, second)) = (unsync::promise(), unsync::promise());
+            let ((two, third), (told, tells)) = (unsync::promise(), mpsc::channel());
+            let all = unsync::settle_all([first, second]);
+            third.on_done(move |outcome: Result<i32, Error>| told.send(outcome).unwrap());
+            fence();
+            let (held, release) = (Gate::new(), Gate::new());
+            let holder = unsync::spawn({
+                let (held, release) = (held.clone(), release.clone());
+                async move {
+                    held.open();
+                    release.wait();
+                }
+            });
+            held.wait();
+            let setter = unsync::spawn(async move { one.set(1) && two.set(2) });
+            let late = unsync::shutdown(WHILE).unwrap_err();
+            assert_eq!(late.kind(), ErrorKind::TimedOut);
+            release.open();
+            unsync::shutdown(QUICK).unwrap();
+            holder.result().unwrap();
+            assert!(setter.result().unwrap());
+            let outcomes = all.result().unwrap();
+            assert_eq!(*outcomes[0].as_ref().unwrap(), 1);
+            assert!(outcomes[1].is_err());
+            assert_eq!(tells.recv().unwrap().unwrap(), 2);
         });
     }
 
@@ -1800,6 +1848,43 @@ mod shutdown {
             for task in tasks {
                 assert_kind(task.result(), ErrorKind::ShutDown, "woken by a drop");
             }
+        });
+    }
+
+    #[test]
+    fn ends_what_starts_its_like_again() {
+        fn beat(beats: &Counter) {
+            let again = beats.clone();
+            unsync::spawn(unsync::sleep(LONG)).on_done(move |_| beat(&again));
+            beats.add();
+        }
+
+        const NAME: &str = "shutdown::ends_what_starts_its_like_again";
+        in_child(NAME, HEAVY, &[], || {
+            let beats = Counter::new();
+            beat(&beats);
+            fence();
+            shut_down(WHILE);
+            assert!(beats.count() < 1000);
+        });
+    }
+
+    /// A callback undoes the tie, also where a shutdown leaves the work alone.
+    #[test]
+    fn work_with_a_callback_is_not_tied() {
+        const NAME: &str = "shutdown::work_with_a_callback_is_not_tied";
+        in_child(NAME, HEAVY, &[], || {
+            let (pinned, release, ran) = (unsync::Pinned::new(|| ()), Gate::new(), Gate::new());
+            let gate = release.clone();
+            let first = pinned.call(move |()| gate.wait());
+            let opens = ran.clone();
+            let second = pinned.call(move |()| opens.open());
+            second.cancel_on_drop().on_done(drop);
+            fence();
+            shut_down(WHILE);
+            release.open();
+            first.result().unwrap();
+            ran.wait();
         });
     }
 

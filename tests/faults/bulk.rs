@@ -701,6 +701,11 @@ fn progress_said_before_anybody_listens() {
     let done = done.on_progress(later);
     assert_eq!(values.iter().collect::<Vec<_>>(), []);
     done.result().unwrap();
+    let (late, values) = ear::<u32>();
+    let nested = cpu(report, (3,)).map(Ok::<_, unsync::Error>);
+    nested.wait();
+    nested.flatten().on_progress(late).result().unwrap();
+    assert_eq!(values.iter().collect::<Vec<_>>(), [2]);
 }
 
 const FLOOD: u32 = 1_000_000;
