@@ -318,7 +318,7 @@ settings! {
 
     /// Sets how long a [`host`](Config::host) may be silent before its worker counts as lost, and how long
     /// the program may be silent before the worker ends. Default: 60 s. Each side sends something six times
-    /// within this time.
+    /// within this time; the program is silent while it decodes a result of that worker.
     ///
     /// # Examples
     ///

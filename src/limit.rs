@@ -34,7 +34,8 @@ use crate::unfuture::Unfuture;
 /// its deadline keeps its place.
 ///
 /// Clones share the limit. Work that waits for other work of the same limit keeps its place meanwhile, so
-/// enough such work deadlocks: give the inner work a limit of its own.
+/// enough such work deadlocks: give the inner work a limit of its own. A shutdown refuses waiting jobs and calls
+/// when it is their turn, so those behind a job that never ends do not resolve.
 ///
 /// # Examples
 ///

@@ -22,9 +22,10 @@ use crate::unfuture::Unfuture;
 
 /// Starts a future on the ambient thread.
 ///
-/// The future runs without being awaited, and its destructor runs there too. A future that blocks holds up
-/// every other one: blocking work belongs on [`thread`](crate::thread), CPU-bound work in
-/// [`cpu`](crate::cpu()). Unfinished tasks end with the process, as daemon threads do.
+/// The future runs without being awaited, and its destructor runs there too; if there is no such thread, the
+/// destructor runs in this call. A future that blocks holds up every other one: blocking work belongs on
+/// [`thread`](crate::thread), CPU-bound work in [`cpu`](crate::cpu()). Unfinished tasks end with the process, as
+/// daemon threads do.
 ///
 /// If a poll panics, the future is dropped after the unwinding. The locals of an `async` block are dropped
 /// during the unwinding, as usual; the fields of a hand-written future are not, so their destructors do not

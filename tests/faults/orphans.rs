@@ -55,7 +55,7 @@ scenarios! {
 }
 
 /// The library promises a second; a busy machine gets more.
-const PROMPT: Duration = Duration::from_secs(5);
+const PROMPT: Duration = Duration::from_secs(10);
 
 // -------------------------------------------------------------------------------------- the victim
 
