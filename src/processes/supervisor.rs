@@ -242,9 +242,10 @@ impl Process {
         lock(&self.child).wait().ok()
     }
 
-    /// Whether the process uses more memory than it may.
+    /// Whether a worker on this machine uses more memory than it may.
     fn has_outgrown(&self) -> bool {
-        checked_settings().memory_per_worker.is_some_and(|limit| {
+        let limit = checked_settings().memory_per_worker;
+        limit.filter(|_| self.far.is_none()).is_some_and(|limit| {
             procfs::resident_bytes(self.pid).is_some_and(|bytes| bytes > limit)
         })
     }

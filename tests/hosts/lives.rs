@@ -20,6 +20,7 @@ plays! {
     silent_launcher_is_lost;
     silent_parent_is_lost;
     idle_worker_outlives_the_silence;
+    memory_of_a_launcher_is_not_that_of_its_worker;
     large_values;
     cancelled_while_it_is_loaded;
     children_of_a_far_worker_die_with_it;
@@ -274,6 +275,12 @@ fn idle_worker_outlives_the_silence() {
 }
 
 // -------------------------------------------------------------------------------------------- the values
+
+fn memory_of_a_launcher_is_not_that_of_its_worker() {
+    install(only(1, PLAIN).memory_per_worker(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
 
 fn large_values() {
     install(only(2, PLAIN));
