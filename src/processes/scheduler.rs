@@ -206,7 +206,8 @@ impl<C: Clone, W: Clone> State<C, W> {
         self.workers.push(worker);
     }
 
-    /// A worker could not be started. Calls wait for the live ones; if there are none, calls eventually fail.
+    /// A worker could not be started. Calls wait for those that there are; if there are none, calls eventually
+    /// fail.
     pub(super) fn spawn_failed(&mut self, place: usize, failure: SpawnFailure, now: Instant) {
         self.places[place].starting -= 1;
         self.fail(place, failure as u32, now);
@@ -426,9 +427,10 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// Counts a failure. With no worker, and enough failures at every place, nothing can run.
+    /// Counts a failure. With no worker, and enough failures at every place, nothing can run. A worker that is
+    /// leaving is about to free what the next one may lack.
     fn fail(&mut self, place: usize, tries: u32, now: Instant) {
-        let is_alone = self.live() + self.starting() == 0;
+        let is_alone = self.workers.is_empty() && self.starting() == 0;
         self.places[place].fail(is_alone, tries, now);
         if is_alone && self.places.iter().all(|place| place.is_hopeless) {
             self.strand();
@@ -1116,6 +1118,37 @@ mod tests {
             let _ = pool.wait(3 * SECOND);
         }
         assert_resolved!(pool, 1 as Outcome::Unstartable);
+    }
+
+    /// What the start lacks may be what the worker that leaves still holds.
+    #[test]
+    fn calls_wait_for_the_end_of_a_worker_that_leaves() {
+        let mut pool = Pool::with(Limits {
+            calls_per_worker: Some(1),
+            ..limits(1)
+        });
+        (1..=2).for_each(|id| drop(pool.submit(id, 10)));
+        pool.start(1, 1);
+        let mut spawns = pool.hear(1, Heard::Done(1)).spawns.len();
+        let mut refuse = |pool: &mut Pool, time: Duration| {
+            let mut tries = 0;
+            for _ in 0..time.as_millis() / 10 {
+                for _ in 0..std::mem::take(&mut spawns) {
+                    tries += 1;
+                    let refused = SpawnFailure::Refused;
+                    let fx = pool.act(|state, now| state.spawn_failed(HERE, refused, now));
+                    spawns += fx.spawns.len();
+                }
+                let effects = pool.wait(10 * MILLI);
+                spawns += effects.iter().map(|fx| fx.spawns.len()).sum::<usize>();
+            }
+            tries
+        };
+        assert_eq!(refuse(&mut pool, SECOND), 5);
+        assert_resolved!(pool, 1 as Outcome::Done);
+        let _ = pool.exit(1, true);
+        assert_eq!(refuse(&mut pool, 20 * SECOND), 5);
+        assert_resolved!(pool, 2 as Outcome::Unstartable);
     }
 
     #[test]

@@ -969,7 +969,7 @@ impl World {
         if !self.may_start(place) {
             return;
         }
-        let is_alone = self.live(None) + self.starting() == 0;
+        let is_alone = self.processes.is_empty() && self.starting() == 0;
         let (base, steps) = match (place, is_alone) {
             (HERE, _) => (10, 4),
             (_, false) => (250, 4),
@@ -1168,7 +1168,7 @@ impl World {
     fn resolve(&mut self, id: u64, outcome: Outcome, occasion: Occasion) {
         let truth = &self.calls[id as usize];
         let is_stopped = truth.stopped.is_some() || self.closed;
-        let nobody = self.live(None) + self.starting() == 0;
+        let nobody = self.processes.is_empty() && self.starting() == 0;
         let right = match outcome {
             Outcome::Done => truth.finished && truth.announced && truth.stopped.is_none(),
             Outcome::Stopped { reason, .. } => match reason {
