@@ -505,13 +505,18 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// The worker with the fewest calls; among idle ones the oldest, so that the surplus can retire.
+    /// The worker with the fewest calls; among idle ones one here, and the oldest, so that the surplus can
+    /// retire.
     fn least_loaded(&self, is_fit: impl Fn(&Worker<C, W>) -> bool) -> Option<usize> {
         // What a worker says while its reader decodes is heard late: one more worker is better.
         let complete = self.live() >= self.limits.places.iter().sum();
         let workers = self.workers.iter().enumerate();
         let fit = workers.filter(|(_, worker)| (complete || !worker.decoding) && is_fit(worker));
-        let least = fit.min_by_key(|(_, worker)| (worker.decoding, worker.in_flight.len()));
+        let key = |worker: &Worker<C, W>| {
+            let is_far = worker.place != HERE;
+            (worker.decoding, worker.in_flight.len(), is_far)
+        };
+        let least = fit.min_by_key(|(_, worker)| key(worker));
         least.map(|(at, _)| at)
     }
 
@@ -1205,6 +1210,20 @@ mod tests {
         assert_eq!(spawns(pool.wait(SECOND)), [(3, 1)], "it takes too long");
         let _ = pool.act(|state, now| state.ready((2, 2), 2, Duration::ZERO, now));
         assert_eq!(pool.in_flight(2), [1]);
+    }
+
+    #[test]
+    fn calls_run_here_first_whichever_worker_is_older() {
+        let mut pool = Pool::new(Limits {
+            places: vec![1, 1],
+            ..limits(0)
+        });
+        let spawns = pool.act(|state, now| state.warm(now)).spawns;
+        assert_eq!(spawns, [(1, HERE), (2, 1)]);
+        let _ = pool.act(|state, now| state.ready((2, 1), 2, Duration::ZERO, now));
+        pool.connect(1);
+        assert_eq!(sent(&pool.submit(1, 10)), [(1, 1)]);
+        assert_eq!(sent(&pool.submit(2, 10)), [(2, 2)]);
     }
 
     #[test]
