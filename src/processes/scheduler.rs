@@ -264,8 +264,11 @@ impl<C: Clone, W: Clone> State<C, W> {
         self.reaping += 1;
         // Nothing of a large call is written before the worker is clear for it.
         let certain = exit != Exit::Uncertain || worker.phase == Phase::Rendezvous;
-        if worker.proven && self.workers.is_empty() {
-            self.places.iter_mut().for_each(Place::forgive);
+        if self.workers.is_empty() {
+            self.places.iter_mut().for_each(|place| place.hurry(now));
+            if worker.proven {
+                self.places.iter_mut().for_each(Place::forgive);
+            }
         }
         // A worker that was short of a resource has not even seen its calls.
         let refused = exit == Exit::Refused;
@@ -1224,6 +1227,40 @@ mod tests {
         pool.connect(1);
         assert_eq!(sent(&pool.submit(1, 10)), [(1, 1)]);
         assert_eq!(sent(&pool.submit(2, 10)), [(2, 2)]);
+    }
+
+    #[test]
+    fn a_dead_host_is_not_left_alone_for_long_once_no_worker_is_left() {
+        let mut pool = at_hosts(&[1, 1]);
+        assert_eq!(pool.submit(1, 10).spawns, [(1, 1)]);
+        let _ = pool.act(|state, now| state.ready((1, 1), 1, Duration::ZERO, now));
+        pool.start(1, 1);
+        let fail = |pool: &mut Pool, place| {
+            let died = SpawnFailure::Died;
+            pool.act(|state, now| state.spawn_failed(place, died, now))
+        };
+        assert_eq!(pool.submit(2, 10).spawns, [(2, 2)]);
+        for _ in 0..4 {
+            let _ = fail(&mut pool, 2);
+            let _ = pool.wait(64 * SECOND);
+        }
+        let _ = fail(&mut pool, 2);
+        let pause = pool.state.places[2].not_before.map(|at| at - pool.now);
+        assert_eq!(pause, Some(64 * SECOND));
+
+        let mut spawns = pool.exit(1, true).spawns;
+        for _ in 0..20 {
+            if spawns.iter().any(|(_, place)| *place == 2) {
+                return;
+            }
+            let tried = std::mem::take(&mut spawns);
+            for (_, place) in tried {
+                spawns.extend(fail(&mut pool, place).spawns);
+            }
+            let effects = pool.wait(100 * MILLI);
+            spawns.extend(effects.into_iter().flat_map(|fx| fx.spawns));
+        }
+        panic!("it is not tried");
     }
 
     #[test]

@@ -862,8 +862,13 @@ impl World {
             .in_flight
             .iter()
             .any(|(call, _)| !is_stopped(call.id));
-        if process.proven && self.processes.is_empty() {
-            self.places.iter_mut().for_each(|place| place.failures = 0);
+        if self.processes.is_empty() {
+            for host in &mut self.places[HERE + 1..] {
+                host.not_before = host.not_before.map(|at| at.min(now + SECOND));
+            }
+            if process.proven {
+                self.places.iter_mut().for_each(|place| place.failures = 0);
+            }
         }
         let mut expected = self.places[place].failures;
         expected += u32::from(!started && blameless && self.may_start(place));

@@ -26,6 +26,7 @@ pub(super) struct Place {
 const BACKOFF: Duration = Duration::from_millis(10);
 const HOST_BACKOFF: Duration = Duration::from_millis(250);
 const BACKOFF_STEPS: u32 = 4;
+const ALONE_STEPS: u32 = 1;
 /// How many workers may be starting at a host at once. An ssh server drops connections at random if more than
 /// ten are about to log in.
 const STARTS: usize = 8;
@@ -81,11 +82,19 @@ impl Place {
             let (base, steps) = match (self.is_host, is_alone) {
                 (false, _) => (BACKOFF, BACKOFF_STEPS),
                 (true, false) => (HOST_BACKOFF, BACKOFF_STEPS),
-                (true, true) => (HOST_BACKOFF, 1),
+                (true, true) => (HOST_BACKOFF, ALONE_STEPS),
             };
             self.not_before = Some(now + base * 4u32.pow((self.failures - 1).min(steps)));
         }
         self.is_hopeless = self.failures >= tries;
+    }
+
+    /// There is no longer a worker anywhere.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if self.is_host {
+            let soon = now + HOST_BACKOFF * 4u32.pow(ALONE_STEPS);
+            self.not_before = self.not_before.map(|at| at.min(soon));
+        }
     }
 
     /// Forgets the failures: calls that wait from now on have seen none of them.
