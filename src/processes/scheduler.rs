@@ -1340,6 +1340,19 @@ mod tests {
         assert_eq!((kills(&[fx]), pool.queued()), (vec![1], vec![3]));
         let _ = pool.exit(1, true);
         assert_resolved!(pool, 1 as Outcome::Done);
+
+        // The same, but the worker freezes again before it gives anything back.
+        let mut pool = Pool::with(limits(1));
+        pool.batch(1, 1..4);
+        pool.start(1, 1);
+        let _ = pool.stop(2);
+        let _ = pool.wait(5 * SECOND);
+        let _ = pool.hear(1, Heard::Done(1));
+        pool.start(1, 2);
+        assert_eq!(kills(&pool.wait(CHECK - MILLI)), [], "it has just begun");
+        assert_eq!(kills(&pool.wait(CHECK)), [1]);
+        let _ = pool.exit(1, true);
+        assert_eq!(pool.queued(), [3]);
     }
 
     #[test]

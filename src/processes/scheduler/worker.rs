@@ -193,21 +193,18 @@ impl<C: Clone, W: Clone> Worker<C, W> {
     }
 
     /// Notes that a call has begun. Returns it, unless it was already resolved. If it was stopped, its time
-    /// to end by itself counts from now.
+    /// to end by itself counts from now, even if nobody waits for it.
     pub(super) fn start(&mut self, id: u64, now: Instant, grace: Duration) -> Option<C> {
         let at = self.position(id)?;
         self.in_flight.swap(0, at);
         self.unacked_bytes -= self.charge(&self.in_flight[0]);
         let entry = &mut self.in_flight[0];
         entry.started = Some(now);
-        if entry.resolved {
-            return None;
-        }
-        let call = entry.call.clone();
+        let call = (!entry.resolved).then(|| entry.call.clone());
         if let Some(stop) = entry.stop {
             self.stop(0, stop.reason, now, grace);
         }
-        Some(call)
+        call
     }
 
     /// Removes a call that is over, and learns how long calls take.
@@ -323,7 +320,8 @@ impl<C: Clone, W: Clone> Worker<C, W> {
     /// running one. They are over for those who wait; no worker is killed for them.
     pub(super) fn resolve_overdue(&mut self, now: Instant) -> impl Iterator<Item = (C, Outcome)> {
         self.in_flight.iter_mut().filter_map(move |entry| {
-            let is_overdue = entry.started.is_none() && entry.is_overdue(now);
+            let is_open = entry.started.is_none() && !entry.resolved;
+            let is_overdue = is_open && entry.is_overdue(now);
             let stop = entry.stop.filter(|_| is_overdue)?;
             entry.resolved = true;
             Some((entry.call.clone(), Outcome::unstarted(stop.reason)))
@@ -361,6 +359,6 @@ impl<C> Entry<C> {
     }
 
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
-        !self.resolved && self.kill_at().is_some_and(|at| at + CHECK <= now)
+        self.kill_at().is_some_and(|at| at + CHECK <= now)
     }
 }
