@@ -317,7 +317,7 @@ impl Output {
 #[derive(Default)]
 pub(super) struct Printed(Mutex<Vec<u8>>);
 
-/// How much is kept of the beginning, which tells the cause, and of the end.
+/// How much is kept at least of the beginning, which tells the cause, and of the end.
 const KEPT: usize = 32 << 10;
 /// How much is quoted of each, in whole lines where they are shorter than this.
 const QUOTED: usize = 1024;
@@ -329,7 +329,8 @@ impl Printed {
         let mut text = lock(&self.0);
         text.extend(bytes);
         let end = text.len().saturating_sub(KEPT);
-        if end > KEPT {
+        // Not before as much again has gathered, or each write would move all of it.
+        if end > 3 * KEPT {
             *text = [&text[..KEPT], OMITTED.as_bytes(), &text[end..]].concat();
         }
     }
@@ -409,5 +410,33 @@ pub(super) fn copy(source: &mut impl Read, mut sink: impl FnMut(&[u8]) -> io::Re
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             _ => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_output_keeps_both_ends_and_is_rarely_moved() {
+        let printed = Printed::default();
+        printed.add(b"the cause\n");
+        printed.add(&vec![b'.'; 5 * KEPT]);
+        let (mut moves, mut before) = (0, 0);
+        for _ in 0..10 * KEPT {
+            printed.add(b".");
+            let length = lock(&printed.0).len();
+            assert!(length <= 4 * KEPT + OMITTED.len(), "{length}");
+            moves += usize::from(length <= before);
+            before = length;
+        }
+        assert!(moves <= 10, "{moves}");
+        printed.add(b"\nthe end");
+        let text = lock(&printed.0).clone();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.starts_with("the cause\n."), "{}", &text[..20]);
+        assert!(text.ends_with(".\nthe end"));
+        assert_eq!(text.matches(OMITTED).count(), 1);
+        assert_eq!(text.find(OMITTED), Some(KEPT));
     }
 }
