@@ -20,7 +20,10 @@ fn starts_again() {
 fn arguments() -> Vec<String> {
     env::args().collect()
 }
-unsync::register!(double, starts_again, arguments);
+fn print() {
+    println!("printed in a worker");
+}
+unsync::register!(double, starts_again, arguments, print);
 
 /// Set for worker processes only.
 const WORKER: &str = "UNSYNC_TEST_WORKER";
@@ -30,6 +33,9 @@ const OTHERS: &str = "--unsync-worker=0.0.0";
 
 /// Set for a program whose workers do not come to `init`, and for those workers.
 const FORGETFUL: &str = "UNSYNC_TEST_FORGETFUL";
+
+/// Set for a program that does only this, and for its workers.
+const PROGRAM: &str = "UNSYNC_TEST_PROGRAM";
 
 /// The time allowed for something that takes milliseconds.
 const QUICK: Duration = Duration::from_secs(20);
@@ -49,6 +55,10 @@ fn main() {
     }
     if forgetful == "program" {
         return be_forgetful();
+    }
+    match &*env::var(PROGRAM).unwrap_or_default() {
+        "pipe" => return pipe(),
+        _ => {}
     }
     let came_here = is_worker() || env::var_os(WORKER).is_some();
     assert!(!came_here, "`init` returned in a worker process");
@@ -107,6 +117,16 @@ fn main() {
     assert!(forgetful.result().unwrap().success());
     println!("workers that do not come to `init` are told of ... ok");
 
+    let piped = in_time(unsync::thread(|| {
+        let mut program = Command::new(env::current_exe().unwrap());
+        let ended = program.env(PROGRAM, "pipe").stderr(Stdio::inherit());
+        ended.output().unwrap()
+    }));
+    let piped = piped.result().unwrap();
+    assert!(piped.status.success());
+    assert_eq!(piped.stdout, b"printed in a worker\n");
+    println!("workers whose standard output is a pipe start ... ok");
+
     let error = in_time(cpu(starts_again, ())).result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
     assert!(
@@ -127,6 +147,18 @@ fn be_forgetful() {
     assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
     let hint = "`double` cannot run: does `main` call `unsync::init()` first?";
     assert!(error.to_string().starts_with(hint), "{error}");
+}
+
+/// The limit is shorter than that of a start.
+fn pipe() {
+    let config = unsync::Config::new().worker_command(|executable| {
+        let mut command = Command::new(executable);
+        command.stdout(Stdio::piped());
+        command
+    });
+    config.install().unwrap();
+    in_time(cpu(print, ())).result().unwrap();
+    unsync::shutdown(QUICK).unwrap();
 }
 
 fn in_time<T>(work: Unfuture<T>) -> Unfuture<T> {

@@ -382,16 +382,18 @@ fn forward_stderr(mut stderr: ChildStderr, printed: &Printed, _copying: Arc<Open
 }
 
 /// Forwards what a test's worker prints, without what the harness prints before it. Outside tests, a worker
-/// has the standard output of the program.
+/// has the standard output of the program, unless the user's command has it piped.
 fn forward_stdout(stdout: ChildStdout, prelude: Opener, sink: Sink, _copying: Arc<Opener>) {
     let mut stdout = BufReader::new(stdout);
-    // The last bytes, as many as the mark has.
-    let mut seen = VecDeque::from([0; TEST_MARK.len()]);
-    for byte in stdout.by_ref().bytes().map_while(Result::ok) {
-        seen.pop_front();
-        seen.push_back(byte);
-        if seen == TEST_MARK.as_bytes() {
-            break;
+    if let Some(Setup::Test(_)) = setup() {
+        // The last bytes, as many as the mark has.
+        let mut seen = VecDeque::from([0; TEST_MARK.len()]);
+        for byte in stdout.by_ref().bytes().map_while(Result::ok) {
+            seen.pop_front();
+            seen.push_back(byte);
+            if seen == TEST_MARK.as_bytes() {
+                break;
+            }
         }
     }
     drop(prelude);
