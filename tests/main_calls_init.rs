@@ -5,6 +5,7 @@
 
 use std::env;
 use std::process::{self, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ fn arguments() -> Vec<String> {
 }
 fn print() {
     println!("printed in a worker");
+    eprintln!("on both streams");
 }
 unsync::register!(double, starts_again, arguments, print);
 
@@ -58,6 +60,7 @@ fn main() {
     }
     match &*env::var(PROGRAM).unwrap_or_default() {
         "pipe" => return pipe(),
+        "run out of threads" => return run_out_of_threads(),
         _ => {}
     }
     let came_here = is_worker() || env::var_os(WORKER).is_some();
@@ -127,6 +130,22 @@ fn main() {
     assert_eq!(piped.stdout, b"printed in a worker\n");
     println!("workers whose standard output is a pipe start ... ok");
 
+    if cfg!(target_os = "linux") {
+        let cramped = in_time(unsync::thread(|| {
+            let mut program = Command::new("sh");
+            let limit = format!("ulimit -v {}; exec \"$0\"", 3 * STACK / 2 / 1024);
+            program
+                .arg("-c")
+                .arg(limit)
+                .arg(env::current_exe().unwrap());
+            program.env(PROGRAM, "run out of threads").output().unwrap()
+        }));
+        let cramped = cramped.result().unwrap();
+        let said = String::from_utf8_lossy(&cramped.stderr);
+        assert!(cramped.status.success(), "{said}");
+        println!("workers whose output nobody can read do not start ... ok");
+    }
+
     let error = in_time(cpu(starts_again, ())).result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
     assert!(
@@ -159,6 +178,26 @@ fn pipe() {
     config.install().unwrap();
     in_time(cpu(print, ())).result().unwrap();
     unsync::shutdown(QUICK).unwrap();
+}
+
+/// The size of a stack. There is room for one.
+const STACK: usize = 1 << 30;
+
+/// The reader of the worker gets a thread, and what would pass on its standard error does not.
+fn run_out_of_threads() {
+    static STARTS: AtomicU32 = AtomicU32::new(0);
+    let config = unsync::Config::new().worker_command(|executable| {
+        STARTS.fetch_add(1, Ordering::Relaxed);
+        Command::new(executable)
+    });
+    config.stack_size(STACK).install().unwrap();
+    let error = in_time(cpu(print, ())).result().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Os, "{error}");
+    assert!(
+        error.to_string().starts_with("`print` cannot run: "),
+        "{error}"
+    );
+    assert!(STARTS.load(Ordering::Relaxed) > 0, "no reader: {error}");
 }
 
 fn in_time<T>(work: Unfuture<T>) -> Unfuture<T> {

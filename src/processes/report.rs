@@ -269,25 +269,26 @@ const TAIL_WAIT: Duration = Duration::from_secs(1);
 type Sink = fn() -> io::Result<File>;
 
 impl Output {
-    /// Forwards what a worker prints. If its standard output cannot be read for want of a thread, the worker is
-    /// killed.
+    /// Forwards what a worker prints. If that cannot be read for want of a thread, the worker is killed: what it
+    /// prints would block its calls, or make them panic.
     pub(super) fn attach(child: &mut Child, sink: Sink) -> io::Result<Output> {
         let output = Output::default();
         let prelude = Opener(Arc::clone(&output.ready));
         let copying = Arc::new(Opener(Arc::clone(&output.drained)));
-        // Without a thread, the pipe is closed, and what the worker prints to standard error is lost.
+        let mut started = Ok(());
         if let Some(stderr) = child.stderr.take() {
             let (printed, copying) = (Arc::clone(&output.printed), Arc::clone(&copying));
             let forward = move || forward_stderr(stderr, &printed, copying);
-            let _ = start_thread("stderr", Box::new(forward));
+            started = start_thread("stderr", Box::new(forward));
         }
         if let Some(stdout) = child.stdout.take() {
             let forward = move || forward_stdout(stdout, prelude, sink, copying);
-            if let Err(error) = start_thread("stdout", Box::new(forward)) {
-                let _ = child.kill();
-                child.wait()?;
-                return Err(error);
-            }
+            started = started.and_then(|()| start_thread("stdout", Box::new(forward)));
+        }
+        if let Err(error) = started {
+            let _ = child.kill();
+            child.wait()?;
+            return Err(error);
         }
         Ok(output)
     }
