@@ -269,7 +269,11 @@ pub(super) fn spawn((number, place): (u64, usize)) {
 
 /// Starts a worker, reads its link and reaps it.
 fn attend(number: u64, place: usize) {
-    let (child, Link { rx, tx }, output, far) = match launch(place) {
+    let launched = wall(|| launch(place)).unwrap_or_else(|payload| {
+        let culprit = "the hook that makes the command of a worker";
+        Err((SpawnFailure::Final, Error::panicked(culprit, payload)))
+    });
+    let (child, Link { rx, tx }, output, far) = match launched {
         Ok(launched) => launched,
         Err((failure, error)) => return spawn_failed(place, failure, &error),
     };
@@ -321,10 +325,7 @@ fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
     let settings = checked_settings();
     let host = place.checked_sub(1).map(|at| &settings.hosts[at]);
     let name = host.map(|host| &*host.name);
-    let command = wall(|| command(host)).map_err(|payload| {
-        let culprit = "the hook that makes the command of a worker";
-        (SpawnFailure::Final, Error::panicked(culprit, payload))
-    })?;
+    let command = command(host);
     let program = command
         .as_ref()
         .map_or_else(|_| String::new(), report::describe);

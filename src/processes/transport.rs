@@ -32,6 +32,7 @@ use std::os::{
 
 use super::frame::Source;
 use super::procfs;
+use crate::error::discard;
 use crate::spin::Spin;
 
 // --------------------------------------------------------------------------------------- the link
@@ -310,7 +311,10 @@ pub(super) fn spawn(mut command: Command) -> io::Result<(Child, Box<dyn Write>)>
         // the default action of that signal.
         let (stdin, theirs) = UnixStream::pair()?;
         command.stdin(OwnedFd::from(theirs)).process_group(0);
-        Ok((command.spawn()?, Box::new(stdin)))
+        let child = command.spawn();
+        // A `pre_exec` closure may own a value whose drop panics, which must not leave the child behind.
+        discard(command);
+        Ok((child?, Box::new(stdin)))
     }
     #[cfg(windows)]
     {
@@ -331,7 +335,9 @@ pub(super) fn spawn_at_socket(command: Command) -> io::Result<(Child, Socket)> {
         command.stdin(OwnedFd::from(theirs.try_clone()?));
         command.stdout(OwnedFd::from(theirs));
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        Ok((command.spawn()?, ours))
+        let child = command.spawn();
+        discard(command);
+        Ok((child?, ours))
     }
     #[cfg(not(unix))]
     {
