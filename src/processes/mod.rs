@@ -45,6 +45,7 @@ pub(crate) mod worker;
 use std::any::type_name;
 use std::cell::Cell;
 use std::mem;
+use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
@@ -59,7 +60,7 @@ use crate::unfuture::Unfuture;
 
 use beside::beside;
 use frame::Kind;
-use scheduler::{Effects, Limits, Outcome, State};
+use scheduler::{Action, Effects, Limits, Outcome, State};
 use supervisor::Process;
 use wire::encode_within;
 use worker::{Ending, PanicReport};
@@ -156,6 +157,10 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
     } else if wakes && supervised {
         supervisor::wake();
     }
+    // Its worker reads it at its own pace, which must not delay anything else.
+    let is_large = |(_, action): &(_, Action<_>)| matches!(action, Action::LargeCall(_));
+    let large = effects.actions.iter().position(is_large);
+    let large = large.map(|at| effects.actions.remove(at));
     let of_workers = effects
         .actions
         .chunk_by(|one, next| Arc::ptr_eq(&one.0, &next.0));
@@ -181,6 +186,9 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
     }
     let submitted = SUBMITTED.load(Ordering::SeqCst);
     engine::answer(when_empty, submitted as u64);
+    if let Some(action) = &large {
+        action.0.act(slice::from_ref(action), &mut frames);
+    }
     let _ = SCRATCH.try_with(|spare| spare.set((effects, frames)));
 }
 
