@@ -164,7 +164,7 @@ impl<T: Send + 'static> Drop for Settling<T> {
         if let Some(itself) = self.itself.upgrade() {
             itself
                 .slot()
-                .resolve(None, |value, wanted| value.put(&mut outcomes, wanted));
+                .resolve(None, None, |value, wanted| value.put(&mut outcomes, wanted));
         }
     }
 }

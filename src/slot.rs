@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::spin::Spin;
 use crate::stop::{Fate, Reason, Stopping};
 use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Instant, Mutex, PoisonError};
 
 /// The place of one outcome.
 ///
@@ -258,7 +258,7 @@ impl<T> Slot<Option<T>> {
     pub(crate) fn finish(&self, outcome: Result<T, Error>) -> bool {
         let mut error = None;
         let mut value = outcome.map_err(|failed| error = Some(failed)).ok();
-        let first = self.resolve(None, |place, wanted| {
+        let first = self.resolve(None, None, |place, wanted| {
             if wanted {
                 *place = value.take();
             }
@@ -319,52 +319,29 @@ impl Header {
 }
 
 impl<V: ?Sized> Slot<V> {
-    /// Resolves the slot with what `put` stores if it is wanted, or with the error that `put` returns;
-    /// returns whether this was the first time.
+    /// Resolves the slot with what `put` stores if it is wanted, or with the error that `put` returns, unless
+    /// the work was stopped; then only an error is reported. Returns whether this was the end.
     pub(crate) fn resolve(
         &self,
+        fate: Option<&Fate>,
         spent: Option<Spent>,
         put: impl FnOnce(&mut V, bool) -> Option<Error>,
     ) -> bool {
-        self.fill(lock(&self.state), spent, put)
-    }
-
-    /// Resolves the slot unless the work was stopped. Then only an error is reported.
-    pub(crate) fn conclude(
-        &self,
-        fate: &Fate,
-        spent: Option<Spent>,
-        put: impl FnOnce(&mut V, bool) -> Option<Error>,
-    ) {
         let mut state = lock(&self.state);
         // Decided under the lock, so that whoever learns that the work has ended can see how.
-        if fate.end() {
-            self.fill(state, spent, put);
-            return;
-        }
-        let error = put(&mut state.value, false);
-        drop(state);
-        if let Some(error) = error {
-            unobserved::<()>(Err(error));
-        }
-    }
-
-    fn fill(
-        &self,
-        mut state: MutexGuard<'_, State<V>>,
-        spent: Option<Spent>,
-        put: impl FnOnce(&mut V, bool) -> Option<Error>,
-    ) -> bool {
+        let ends = fate.is_none_or(Fate::end);
         let Some(wanted) = state.stage.is_wanted() else {
-            // First of all: what `put` owns is foreign.
-            drop(state);
+            // What `put` owns is foreign, and is dropped after the lock, as every argument is.
             return false;
         };
-        let error = put(&mut state.value, wanted);
-        let left = state.stage.end(&self.header, error, spent);
+        let error = put(&mut state.value, wanted && ends);
+        let left = match ends {
+            true => state.stage.end(&self.header, error, spent),
+            false => error.map_or(Stage::Taken, Stage::Failed),
+        };
         drop(state);
         self.header.announce(left);
-        true
+        ends
     }
 
     /// Whether somebody can still see an outcome that is to come. An outcome that is there has been seen, or
@@ -397,7 +374,7 @@ impl Slot {
     /// Resolves the slot with an error; returns whether this was the first time.
     pub(crate) fn fail(&self, error: Error) -> bool {
         let mut error = Some(error);
-        let first = self.resolve(None, |_, _| error.take());
+        let first = self.resolve(None, None, |_, _| error.take());
         discard(error);
         first
     }
@@ -433,7 +410,7 @@ impl Slot {
 
     /// Whether the work has ended as cancelled, even if the outcome was taken since.
     pub(crate) fn is_cancelled(&self) -> bool {
-        // The work may just be [concluding](Slot::conclude).
+        // The work may just be [resolving](Slot::resolve).
         drop(lock(&self.state));
         self.ended.load(Ordering::Acquire) & !TAKEN == CANCELLED
     }

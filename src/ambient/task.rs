@@ -238,7 +238,7 @@ impl Task {
             discard(spent.take());
             error = Some(Error::panicked(CULPRIT, payload).started_at(self.slot.origin));
         }
-        self.slot.conclude(&self.fate, spent, |value, wanted| {
+        self.slot.resolve(Some(&self.fate), spent, |value, wanted| {
             error.or_else(|| value.put(output, wanted))
         });
     }

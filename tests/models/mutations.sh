@@ -144,9 +144,9 @@ mutation "ambient: unqueued by a store" ambient/task.rs "ambient: two wakes" <<'
 END
 
 mutation "ambient: a cancelled task is polled" slot.rs "ambient: cancel, poll" <<'END'
-        if fate.end() {
+        let ends = fate.is_none_or(Fate::end);
 ---
-        if fate.end() || true {
+        let ends = fate.is_none_or(Fate::end) || true;
 END
 
 mutation "ambient: a stop before the start is forgotten" ambient/mod.rs "ambient: stop" <<'END'
@@ -158,7 +158,7 @@ mutation "ambient: an end is decided outside the lock" slot.rs "ambient: cancel,
         let mut state = lock(&self.state);
         // Decided
 ---
-        let _ = fate.end();
+        let _ = fate.is_none_or(Fate::end);
         let mut state = lock(&self.state);
         // Decided
 END
