@@ -145,8 +145,6 @@ pub(crate) trait Value: Send {
     /// Takes the output of a future out of its `Option`, if it is wanted. The output is the value, or a
     /// `Result` whose error is returned.
     fn put(&mut self, output: &mut dyn Any, wanted: bool) -> Option<Error>;
-    /// Takes the value out, to be dropped.
-    fn remove(&mut self) -> Option<Box<dyn Send>>;
 }
 
 impl<T: Send + 'static> Value for Option<T> {
@@ -164,10 +162,6 @@ impl<T: Send + 'static> Value for Option<T> {
             Err(error) => return Some(error),
         }
         None
-    }
-
-    fn remove(&mut self) -> Option<Box<dyn Send>> {
-        self.take().map(|value| Box::new(value) as _)
     }
 }
 
@@ -387,25 +381,16 @@ impl Slot {
         }
     }
 
-    /// Called when the `Unfuture` is gone; returns whether the work is to be stopped.
-    pub(crate) fn detach(&self) -> bool {
+    /// Called when the `Unfuture` is gone; returns whether the work is to be stopped, or `None` if it has an
+    /// outcome, or had one.
+    pub(crate) fn detach(&self) -> Option<bool> {
         let mut state = lock(&self.state);
-        let State { stage, value, .. } = &mut *state;
-        if stage.is_wanted().is_some() {
-            let before = mem::replace(stage, Stage::Detached);
-            drop(state);
-            discard(before);
-            // The tie is read after that: whoever ties the work from now on sees that the `Unfuture` is gone.
-            return self.is_tied() && !self.is_done();
-        }
-        let outcome = stage
-            .take(&self.header)
-            .map(|ended| ended.map(|()| value.remove()));
+        state.stage.is_wanted()?;
+        let before = mem::replace(&mut state.stage, Stage::Detached);
         drop(state);
-        if let Some(outcome) = outcome {
-            unobserved(outcome);
-        }
-        false
+        discard(before);
+        // The tie is read after that: whoever ties the work from now on sees that the `Unfuture` is gone.
+        Some(self.is_tied() && !self.is_done())
     }
 
     /// Whether the work has ended as cancelled, even if the outcome was taken since.

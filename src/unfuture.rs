@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, Origin};
+use crate::error::{Error, ErrorKind, Origin, unobserved};
 use crate::progress::Progress;
 use crate::slot::{Output, Slot, Work, already_taken, trampoline};
 use crate::stop::{Reason, Stopping};
@@ -418,8 +418,13 @@ impl<T> Future for Unfuture<T> {
 
 impl<T> Drop for Unfuture<T> {
     fn drop(&mut self) {
-        if !self.slot().is_taken() && self.slot().detach() {
-            stop_tied(self.untyped());
+        if self.slot().is_taken() {
+            return;
+        }
+        match self.slot().detach() {
+            Some(true) => stop_tied(self.untyped()),
+            Some(false) => {}
+            None => drop(self.work.take().map(unobserved)),
         }
     }
 }

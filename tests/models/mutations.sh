@@ -81,15 +81,18 @@ END
 
 mutation "slot: the tie is looked at before the drop" slot.rs "slot: tie" <<'END'
         let mut state = lock(&self.state);
-        let State { stage, value, .. } = &mut *state;
-        if stage.is_wanted().is_some() {
+        state.stage.is_wanted()?;
+        let before = mem::replace(&mut state.stage, Stage::Detached);
+        drop(state);
+        discard(before);
 ---
         let tied = self.is_tied();
         let mut state = lock(&self.state);
-        let State { stage, value, .. } = &mut *state;
-        if stage.is_wanted().is_some() {
-            *stage = Stage::Detached;
-            return tied;
+        state.stage.is_wanted()?;
+        let before = mem::replace(&mut state.stage, Stage::Detached);
+        drop(state);
+        discard(before);
+        return Some(tied);
 END
 
 mutation "shared: only one clone is woken" shared.rs "slot: share" <<'END'
