@@ -31,12 +31,11 @@ use std::mem;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::config::{on_thread_start, settings, start_deep_thread};
+use crate::config::{on_thread_start, start_deep_thread};
 use crate::current::Current;
 use crate::engine::{self, Engine, OnIdle, OnList, Stats};
 use crate::error::{discard, lock, wall};
 use crate::spin::{self, Spin};
-use crate::stalls::Stalls;
 use crate::stop::Reason;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::mpsc::{self, Receiver, Sender};
@@ -238,18 +237,13 @@ fn is_ambient() -> bool {
 fn run(injector: Receiver<Message>) {
     Current::Ambient.set();
     on_thread_start();
-    let settings = settings().ok();
-    let around_poll = settings.and_then(|settings| settings.around_poll.as_ref());
-    let stalls = settings
-        .and_then(|settings| settings.stall)
-        .and_then(Stalls::watch);
     LOCAL.with(|local| {
         let mut executor = Executor {
             local,
             injector,
             burst: VecDeque::new(),
             later: VecDeque::new(),
-            tasks: Tasks::new(around_poll, stalls),
+            tasks: Tasks::new(),
             ticks: 0,
         };
         // A panic in here is a bug in the executor. It ends the thread as a shutdown does, which resolves the

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use super::{LOCAL, Message, Refused, inject, is_ambient, stop, wake};
-use crate::config::AroundPoll;
+use crate::config::{AroundPoll, settings};
 use crate::engine::{self, OnIdle, TaskInfo, WorkKind, WorkState};
 use crate::error::{Error, Origin, Payload, discard, wall};
 use crate::slot::{Output, Slot, Spent, Value, Work};
@@ -379,16 +379,14 @@ struct Live {
 }
 
 impl Tasks {
-    pub(super) fn new(
-        around_poll: Option<&'static AroundPoll>,
-        stalls: Option<Arc<Stalls>>,
-    ) -> Tasks {
+    pub(super) fn new() -> Tasks {
+        let settings = settings().ok();
         Tasks {
             places: Vec::new(),
             free: Vec::new(),
             hooks: Hooks {
-                around_poll,
-                stalls,
+                around_poll: settings.and_then(|settings| settings.around_poll.as_ref()),
+                stalls: settings.and_then(|settings| Stalls::watch(settings.stall?)),
             },
             when_idle: Vec::new(),
             started: 0,
