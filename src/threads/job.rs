@@ -78,11 +78,7 @@ impl<F, T: Send + 'static> Closure<F, T> {
     }
 }
 
-impl<F, T> current::Job for Closure<F, T>
-where
-    F: Send,
-    T: Send,
-{
+impl<F: Send, T: Send> current::Job for Closure<F, T> {
     fn is_cancelled(&self) -> bool {
         let is_job = matches!(self.culprit, Culprit::Job);
         self.cancelled.load(Ordering::Relaxed) || (is_job && is_closed())
@@ -110,11 +106,7 @@ where
     }
 }
 
-impl<F, T> Work for Closure<F, T>
-where
-    F: Send + 'static,
-    T: Send + 'static,
-{
+impl<F: Send + 'static, T: Send + 'static> Work for Closure<F, T> {
     fn slot(&self) -> &Slot {
         &self.slot
     }
@@ -137,11 +129,7 @@ where
     }
 }
 
-impl<F, T> Output<T> for Closure<F, T>
-where
-    F: Send + 'static,
-    T: Send + 'static,
-{
+impl<F: Send + 'static, T: Send + 'static> Output<T> for Closure<F, T> {
     fn take(&self) -> Option<Result<T, Error>> {
         self.slot.take()
     }
