@@ -106,9 +106,7 @@ impl<T: Clone> Shared<T> {
     /// assert_eq!(shared.result().unwrap(), "one"); // as often as it is asked
     /// ```
     pub fn result(&self) -> Result<T, Error> {
-        if !self.is_done() {
-            self.inner.source.slot().wait_until(None)?;
-        }
+        self.inner.source.slot().wait_until(None)?;
         self.outcome().clone()
     }
 }

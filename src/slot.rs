@@ -477,9 +477,12 @@ impl Slot {
         }
     }
 
-    /// Blocks until the slot, which is not done yet, is done or the deadline has passed; returns whether it
-    /// is done. Fails on a thread that must not block.
+    /// Blocks until the slot is done or the deadline has passed; returns whether it is done. Fails if it would
+    /// block a thread that must not block.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> Result<bool, Error> {
+        if self.is_done() {
+            return Ok(true);
+        }
         if let Some(thread) = must_not_block() {
             let text = format!(
                 "waiting for unfinished work would block {thread}; `.await` it in a task instead"

@@ -79,9 +79,7 @@ impl<T> Unfuture<T> {
     /// assert_eq!(unsync::thread(|| 1 + 1).result().unwrap(), 2);
     /// ```
     pub fn result(self) -> Result<T, Error> {
-        if !self.is_done() {
-            self.slot().wait_until(None)?;
-        }
+        self.slot().wait_until(None)?;
         self.take()
     }
 
@@ -133,9 +131,6 @@ impl<T> Unfuture<T> {
 
     #[track_caller]
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        if self.is_done() {
-            return true;
-        }
         match self.slot().wait_until(deadline) {
             Ok(is_done) => is_done,
             Err(error) => panic!("{error}"),
