@@ -368,7 +368,6 @@ pub fn timeout<F: Future>(limit: Duration, future: F) -> Timeout<F> {
         future: Box::pin(future),
         deadline: Sleep::new("timeout", Instant::now().checked_add(limit)),
         limit,
-        origin: Location::caller(),
     }
 }
 
@@ -387,7 +386,6 @@ pub struct Timeout<F> {
     future: Pin<Box<F>>,
     deadline: Sleep,
     limit: Duration,
-    origin: Origin,
 }
 
 impl<F: Future> Future for Timeout<F> {
@@ -399,14 +397,15 @@ impl<F: Future> Future for Timeout<F> {
         }
         Pin::new(&mut self.deadline).poll(cx).map(|()| {
             let error = Reason::TimedOut(self.limit).error("a future");
-            Err(error.started_at(self.origin))
+            Err(error.started_at(self.deadline.origin))
         })
     }
 }
 
 impl<F> fmt::Debug for Timeout<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Timeout({:?}, set at {})", self.limit, self.origin)
+        let origin = self.deadline.origin;
+        write!(f, "Timeout({:?}, set at {origin})", self.limit)
     }
 }
 
