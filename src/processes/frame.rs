@@ -85,17 +85,6 @@ pub(crate) fn of(kind: Kind, call: u64, payload: &impl Wire) -> Vec<u8> {
     frame
 }
 
-/// Panics unless the only frame in `out` still has its header and reaches to `before`: the program's own code
-/// encodes values, and can change the whole buffer.
-pub(crate) fn assert_begun(out: &[u8], before: usize, kind: Kind, call: u64) {
-    let header = header(out, 0).ok().flatten();
-    let is_this = header.is_some_and(|header| (header.kind, header.call) == (kind, call));
-    assert!(
-        is_this && out.len() >= before,
-        "`encode` must append to what is there, and has changed it"
-    );
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Header {
     kind: Kind,

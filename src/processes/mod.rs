@@ -486,12 +486,7 @@ where
     buffers::enlarge(&mut frame);
     let start = frame::begin(&mut frame, Kind::Call, id);
     entrypoint.encode(&mut frame);
-    let encoded = wall(|| {
-        let before = frame.len();
-        let fits = encode_within(settings.frame_bytes_max, arguments, &mut frame);
-        frame::assert_begun(&frame, before, Kind::Call, id);
-        fits
-    });
+    let encoded = wall(|| encode_within(settings.frame_bytes_max, arguments, &mut frame));
     let fits = encoded.map_err(|payload| {
         let culprit = format!("encoding the arguments of `{}`", entry.name);
         Error::panicked(&culprit, payload)

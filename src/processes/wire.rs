@@ -234,18 +234,28 @@ fn encode_slice<T: Wire>(items: &[T], out: &mut Vec<u8>) {
 ///
 /// The size of the value, as text, if it is larger. A collection that cannot fit is not written, so `out`
 /// then does not hold the whole value.
+///
+/// # Panics
+///
+/// If what was in `out` before is changed: the program's own code encodes values, and can change the whole
+/// buffer.
 pub(crate) fn encode_within<T: Wire>(
     limit: usize,
     value: &T,
     out: &mut Vec<u8>,
 ) -> Result<(), String> {
-    let start = out.len();
+    let before = out.clone();
+    let start = before.len();
     let outer = Outer(BUDGET.replace(Budget {
         buffer: ptr::from_ref(out).addr(),
         end_max: start.saturating_add(limit),
         end_min: 0,
     }));
     value.encode(out);
+    assert!(
+        out.starts_with(&before),
+        "`encode` must append to what is there, and has changed it"
+    );
     let (end, at_least) = match BUDGET.get().end_min {
         0 => (out.len(), ""),
         end_min => (end_min, "at least "),

@@ -545,12 +545,7 @@ impl Worker {
     fn run(&self, call: u64, payload: Vec<u8>, outbox: &mut Vec<u8>) {
         let start = frame::begin(outbox, Kind::Done, call);
         outbox.push(Ending::Value as u8);
-        let value = outbox.len();
-        let outcome = wall(|| {
-            let performed = perform(payload, self.config.frame_bytes_max, outbox);
-            frame::assert_begun(outbox, value, Kind::Done, call);
-            performed
-        });
+        let outcome = wall(|| perform(payload, self.config.frame_bytes_max, outbox));
         let (ending, message) = match outcome {
             Ok(Ok(())) => return frame::end(outbox, start),
             Ok(Err(error)) => {

@@ -22,6 +22,7 @@ scenarios! {
     many_calls_in_the_middle_of_a_long_queue_are_cancelled;
     a_value_that_is_slow_to_decode_holds_up_nobody;
     an_encode_that_replaces_what_is_there_fails_alone;
+    a_report_that_replaces_what_is_there_fails_alone;
     a_value_nested_too_deep_fails_alone;
     nothing_runs_twice_though_the_link_was_full_at_the_end;
     a_call_within_a_call_has_its_stack_and_its_limit;
@@ -254,6 +255,27 @@ fn an_encode_that_replaces_what_is_there_fails_alone() {
     }
 }
 
+fn say_replacing(size: usize) {
+    unsync::progress(Replacing(size));
+}
+
+/// The value travels in a frame of its own.
+fn a_report_that_replaces_what_is_there_fails_alone() {
+    install(workers(1));
+    let worker = cpu(pid, ()).result().unwrap();
+    for size in [0, 1, 20, 21, 27, 28, 100, 100_000] {
+        teach_that_calls_are_quick();
+        let before = Vec::from_iter((0..20).map(|_| cpu(pid, ())));
+        let report = cpu(say_replacing, (size,));
+        let behind = (0..20).map(|_| cpu(pid, ()));
+        for call in before.into_iter().chain(Vec::from_iter(behind)) {
+            assert_eq!(call.result().unwrap(), worker);
+        }
+        let error = assert_kind(report.result(), ErrorKind::Panicked);
+        assert_says(&error, &["`encode` must append"]);
+    }
+}
+
 fn note_and_make(proof: String, line: u32, _: Vec<u8>) -> Slow {
     note(proof, line);
     if line % 1_000 == 12 {
@@ -378,6 +400,7 @@ unsync::register!(
     note_and_make,
     take_replacing,
     make_replacing,
+    say_replacing,
     make_list,
     length_of,
     descend,
