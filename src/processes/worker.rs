@@ -557,12 +557,12 @@ impl Worker {
                 (ending, error.to_string())
             }
             Err(payload) => {
-                let message = panic_message(&payload).unwrap_or_default();
-                let message = clip(message, TEXT).to_owned();
+                let message = panic_message(&payload).unwrap_or_default().to_owned();
                 discard(payload);
                 (Ending::Panicked, message)
             }
         };
+        let message = clip(&message, TEXT).to_owned();
         *outbox = frame::of(Kind::Done, call, &(ending as u8, message));
     }
 }
@@ -579,7 +579,7 @@ impl current::Job for RunningCall {
     }
 }
 
-/// The longest message and backtrace of a panic that are reported, in bytes.
+/// The longest message of a failure and the longest backtrace that are reported, in bytes.
 const TEXT: usize = 64 << 10;
 const BACKTRACE: usize = 512 << 10;
 

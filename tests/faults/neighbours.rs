@@ -23,6 +23,7 @@ scenarios! {
     a_value_that_is_slow_to_decode_holds_up_nobody;
     an_encode_that_replaces_what_is_there_fails_alone;
     a_report_that_replaces_what_is_there_fails_alone;
+    a_decode_that_fails_with_a_long_text_fails_alone;
     a_value_nested_too_deep_fails_alone;
     nothing_runs_twice_though_the_link_was_full_at_the_end;
     a_call_within_a_call_has_its_stack_and_its_limit;
@@ -276,6 +277,34 @@ fn a_report_that_replaces_what_is_there_fails_alone() {
     }
 }
 
+/// An argument that is refused, with all of it in the error.
+struct Refused(Vec<u8>);
+
+impl Wire for Refused {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+    }
+
+    fn decode(input: &mut &[u8]) -> Result<Refused, Error> {
+        let bytes = Vec::<u8>::decode(input)?;
+        Err(Error::new(ErrorKind::Codec, format!("bad: {bytes:?}")))
+    }
+}
+
+fn take_refused(_: Refused) {}
+
+/// The text is longer than a frame may be.
+fn a_decode_that_fails_with_a_long_text_fails_alone() {
+    install(workers(1).frame_bytes_max(1 << 20));
+    let worker = cpu(pid, ()).result().unwrap();
+    let refused = cpu(take_refused, (Refused(vec![255; 400_000]),));
+    let behind = cpu(pid, ());
+    let error = assert_kind(refused.result(), ErrorKind::Codec);
+    assert_says(&error, &["arguments of `take_refused`: bad: [255, 255,"]);
+    assert_eq!(behind.result().unwrap(), worker);
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
+}
+
 fn note_and_make(proof: String, line: u32, _: Vec<u8>) -> Slow {
     note(proof, line);
     if line % 1_000 == 12 {
@@ -401,6 +430,7 @@ unsync::register!(
     take_replacing,
     make_replacing,
     say_replacing,
+    take_refused,
     make_list,
     length_of,
     descend,
