@@ -100,9 +100,10 @@ impl Rx {
 impl Read for Rx {
     /// Spins for a while before it blocks, if that pays and the socket can be made non-blocking.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use io::ErrorKind::{Interrupted, WouldBlock};
         if self.spin.pays() && self.set_nonblocking(true).is_ok() {
             let look = || match (&*self.socket).read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+                Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => None,
                 read => Some(read),
             };
             if let Some(read) = self.spin.look(look) {
@@ -110,9 +111,11 @@ impl Read for Rx {
             }
         }
         self.set_nonblocking(false)?;
-        match (&*self.socket).read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.read(buffer),
-            read => read,
+        loop {
+            match (&*self.socket).read(buffer) {
+                Err(error) if error.kind() == Interrupted => {}
+                read => return read,
+            }
         }
     }
 }
