@@ -324,7 +324,9 @@ impl Relay {
 
     fn pass_down(&self, bytes: &[u8]) -> io::Result<()> {
         self.heard.store(true, Ordering::Relaxed);
-        self.tx.write_all(bytes, None)
+        // A worker that does not take them has ended. The parent lives, and what is on its way up must arrive.
+        let _ = self.tx.write_all(bytes, None);
+        Ok(())
     }
 
     fn pass_up(&self, bytes: &[u8]) -> io::Result<()> {

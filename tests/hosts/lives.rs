@@ -2,7 +2,11 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use crate::scenario::{Gate, file, freeze, is_dead, program, signal, until, wait_at, wait_within};
+use unsync::{TaskInfo, WorkKind, WorkState};
+
+use crate::scenario::{
+    Gate, SOON, file, freeze, is_dead, program, signal, until, wait_at, wait_within,
+};
 use crate::*;
 
 plays! {
@@ -10,6 +14,7 @@ plays! {
     prints_appear_on_standard_error;
     worker_is_killed;
     worker_is_killed_while_it_sends;
+    worker_is_killed_while_the_way_up_is_slow;
     worker_exits;
     relay_is_killed;
     launcher_is_killed;
@@ -48,7 +53,14 @@ fn fill(gate: String) -> Vec<u8> {
     vec![7; 32 << 20]
 }
 
-unsync::register!(stay, fill, leave_a_child);
+/// In a call: reports this many bytes when the scenario lets it, and stays.
+fn say(first: String, second: String, bytes: usize) {
+    drop(wait_at(&first));
+    unsync::progress(vec![7_u8; bytes]);
+    drop(wait_at(&second));
+}
+
+unsync::register!(stay, fill, say, leave_a_child);
 
 fn prints_appear_on_standard_error() {
     install(only(1, PLAIN));
@@ -100,6 +112,37 @@ fn worker_is_killed_while_it_sends() {
     let error = assert_lost(call.result(), &["`fill` lost its", "SIGKILL"]);
     assert_eq!(error.worker_exit().unwrap().signal(), Some(9));
     assert_works(10);
+}
+
+/// What it said before arrives, however long that takes, though something was to be written to it since.
+fn worker_is_killed_while_the_way_up_is_slow() {
+    const BYTES: usize = 200_000;
+    let (pipe, first, second) = (file("pipe"), Gate::new(), Gate::new());
+    let slow = format!("\"$@\" | sh -c 'echo $$ > {pipe}; exec cat'");
+    install(only(1, &slow).cancel_grace(SOON));
+    let (said, hears) = mpsc::channel();
+    let call = cpu(say, (first.path(), second.path(), BYTES));
+    let call = call.on_progress(move |bytes: Vec<u8>| said.send(bytes.len()).unwrap());
+    let guest = first.guest();
+    let runs = |task: &TaskInfo| task.kind == WorkKind::Cpu && task.state == WorkState::Running;
+    until("the news of its start has arrived", || {
+        unsync::tasks().iter().any(runs)
+    });
+    let pipe = fs::read_to_string(pipe).unwrap().trim().parse().unwrap();
+    freeze(pipe);
+    guest.leave();
+    let guest = second.guest();
+    signal("KILL", guest.process);
+    until("the worker ends", || is_dead(guest.process));
+    // This is written to it.
+    assert!(call.cancel());
+    // A relay that takes this for the end of its parent waits two seconds, and no longer.
+    thread::sleep(Duration::from_secs(4));
+    signal("CONT", pipe);
+    let error = call.result().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert_eq!(error.worker_exit().unwrap().signal(), Some(9), "{error}");
+    assert_eq!(hears.recv_timeout(SOON), Ok(BYTES));
 }
 
 fn worker_exits() {
