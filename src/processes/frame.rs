@@ -226,7 +226,7 @@ impl FrameReader {
         }
     }
 
-    /// At the end of the stream: the empty frame behind a torn one, if there is one.
+    /// When nothing more comes: the empty frame behind a torn one, if there is one.
     pub(crate) fn behind_torn(&mut self) -> Option<(Kind, u64)> {
         let torn = match self.large.get_mut() {
             Some((_, payload)) => payload,

@@ -401,20 +401,26 @@ fn read(process: &Process, mut source: Rx) -> io::Result<Option<Error>> {
         match reader.fill(&mut source) {
             Ok(true) => {}
             Ok(false) => return Ok(None),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    let limit = settings.host_timeout;
-                    let text = format!("nothing was heard of its host for {limit:?}");
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-                }
-                _ => {
-                    let last = (&process.far, reader.behind_torn());
-                    if let (Some(far), Some((Kind::Gone, call))) = last {
+            Err(error) => {
+                let last = (&process.far, reader.behind_torn());
+                let is_silent = error.kind() == io::ErrorKind::WouldBlock;
+                return Err(match last {
+                    (Some(far), Some((Kind::Gone, call))) => {
                         far.set_gone(call);
+                        // The launcher may take long to end.
+                        match is_silent {
+                            true => io::ErrorKind::UnexpectedEof.into(),
+                            false => error,
+                        }
                     }
-                    return Err(error);
-                }
-            },
+                    _ if is_silent => {
+                        let limit = settings.host_timeout;
+                        let text = format!("nothing was heard of its host for {limit:?}");
+                        io::Error::new(io::ErrorKind::TimedOut, text)
+                    }
+                    _ => error,
+                });
+            }
         }
         // The scheduler gets everything that has arrived in one go.
         let mut news = News::new();

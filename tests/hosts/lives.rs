@@ -14,6 +14,7 @@ plays! {
     prints_appear_on_standard_error;
     worker_is_killed;
     worker_is_killed_while_it_sends;
+    worker_of_a_launcher_that_stays_is_killed_while_it_sends;
     worker_is_killed_while_the_way_up_is_slow;
     worker_exits;
     relay_is_killed;
@@ -98,7 +99,17 @@ fn worker_is_killed() {
 
 /// Half a frame arrives, and how the worker ended is known nevertheless.
 fn worker_is_killed_while_it_sends() {
-    install(only(1, PLAIN));
+    kill_while_it_sends(only(1, PLAIN));
+}
+
+/// The line has no end after that.
+fn worker_of_a_launcher_that_stays_is_killed_while_it_sends() {
+    let config = only(1, "\"$@\"; sleep 1000");
+    kill_while_it_sends(config.host_timeout(Duration::from_secs(3)));
+}
+
+fn kill_while_it_sends(config: Config) {
+    install(config);
     let gate = Gate::new();
     let call = cpu(fill, (gate.path(),));
     let guest = gate.guest();
