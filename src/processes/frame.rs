@@ -30,7 +30,7 @@ pub(crate) enum Kind {
     Progress,
     /// Worker: the call panicked. A report; the end of the call or of the worker follows.
     Panic,
-    /// Worker: the call is over. A byte that says how, and the value or a message.
+    /// Worker: the call is over. An `Option` of the `ErrorKind` as a number, and the value or a message.
     Done,
     /// Worker: these calls will not run here, because another takes long. Their ids.
     Returned,

@@ -63,7 +63,7 @@ use frame::Kind;
 use scheduler::{Action, Effects, Limits, Outcome, State};
 use supervisor::Process;
 use wire::encode_within;
-use worker::{Ending, PanicReport};
+use worker::PanicReport;
 
 pub use registry::Entrypoint;
 pub(crate) use transport::log;
@@ -362,10 +362,9 @@ impl Request {
     /// The value in the payload of `Done`.
     fn value<T: Wire>(&self, mut payload: &[u8]) -> Result<T, Error> {
         let name = self.name;
-        let ending = u8::decode(&mut payload)?;
-        if ending != Ending::Value as u8 {
+        if let Some(kind) = Option::decode(&mut payload)? {
             let message = String::decode(&mut payload).unwrap_or_default();
-            return Err(report::failed(name, ending, message, self.take_panics()));
+            return Err(report::failed(name, kind, message, self.take_panics()));
         }
         let culprit = || format!("decoding the result of `{name}`");
         match wall(|| T::decode(&mut payload)) {

@@ -14,7 +14,7 @@ use super::handshake::SpawnError;
 use super::latch::{Latch, Opener};
 use super::scheduler::{DEATHS, Outcome};
 use super::transport;
-use super::worker::{Ending, PanicReport, Setup, TEST_MARK, clip, setup};
+use super::worker::{PanicReport, Setup, TEST_MARK, clip, setup};
 use crate::config::start_thread;
 use crate::error::{Error, ErrorKind, lock};
 use crate::stop::Reason;
@@ -30,17 +30,16 @@ pub(super) fn stopped(name: &str, reason: Reason, ran: Option<Duration>, place: 
 }
 
 /// The error of a call that its worker ended without a value.
-pub(super) fn failed(name: &str, ending: u8, message: String, panics: Vec<PanicReport>) -> Error {
-    let is = |other: Ending| ending == other as u8;
-    if is(Ending::Panicked) {
+pub(super) fn failed(name: &str, kind: u8, message: String, panics: Vec<PanicReport>) -> Error {
+    if kind == ErrorKind::Panicked as u8 {
         // The function may have caught another panic before.
         let is_this = |report: &PanicReport| report.text.as_deref().unwrap_or("") == message;
         let report = panics.into_iter().rfind(is_this).unwrap_or_default();
         return report.error(name, message, "");
     }
-    let (kind, text) = if is(Ending::Unknown) {
+    let (kind, text) = if kind == ErrorKind::NotRegistered as u8 {
         (ErrorKind::NotRegistered, format!("`{name}`: {message}"))
-    } else if is(Ending::TooLarge) {
+    } else if kind == ErrorKind::TooLarge as u8 {
         let text = format!("the result of `{name}` is {message}");
         (ErrorKind::TooLarge, text)
     } else {

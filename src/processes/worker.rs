@@ -544,26 +544,18 @@ impl Worker {
     /// Runs one call and writes its `Done` into the empty outbox.
     fn run(&self, call: u64, payload: Vec<u8>, outbox: &mut Vec<u8>) {
         let start = frame::begin(outbox, Kind::Done, call);
-        outbox.push(Ending::Value as u8);
-        let outcome = wall(|| perform(payload, self.config.frame_bytes_max, outbox));
-        let (ending, message) = match outcome {
+        None::<u8>.encode(outbox);
+        let (kind, message) = match wall(|| perform(payload, self.config.frame_bytes_max, outbox)) {
             Ok(Ok(())) => return frame::end(outbox, start),
-            Ok(Err(error)) => {
-                let ending = match error.kind() {
-                    ErrorKind::NotRegistered => Ending::Unknown,
-                    ErrorKind::TooLarge => Ending::TooLarge,
-                    _ => Ending::Undecodable,
-                };
-                (ending, error.to_string())
-            }
+            Ok(Err(error)) => (error.kind(), error.to_string()),
             Err(payload) => {
                 let message = panic_message(&payload).unwrap_or_default().to_owned();
                 discard(payload);
-                (Ending::Panicked, message)
+                (ErrorKind::Panicked, message)
             }
         };
         let message = clip(&message, TEXT).to_owned();
-        *outbox = frame::of(Kind::Done, call, &(ending as u8, message));
+        *outbox = frame::of(Kind::Done, call, &(Some(kind as u8), message));
     }
 }
 
@@ -640,17 +632,11 @@ pub fn progress<P: Wire + 'static>(value: P) {
     }
 }
 
-/// How a call ended, as the first byte of its `Done`.
-#[derive(Clone, Copy)]
-pub(crate) enum Ending {
-    Value = 0,
-    Panicked = 1,
-    Undecodable = 2,
-    Unknown = 3,
-    TooLarge = 4,
-}
-
 /// Decodes a call, runs it, and appends what it returns, which may take up to `limit` bytes.
+///
+/// # Errors
+///
+/// `NotRegistered`, `Codec` for the arguments, or `TooLarge` for the result.
 pub(crate) fn perform(payload: Vec<u8>, limit: usize, output: &mut Vec<u8>) -> Result<(), Error> {
     let id = u64::decode(&mut payload.as_slice())?;
     let entry = registry::find(id).ok_or_else(|| {
