@@ -86,9 +86,9 @@ pub(crate) fn of(kind: Kind, call: u64, payload: &impl Wire) -> Vec<u8> {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Header {
-    kind: Kind,
-    call: u64,
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    pub(crate) call: u64,
     length: usize,
 }
 
@@ -121,13 +121,8 @@ pub(crate) trait Source: Read {
     fn read_many(&mut self, count: usize, into: &mut Vec<u8>) -> io::Result<()>;
 }
 
-/// A frame that has arrived.
-pub(crate) struct Frame<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) call: u64,
-    /// Small payloads are borrowed from the reader, large ones are given away.
-    pub(crate) payload: Cow<'a, [u8]>,
-}
+/// A frame that has arrived. Small payloads are borrowed from the reader, large ones are given away.
+pub(crate) type Frame<'a> = (Header, Cow<'a, [u8]>);
 
 /// Cuts frames out of a stream: [`fill`](Self::fill) reads, [`pop`](Self::pop) cuts.
 pub(crate) struct FrameReader {
@@ -192,8 +187,10 @@ impl FrameReader {
 
     /// Takes the next frame, if all of it has arrived.
     pub(crate) fn pop(&self) -> Option<Frame<'_>> {
-        let (header, payload) = match self.large.take() {
-            Some((header, payload)) if payload.len() == header.length => (header, payload.into()),
+        match self.large.take() {
+            Some((header, payload)) if payload.len() == header.length => {
+                Some((header, payload.into()))
+            }
             partial => {
                 self.large.set(partial);
                 let unread = &self.chunk[self.start.get()..self.end];
@@ -202,14 +199,9 @@ impl FrameReader {
                 let end = HEADER + header.length;
                 let payload = unread.get(HEADER..end)?;
                 self.start.set(self.start.get() + end);
-                (header, payload.into())
+                Some((header, payload.into()))
             }
-        };
-        Some(Frame {
-            kind: header.kind,
-            call: header.call,
-            payload,
-        })
+        }
     }
 
     /// Reads once; `false` at the end of the stream.
@@ -377,7 +369,7 @@ mod tests {
             let (mut given, mut most) = (0, 0);
             let end = loop {
                 match next(&mut frames, &mut source) {
-                    Ok(Some(Frame { payload, .. })) => {
+                    Ok(Some((_, payload))) => {
                         given += HEADER + payload.len();
                         if let Cow::Owned(large) = payload {
                             most = most.max(large.capacity());
@@ -424,16 +416,15 @@ mod tests {
         let mut source = bytes.as_slice();
         let mut frames = FrameReader::new(1 << 30);
         for (call, length) in sizes.into_iter().enumerate() {
-            let frame = next(&mut frames, &mut source).unwrap().unwrap();
-            let payload = &frame.payload;
+            let (header, payload) = next(&mut frames, &mut source).unwrap().unwrap();
             assert_eq!(
-                (frame.kind, frame.call, payload.len()),
+                (header.kind, header.call, payload.len()),
                 (Kind::Done, call as u64, length)
             );
             assert!(
                 (0u8..=255)
                     .cycle()
-                    .zip(&**payload)
+                    .zip(&*payload)
                     .all(|(byte, found)| byte == *found)
             );
             let is_given_away = matches!(payload, Cow::Owned(_));
@@ -453,7 +444,9 @@ mod tests {
             assert!(frames.fill(&mut source).unwrap(), "the same frames again");
             let batch: Vec<_> = std::iter::from_fn(|| frames.pop()).collect();
             batches.push(Vec::from_iter(
-                batch.iter().map(|frame| (frame.call, frame.payload.len())),
+                batch
+                    .iter()
+                    .map(|(header, payload)| (header.call, payload.len())),
             ));
         }
         let expected = [
@@ -473,7 +466,7 @@ mod tests {
         let mut lengths = Vec::new();
         loop {
             match next(&mut frames, &mut source) {
-                Ok(Some(frame)) => lengths.push(frame.payload.len()),
+                Ok(Some((_, payload))) => lengths.push(payload.len()),
                 Ok(None) => break,
                 Err(error) => {
                     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -539,7 +532,7 @@ mod tests {
                 let torn = [&bytes[..cut], &last].concat();
                 let (mut source, mut frames) = (torn.as_slice(), FrameReader::new(1 << 30));
                 while frames.fill(&mut source).is_ok() {
-                    assert_eq!(frames.pop().unwrap().kind, Kind::Done, "cut at {cut}");
+                    assert_eq!(frames.pop().unwrap().0.kind, Kind::Done, "cut at {cut}");
                 }
                 assert_eq!(frames.behind_torn(), Some((Kind::Gone, 77)), "cut at {cut}");
             }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::buffers;
-use super::frame::{self, Frame, FrameReader, Kind};
+use super::frame::{self, Frame, FrameReader, Header, Kind};
 use super::handshake::{self, SpawnError, WorkerConfig};
 use super::procfs;
 use super::relay::{self, Far};
@@ -441,11 +441,7 @@ fn accept<'a>(
     source: &mut Rx,
     news: &mut News<'a>,
 ) -> io::Result<Option<Error>> {
-    let Frame {
-        kind,
-        call,
-        payload,
-    } = frame;
+    let (Header { kind, call, .. }, payload) = frame;
     let mut bytes = &*payload;
     let find = || lock(pool()).state.find(process.number, call).cloned();
     match kind {

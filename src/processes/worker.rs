@@ -25,7 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::buffers;
-use super::frame::{self, Frame, FrameReader, Kind};
+use super::frame::{self, Frame, FrameReader, Header, Kind};
 use super::handshake::{self, WorkerConfig};
 use super::registry;
 use super::relay;
@@ -366,8 +366,8 @@ impl Worker {
 
     /// Does what a frame says, or returns it if it is a call.
     fn accept<'a>(&self, frame: Frame<'a>, reader: &mut Rx) -> Option<Frame<'a>> {
-        let call = frame.call;
-        match frame.kind {
+        let Header { kind, call, .. } = frame.0;
+        match kind {
             Kind::Call => return Some(frame),
             Kind::Rts => self.send(&frame::of(Kind::Cts, 0, &()), Some(reader)),
             Kind::Cancel => {
@@ -421,11 +421,11 @@ impl Worker {
                 self.fill(&mut incoming);
                 continue;
             };
-            if let Some(frame) = self.accept(frame, &mut incoming.source) {
-                let (call, payload) = (frame.call, frame.payload.into_owned());
+            if let Some((header, payload)) = self.accept(frame, &mut incoming.source) {
+                let payload = payload.into_owned();
                 // Before the parent learns that the call runs, and may want to end it.
-                self.begin(call, incoming);
-                return (call, payload);
+                self.begin(header.call, incoming);
+                return (header.call, payload);
             }
         }
     }
@@ -505,7 +505,7 @@ impl Worker {
             let mut returned = Vec::new();
             while let Some(frame) = incoming.frames.pop() {
                 let call = self.accept(frame, &mut incoming.source);
-                returned.extend(call.map(|frame| frame.call));
+                returned.extend(call.map(|(header, _)| header.call));
             }
             if !returned.is_empty() {
                 let frame = frame::of(Kind::Returned, 0, &returned);
