@@ -116,24 +116,14 @@ type ServeFn = fn(Vec<u8>, usize, &mut Vec<u8>) -> Result<(), Error>;
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Entry {
-    pub(crate) name: &'static str,
-    id: fn() -> u64,
+    pub name: &'static str,
+    pub id: fn() -> u64,
     /// See [`Serve::serve`].
-    pub(crate) serve: ServeFn,
-    next: OnceLock<Option<&'static Entry>>,
+    pub serve: ServeFn,
+    pub next: OnceLock<Option<&'static Entry>>,
 }
 
 impl Entry {
-    /// For `register!`.
-    pub const fn new(name: &'static str, id: fn() -> u64, serve: ServeFn) -> Entry {
-        Entry {
-            name,
-            id,
-            serve,
-            next: OnceLock::new(),
-        }
-    }
-
     /// For the constructor that `register!` makes: runs once, before `main`.
     pub fn link(&'static self) {
         self.next.get_or_init(|| lock(&FIRST).replace(self));
@@ -213,13 +203,14 @@ macro_rules! register {
 macro_rules! __register {
     ($function:expr, $name:expr) => {
         const _: () = {
-            static __UNSYNC_ENTRY: $crate::__private::Entry = $crate::__private::Entry::new(
-                $name,
-                || $crate::__private::id($function),
-                |payload, limit, output| {
+            static __UNSYNC_ENTRY: $crate::__private::Entry = $crate::__private::Entry {
+                name: $name,
+                id: || $crate::__private::id($function),
+                serve: |payload, limit, output| {
                     $crate::__private::Serve::serve($function, payload, limit, output)
                 },
-            );
+                next: ::std::sync::OnceLock::new(),
+            };
             $crate::__before_main! { __UNSYNC_ENTRY.link() }
         };
     };
