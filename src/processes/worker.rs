@@ -154,13 +154,7 @@ pub(super) fn add_arguments(command: &mut Command, is_relay: bool) {
                 true => TEST_RELAY_ARGUMENT,
                 false => TEST_ARGUMENT,
             };
-            let quiet = [
-                "--exact",
-                "--include-ignored",
-                "--nocapture",
-                "--test-threads=1",
-                "-q",
-            ];
+            let quiet = "--exact --include-ignored --nocapture --test-threads=1 -q".split(' ');
             command.arg(name).args(quiet).arg(role);
             command.stdout(Stdio::piped());
         }
