@@ -193,7 +193,10 @@ pub(super) fn loses_frames(error: &io::Error) -> bool {
 /// Connects to a parent that listens at this port, or else at this path.
 pub(super) fn connect(port: Option<u16>, path: &Path) -> io::Result<Socket> {
     let Some(port) = port else {
-        return connect_unix(path).map_err(|error| of(&path.display(), error));
+        #[cfg(unix)]
+        return UnixStream::connect(path).map_err(|error| of(&path.display(), error));
+        #[cfg(not(unix))]
+        return Err(io::ErrorKind::Unsupported.into());
     };
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
     let what = match path.parent() {
@@ -203,16 +206,6 @@ pub(super) fn connect(port: Option<u16>, path: &Path) -> io::Result<Socket> {
     };
     let connected = TcpStream::connect(address).map(undelayed);
     connected.map_err(|error| of(&what, error))
-}
-
-#[cfg(unix)]
-fn connect_unix(path: &Path) -> io::Result<Socket> {
-    UnixStream::connect(path)
-}
-
-#[cfg(not(unix))]
-fn connect_unix(_: &Path) -> io::Result<Socket> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn undelayed(stream: TcpStream) -> Socket {
