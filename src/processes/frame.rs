@@ -59,7 +59,7 @@ pub(crate) const HEADER: usize = 20;
 /// In the upper bytes of the kind: tells frames from other bytes, most likely.
 const MARK: u32 = 0x756e_7300;
 
-/// Writes a header whose length is not known yet; [`end`] fills it in.
+/// Writes an empty frame, or the header of one whose length is not known yet; [`end`] fills it in.
 pub(crate) fn begin(out: &mut Vec<u8>, kind: Kind, call: u64) -> usize {
     let start = out.len();
     (MARK | kind as u32, call, 0u64).encode(out);
@@ -69,11 +69,6 @@ pub(crate) fn begin(out: &mut Vec<u8>, kind: Kind, call: u64) -> usize {
 pub(crate) fn end(out: &mut [u8], start: usize) {
     let length = (out.len() - start - HEADER) as u64;
     out[start + HEADER - 8..start + HEADER].copy_from_slice(&length.to_le_bytes());
-}
-
-/// A frame with an empty payload.
-pub(crate) fn plain(out: &mut Vec<u8>, kind: Kind, call: u64) {
-    begin(out, kind, call);
 }
 
 /// A frame by itself.
@@ -521,7 +516,7 @@ mod tests {
     #[test]
     fn the_last_frame_is_found_behind_a_torn_one() {
         let mut last = Vec::new();
-        plain(&mut last, Kind::Gone, 77);
+        begin(&mut last, Kind::Gone, 77);
         for bytes in [stream(&[100]), stream(&[10, 2 * CHUNK])] {
             for cut in 1..bytes.len() {
                 let mut tracker = FrameTracker::default();

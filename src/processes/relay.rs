@@ -305,8 +305,7 @@ impl Relay {
         let _ = child.kill();
         let status = u64::from(transport::raw_status(child.wait()?) as u32);
         drop(child);
-        let mut gone = Vec::new();
-        frame::plain(&mut gone, Kind::Gone, u64::from(pid) << 32 | status);
+        let gone = frame::of(Kind::Gone, u64::from(pid) << 32 | status, &());
         let (stdout, tracker) = &mut *lock(&self.stdout);
         if tracker.may_end_with(gone.len()) {
             // This fails if nobody is left to read it.

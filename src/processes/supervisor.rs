@@ -127,9 +127,9 @@ impl Process {
             match action {
                 Action::Fresh => self.printed.clear(),
                 Action::Call(call) => frames.extend_from_slice(&call.request().parts().frame),
-                Action::RequestToSend => frame::plain(frames, Kind::Rts, 0),
+                Action::RequestToSend => _ = frame::begin(frames, Kind::Rts, 0),
                 Action::LargeCall(call) => self.send_large(call.request()),
-                Action::Cancel(id) => frame::plain(frames, Kind::Cancel, *id),
+                Action::Cancel(id) => _ = frame::begin(frames, Kind::Cancel, *id),
                 Action::Retire => self.retire(),
                 Action::Probe(running) => self.probe(running),
                 Action::Kill => self.kill(),

@@ -394,7 +394,7 @@ impl Worker {
             let mut outbox = Vec::new();
             loop {
                 let (call, payload) = self.next(&mut outbox);
-                frame::plain(&mut outbox, Kind::Start, call);
+                frame::begin(&mut outbox, Kind::Start, call);
                 self.send(&outbox, None);
                 outbox.clear();
                 self.run(call, payload, &mut outbox);
