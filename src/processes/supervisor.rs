@@ -339,10 +339,8 @@ fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
             _ => SpawnFailure::Final,
         };
         let limit = settings.start_timeout;
-        (
-            failure,
-            report::refused(refusal, limit, &program, name, output),
-        )
+        let error = report::refused(refusal, limit, &program, name, output);
+        (failure, error)
     };
     let os = |error| refused(SpawnError::Os(error), None);
     let command = command.map_err(os)?;
@@ -534,10 +532,8 @@ fn advance(process: &Process, news: News<'_>) {
 
 /// Settles the calls of a worker whose link has ended, and reaps the worker.
 fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
-    let (cause, refusal) = (
-        end.as_ref().err(),
-        end.as_ref().ok().and_then(Option::as_ref),
-    );
+    let cause = end.as_ref().err();
+    let refusal = end.as_ref().ok().and_then(Option::as_ref);
     let far = process.far.as_ref();
     let gone = far.and_then(|far| far.gone.get().copied());
     // If frames were lost or not read, calls may have started unnoticed.

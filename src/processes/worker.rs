@@ -265,12 +265,10 @@ fn serve() -> ! {
         // Another thread serves already. This one must not get past `init` either.
         thread::park();
     }
-    let (Link { rx, tx, .. }, config) = match handshake::connect_back() {
-        Ok(connected) => connected,
-        Err(error) => leave(Some(&format!(
-            "this is a worker process and nobody waits for it: {error}"
-        ))),
-    };
+    let (Link { rx, tx }, config) = handshake::connect_back().unwrap_or_else(|error| {
+        let text = format!("this is a worker process and nobody waits for it: {error}");
+        leave(Some(&text))
+    });
     spin::set_budget(config.spin);
     let settings = Config::new()
         .frame_bytes_max(config.frame_bytes_max)
