@@ -227,7 +227,7 @@ impl Error {
 
     /// `culprit` panicked with `payload`.
     pub(crate) fn panicked(culprit: &str, payload: Payload) -> Error {
-        let message = match panic_message(&payload) {
+        let message = match panic_message(&*payload) {
             Some(text) => format!("{culprit} panicked: {text}"),
             None => format!("{culprit} panicked"),
         };
@@ -471,7 +471,7 @@ pub(crate) fn unobserved<T>(outcome: Result<T, Error>) {
 }
 
 /// The text of a panic, if it has one.
-pub(crate) fn panic_message(payload: &Payload) -> Option<&str> {
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> Option<&str> {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&'static str>().copied())
 }

@@ -513,9 +513,7 @@ impl Worker {
     /// Panics of other threads are not the call's.
     fn report(&self, info: &PanicHookInfo<'_>) {
         let Some(call) = self.call() else { return };
-        let payload = info.payload();
-        let text = payload.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| payload.downcast_ref::<&'static str>().copied());
+        let text = panic_message(info.payload());
         let backtrace = Backtrace::capture();
         let captured = backtrace.status() == BacktraceStatus::Captured;
         let report = PanicReport {
@@ -541,7 +539,7 @@ impl Worker {
             Ok(Ok(())) => return frame::end(outbox, start),
             Ok(Err(error)) => (error.kind(), error.to_string()),
             Err(payload) => {
-                let message = panic_message(&payload).unwrap_or_default().to_owned();
+                let message = panic_message(&*payload).unwrap_or_default().to_owned();
                 discard(payload);
                 (ErrorKind::Panicked, message)
             }
