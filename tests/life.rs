@@ -564,7 +564,7 @@ mod hooks {
             let log = Log::new();
             let hears = log.clone();
             let config = Config::new().stack_size(1 << 60);
-            let config = config.on_unobserved(move |error| _ = hears.push(error.kind()));
+            let config = config.on_unobserved(move |error| hears.push(error.kind()));
             config.install().unwrap();
             Unfuture::ready(1).on_done(|_| panic!("heard"));
             assert_eq!(log.entries(), [ErrorKind::Panicked]);

@@ -32,6 +32,7 @@ use std::os::{
 
 use super::frame::Source;
 use super::procfs;
+#[cfg(unix)]
 use crate::error::discard;
 use crate::spin::Spin;
 
