@@ -134,10 +134,11 @@ impl<T: Send + 'static> Settling<T> {
     fn settle(&mut self) -> Vec<Result<T, Error>> {
         let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
         let stopped = |work: &Unfuture<T>| {
-            // After this the work has ended, unless it is left running. It may have ended just before.
-            if !work.cancel() && work.is_done() {
+            if work.is_done() {
                 return work.take();
             }
+            // After this the work has ended, unless it is left running.
+            work.cancel();
             let ended = || {
                 reason
                     .error("part of `settle_all`")
