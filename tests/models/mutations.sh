@@ -167,10 +167,9 @@ mutation "ambient: an end is decided outside the lock" slot.rs "ambient: cancel,
 END
 
 mutation "ambient: a lost start resolves nothing" ambient/task.rs "ambient: start, close" <<'END'
-        if let Some((body, raw)) = self.0.take() {
-            raw.task().fail(drop_body(Some(body), Reason::ShutDown));
-        }
+            raw.task().fail(drop_body(Some(body), ended));
 ---
+            drop(drop_body(Some(body), ended));
 END
 
 mutation "timer: a waker is looked for outside the lock" ambient/timer.rs "timer: fire, another" <<'END'
@@ -202,7 +201,7 @@ mutation "pool: a claimed thread is not woken" threads/mod.rs "pool: submit, par
 END
 
 mutation "pool: parks without a second look" threads/mod.rs "pool: submit, park" <<'END'
-        if state.queue.is_empty() {
+        if state.queue.is_empty() || state.counts.is_exceeded() {
             state.counts.idle += 1;
 ---
         {
@@ -222,11 +221,11 @@ mutation "pool: retires though it is claimed" threads/mod.rs "pool: submit, reti
 END
 
 mutation "pool: looks outside the lock whether it is closed" threads/mod.rs "pool: submit, close" <<'END'
-    if state.closed {
+    if is_closed() {
         drop(state);
         return queued
 ---
-    let closed = state.closed;
+    let closed = is_closed();
     drop(state);
     state = lock(&STATE);
     if closed {
