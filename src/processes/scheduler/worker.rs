@@ -266,7 +266,12 @@ impl<C: Clone, W: Clone> Worker<C, W> {
     }
 
     pub(super) fn kill(&mut self, now: Instant) {
-        let again = now + CHECK;
+        // A relay whose write to a frozen worker blocks learns nothing from here, and kills the worker when it
+        // finds out by itself. Only then is it certain that the call has not begun.
+        let again = match (self.phase, self.place) {
+            (Phase::Loading, 1..) => now + FROZEN,
+            _ => now + CHECK,
+        };
         self.phase = match self.phase {
             Phase::Leaving { .. } => Phase::Leaving { by: again },
             _ => Phase::Killed { again },
