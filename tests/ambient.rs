@@ -26,8 +26,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, fence, in_child, limit,
-    poll, quick, waker_with,
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, fence, hold_ambient,
+    in_child, limit, poll, quick, waker_with,
 };
 use unsync::{ErrorKind, Unfuture};
 
@@ -122,23 +122,6 @@ impl Future for Probe {
             false => Poll::Pending,
         }
     }
-}
-
-/// Holds the ambient thread inside a poll while `meanwhile` runs here.
-fn while_ambient_is_held<R>(meanwhile: impl FnOnce() -> R) -> R {
-    let (held, release) = (Gate::new(), Gate::new());
-    let holder = unsync::spawn({
-        let (held, release) = (held.clone(), release.clone());
-        async move {
-            held.open();
-            release.wait();
-        }
-    });
-    held.wait();
-    let value = meanwhile();
-    release.open();
-    holder.result().unwrap();
-    value
 }
 
 mod running {
@@ -599,13 +582,13 @@ mod waking {
     fn any_number_of_wakes_while_queued_are_one_poll() {
         quick(|| {
             let (probe, task) = Probe::start();
-            while_ambient_is_held(|| {
-                thread::scope(|scope| {
-                    for _ in 0..4 {
-                        scope.spawn(|| (0..100).for_each(|_| probe.waker().wake_by_ref()));
-                    }
-                });
+            let held = hold_ambient();
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| (0..100).for_each(|_| probe.waker().wake_by_ref()));
+                }
             });
+            drop(held);
             fence();
             assert_eq!(probe.polls(), 2, "woken from elsewhere");
             let waker = probe.waker();
@@ -1482,20 +1465,19 @@ mod cancelling {
     fn a_task_cancelled_before_it_starts_never_runs() {
         quick(|| {
             let polls = Counter::new();
-            let tasks = while_ambient_is_held(|| {
-                let tasks = [false, true].map(|local| {
-                    let polls = polls.clone();
-                    match local {
-                        false => unsync::spawn(async move { polls.add() }),
-                        true => unsync::spawn_local(move || {
-                            polls.add();
-                            async { 1 }
-                        }),
-                    }
-                });
-                assert!(tasks.iter().all(Unfuture::cancel));
-                tasks
+            let held = hold_ambient();
+            let tasks = [false, true].map(|local| {
+                let polls = polls.clone();
+                match local {
+                    false => unsync::spawn(async move { polls.add() }),
+                    true => unsync::spawn_local(move || {
+                        polls.add();
+                        async { 1 }
+                    }),
+                }
             });
+            assert!(tasks.iter().all(Unfuture::cancel));
+            drop(held);
             for task in tasks {
                 assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Cancelled);
             }
@@ -1592,12 +1574,12 @@ mod cancelling {
         quick(|| {
             let (probe, task) = Probe::start();
             let waker = probe.waker();
-            while_ambient_is_held(|| {
-                // In both orders, before the ambient thread hears of either.
-                waker.wake_by_ref();
-                assert!(task.cancel());
-                waker.wake_by_ref();
-            });
+            let held = hold_ambient();
+            // In both orders, before the ambient thread hears of either.
+            waker.wake_by_ref();
+            assert!(task.cancel());
+            waker.wake_by_ref();
+            drop(held);
             assert_eq!(task.result().unwrap_err().kind(), ErrorKind::Cancelled);
             let polls = probe.polls();
             waker.wake();

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use support::{
     Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, eventually,
-    fence, in_child, limit, quick, race,
+    fence, hold_ambient, in_child, limit, quick, race,
 };
 use unsync::{Error, ErrorKind, Unfuture};
 
@@ -138,35 +138,6 @@ fn take<T>(work: &mut Unfuture<T>) {
     assert!(matches!(taken, Poll::Ready(Ok(_))));
 }
 
-/// Keeps the ambient thread inside a poll until it is dropped.
-struct Held {
-    release: Gate,
-    holder: Option<Unfuture<()>>,
-}
-
-fn hold_ambient() -> Held {
-    let (held, release) = (Gate::new(), Gate::new());
-    let holder = unsync::spawn({
-        let (held, release) = (held.clone(), release.clone());
-        async move {
-            held.open();
-            release.wait();
-        }
-    });
-    held.wait();
-    let holder = Some(holder);
-    Held { release, holder }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.release.open();
-        let ended = self.holder.take().map(Unfuture::result);
-        assert!(thread::panicking() || matches!(ended, Some(Ok(()))));
-    }
-}
-
-#[track_caller]
 /// Receives the failures that nobody looks at, from now on.
 fn unobserved() -> Receiver<Error> {
     let (sender, receiver) = mpsc::channel();

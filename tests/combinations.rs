@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Poll;
 use std::time::Duration;
 
-use support::{CountingWaker, Drops, Gate, Place, Token, fence, in_child};
+use support::{CountingWaker, Drops, Gate, Place, Token, blocked, blocked_task, fence, in_child};
 use unsync::{Error, ErrorKind, Unfuture};
 
 /// What kind of work it is.
@@ -232,26 +232,6 @@ fn start(case: Case, traces: &Traces) -> Unfuture<Part> {
     }
 }
 
-/// Keeps the work from beginning.
-struct Held(Gate, Unfuture<()>);
-
-fn hold(kind: Kind) -> Held {
-    let (held, release) = (Gate::new(), Gate::new());
-    let block = {
-        let (held, release) = (held.clone(), release.clone());
-        move || {
-            held.open();
-            release.wait();
-        }
-    };
-    let holder = match kind {
-        Kind::Thread => unsync::thread(block),
-        _ => unsync::spawn(async move { block() }),
-    };
-    held.wait();
-    Held(release, holder)
-}
-
 /// Waits until all that had begun on the one thread for this kind of work is over.
 fn settle(kind: Kind) {
     match kind {
@@ -263,7 +243,11 @@ fn settle(kind: Kind) {
 fn check(case: Case) {
     let traces = Traces::default();
     let waker = CountingWaker::new();
-    let held = hold(case.kind);
+    // Keeps the work from beginning.
+    let (release, holder) = match case.kind {
+        Kind::Thread => blocked(unsync::thread),
+        _ => blocked_task(),
+    };
     let mut work = start(case, &traces);
     if case.polled {
         assert!(waker.poll(&mut work).is_pending(), "{case:?}");
@@ -292,8 +276,8 @@ fn check(case: Case) {
         }
     };
     cancel_and_drop(&mut work, Cancelled::Immediately, Dropped::Immediately);
-    held.0.open();
-    held.1.result().unwrap();
+    release.open();
+    holder.result().unwrap();
     if case.cancelled == Cancelled::Immediately {
         settle(case.kind);
         assert!(!traces.begun.is_open(), "{case:?}: it never begins");

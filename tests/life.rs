@@ -25,8 +25,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, eventually, fence,
-    in_child,
+    Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, blocked, blocked_task,
+    eventually, fence, in_child,
 };
 use unsync::{Config, Error, ErrorKind, Limit, Stats, Unfuture, WorkKind, WorkState};
 
@@ -74,20 +74,6 @@ fn threads(prefix: &str) -> Vec<String> {
     let names = Vec::<String>::new();
     let ours = names.into_iter().filter(|name| name.starts_with(prefix));
     ours.collect()
-}
-
-/// A job on a pool thread that has begun, and that ends when the gate opens.
-fn blocked_job() -> (Gate, Unfuture<()>) {
-    let (runs, release) = (Gate::new(), Gate::new());
-    let job = unsync::thread({
-        let (runs, release) = (runs.clone(), release.clone());
-        move || {
-            runs.open();
-            release.wait();
-        }
-    });
-    runs.wait();
-    (release, job)
 }
 
 // --------------------------------------------------------------------------------------- settings
@@ -1127,7 +1113,7 @@ mod reports {
             let started = Instant::now();
             let line = line!();
             let task = unsync::spawn(pending::<()>());
-            let (release, job) = blocked_job();
+            let (release, job) = blocked(unsync::thread);
             let queued_job = unsync::thread(|| ());
             let call = unsync::cpu(sleep_for, (LONG.as_millis() as u64,));
             let queued_call = unsync::cpu(double, (1,));
@@ -1280,7 +1266,7 @@ mod draining {
     fn many_may_drain_at_once() {
         const NAME: &str = "draining::many_may_drain_at_once";
         in_child(NAME, HEAVY, &[], || {
-            let (release, job) = blocked_job();
+            let (release, job) = blocked(unsync::thread);
             thread::scope(|scope| {
                 let drains = [(); 8].map(|()| scope.spawn(|| unsync::drain(QUICK)));
                 release.open();
@@ -1433,15 +1419,7 @@ mod shutdown {
             let all = unsync::settle_all([first, second]);
             third.on_done(move |outcome: Result<i32, Error>| told.send(outcome).unwrap());
             fence();
-            let (held, release) = (Gate::new(), Gate::new());
-            let holder = unsync::spawn({
-                let (held, release) = (held.clone(), release.clone());
-                async move {
-                    held.open();
-                    release.wait();
-                }
-            });
-            held.wait();
+            let (release, holder) = blocked_task();
             let setter = unsync::spawn(async move { one.set(1) && two.set(2) });
             let late = unsync::shutdown(WHILE).unwrap_err();
             assert_eq!(late.kind(), ErrorKind::TimedOut);
@@ -1549,7 +1527,7 @@ mod shutdown {
         const NAME: &str = "shutdown::is_bounded_while_a_job_runs_for_ever";
         in_children(NAME, &["0", "300"], &[("UNSYNC_THREADS", "1")], |case| {
             let limit = Duration::from_millis(case.parse().unwrap());
-            let (release, job) = blocked_job();
+            let (release, job) = blocked(unsync::thread);
             let queued = unsync::thread(|| 1);
             let started = Instant::now();
             let late = unsync::shutdown(limit).unwrap_err();
@@ -1573,7 +1551,7 @@ mod shutdown {
     fn is_bounded_while_a_queued_job_is_dropped() {
         const NAME: &str = "shutdown::is_bounded_while_a_queued_job_is_dropped";
         in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
-            let (running, job) = blocked_job();
+            let (running, job) = blocked(unsync::thread);
             let task = unsync::spawn(pending::<()>());
             let (drops, release) = (Gate::new(), Gate::new());
             let slow = OnDrop({
@@ -1624,15 +1602,7 @@ mod shutdown {
     fn is_bounded_while_a_task_blocks_for_ever() {
         const NAME: &str = "shutdown::is_bounded_while_a_task_blocks_for_ever";
         in_child(NAME, HEAVY, &[], || {
-            let (blocks, release) = (Gate::new(), Gate::new());
-            let task = unsync::spawn({
-                let (blocks, release) = (blocks.clone(), release.clone());
-                async move {
-                    blocks.open();
-                    release.wait();
-                }
-            });
-            blocks.wait();
+            let (release, task) = blocked_task();
             let behind = unsync::spawn(pending::<()>());
             let late = unsync::shutdown(WHILE).unwrap_err();
             assert_eq!(late.kind(), ErrorKind::TimedOut);
@@ -2188,7 +2158,7 @@ mod exit {
                 pending::<()>().await
             }));
             drop(unsync::spawn(unsync::sleep(LONG)));
-            let (_release, job) = blocked_job();
+            let (_release, job) = blocked(unsync::thread);
             drop(job);
             let jobs = iter::repeat_with(|| unsync::thread(|| thread::sleep(LONG)));
             drop(Vec::from_iter(jobs.take(20)));

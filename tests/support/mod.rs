@@ -18,6 +18,8 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 use std::{env, iter};
 
+use unsync::Unfuture;
+
 /// The limit of a test that takes hardly any time.
 pub(crate) const QUICK: Duration = Duration::from_secs(30);
 /// The limit of a test that does a lot.
@@ -76,6 +78,43 @@ pub(crate) fn fence() {
         unsync::yield_now().await;
     });
     fence.result().unwrap();
+}
+
+/// Work that blocks its thread by now, and ends when the gate opens.
+pub(crate) fn blocked(
+    start: impl FnOnce(Box<dyn FnOnce() + Send>) -> Unfuture<()>,
+) -> (Gate, Unfuture<()>) {
+    let (blocks, release) = (Gate::new(), Gate::new());
+    let work = start(Box::new({
+        let (blocks, release) = (blocks.clone(), release.clone());
+        move || {
+            blocks.open();
+            release.wait();
+        }
+    }));
+    blocks.wait();
+    (release, work)
+}
+
+/// A task that blocks the ambient thread.
+pub(crate) fn blocked_task() -> (Gate, Unfuture<()>) {
+    blocked(|block| unsync::spawn(async { block() }))
+}
+
+/// Keeps the ambient thread inside a poll until it is dropped.
+pub(crate) struct Held(Gate, Option<Unfuture<()>>);
+
+pub(crate) fn hold_ambient() -> Held {
+    let (release, task) = blocked_task();
+    Held(release, Some(task))
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.open();
+        let ended = self.1.take().map(Unfuture::result);
+        assert!(thread::panicking() || matches!(ended, Some(Ok(()))));
+    }
 }
 
 /// Whether the calling thread is the ambient one, by its name.
