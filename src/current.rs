@@ -28,6 +28,7 @@ pub(crate) enum Current {
 thread_local! {
     /// Needs no drop, so it can be read until the thread has ended.
     static CURRENT: Cell<Current> = const { Cell::new(Current::Ordinary) };
+    /// May be gone when the destructor of another thread-local asks for it.
     static JOB: RefCell<Option<Arc<dyn Job>>> = const { RefCell::new(None) };
 }
 
@@ -81,9 +82,11 @@ pub(crate) trait Job: Send + Sync {
 
 /// Runs a step of a job, which drops the job last of all. The step may be part of another job.
 pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
-    let outer = JOB.replace(Some(job));
+    let outer = JOB.try_with(|current| current.replace(Some(job)));
     step();
-    discard(JOB.replace(outer));
+    if let Ok(outer) = outer {
+        discard(JOB.replace(outer));
+    }
 }
 
 /// Returns whether the work that runs on this thread was cancelled, or is a job that a
@@ -111,12 +114,15 @@ pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
 pub fn is_cancelled() -> bool {
     let is_cancelled = |job: &Arc<dyn Job>| job.is_cancelled();
     let asked = JOB.try_with(|job| job.borrow().as_ref().is_some_and(is_cancelled));
-    // Destructors of thread-locals may call this after `JOB` is gone.
     asked.unwrap_or(false)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
 
     struct Known(bool);
@@ -134,5 +140,36 @@ mod tests {
             assert!(is_cancelled());
         });
         assert!(!is_cancelled());
+    }
+
+    #[test]
+    fn a_step_may_run_in_the_destructor_of_a_thread_local() {
+        struct Last(mpsc::Sender<()>);
+
+        impl Drop for Last {
+            fn drop(&mut self) {
+                run(Arc::new(Known(true)), || self.0.send(()).unwrap());
+            }
+        }
+
+        thread_local! {
+            static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+        }
+
+        let (sender, receiver) = mpsc::channel();
+        for comes_first in [true, false] {
+            let last = Last(sender.clone());
+            let body = move || {
+                if comes_first {
+                    LAST.set(Some(last));
+                    assert!(!is_cancelled());
+                } else {
+                    assert!(!is_cancelled());
+                    LAST.set(Some(last));
+                }
+            };
+            thread::spawn(body).join().unwrap();
+            receiver.recv_timeout(Duration::from_secs(30)).unwrap();
+        }
     }
 }
