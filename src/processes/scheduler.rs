@@ -434,9 +434,12 @@ impl<C: Clone, W: Clone> State<C, W> {
     /// leaving is about to free what the next one may lack.
     fn fail(&mut self, place: usize, tries: u32, now: Instant) {
         let is_alone = self.workers.is_empty() && self.starting() == 0;
-        self.places[place].fail(is_alone, tries, now);
-        if is_alone && self.places.iter().all(|place| place.is_hopeless) {
-            self.strand();
+        self.places[place].fail(tries, now);
+        if is_alone {
+            self.places.iter_mut().for_each(|place| place.hurry(now));
+            if self.places.iter().all(|place| place.is_hopeless) {
+                self.strand();
+            }
         }
     }
 
@@ -1261,6 +1264,23 @@ mod tests {
             spawns.extend(effects.into_iter().flat_map(|fx| fx.spawns));
         }
         panic!("it is not tried");
+    }
+
+    #[test]
+    fn a_dead_host_is_not_left_alone_for_long_once_no_other_starts() {
+        let mut pool = at_hosts(&[1, 1]);
+        assert_eq!(pool.submit(1, 10).spawns, [(1, 1)]);
+        assert_eq!(pool.submit(2, 10).spawns, [(2, 2)]);
+        let died = SpawnFailure::Died;
+        let pause = |pool: &Pool| pool.state.places[1].not_before.map(|at| at - pool.now);
+        for _ in 0..4 {
+            let _ = pool.act(|state, now| state.spawn_failed(1, died, now));
+            let _ = pool.wait(64 * SECOND);
+        }
+        let _ = pool.act(|state, now| state.spawn_failed(1, died, now));
+        assert_eq!(pause(&pool), Some(64 * SECOND));
+        let _ = pool.act(|state, now| state.spawn_failed(2, died, now));
+        assert_eq!(pause(&pool), Some(SECOND));
     }
 
     #[test]

@@ -863,9 +863,7 @@ impl World {
             .iter()
             .any(|(call, _)| !is_stopped(call.id));
         if self.processes.is_empty() {
-            for host in &mut self.places[HERE + 1..] {
-                host.not_before = host.not_before.map(|at| at.min(now + SECOND));
-            }
+            self.hurry();
             if process.proven {
                 self.places.iter_mut().for_each(|place| place.failures = 0);
             }
@@ -971,19 +969,23 @@ impl World {
     }
 
     fn failed(&mut self, place: usize) {
-        if !self.may_start(place) {
-            return;
+        if self.may_start(place) {
+            let base = if place == HERE { 10 } else { 250 };
+            let place = &mut self.places[place];
+            place.failures += 1;
+            let pause = base * 4u64.pow((place.failures - 1).min(4));
+            place.not_before = Some(self.now + Duration::from_millis(pause));
         }
-        let is_alone = self.processes.is_empty() && self.starting() == 0;
-        let (base, steps) = match (place, is_alone) {
-            (HERE, _) => (10, 4),
-            (_, false) => (250, 4),
-            (_, true) => (250, 1),
-        };
-        let place = &mut self.places[place];
-        place.failures += 1;
-        let pause = base * 4u64.pow((place.failures - 1).min(steps));
-        place.not_before = Some(self.now + Duration::from_millis(pause));
+        if self.processes.is_empty() && self.starting() == 0 {
+            self.hurry();
+        }
+    }
+
+    /// Nothing lives that could run a call.
+    fn hurry(&mut self) {
+        for host in &mut self.places[HERE + 1..] {
+            host.not_before = host.not_before.map(|at| at.min(self.now + SECOND));
+        }
     }
 
     fn starting(&self) -> usize {

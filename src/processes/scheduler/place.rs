@@ -22,11 +22,11 @@ pub(super) struct Place {
 }
 
 /// The pause after the first failure. Each failure after that quadruples it, up to 2.56 s, or 64 s at a host.
-/// While there is no worker anywhere, the pause at a host is at most a second.
+/// Once no worker lives or starts anywhere, the pause at a host is at most a second.
 const BACKOFF: Duration = Duration::from_millis(10);
 const HOST_BACKOFF: Duration = Duration::from_millis(250);
 const BACKOFF_STEPS: u32 = 4;
-const ALONE_STEPS: u32 = 1;
+const PAUSE_ALONE: Duration = Duration::from_secs(1);
 /// How many workers may be starting at a host at once. An ssh server drops connections at random if more than
 /// ten are about to log in.
 const STARTS: usize = 8;
@@ -75,24 +75,21 @@ impl Place {
         self.not_before.into_iter().chain(overdue_at)
     }
 
-    /// Counts a failure. `is_alone` says that there is no worker anywhere.
-    pub(super) fn fail(&mut self, is_alone: bool, tries: u32, now: Instant) {
+    /// Counts a failure.
+    pub(super) fn fail(&mut self, tries: u32, now: Instant) {
         if self.not_before.is_none_or(|at| at <= now) {
             self.failures += 1;
-            let (base, steps) = match (self.is_host, is_alone) {
-                (false, _) => (BACKOFF, BACKOFF_STEPS),
-                (true, false) => (HOST_BACKOFF, BACKOFF_STEPS),
-                (true, true) => (HOST_BACKOFF, ALONE_STEPS),
-            };
-            self.not_before = Some(now + base * 4u32.pow((self.failures - 1).min(steps)));
+            let base = if self.is_host { HOST_BACKOFF } else { BACKOFF };
+            let steps = (self.failures - 1).min(BACKOFF_STEPS);
+            self.not_before = Some(now + base * 4u32.pow(steps));
         }
         self.is_hopeless = self.failures >= tries;
     }
 
-    /// There is no longer a worker anywhere.
+    /// There is no worker anywhere.
     pub(super) fn hurry(&mut self, now: Instant) {
         if self.is_host {
-            let soon = now + HOST_BACKOFF * 4u32.pow(ALONE_STEPS);
+            let soon = now + PAUSE_ALONE;
             self.not_before = self.not_before.map(|at| at.min(soon));
         }
     }
