@@ -12,10 +12,10 @@ unsync::test_worker!();
 #[cfg(target_os = "linux")]
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
-use support::{Counter, Drops, Gate, HEAVY, Log, in_child};
+use support::{Counter, Drops, Gate, HEAVY, Log, QUICK, blocked, in_child};
 use unsync::{Error, ErrorKind, Unfuture};
 
 unsync::unsync! {
@@ -180,6 +180,56 @@ fn waits_that_are_over_leave_the_limit_as_it_was() {
             unsync::join_all(jobs).result().unwrap();
         },
     );
+}
+
+/// A thread that is one too many leaves the queue as it is, however long.
+#[test]
+fn a_thread_too_many_leaves_a_long_queue_alone() {
+    const NAME: &str = "a_thread_too_many_leaves_a_long_queue_alone";
+    in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+        let (promise, awaited) = unsync::promise::<()>();
+        let waits = unsync::thread(move || awaited.result().unwrap());
+        // This one begins when the first blocks.
+        let (release, stands_in) = blocked(unsync::thread);
+        let jobs = Vec::from_iter((0..5_000).map(|n| unsync::thread(move || n)));
+        promise.set(());
+        waits.result().unwrap();
+        release.open();
+        stands_in.result().unwrap();
+        for (n, job) in jobs.into_iter().enumerate() {
+            assert!(job.wait_timeout(QUICK), "job {n} was lost");
+            assert_eq!(job.result().unwrap(), n);
+        }
+    });
+}
+
+#[test]
+fn a_cancellation_during_the_shutdown_loses_no_other_job() {
+    const NAME: &str = "a_cancellation_during_the_shutdown_loses_no_other_job";
+    in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+        let (sender, receiver) = mpsc::channel::<Unfuture<()>>();
+        let begun = Gate::new();
+        let running = unsync::thread({
+            let begun = begun.clone();
+            move || {
+                begun.open();
+                let child = receiver.recv().unwrap();
+                while !unsync::is_cancelled() {
+                    std::hint::spin_loop();
+                }
+                child.cancel()
+            }
+        });
+        begun.wait();
+        let [first, child, kept] = [(); 3].map(|()| unsync::thread(|| ()));
+        assert!(first.cancel());
+        sender.send(child).unwrap();
+        // Everything has ended, or the shutdown still waits for the running job.
+        let _ = unsync::shutdown(Duration::from_millis(400));
+        running.result().unwrap();
+        assert!(kept.wait_timeout(QUICK), "it was lost");
+        assert_eq!(kept.result().unwrap_err().kind(), ErrorKind::ShutDown);
+    });
 }
 
 #[test]

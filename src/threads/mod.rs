@@ -123,7 +123,8 @@ static QUEUED: AtomicUsize = AtomicUsize::new(0);
 
 struct State {
     queue: VecDeque<Queued>,
-    /// Jobs cancelled since the queue was last cleared of them; some may have left the queue meanwhile.
+    /// Jobs cancelled since the queue was last cleared of them. Some may have left the queue meanwhile, or were
+    /// never in it.
     cancelled: usize,
     counts: Counts,
     /// Jobs done; from this the monitor sees whether the queue moves.
@@ -203,12 +204,13 @@ fn shut_down() -> Error {
     Reason::ShutDown.error(Culprit::Job.name())
 }
 
-/// Called when a queued job was cancelled and is now empty. Once more than half of the queue may be such
+/// Called when a job was cancelled before it ran, and is now empty. Once more than half of the queue may be such
 /// jobs, they are removed. So they take no more memory than the others, and each costs no more than a look.
 fn clear_cancelled() {
     let mut state = lock(&STATE);
     state.cancelled += 1;
-    if state.cancelled * 2 <= state.queue.len() {
+    // A shutdown takes the whole queue and resolves its jobs, which all count as cancelled by then.
+    if is_closed() || state.cancelled * 2 <= state.queue.len() {
         return;
     }
     state.cancelled = 0;
@@ -251,10 +253,7 @@ fn start() -> bool {
         Current::Ordinary.set();
     };
     let started = start_thread(&number, Box::new(body));
-    if let Err(error) = &started {
-        refused(error);
-    }
-    started.is_ok()
+    started.map_err(|error| refused(&error)).is_ok()
 }
 
 /// The operating system refused a thread. The jobs wait for those that live; if none of them can
@@ -364,7 +363,7 @@ fn run_jobs(mut state: Guard, place: usize) -> Guard {
         state.finished += 1;
         state.counts.long &= took >= LONG;
     }
-    if state.queue.capacity() > QUEUE_KEPT {
+    if state.queue.is_empty() && state.queue.capacity() > QUEUE_KEPT {
         state.queue = VecDeque::new();
     }
     report_idle(state)
