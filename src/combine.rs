@@ -51,8 +51,14 @@ where
 {
     let (origin, unfutures) = (Location::caller(), Vec::from_iter(unfutures));
     if unfutures.iter().all(Unfuture::is_done) {
-        let values = unfutures.into_iter().map(|work| work.take()).collect();
-        return Unfuture::settled_at(origin, values);
+        let mut values = Vec::with_capacity(unfutures.len());
+        let mut works = unfutures.into_iter();
+        let failed = works.find_map(|work| work.take().map(|value| values.push(value)).err());
+        let Some(error) = failed else {
+            return Unfuture::settled_at(origin, Ok(values));
+        };
+        values.into_iter().for_each(discard);
+        return Unfuture::settled_at(origin, Err(error));
     }
     combine(origin, unfutures, |mut set, _| async move {
         let mut values = Vec::from_iter(set.members.iter().map(|_| None));
@@ -63,7 +69,7 @@ where
                     // The others run on.
                     set.cancels = false;
                     drop(set);
-                    discard(values);
+                    values.into_iter().for_each(discard);
                     return Err(error);
                 }
             }
@@ -76,7 +82,8 @@ where
 ///
 /// The returned `Unfuture` never fails. A cancellation, a deadline or a shutdown ends it at once with the
 /// outcomes so far: work that has not ended is stopped and appears as such among them, and
-/// [`cancel`](Unfuture::cancel) returns `false`. If any of the work is tied by
+/// [`cancel`](Unfuture::cancel) returns `false`. Where there is no ambient thread to wait for work that has not
+/// ended, that work is stopped as in a shutdown. If any of the work is tied by
 /// [`cancel_on_drop`](Unfuture::cancel_on_drop), it is tied too. With an empty input it is ready at once.
 ///
 /// A step chained to it, such as [`timeout`](Unfuture::timeout), is work of its own: cancelling that step
@@ -118,6 +125,11 @@ where
             while let Some((index, outcome)) = settling.set.next().await {
                 settling.outcomes[index] = Some(outcome);
             }
+            if settling.set.left > 0 {
+                // What is stopped here is gone before anybody sees the outcomes.
+                settling.stop();
+                yield_now().await;
+            }
             Ok(settling.settle())
         }
     })
@@ -131,13 +143,13 @@ struct Settling<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> Settling<T> {
-    fn settle(&mut self) -> Vec<Result<T, Error>> {
+    /// Stops the work that has not ended. Each member has its outcome after that.
+    fn stop(&mut self) {
         let reason = self.set.signal.lock().stopped.unwrap_or(Reason::ShutDown);
         let stopped = |work: &Unfuture<T>| {
             if work.is_done() {
                 return work.take();
             }
-            // After this the work has ended, unless it is left running.
             work.cancel();
             let ended = || {
                 reason
@@ -146,16 +158,24 @@ impl<T: Send + 'static> Settling<T> {
             };
             Err(work.untyped().still_running(reason).unwrap_or_else(ended))
         };
-        let outcomes = mem::take(&mut self.outcomes).into_iter();
         // Each member has either its outcome or its work.
-        outcomes
-            .zip(&self.set.members)
-            .filter_map(|(outcome, work)| outcome.or_else(|| work.as_ref().map(stopped)))
+        for (outcome, work) in self.outcomes.iter_mut().zip(&self.set.members) {
+            if outcome.is_none() {
+                *outcome = work.as_ref().map(stopped);
+            }
+        }
+    }
+
+    fn settle(&mut self) -> Vec<Result<T, Error>> {
+        self.stop();
+        mem::take(&mut self.outcomes)
+            .into_iter()
+            .flatten()
             .collect()
     }
 }
 
-/// A shutdown drops it before it is done.
+/// It is dropped before it is done if the ambient thread ends, or cannot be had.
 impl<T: Send + 'static> Drop for Settling<T> {
     fn drop(&mut self) {
         if self.outcomes.is_empty() {

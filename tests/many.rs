@@ -275,6 +275,27 @@ mod join_all {
             assert!(all.result().unwrap().into_iter().eq(0..20_000));
         });
     }
+
+    /// Two of them in one drop would abort the process.
+    #[test]
+    fn values_that_panic_in_their_drops_harm_nobody() {
+        quick(|| {
+            for is_done in [true, false] {
+                let [one, two] = [(); 2].map(|()| Unfuture::ready(Bomb("gathered")));
+                let (promise, failing) = unsync::promise();
+                let error = Error::new(ErrorKind::Os, "no");
+                let mut promise = Some(promise);
+                let fails = |promise: Promise<Bomb>| promise.fail(error.clone());
+                if is_done {
+                    promise.take().map(fails).unwrap();
+                }
+                let all = unsync::join_all([one, two, failing]);
+                promise.map(fails);
+                let failed = all.result().err().unwrap();
+                assert_eq!(failed.kind(), ErrorKind::Os);
+            }
+        });
+    }
 }
 
 /// Sets each promise to its number, in scattered order, from four threads.
@@ -377,6 +398,42 @@ mod settle_all {
             let all = unsync::settle_all([Unfuture::ready(1)]);
             assert!(!all.cancel());
             assert_eq!(kinds(all.result().unwrap().remove(0)), Ok(1));
+        });
+    }
+
+    #[test]
+    fn what_it_stops_is_gone_before_its_end_is_seen() {
+        quick(|| {
+            for is_cancelled in [false, true] {
+                let (begun, gone) = (Gate::new(), Counter::new());
+                let held = OnDrop({
+                    let gone = gone.clone();
+                    move || {
+                        // So that an end that comes too early is seen.
+                        thread::sleep(Duration::from_millis(50));
+                        gone.add();
+                    }
+                });
+                let task = unsync::spawn({
+                    let begun = begun.clone();
+                    async move {
+                        let _held = held;
+                        begun.open();
+                        std::future::pending::<()>().await
+                    }
+                });
+                begun.wait();
+                let all = unsync::settle_all([task]);
+                let all = match is_cancelled {
+                    true => {
+                        all.cancel();
+                        all
+                    }
+                    false => all.timeout(Duration::from_millis(1)),
+                };
+                assert!(all.result().unwrap()[0].is_err());
+                assert_eq!(gone.count(), 1);
+            }
         });
     }
 }
