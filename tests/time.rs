@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::fmt;
 use std::future::{Future, pending, poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -271,6 +272,29 @@ mod deadlines {
         impl<T> NotSend<()> for T {}
         impl<T: Send> NotSend<Send2> for T {}
         timeout(LONG, ready(Rc::new(1))).not_send();
+    }
+
+    /// It may be written to something that waits for other work.
+    #[test]
+    fn writing_a_sleep_holds_up_no_timer() {
+        struct Waits(Instant);
+
+        impl fmt::Write for Waits {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                if text.contains("Waker") {
+                    let due = unsync::spawn(unsync::sleep_until(self.0));
+                    assert!(due.wait_timeout(QUICK), "at {text:?}");
+                }
+                Ok(())
+            }
+        }
+
+        limit(HEAVY, || {
+            let deadline = Instant::now() + BRIEF;
+            let mut nap = unsync::sleep_until(deadline);
+            assert!(poll(&mut nap, Waker::noop()).is_pending());
+            fmt::Write::write_fmt(&mut Waits(deadline), format_args!("{nap:?}")).unwrap();
+        });
     }
 }
 

@@ -165,7 +165,6 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 /// let nap: unsync::Sleep = unsync::sleep(std::time::Duration::from_millis(1));
 /// unsync::block_on(nap);
 /// ```
-#[derive(Debug)]
 #[must_use = "a sleep does nothing unless it is awaited"]
 pub struct Sleep {
     /// `None`: never.
@@ -402,6 +401,17 @@ impl<F: Future> Future for Timeout<F> {
     }
 }
 
+/// Without the waker, whose lock would be held while foreign code writes.
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Sleep(until {:?}, made at {})",
+            self.deadline, self.origin
+        )
+    }
+}
+
 impl<F> fmt::Debug for Timeout<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let origin = self.deadline.origin;
@@ -472,8 +482,8 @@ pub enum MissedTicks {
     #[default]
     Burst,
     /// The next tick comes a whole period after the late one was taken, and all later ticks shift with it. A
-    /// tick that is less than 5 ms late shifts nothing. So two ticks are closer than a period by less than
-    /// that.
+    /// tick that is late by less than 5 ms, and by less than a period, shifts nothing. So two ticks are closer
+    /// than a period by less than that.
     Delay,
     /// The missed ticks are left out. All ticks stay at multiples of the period.
     Skip,
@@ -551,7 +561,8 @@ impl Interval {
     }
 }
 
-/// A tick that is less late than this is in time: even an awaited one is taken a little late.
+/// A tick that is less late than this, and by less than a period, is in time: even an awaited one is taken a
+/// little late.
 const IN_TIME: Duration = Duration::from_millis(5);
 
 impl MissedTicks {
