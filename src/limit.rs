@@ -244,6 +244,9 @@ impl Semaphore {
     }
 }
 
+/// Places that the queue keeps when it is empty; the memory of a longer queue is freed.
+const KEPT: usize = 4096;
+
 impl State {
     /// Gives out the next place, with a permit if one is free.
     fn enqueue(&mut self) -> u64 {
@@ -285,6 +288,7 @@ impl State {
             }
             self.empty -= 1;
         }
+        self.waiting.shrink_to(KEPT);
         self.free += 1;
         None
     }
@@ -360,5 +364,10 @@ mod tests {
         assert!(state.release().is_some());
         assert!(state.release().is_none());
         assert_eq!((state.free, state.waiting.len(), state.empty), (1, 0, 0));
+
+        state.free = 0;
+        (0..100_000).for_each(|_| _ = state.enqueue());
+        while state.release().is_some() {}
+        assert!(state.waiting.capacity() <= 2 * KEPT);
     }
 }

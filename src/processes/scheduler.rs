@@ -739,6 +739,16 @@ mod tests {
     }
 
     #[test]
+    fn queue_frees_the_memory_of_a_burst_that_is_stopped() {
+        let mut pool = Pool::new(limits(1));
+        let burst = 1..=100_000;
+        burst.clone().for_each(|id| drop(pool.submit(id, 10)));
+        burst.for_each(|id| drop(pool.stop(id)));
+        let capacity = pool.state.queue.small.capacity();
+        assert!(capacity < 10_000, "{capacity}");
+    }
+
+    #[test]
     fn call_takes_its_way() {
         let mut pool = Pool::new(limits(2));
         assert_eq!(pool.submit(1, 10).spawns, [(1, HERE)]);

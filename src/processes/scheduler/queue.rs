@@ -5,7 +5,7 @@ use std::iter;
 
 use super::Entry;
 
-/// How much capacity a queue keeps. It frees the memory of a larger burst.
+/// How much capacity an empty queue keeps. It frees the memory of a larger burst.
 const KEPT: usize = 4096;
 
 /// Waiting calls, ordered by id, in two queues, so that a large call that waits for an idle worker holds up
@@ -15,6 +15,12 @@ pub(super) struct Queue<C> {
     pub(super) large: VecDeque<Entry<C>>,
     /// A call with more bytes than this is large.
     pub(super) eager: usize,
+}
+
+fn trim<C>(calls: &mut VecDeque<Entry<C>>) {
+    if calls.is_empty() {
+        calls.shrink_to(KEPT);
+    }
 }
 
 impl<C> Queue<C> {
@@ -41,7 +47,9 @@ impl<C> Queue<C> {
             .into_iter()
             .find_map(|calls| {
                 let at = calls.binary_search_by_key(&id, |entry| entry.id);
-                calls.remove(at.ok()?)
+                let removed = calls.remove(at.ok()?);
+                trim(calls);
+                removed
             })
     }
 
@@ -49,9 +57,7 @@ impl<C> Queue<C> {
     pub(super) fn pop(&mut self, is_large: bool) -> Option<Entry<C>> {
         let calls = self.of(is_large);
         let next = calls.pop_front();
-        if calls.is_empty() && calls.capacity() > KEPT {
-            *calls = VecDeque::new();
-        }
+        trim(calls);
         next
     }
 
