@@ -101,7 +101,7 @@ fn ask(
 ) -> Result<Vec<u64>, &'static str> {
     let ask_one = |engine: &'static Engine| {
         let (promise, answer) = promise();
-        question(engine)(Box::new(move |begun| promise.finish(Ok(begun))));
+        question(engine)(Box::new(move |begun| _ = promise.set(begun)));
         (engine.name, answer)
     };
     let asked: Vec<_> = engine::entered().into_iter().map(ask_one).collect();
@@ -162,7 +162,7 @@ pub fn tasks() -> Vec<TaskInfo> {
     let mut all = Vec::new();
     for engine in engine::entered() {
         let (promise, answer) = promise();
-        (engine.list)(Box::new(move |tasks| promise.finish(Ok(tasks))));
+        (engine.list)(Box::new(move |tasks| _ = promise.set(tasks)));
         let is_given = answer.is_done() || (may_block && answer.wait_timeout(PATIENCE));
         if !is_given {
             answer.cancel();

@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::spin::Spin;
 use crate::stop::{Fate, Reason, Stopping};
 use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use crate::sync::{Condvar, Instant, Mutex, PoisonError};
+use crate::sync::{Condvar, Instant, Mutex};
 
 /// The place of one outcome.
 ///
@@ -343,12 +343,7 @@ impl<V: ?Sized> Slot<V> {
     pub(crate) fn is_observed(&self) -> bool {
         let mut observed = self.observed();
         while let Some(Some(by)) = observed {
-            observed = by.upgrade().and_then(|work| {
-                let observed = work.slot().observed();
-                // This may be the last owner of a value.
-                discard(work);
-                observed
-            });
+            observed = by.upgrade().and_then(|work| work.slot().observed());
         }
         observed.is_some()
     }
@@ -499,22 +494,12 @@ impl Slot {
                 Stage::Pending { waiting, .. } => *waiting = true,
                 _ => return true,
             }
-            let mut gate = lock(&self.gate);
-            while !self.is_done() {
-                let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-                gate = match left {
-                    None => {
-                        let woken = self.finished.wait(gate);
-                        woken.unwrap_or_else(PoisonError::into_inner)
-                    }
-                    Some(Duration::ZERO) => return false,
-                    Some(left) => {
-                        let woken = self.finished.wait_timeout(gate, left);
-                        woken.unwrap_or_else(PoisonError::into_inner).0
-                    }
-                };
-            }
-            true
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = left.unwrap_or(Duration::MAX);
+            let gate = lock(&self.gate);
+            let is_pending = |_: &mut ()| !self.is_done();
+            drop(self.finished.wait_timeout_while(gate, left, is_pending));
+            self.is_done()
         });
         Ok(is_done)
     }

@@ -1,9 +1,9 @@
 //! The brief wait before parking.
 //!
 //! Waking a parked thread costs a system call here and a scheduler's round trip there: 20 to 70 µs on
-//! a virtual machine. Looking again until the work has finished takes about 1 µs. So every wait of the
-//! crate looks for a while before it parks, yields its core between two looks, and stops spinning where
-//! that does not pay.
+//! a virtual machine. Looking again until the work has finished takes about 1 µs. So a wait for
+//! work looks for a while before it parks, yields its core between two looks, and stops spinning where that
+//! does not pay.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::Relaxed};
 use std::thread;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::start_thread;
 use crate::error::{Origin, lock};
 use crate::log;
-use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Instant, Mutex, PoisonError};
 
 /// Where the ambient thread says what it polls.
 pub(crate) struct Stalls {
@@ -42,13 +42,9 @@ impl Stalls {
         Some(stalls)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
     /// Called when a poll begins; the poll ends when the guard is dropped.
     pub(crate) fn polling(&self, origin: Origin) -> Polling<'_> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.polling = Some((origin, Instant::now()));
         let waiting = mem::take(&mut state.waiting);
         drop(state);
@@ -60,14 +56,14 @@ impl Stalls {
 
     /// Ends the watchdog: there are no more polls.
     pub(crate) fn end(&self) {
-        self.lock().over = true;
+        lock(&self.state).over = true;
         self.began.notify_one();
     }
 
     /// The life of the watchdog. Each poll that is too long is reported once.
     fn report(&self) {
         let mut reported = None;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while !state.over {
             let unreported = state.polling.filter(|(_, since)| reported != Some(*since));
             let Some((origin, since)) = unreported else {
@@ -89,7 +85,7 @@ impl Stalls {
                  blocking work belongs on unsync::thread",
                 held_up.as_millis() as u64
             ));
-            state = self.lock();
+            state = lock(&self.state);
         }
     }
 }
@@ -98,6 +94,6 @@ pub(crate) struct Polling<'a>(&'a Stalls);
 
 impl Drop for Polling<'_> {
     fn drop(&mut self) {
-        self.0.lock().polling = None;
+        lock(&self.0.state).polling = None;
     }
 }

@@ -355,7 +355,7 @@ impl<T> Promise<T> {
     /// assert_eq!(unfuture.result().unwrap_err().to_string(), "the sensor was unplugged");
     /// ```
     pub fn fail(self, error: Error) {
-        self.finish(Err(error));
+        self.slot.finish(Err(error));
     }
 
     /// Returns whether nobody can see the value any more: the `Unfuture` was cancelled, ran out of time, or
@@ -379,10 +379,6 @@ impl<T> Promise<T> {
     /// ```
     pub fn is_cancelled(&self) -> bool {
         !self.slot.is_observed()
-    }
-
-    pub(crate) fn finish(self, outcome: Result<T, Error>) {
-        self.slot.finish(outcome);
     }
 }
 
