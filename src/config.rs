@@ -286,9 +286,10 @@ settings! {
     ///
     /// The library adds the one argument by which a worker recognises itself. It replaces the command's
     /// standard input, its standard error unless the program's own is a terminal, and its standard output in
-    /// tests; it forwards what a worker prints there. A wrapper must pass all of that on. It must also become
-    /// the worker, as a shell does with `exec`, or forward signals: to stop a call, the library kills the
-    /// process that it started.
+    /// tests; it forwards what a worker prints there. A wrapper must pass all of that on: without the argument
+    /// it runs the program itself, which starts workers in turn, without end. It must also become the worker,
+    /// as a shell does with `exec`, or forward signals: to stop a call, the library kills the process that it
+    /// started.
     ///
     /// The closure must not wait for other work: see [`Unfuture::result`](crate::Unfuture::result).
     ///
