@@ -98,8 +98,9 @@ fn supervise() {
 pub(super) struct Process {
     number: u64,
     tx: Tx,
-    /// Held while frames are written, so that they stay whole.
-    writing: Mutex<()>,
+    /// Held while frames are written, so that they stay whole. Set while a large call is written, in pieces: all
+    /// that could come between them is a `Cancel` that is late, and its call is over.
+    writing: Mutex<bool>,
     child: Mutex<Child>,
     pid: u32,
     was_killed: AtomicBool,
@@ -143,21 +144,27 @@ impl Process {
         self.write(&frame::of(kind, 0, &()));
     }
 
-    /// Writes frames, and returns whether the link took them. If not, the reader finds the end of the link.
-    fn write(&self, frames: &[u8]) -> bool {
-        let _writing = lock(&self.writing);
-        self.tx.write_all(frames, None).is_ok()
+    /// Writes frames. If the link does not take them, the reader finds its end.
+    fn write(&self, frames: &[u8]) {
+        let is_loading = lock(&self.writing);
+        if !*is_loading {
+            let _ = self.tx.write_all(frames, None);
+        }
     }
 
     /// Writes a large call. The worker does nothing but read meanwhile, and nothing else is written to it.
     fn send_large(&self, call: &Request) {
         let frame = call.take_frame();
         for piece in frame.chunks(PIECE) {
-            if !self.write(piece) {
+            let mut is_loading = lock(&self.writing);
+            *is_loading = true;
+            if self.tx.write_all(piece, None).is_err() {
                 break;
             }
+            drop(is_loading);
             self.heard(Heard::Progressed);
         }
+        *lock(&self.writing) = false;
         // Another worker needs the frame if this one ends before the call starts.
         call.parts().frame = frame;
         self.heard(Heard::Loaded);
@@ -281,7 +288,7 @@ fn attend(number: u64, place: usize) {
     let process = Arc::new(Process {
         number,
         tx,
-        writing: Mutex::new(()),
+        writing: Mutex::default(),
         pid: child.id(),
         child: Mutex::new(child),
         was_killed: AtomicBool::new(false),
@@ -568,4 +575,71 @@ fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
     report.get_or_init(reap);
     output.drain();
     update(|pool, _| pool.state.reaped());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::panic::Location;
+    use std::thread;
+
+    use super::*;
+    use crate::processes::Call;
+    use crate::slot::Slot;
+
+    /// The thread that stops a call may come late with its `Cancel`, when the worker reads its next call.
+    #[test]
+    fn a_late_cancel_does_not_get_into_a_large_call() {
+        let (listener, port) = transport::listen("".as_ref()).unwrap();
+        let near = transport::connect(port, "".as_ref()).unwrap();
+        let mut far = iter::repeat_with(listener).find_map(Result::ok).unwrap();
+        far.set_nonblocking(false).unwrap();
+        let mut child = transport::command().unwrap();
+        let child = child.arg("--list").stdout(Stdio::null()).spawn().unwrap();
+        let process = Arc::new(Process {
+            number: 0,
+            tx: Link::new(near, None).tx,
+            writing: Mutex::default(),
+            pid: child.id(),
+            child: Mutex::new(child),
+            was_killed: AtomicBool::default(),
+            was_stopped: AtomicBool::default(),
+            was_reaped: AtomicBool::default(),
+            decodes: AtomicBool::default(),
+            reported: Mutex::default(),
+            printed: Arc::default(),
+            far: None,
+        });
+        let frame = frame::of(Kind::Call, 2, &vec![7_u8; 16 << 20]);
+        let call = Call::<()> {
+            slot: Slot::new(Location::caller()),
+            request: Request {
+                id: 2,
+                name: "none",
+                made: Instant::now(),
+                fate: Default::default(),
+                parts: Mutex::default(),
+            },
+        };
+        call.request.parts().frame = frame.clone();
+        let late = [(Arc::clone(&process), Action::Cancel(1))];
+        let received = thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let mut received = Vec::new();
+                far.read_to_end(&mut received).map(|_| received)
+            });
+            let loading = scope.spawn(|| process.send_large(&call.request));
+            while !loading.is_finished() {
+                process.act(&late, &mut Vec::new());
+            }
+            process.tx.close();
+            reading.join().unwrap().unwrap()
+        });
+        lock(&process.child).wait().unwrap();
+        // Before it and behind it are good places.
+        let cancel = frame::of(Kind::Cancel, 1, &());
+        let before = received.chunks(cancel.len());
+        let before = before.take_while(|&chunk| chunk == cancel).count();
+        assert!(received[before * cancel.len()..].starts_with(&frame));
+    }
 }
