@@ -1,5 +1,6 @@
 //! Worker processes of a program with a `main` of its own, which calls `init` oddly: on two threads at
-//! once, again within a call, too late, and in a worker that another version of the library has started.
+//! once, again within a call, too late, not at all, and in a worker that another version of the library has
+//! started.
 //! There is no harness, since a harness has its own `main`.
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use unsync::{ErrorKind, Unfuture, cpu, init, is_worker};
+
+// In a program without a harness, this must do nothing.
+unsync::test_worker!();
 
 fn double(n: u32) -> u32 {
     n * 2
@@ -46,6 +50,9 @@ fn main() {
     let forgetful = env::var(FORGETFUL).unwrap_or_default();
     if forgetful == "worker" {
         process::exit(3);
+    }
+    if env::var(PROGRAM).is_ok_and(|program| program == "no init") {
+        return do_without_init();
     }
     let callers = [(); 2].map(|()| thread::spawn(init));
     for caller in callers {
@@ -130,6 +137,13 @@ fn main() {
     assert_eq!(piped.stdout, b"printed in a worker\n");
     println!("workers whose standard output is a pipe start ... ok");
 
+    let without = in_time(unsync::thread(|| {
+        let mut program = Command::new(env::current_exe().unwrap());
+        program.env(PROGRAM, "no init").status().unwrap()
+    }));
+    assert!(without.result().unwrap().success());
+    println!("a program that does not call `init` starts no workers ... ok");
+
     if cfg!(target_os = "linux") {
         let cramped = in_time(unsync::thread(|| {
             let mut program = Command::new("sh");
@@ -166,6 +180,14 @@ fn be_forgetful() {
     assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
     let hint = "`double` cannot run: does `main` call `unsync::init()` first?";
     assert!(error.to_string().starts_with(hint), "{error}");
+}
+
+/// If this program were taken for a test binary, its workers would run this too, and start workers.
+fn do_without_init() {
+    let config = unsync::Config::new().worker_command(|_| Command::new("/no/such/program"));
+    config.install().unwrap();
+    let error = in_time(cpu(double, (1,))).result().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotInitialised, "{error}");
 }
 
 /// The limit is shorter than that of a start.

@@ -194,16 +194,15 @@ macro_rules! test_worker {
         #[test]
         #[ignore = "no test: worker processes start here"]
         fn __unsync_test_worker() {
-            $crate::__private::test_worker();
-        }
-        const _: () = {
+            // In here, so that it is there only if the test is: any other program would start its own `main`.
             $crate::__before_main! {
                 $crate::__private::set_test_worker(::core::concat!(
                     ::core::module_path!(),
                     "::__unsync_test_worker"
                 ))
             }
-        };
+            $crate::__private::test_worker();
+        }
     };
 }
 
