@@ -293,7 +293,7 @@ impl Relay {
                 self.kill();
             }
             let has_ended = procfs::has_ended(pid);
-            if has_ended.unwrap_or_else(|| matches!(lock(&self.child).try_wait(), Ok(Some(_)))) {
+            if has_ended.unwrap_or_else(|| !matches!(lock(&self.child).try_wait(), Ok(None))) {
                 // Another process may hold the link open, and hide its end.
                 self.tx.close_both();
             }

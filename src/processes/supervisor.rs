@@ -229,7 +229,8 @@ impl Process {
     /// Whether the process has ended, even if another process holds its link open.
     fn has_ended(&self) -> bool {
         procfs::has_ended(self.pid).unwrap_or_else(|| {
-            let was_reaped = matches!(lock(&self.child).try_wait(), Ok(Some(_)));
+            // This fails if the system has reaped it, as for a program that ignores SIGCHLD.
+            let was_reaped = !matches!(lock(&self.child).try_wait(), Ok(None));
             self.was_reaped.store(was_reaped, Ordering::Relaxed);
             was_reaped
         })

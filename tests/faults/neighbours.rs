@@ -19,6 +19,7 @@ scenarios! {
     calls_behind_those_that_kill_their_worker_all_run;
     a_stopped_call_ends_though_its_worker_is_wrapped;
     a_stopped_call_ends_though_its_wrapped_worker_is_frozen;
+    a_stopped_call_ends_though_the_program_ignores_the_end_of_its_children in "exec env --ignore-signal=CHLD \"$0\" \"$@\"";
     many_calls_in_the_middle_of_a_long_queue_are_cancelled;
     a_value_that_is_slow_to_decode_holds_up_nobody;
     an_encode_that_replaces_what_is_there_fails_alone;
@@ -153,6 +154,27 @@ fn a_stopped_call_ends_though_its_wrapped_worker_is_frozen() {
     assert_kind(unheard.result(), ErrorKind::TimedOut);
     assert_ne!(cpu(pid, ()).result().unwrap(), worker);
     // Over a relay, the relay has killed it.
+    signal("KILL", worker);
+}
+
+/// The system reaps the wrapper, and nobody can wait for it.
+fn a_stopped_call_ends_though_the_program_ignores_the_end_of_its_children() {
+    let config = workers(1).host_timeout(Duration::from_secs(5));
+    install(config.worker_command(|executable| {
+        // In a session of its own, since the end of the shell would wake it in this one.
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "setsid \"$0\" \"$@\"; exit $?"])
+            .arg(executable);
+        shell
+    }));
+    let worker = cpu(pid, ()).result().unwrap();
+    freeze(worker);
+    let unheard = cpu(pid, ()).timeout(Duration::from_millis(100));
+    assert_kind(unheard.result(), ErrorKind::TimedOut);
+    let next = cpu(pid, ());
+    assert!(next.wait_timeout(SOON), "the worker was not given up");
+    assert_ne!(next.result().unwrap(), worker);
     signal("KILL", worker);
 }
 

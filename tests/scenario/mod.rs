@@ -523,7 +523,9 @@ pub(crate) fn signal(name: &str, process: u32) {
     kill.arg(format!("-{name}"))
         .arg(process.to_string())
         .stderr(Stdio::null());
-    kill.status().unwrap();
+    let mut kill = kill.spawn().unwrap();
+    // This waits, and then fails in a scenario that ignores the end of its children.
+    let _ = kill.wait();
 }
 
 fn processes() -> impl Iterator<Item = u32> {
