@@ -67,6 +67,7 @@ fn main() {
     }
     match &*env::var(PROGRAM).unwrap_or_default() {
         "pipe" => return pipe(),
+        "far" => return be_far(),
         "run out of threads" => return run_out_of_threads(),
         _ => {}
     }
@@ -92,6 +93,15 @@ fn main() {
         .collect();
     assert_eq!(doubled, (0..100).map(|n| n * 2).collect::<Vec<_>>());
     println!("two threads that call `init` make one worker ... ok");
+
+    if cfg!(unix) {
+        let far = in_time(unsync::thread(|| {
+            let mut program = Command::new(env::current_exe().unwrap());
+            program.env(PROGRAM, "far").status().unwrap()
+        }));
+        assert!(far.result().unwrap().success());
+        println!("two threads that call `init` make one relay ... ok");
+    }
 
     // A program may contain two versions of the library, whose `init` it calls one after the other.
     let own = concat!("--unsync-worker=", env!("CARGO_PKG_VERSION"));
@@ -188,6 +198,14 @@ fn do_without_init() {
     config.install().unwrap();
     let error = in_time(cpu(double, (1,))).result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotInitialised, "{error}");
+}
+
+fn be_far() {
+    let config = unsync::Config::new().processes(0);
+    let config = config.host("far", 1, |executable| Command::new(executable));
+    config.install().unwrap();
+    assert_eq!(in_time(cpu(double, (1,))).result().unwrap(), 2);
+    unsync::shutdown(QUICK).unwrap();
 }
 
 /// The limit is shorter than that of a start.

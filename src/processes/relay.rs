@@ -214,6 +214,7 @@ struct Relay {
 
 /// Runs this process as a relay.
 pub(super) fn serve() -> ! {
+    worker::park_if_served();
     match run() {
         Ok(()) => worker::leave(None),
         // The parent has refused this relay, or is gone.

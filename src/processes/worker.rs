@@ -254,16 +254,20 @@ struct Incoming {
     source: Rx,
 }
 
-fn serve() -> ! {
+/// Lets the first thread serve, as a worker or as a relay. Any other must not get past `init` either.
+pub(super) fn park_if_served() {
     static SERVED: AtomicBool = AtomicBool::new(false);
+    while SERVED.swap(true, Ordering::Relaxed) {
+        thread::park();
+    }
+}
+
+fn serve() -> ! {
     assert!(
         !matches!(Current::get(), Current::Worker),
         "`init` belongs to the first line of `main`: this is a call in a worker process"
     );
-    while SERVED.swap(true, Ordering::Relaxed) {
-        // Another thread serves already. This one must not get past `init` either.
-        thread::park();
-    }
+    park_if_served();
     let (Link { rx, tx }, config) = handshake::connect_back().unwrap_or_else(|error| {
         let text = format!("this is a worker process and nobody waits for it: {error}");
         leave(Some(&text))
