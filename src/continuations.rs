@@ -95,7 +95,7 @@ where
     F::Output: Wire + Send + 'static,
 {
     let started = if is_worker() {
-        processes::nested(entrypoint, args).map(|call| try_thread(origin, call))
+        processes::nested(origin, entrypoint, args).map(|call| try_thread(origin, call))
     } else {
         processes::prepare(origin, entrypoint, args).map(|(unfuture, call)| {
             processes::submit(call);

@@ -145,7 +145,7 @@ impl Limit {
         const { assert_captures_nothing::<F>() }
         let origin = Location::caller();
         let limited = if is_worker() {
-            processes::nested(entrypoint, args).map(|call| self.job(origin, call))
+            processes::nested(origin, entrypoint, args).map(|call| self.job(origin, call))
         } else {
             processes::prepare(origin, entrypoint, args).map(|(unfuture, call)| {
                 self.0.permit(|permit| {

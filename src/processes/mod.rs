@@ -428,7 +428,7 @@ fn stop(call: &dyn AnyCall, reason: Reason) -> Stopping {
 }
 
 /// The work of a call made in a worker: it runs in the same process, on some thread.
-pub(crate) fn nested<F, A>(_: F, arguments: A) -> Result<Nested<F::Output>, Error>
+pub(crate) fn nested<F, A>(origin: Origin, _: F, arguments: A) -> Result<Nested<F::Output>, Error>
 where
     F: Entrypoint<A, Output: Wire>,
     A: Wire,
@@ -438,11 +438,15 @@ where
     payload.drain(..frame::HEADER);
     Ok(Box::new(move || {
         let mut output = Vec::new();
-        worker::perform(payload, limit, &mut output).map_err(|error| match error.kind() {
-            ErrorKind::TooLarge => error.about(&format!("the result of `{name}`")),
-            _ => error,
-        })?;
-        F::Output::decode(&mut output.as_slice())
+        let value = match worker::perform(payload, limit, &mut output) {
+            Ok(()) => F::Output::decode(&mut output.as_slice())
+                .map_err(|error| error.about(&format!("decoding the result of `{name}`"))),
+            Err(error) => {
+                let (kind, message) = (error.kind() as u8, error.to_string());
+                Err(report::failed(name, kind, message, Vec::new()))
+            }
+        };
+        value.map_err(|error| error.started_at(origin))
     }))
 }
 

@@ -1,12 +1,13 @@
 //! Calls that share a worker with a call that is stopped, or that kills the worker: only the culprit fails.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{self, Command};
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use unsync::{Error, ErrorKind, Unfuture, Wire, cpu};
+use unsync::{Error, ErrorKind, Limit, Unfuture, Wire, cpu};
 
 use crate::scenario::{SOON, children, file, freeze, is_gone, signal, until};
 use crate::*;
@@ -28,6 +29,7 @@ scenarios! {
     a_value_nested_too_deep_fails_alone;
     nothing_runs_twice_though_the_link_was_full_at_the_end;
     a_call_within_a_call_has_its_stack_and_its_limit;
+    an_error_within_a_call_names_the_function_and_the_line;
 }
 
 /// Runs for this long.
@@ -446,7 +448,42 @@ fn a_call_within_a_call_has_its_stack_and_its_limit() {
     assert!(cpu(echo_within, (2 << 20,)).result().unwrap());
 }
 
+/// Cannot cross: it was iterated to its end.
+fn make_range() -> RangeInclusive<u8> {
+    let mut range = 0..=0;
+    range.next();
+    range
+}
+
+fn take_range(_: RangeInclusive<u8>) {}
+
+fn fail_within() -> [String; 3] {
+    let limit = Limit::new(1);
+    [
+        cpu(take_range, (make_range(),)).result().unwrap_err(),
+        cpu(make_range, ()).result().unwrap_err(),
+        limit.cpu(take_range, (make_range(),)).result().unwrap_err(),
+    ]
+    .map(|error| error.to_string())
+}
+
+fn an_error_within_a_call_names_the_function_and_the_line() {
+    install(workers(1));
+    let [arguments, result, limited] = cpu(fail_within, ()).result().unwrap();
+    for (error, culprit) in [
+        (arguments, "the arguments of `take_range`"),
+        (result, "decoding the result of `make_range`"),
+        (limited, "the arguments of `take_range`"),
+    ] {
+        assert!(error.starts_with(culprit), "{error}");
+        assert!(error.contains("(started at tests/"), "{error}");
+    }
+}
+
 unsync::register!(
+    make_range,
+    take_range,
+    fail_within,
     make_slow,
     note_and_make,
     take_replacing,
