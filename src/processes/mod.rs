@@ -276,6 +276,24 @@ struct Call<T> {
     request: Request,
 }
 
+impl<T> Call<T> {
+    fn new(origin: Origin, id: u64, name: &'static str, frame: Vec<u8>) -> Call<T> {
+        Call {
+            slot: Slot::new(origin),
+            request: Request {
+                id,
+                name,
+                made: Instant::now(),
+                fate: Fate::default(),
+                parts: Mutex::new(Parts {
+                    frame,
+                    ..Parts::default()
+                }),
+            },
+        }
+    }
+}
+
 /// The part of a call that does not depend on the type of its result.
 pub(crate) struct Request {
     id: u64,
@@ -386,19 +404,7 @@ where
     F::Output: Wire + Send + 'static,
 {
     let (id, name, frame) = encode::<F, A>(&arguments)?;
-    let call = Arc::new(Call {
-        slot: Slot::new(origin),
-        request: Request {
-            id,
-            name,
-            made: Instant::now(),
-            fate: Fate::default(),
-            parts: Mutex::new(Parts {
-                frame,
-                ..Parts::default()
-            }),
-        },
-    });
+    let call = Arc::new(Call::new(origin, id, name, frame));
     Ok((Unfuture::of(call.clone()), call))
 }
 
@@ -566,16 +572,7 @@ mod tests {
         }
 
         static WAS_FREE: AtomicBool = AtomicBool::new(false);
-        let call = Arc::new(Call {
-            slot: Slot::new(Location::caller()),
-            request: Request {
-                id: 0,
-                name: "none",
-                made: Instant::now(),
-                fate: Fate::default(),
-                parts: Mutex::default(),
-            },
-        });
+        let call = Arc::new(Call::new(Location::caller(), 0, "none", Vec::new()));
         call.request
             .hold(Box::new(Watch(Arc::clone(&call), &WAS_FREE)));
         call.resolve(Err(Reason::Cancelled.error("it")));

@@ -586,7 +586,6 @@ mod tests {
 
     use super::*;
     use crate::processes::Call;
-    use crate::slot::Slot;
 
     /// The thread that stops a call may come late with its `Cancel`, when the worker reads its next call.
     #[test]
@@ -612,17 +611,7 @@ mod tests {
             far: None,
         });
         let frame = frame::of(Kind::Call, 2, &vec![7_u8; 16 << 20]);
-        let call = Call::<()> {
-            slot: Slot::new(Location::caller()),
-            request: Request {
-                id: 2,
-                name: "none",
-                made: Instant::now(),
-                fate: Default::default(),
-                parts: Mutex::default(),
-            },
-        };
-        call.request.parts().frame = frame.clone();
+        let call = Call::<()>::new(Location::caller(), 2, "none", frame.clone());
         let late = [(Arc::clone(&process), Action::Cancel(1))];
         let received = thread::scope(|scope| {
             let reading = scope.spawn(|| {
