@@ -142,6 +142,8 @@ fn hint(status: Option<ExitStatus>, tail: &str) -> &'static str {
 pub(super) struct ExitReport<'a> {
     /// Its pid, and its host if it was on another one.
     pub(super) process: String,
+    /// Whether it was killed while its link was open.
+    pub(super) was_killed: bool,
     /// Whether a signal had stopped it when it was killed.
     pub(super) was_stopped: bool,
     pub(super) status: Option<ExitStatus>,
@@ -236,8 +238,11 @@ impl ExitReport<'_> {
         if let Some(cause) = self.cause.filter(|cause| !transport::is_end(cause)) {
             how = format!("{how}; {cause}");
         } else if self.status.is_some() && how.contains("SIGKILL") {
-            // A system that runs out of memory kills this way, but so may others.
-            how += ", perhaps because memory ran out";
+            how += match self.was_killed {
+                true => ", because it did not answer",
+                // A system that runs out of memory kills this way, but so may others.
+                false => ", perhaps because memory ran out",
+            };
         }
         if let Some(why) = self.abort_without_panic() {
             how = format!("{why}, {how}");
@@ -417,7 +422,39 @@ pub(super) fn copy(source: &mut impl Read, mut sink: impl FnMut(&[u8]) -> io::Re
 
 #[cfg(test)]
 mod tests {
+    use std::panic::Location;
+
     use super::*;
+    use crate::processes::Call;
+
+    /// The system is not to blame for what the pool does.
+    #[test]
+    fn a_worker_that_was_killed_for_its_silence_did_not_run_out_of_memory() {
+        let error = |was_killed| {
+            let report = ExitReport {
+                process: "1".into(),
+                was_killed,
+                was_stopped: false,
+                status: Some(transport::exit_status(9)),
+                launcher: None,
+                cause: None,
+                refusal: None,
+                output: &Output::default(),
+            };
+            let outcome = Outcome::Lost {
+                ran: None,
+                deaths: DEATHS,
+                stop: None,
+            };
+            let call = Call::<()>::new(Location::caller(), 1, "none", Vec::new());
+            report.error(&call.request, outcome).to_string()
+        };
+        let [ours, other] = [true, false].map(error);
+        let is_signal = other.contains("SIGKILL");
+        assert!(!ours.contains("memory"), "{ours}");
+        assert_eq!(ours.contains("did not answer"), is_signal, "{ours}");
+        assert_eq!(other.contains("memory"), is_signal, "{other}");
+    }
 
     #[test]
     fn long_output_keeps_both_ends_and_is_rarely_moved() {

@@ -555,12 +555,15 @@ fn exit(process: &Process, end: &io::Result<Option<Error>>, output: &Output) {
     let report = OnceCell::new();
     let reap = || {
         process.tx.close_both();
+        // Before it is reaped, which kills it too.
+        let was_killed = process.was_killed.load(Ordering::Relaxed);
         let status = process.reap();
         ExitReport {
             process: match far {
                 Some(far) => format!("{}{}", far.pid, report::place(Some(far.host))),
                 None => process.pid.to_string(),
             },
+            was_killed,
             was_stopped: process.was_stopped.load(Ordering::Relaxed),
             status: far.map_or(status, |_| gone),
             launcher: status.filter(|_| far.is_some()),
