@@ -55,15 +55,18 @@ const GRACE: Duration = Duration::from_secs(1);
 const TRIP_MAX: Duration = Duration::from_millis(250);
 
 /// What tells this build of the program from any other: the size of the executable, and a hash of its bytes.
-fn build() -> io::Result<&'static str> {
-    static BUILD: OnceLock<String> = OnceLock::new();
-    if let Some(build) = BUILD.get() {
+pub(super) fn build() -> io::Result<&'static str> {
+    static BUILD: Mutex<Option<&str>> = Mutex::new(None);
+    // Held to the end: other threads would read the same file.
+    let mut known = lock(&BUILD);
+    if let Some(build) = *known {
         return Ok(build);
     }
     let bytes = fs::read(transport::program()?)?;
     let mut hasher = DefaultHasher::new();
     hasher.write(&bytes);
-    Ok(BUILD.get_or_init(|| format!("{}-{:016x}", bytes.len(), hasher.finish())))
+    let build = format!("{}-{:016x}", bytes.len(), hasher.finish());
+    Ok(known.insert(build.leak()))
 }
 
 // --------------------------------------------------------------------------------------- the parent side

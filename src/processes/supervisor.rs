@@ -363,6 +363,8 @@ fn launch(place: usize) -> Result<Launched, (SpawnFailure, Error)> {
     };
     let is_needed = || !lock(pool()).state.is_closed();
     if let Some(name) = name {
+        // First of all: the relay takes the time that the parent needs to answer for the round-trip time.
+        relay::build().map_err(os)?;
         let (mut child, socket) = transport::spawn_at_socket(command).map_err(os)?;
         let output = Output::attach(&mut child, transport::stdout).map_err(os)?;
         let connected = relay::connect(child, socket, name, config, &output, is_needed);
