@@ -283,7 +283,8 @@ impl Relay {
         start_thread("down", Box::new(down))?;
         start_thread("up", Box::new(up))?;
         let pulse = config.host_timeout / 6;
-        let (mut is_lost, mut heard, mut pinged) = (false, Instant::now(), Instant::now());
+        let (mut is_lost, mut is_reaped) = (false, false);
+        let (mut heard, mut pinged) = (Instant::now(), Instant::now());
         while !ended.wait(GRACE.min(pulse)) {
             if self.heard.swap(false, Ordering::Relaxed) {
                 heard = Instant::now();
@@ -296,13 +297,17 @@ impl Relay {
             if is_lost {
                 self.kill();
             }
-            let has_ended = procfs::has_ended(pid);
-            if has_ended.unwrap_or_else(|| !matches!(lock(&self.child).try_wait(), Ok(None))) {
+            let has_ended = procfs::has_ended(pid).unwrap_or_else(|| {
+                is_reaped = !matches!(lock(&self.child).try_wait(), Ok(None));
+                is_reaped
+            });
+            if has_ended {
                 // Another process may hold the link open, and hide its end.
                 self.tx.close_both();
             }
         }
-        if config.kill_children {
+        // Once it is reaped, the id of its group may belong to another.
+        if config.kill_children && !is_reaped {
             transport::kill_children(pid);
         }
         let mut child = lock(&self.child);
