@@ -314,7 +314,9 @@
 //!
 //! - **State**: pass it as an argument, or let the function create it on its first call and keep it in a
 //!   [`OnceLock`](std::sync::OnceLock). The worker keeps it for the calls that follow.
-//! - **Loggers, panic hooks, environment**: set them before `init`, or inside the function, once.
+//! - **Loggers, environment**: set them before `init`, or inside the function, once.
+//! - **Panic hooks**: set them before `init`. One that is set inside the function replaces the hook that reports
+//!   panics to the program, unless it calls that one, which [`take_hook`](std::panic::take_hook) returns.
 //! - **Arguments of the program**: a worker's command line has one argument, which is not one of the
 //!   program's. Pass what the function needs.
 //!

@@ -45,7 +45,7 @@
 //! closure ignores its argument and names that path. The library appends arguments that tell the program what
 //! it is.
 //!
-//! Each worker takes one launcher process and one thread here, so one program drives tens of machines, not
+//! Each worker takes one launcher process and two threads here, so one program drives tens of machines, not
 //! thousands.
 //!
 //! # The same build
@@ -95,8 +95,9 @@
 //! the last output of the launcher, such as `Permission denied (publickey)`.
 //!
 //! **Nothing stays behind.** A deadline or a cancel kills the process on the other machine. However the
-//! program ends, everything there ends within a second. If the network is cut, both sides give up after
-//! [`host_timeout`](crate::Config::host_timeout), 60 s by default. Only a worker that has replaced itself
+//! program ends, everything there ends within a second; a worker that is still starting ends once it has
+//! started, or after [`start_timeout`](crate::Config::start_timeout). If the network is cut, both sides give up
+//! after [`host_timeout`](crate::Config::host_timeout), 60 s by default. Only a worker that has replaced itself
 //! with another program (`exec`), or is stopped, survives a `kill -9` of the relay that started it.
 //!
 //! # What it costs

@@ -49,7 +49,7 @@ use crate::spin;
 const HELLO: &str = "\u{1}unsync::hello\u{1}";
 const READY: &str = "\u{1}unsync::ready\u{1}";
 
-/// How long a launcher whose relay has ended may take to end.
+/// How long a launcher whose relay has ended may take to end. A relay checks on its worker at least this often.
 const GRACE: Duration = Duration::from_secs(1);
 /// No host is further away than this. On a busy host, an answer may take longer.
 const TRIP_MAX: Duration = Duration::from_millis(250);

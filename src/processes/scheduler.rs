@@ -29,8 +29,9 @@
 //! - Before the shutdown no worker is killed while it runs a call that nobody has stopped. A worker that runs
 //!   or loads a stopped call is killed once it has nothing else in flight. Otherwise a worker is killed only if
 //!   it is frozen or does not retire.
-//! - A call waits only while no worker has room for it and no other may be started. The one exception: small
-//!   calls leave one worker alone for an older large call.
+//! - A call waits only while no worker has room for it and no other may be started. There are two exceptions:
+//!   small calls leave one worker alone for an older large call, and while a place has a free slot, a worker
+//!   whose reader decodes a large result gets no calls.
 //! - The bytes written to a worker and not known to be read never exceed what its link holds, except those of
 //!   a large call, which the worker reads as they are written.
 //! - After `schedule(now)` the next deadline is later than `now`, unless a check is due. An idle pool has no
@@ -177,7 +178,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// A call is made, with a frame of this many bytes. Ids ascend in the order of submission.
+    /// A call is made, with a frame of this many bytes. Ids ascend in the order in which calls are made.
     pub(super) fn submit(&mut self, id: u64, bytes: usize, call: C) {
         let entry = Entry {
             id,
@@ -194,7 +195,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
     }
 
-    /// Workers are wanted up to the limit, however little there is to do.
+    /// As many workers are wanted as may be started now, however little there is to do.
     pub(super) fn warm(&mut self, now: Instant) {
         while self.reserve_slot(now) {}
     }

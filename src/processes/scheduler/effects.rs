@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::stop::Reason;
 
-/// What to do once the lock is released, in the order of the fields: writes and starts come before
-/// resolutions, so that workers run while the results of others are decoded; and a call begins before it is
-/// resolved. A large call is written last.
+/// What to do once the lock is released. The supervisor is woken first, the rest is in the order of the fields:
+/// writes and starts come before resolutions, so that workers run while the results of others are decoded; and
+/// a call begins before it is resolved. A large call is written last.
 #[derive(Debug)]
 pub(crate) struct Effects<C, W> {
     /// What to do to workers. The actions on one worker are adjacent, so that its frames go out in one write.
