@@ -178,8 +178,7 @@ impl ExitReport<'_> {
         let what = match outcome {
             // It may have started, and nobody will ever know.
             Outcome::Lost { deaths: 0, .. } => {
-                let begun = self.launcher.map_or("", |_| ", which may have begun,");
-                format!("`{name}`{begun} lost its worker process")
+                format!("`{name}`, which may have begun, lost its worker process")
             }
             Outcome::Lost { .. } => format!(
                 "`{name}` was not started by any of {DEATHS} worker processes, the last was"

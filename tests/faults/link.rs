@@ -558,7 +558,7 @@ fn n21_garbage_frame_before_the_start() {
     let started = fake_first(1, "garble", workers(1));
     let error = assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
     let words = [
-        "`pid` lost its worker process",
+        "`pid`, which may have begun, lost its worker process",
         "bytes that are not a frame arrived",
     ];
     assert_says(&error, &words);
