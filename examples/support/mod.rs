@@ -5,14 +5,15 @@ use std::ffi::OsString;
 use std::panic;
 use std::process;
 
-/// How the panic message of `println!` begins and ends when the reader has closed the pipe.
-const PRINTING: &str = "failed printing to stdout";
+/// How the panic message of `println!` or `eprintln!` begins and ends when the reader has closed the pipe.
+const PRINTING: &str = "failed printing to std";
 const CLOSED: [&str; 2] = ["(os error 32)", "(os error 232)"]; // on Unix, on Windows
 
 /// Returns the arguments, at most `most` of them.
 ///
 /// With `--help` it prints how to call the program and exits with 0; with an unknown option or too many
-/// arguments it exits with 2. From here on, a `println!` that nobody reads ends the program quietly.
+/// arguments it exits with 2. From here on, a `println!` or `eprintln!` that
+/// nobody reads ends the program quietly.
 pub(crate) fn arguments(usage: &str, most: usize) -> Vec<OsString> {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
