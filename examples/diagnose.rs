@@ -26,9 +26,9 @@ unsync::unsync! {
 fn main() -> ExitCode {
     unsync::init();
     support::arguments("diagnose", 0);
-    let done = match env::var_os("UNSYNC_DEBUG") {
-        Some(_) => diagnose(),
-        None => again(),
+    let done = match env::var("UNSYNC_DEBUG").as_deref() {
+        Ok("1") => diagnose(),
+        _ => again(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
