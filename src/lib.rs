@@ -112,7 +112,7 @@
 //! | `concurrent.futures` (Python) | any picklable function, without registering it | a worker that dies fails one call, not the pool; running calls can be cancelled |
 //! | `unsync` (Python) | a decorator for any function of the language | types, real kills, no deadlock of nested waits |
 //!
-//! The README of the repository has measurements against them.
+//! `benches/peers/RESULTS.md` in the repository has measurements against them.
 //!
 //! # Versions
 //!

@@ -153,7 +153,7 @@ const LARGE: usize = 1 << 20;
 
 /// Two workers have a call each, and room for more. A large call has to wait until one of them is idle; the
 /// quick calls behind it need not. All of those go to the same worker, so that the other one is idle soon.
-/// The workers are frozen meanwhile, which the pool tolerates for a second.
+/// The workers are frozen meanwhile, which the pool tolerates for three seconds.
 fn n17_big_arg_does_not_hold_up_quick_calls() {
     install(workers(2));
     let passed = || {
