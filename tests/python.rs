@@ -504,7 +504,6 @@ mod unsync_ {
             }
         }
         quick(|| {
-            let started = Instant::now();
             let log = Log::new();
             // All are started within one step of the ambient thread, so none can end before the last
             // has begun, however slow the machine is.
@@ -516,8 +515,6 @@ mod unsync_ {
             unsync::join_all(all.result().unwrap()).result().unwrap();
             let (begun, ended) = ([['a'; 100]], [['b'; 100]]);
             assert_eq!(log.entries(), [begun, ended].concat().concat());
-            // One after the other it would be ten seconds.
-            assert!(started.elapsed() < 50 * TENTH, "{:?}", started.elapsed());
         });
     }
 

@@ -467,38 +467,21 @@ fn n19_limit_of_values_holds_for_progress() {
 
 // ---------------------------------------------------------------------------------------- batching
 
-/// The longest time by which a call was done later than one that was made after it.
-fn worst_overtaking(ends: &[Instant]) -> Duration {
-    let mut earliest_after = *ends.last().unwrap();
-    let mut worst = Duration::ZERO;
-    for end in ends.iter().rev() {
-        earliest_after = earliest_after.min(*end);
-        worst = worst.max(*end - earliest_after);
-    }
-    worst
-}
-
 fn n42_slow_call_among_10k_quick_ones_holds_up_none() {
     install(workers(2));
     idle_workers(2);
-    let (gate, started) = (Gate::new(), Instant::now());
-    let quick = || (0..5_000).map(|value| cpu(echo, (value,)).map(|_| Instant::now()));
+    let gate = Gate::new();
+    let quick = || (0..5_000).map(|value| cpu(echo, (value,)));
     let mut calls: Vec<_> = quick().collect();
     let slow = cpu(stay, (gate.path(),));
     calls.extend(quick());
-    let ends: Vec<_> = calls
-        .into_iter()
-        .map(|call| call.result().unwrap())
-        .collect();
-    let took = started.elapsed();
+    // The slow call goes on only when all of these have ended.
+    for call in calls {
+        call.result().unwrap();
+    }
     assert!(!slow.is_done());
     gate.guest().leave();
     slow.result().unwrap();
-    let worst = worst_overtaking(&ends);
-    println!("overtaken by {worst:?} at worst, {took:?} for all");
-    // On a busy machine each call waits for its turn; the benchmarks show how long it takes on an idle
-    // machine.
-    assert!(worst < Duration::from_secs(5), "{worst:?} of {took:?}");
 }
 
 /// Two workers may live, and one does: the calls behind the slow call at that worker go to a second one.
