@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use unsync::{ErrorKind, cpu};
 
 use crate::scenario::{
-    Gate, SOON, children, file, is_gone, kill, program_at, threads, until, wait_within,
+    Gate, SOON, children, file, is_gone, kill, program, program_at, threads, until, wait_within,
     worker_after,
 };
 use crate::*;
@@ -27,7 +27,7 @@ scenarios! {
     without_relay
     programs: [
         delete_itself, delete_itself_under_a_wrapper, replace_itself, replace_itself_under_a_wrapper,
-        run_out_of_processes, have_no_proc, leave_no_thread_to_workers,
+        run_out_of_processes, have_no_proc, leave_no_thread_to_workers, shut_down_in_a_pause,
     ]
     n39_exe_deleted;
     n39_exe_deleted_under_a_wrapper;
@@ -679,13 +679,16 @@ fn n48_crash_loop_waits_for_the_living() {
     assert!(started <= 40, "{started}");
 }
 
-/// Makes quick calls for this long, a few at a time, while one worker is well.
+/// Makes quick calls for this long, a few at a time and at least once, while one worker is well.
 fn keep_busy(time: Duration) {
     let begun = Instant::now();
-    while begun.elapsed() < time {
+    loop {
         let calls: Vec<_> = (0..8).map(|_| cpu(pid, ())).collect();
         for call in calls {
             call.result().expect("one worker is well");
+        }
+        if begun.elapsed() >= time {
+            return;
         }
     }
 }
@@ -700,12 +703,15 @@ fn starts_become_rare(further: fn() -> Command) {
         },
     ));
     let well = cpu(pid, ()).result().unwrap();
+    until("a further one is tried", || {
+        keep_busy(Duration::ZERO);
+        STARTS.load(Ordering::Relaxed) >= 2
+    });
     keep_busy(Duration::from_secs(2));
     let before = STARTS.load(Ordering::Relaxed);
     keep_busy(Duration::from_secs(4));
     let after = STARTS.load(Ordering::Relaxed);
     println!("{before} starts in two seconds, {after} in six");
-    assert!(before >= 2, "no further one was tried: {before}");
     assert!(before <= 16, "{before} starts in two seconds");
     assert!(
         after - before <= 4,
@@ -807,8 +813,14 @@ fn n48_calls_of_a_worker_that_was_well_are_tried_again() {
     assert_ne!(queued.result().unwrap(), guest.process);
 }
 
-/// After a long series of failures the next start is some seconds away.
+/// A machine that stands still for a moment delays it too.
 fn n48_pause_does_not_delay_the_shutdown() {
+    let is_quick = || program("shut_down_in_a_pause").status().unwrap().success();
+    assert!((0..3).any(|_| is_quick()));
+}
+
+/// After a long series of failures the next start is some seconds away.
+fn shut_down_in_a_pause() {
     let (config, starts, _) = trouble();
     install(config);
     // Three tries for the first call, and one for each of the others.
@@ -845,12 +857,7 @@ fn n50_never_connects_timeout() {
         let error = assert_kind(call.result(), ErrorKind::WorkerLost);
         assert_says(
             &error,
-            &[
-                "`pid`",
-                "300ms",
-                "stuck",
-                "started at tests/faults/start.rs:",
-            ],
+            &["`pid`", "300ms", "started at tests/faults/start.rs:"],
         );
     }
     let took = started.elapsed();
@@ -858,6 +865,11 @@ fn n50_never_connects_timeout() {
         took >= limit && took < limit + Duration::from_secs(10),
         "{took:?}"
     );
+    // On a busy machine, a worker may not come so far in that time.
+    until("what a worker printed is quoted", || {
+        let error = assert_kind(cpu(pid, ()).result(), ErrorKind::WorkerLost);
+        error.to_string().contains("stuck")
+    });
     until("the hanging worker is reaped", || children().is_empty());
 }
 
