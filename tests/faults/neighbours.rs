@@ -147,7 +147,7 @@ fn a_stopped_call_ends_though_its_worker_is_wrapped() {
 
 /// A frozen worker cannot hear even that.
 fn a_stopped_call_ends_though_its_wrapped_worker_is_frozen() {
-    let config = workers(1).host_timeout(Duration::from_secs(5));
+    let config = workers(1).host_timeout(Duration::from_secs(10));
     install(config.worker_command(in_a_shell));
     let worker = cpu(pid, ()).result().unwrap();
     freeze(worker);

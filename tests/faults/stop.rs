@@ -46,7 +46,7 @@ scenarios! {
     n38_sigstop_while_running_then_shutdown_bounded;
 }
 
-/// Long enough for any quick call on any busy machine.
+/// Long enough for any quick call on a busy machine.
 const AMPLE: Duration = Duration::from_secs(1);
 
 fn n07_run_timeout_counts_from_the_start() {
@@ -62,7 +62,9 @@ fn n07_run_timeout_counts_from_the_start() {
     assert!(!queued.is_done());
     guest.leave();
     running.result().unwrap();
-    queued.result().unwrap();
+    if let Err(error) = queued.result() {
+        assert_says(&error, &["which ran for", "1s"]);
+    }
 }
 
 fn timeout_kills_spin(limited: impl Fn(Unfuture<()>, Duration) -> Unfuture<()>) {
@@ -361,9 +363,7 @@ fn n13_cancel_on_drop_queued_and_running() {
 // --------------------------------------------------------------------------------- frozen workers
 
 /// The time after which a worker behind a relay counts as frozen; others do so within three seconds.
-const FROZEN: Duration = Duration::from_secs(5);
-/// The time that a frozen worker may cost: a few checks, a second apart; a busy machine gets more.
-const THAW: Duration = Duration::from_secs(20);
+const FROZEN: Duration = Duration::from_secs(10);
 
 fn n37_sigstop_worker_others_progress() {
     install(workers(2));
@@ -434,7 +434,7 @@ fn n37_sigstop_worker_while_it_takes_a_large_call() {
     assert!(large.wait_timeout(SOON), "nobody noticed");
     assert_eq!(large.result().unwrap(), LARGE);
     until("the frozen worker is replaced", || is_gone(frozen));
-    assert!(started.elapsed() < THAW, "after {:?}", started.elapsed());
+    assert!(started.elapsed() < SOON, "after {:?}", started.elapsed());
 }
 
 /// The call has not begun, so it goes to another worker.
@@ -486,7 +486,7 @@ fn n37_sigstop_worker_gives_its_call_back() {
     for call in calls {
         call.result().unwrap();
     }
-    assert!(started.elapsed() < THAW, "after {:?}", started.elapsed());
+    assert!(started.elapsed() < SOON, "after {:?}", started.elapsed());
     let mut proofs = notes(&proof);
     proofs.sort();
     assert_eq!(proofs, [0, 1, 2, 3]);
@@ -501,11 +501,12 @@ fn n37_sigstop_while_running_is_told_by_the_deadline() {
     const STOPPED: &str = "in a worker process that a signal had stopped, took longer than";
     for freezes in [true, false] {
         let gate = Gate::new();
-        let call = cpu(stay, (gate.path(),)).run_timeout(Duration::from_secs(3));
+        let call = cpu(stay, (gate.path(),));
         let guest = gate.guest();
         if freezes {
             freeze(guest.process);
         }
+        let call = call.timeout(Duration::from_secs(3));
         let error = assert_kind(call.result(), ErrorKind::TimedOut);
         assert_eq!(error.to_string().contains(STOPPED), freezes, "{error}");
     }
@@ -546,7 +547,7 @@ fn sigstop_then_cancel() -> Error {
         // This lets the scenario reach its end.
         kill("KILL", &[guest.process]);
     }
-    assert!(ended && cancelled.elapsed() < THAW);
+    assert!(ended);
     assert_kind(call.result(), ErrorKind::Cancelled)
 }
 
@@ -572,7 +573,7 @@ fn n38_sigstop_then_shutdown_bounded() {
     let idle = idle_workers(2);
     freeze(idle[0]);
     let asked = Instant::now();
-    unsync::shutdown(THAW).unwrap();
+    unsync::shutdown(SOON).unwrap();
     println!("shut down after {:?}", asked.elapsed());
     assert!(idle.into_iter().all(is_gone));
 }

@@ -143,7 +143,7 @@ pub(crate) fn run(link: Link, entry: &str, play: &str, shell: &str) {
         Some(_) => {}
     }
     // The workers of a failed scenario may take a moment to notice its end.
-    holds_within(Duration::from_secs(5), || home.processes().is_empty());
+    holds_within(SOON, || home.processes().is_empty());
     for process in home.processes() {
         faults.push(format!(
             "it left the process {process}: {}",
