@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use support::{
     Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, blocked, blocked_task,
-    eventually, fence, in_child,
+    eventually, fence, in_child, shut_down,
 };
 use unsync::{Config, Error, ErrorKind, Limit, Stats, Unfuture, WorkKind, WorkState};
 
@@ -1014,18 +1014,23 @@ mod reports {
     use super::*;
 
     /// The line that starts the blocking task.
-    const LINE: u32 = line!() + 3;
+    const LINE: u32 = line!() + 5;
 
-    fn block_the_ambient_thread(time: Duration) {
-        let blocking = unsync::spawn(async move { thread::sleep(time) });
+    /// In short naps: a machine that stands still eats one of them, and the watchdog sees the others.
+    fn block_the_ambient_thread(naps: u32) {
+        let nap = || thread::sleep(Duration::from_millis(50));
+        let blocking = unsync::spawn(async move { (0..naps).for_each(|_| nap()) });
         blocking.result().unwrap();
     }
 
+    /// On a busy machine, other tasks may be reported too.
     fn assert_reported(text: &str) {
         let place = format!("{}:{LINE}:", file!());
-        let reports = text.matches("has been blocking the ambient thread").count();
-        assert!(text.contains(&place), "no {place} in: {text}");
-        assert_eq!(reports, 1, "one stall, one report: {text}");
+        let is_ours = |line: &&str| {
+            line.contains("has been blocking the ambient thread") && line.contains(&place)
+        };
+        let reports = text.lines().filter(is_ours).count();
+        assert_eq!(reports, 1, "one stall, one report for {place}: {text}");
     }
 
     #[test]
@@ -1034,7 +1039,7 @@ mod reports {
         let output = in_child(NAME, HEAVY, &[], || {
             let config = Config::new().stall(Duration::from_millis(300));
             config.install().unwrap();
-            block_the_ambient_thread(Duration::from_millis(1500));
+            block_the_ambient_thread(30);
             // A task that waits for a long time does not hold up anything.
             unsync::spawn(unsync::sleep(Duration::from_millis(600)))
                 .result()
@@ -1049,7 +1054,7 @@ mod reports {
     fn debugging_reports_stalls_and_failures_and_breaks_nothing() {
         const NAME: &str = "reports::debugging_reports_stalls_and_failures_and_breaks_nothing";
         let output = in_child(NAME, HEAVY, &[("UNSYNC_DEBUG", "1")], || {
-            block_the_ambient_thread(Duration::from_millis(1500));
+            block_the_ambient_thread(30);
             drop(unsync::thread(|| panic!("unheard-of")));
             let work = unsync::spawn(async { 4 })
                 .map(|n| n + 1)
@@ -1074,7 +1079,7 @@ mod reports {
         const NAME: &str = "reports::reports_do_not_wait_for_whoever_holds_standard_error";
         let output = in_child(NAME, HEAVY, &[("UNSYNC_DEBUG", "1")], || {
             let held = std::io::stderr().lock();
-            block_the_ambient_thread(Duration::from_millis(1500));
+            block_the_ambient_thread(30);
             drop(unsync::thread(|| panic!("unheard-of")));
             unsync::shutdown(QUICK).unwrap();
             drop(held);
@@ -1091,7 +1096,7 @@ mod reports {
         const NAME: &str = "reports::without_debugging_nothing_is_reported";
         for off in ["", "0"] {
             let output = in_child(NAME, HEAVY, &[("UNSYNC_DEBUG", off)], || {
-                block_the_ambient_thread(Duration::from_millis(300));
+                block_the_ambient_thread(6);
                 let (promise, awaited) = unsync::promise::<()>();
                 drop((awaited, promise));
             });
@@ -1296,16 +1301,6 @@ mod shutdown {
             (fields.nth(1)? == own).then_some(())
         };
         stats.filter(|stat| child(stat).is_some()).collect()
-    }
-
-    /// Shuts down while work is pending. A tenth of the limit is left for the ends, which is not always
-    /// enough on a busy machine: the second call only waits for them.
-    #[track_caller]
-    fn shut_down(limit: Duration) {
-        if let Err(late) = unsync::shutdown(limit) {
-            assert_eq!(late.kind(), ErrorKind::TimedOut, "{late}");
-            unsync::shutdown(QUICK).unwrap();
-        }
     }
 
     /// Starts one of each kind of work, and checks that all are refused.
@@ -1658,8 +1653,8 @@ mod shutdown {
                 0
             );
             let started = Instant::now();
-            shut_down(Duration::from_secs(2));
-            assert!(started.elapsed() < SLACK);
+            shut_down(WHILE);
+            assert!(started.elapsed() < WHILE + SLACK);
             for call in calls {
                 assert_kind(call.result(), ErrorKind::ShutDown, "a call");
             }

@@ -18,7 +18,7 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 use std::{env, iter};
 
-use unsync::Unfuture;
+use unsync::{ErrorKind, Unfuture};
 
 /// The limit of a test that takes hardly any time.
 pub(crate) const QUICK: Duration = Duration::from_secs(30);
@@ -114,6 +114,16 @@ impl Drop for Held {
         self.0.open();
         let ended = self.1.take().map(Unfuture::result);
         assert!(thread::panicking() || matches!(ended, Some(Ok(()))));
+    }
+}
+
+/// Shuts down while work is pending. A tenth of the limit is left for the ends, which is not always
+/// enough on a busy machine: the second call only waits for them.
+#[track_caller]
+pub(crate) fn shut_down(limit: Duration) {
+    if let Err(late) = unsync::shutdown(limit) {
+        assert_eq!(late.kind(), ErrorKind::TimedOut, "{late}");
+        unsync::shutdown(QUICK).unwrap();
     }
 }
 
