@@ -26,8 +26,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, fence, hold_ambient,
-    in_child, limit, poll, quick, waker_with,
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, before_a_delay, fence,
+    hold_ambient, in_child, limit, poll, quick, waker_with,
 };
 use unsync::{ErrorKind, Unfuture};
 
@@ -405,7 +405,7 @@ mod running {
                 let injected = yields_until(&seen).await;
                 // …and a timer that has fallen due.
                 let due = Arc::new(AtomicBool::new(false));
-                let mut sleep = unsync::sleep(Duration::from_millis(1));
+                let mut sleep = unsync::sleep(Duration::from_millis(20));
                 let waker = waker_with(
                     {
                         let due = Arc::clone(&due);
@@ -417,7 +417,7 @@ mod running {
                 if poll(&mut sleep, &waker).is_ready() {
                     return (injected, 0);
                 }
-                while armed.elapsed() < Duration::from_millis(2) {
+                while armed.elapsed() < Duration::from_millis(20) {
                     thread::yield_now();
                 }
                 (injected, yields_until(&due).await)
@@ -1146,14 +1146,20 @@ mod panics {
     #[test]
     fn a_hundred_panics_that_nobody_awaits_do_no_harm() {
         quick(|| {
-            let before = ambient();
+            let (before, begun) = (ambient(), Counter::new());
             for number in 0..100 {
+                let begun = begun.clone();
+                let panics = async move {
+                    begun.add();
+                    panic_any("unheard")
+                };
                 match number % 2 {
-                    0 => drop(unsync::spawn(async { panic_any("unheard") })),
-                    _ => drop(unsync::spawn_local(|| async { panic_any("unheard") })),
+                    0 => drop(unsync::spawn(panics)),
+                    _ => drop(unsync::spawn_local(|| panics)),
                 }
             }
             unharmed(&before);
+            assert_eq!(begun.count(), 100);
         });
     }
 
@@ -1936,27 +1942,35 @@ mod time {
     #[test]
     fn a_sleep_that_has_fired_holds_no_waker() {
         quick(|| {
-            let waker = CountingWaker::new();
-            let mut sleep = unsync::sleep(BRIEF);
-            if waker.poll(&mut sleep).is_pending() {
-                waker.wait_for(1);
-                fence();
-                assert_eq!(waker.held(), 0);
-            }
-            assert!(waker.poll(&mut sleep).is_ready());
+            before_a_delay(|delay| {
+                let waker = CountingWaker::new();
+                let mut sleep = unsync::sleep(delay);
+                let pending = waker.poll(&mut sleep).is_pending();
+                if pending {
+                    waker.wait_for(1);
+                    fence();
+                    assert_eq!(waker.held(), 0);
+                }
+                assert!(waker.poll(&mut sleep).is_ready());
+                pending
+            });
         });
     }
 
     #[test]
     fn the_last_waker_of_a_sleep_is_woken() {
         quick(|| {
-            let (first, last) = (CountingWaker::new(), CountingWaker::new());
-            let mut sleep = unsync::sleep(Duration::from_millis(50));
-            if first.poll(&mut sleep).is_pending() && last.poll(&mut sleep).is_pending() {
-                last.wait_for(1);
-                assert_eq!((first.wakes(), first.held()), (0, 0));
-            }
-            assert!(last.poll(&mut sleep).is_ready());
+            before_a_delay(|delay| {
+                let (first, last) = (CountingWaker::new(), CountingWaker::new());
+                let mut sleep = unsync::sleep(delay);
+                let pending = [&first, &last].map(|waker| waker.poll(&mut sleep).is_pending());
+                if pending == [true; 2] {
+                    last.wait_for(1);
+                    assert_eq!((first.wakes(), first.held()), (0, 0));
+                }
+                assert!(last.poll(&mut sleep).is_ready());
+                pending == [true; 2]
+            });
         });
     }
 
@@ -1994,32 +2008,28 @@ mod time {
             assert_eq!(first.wakes(), 0);
             task.result().unwrap()
         }
-        limit(HEAVY, || {
-            let mut delays = [100, 500, 2_500, 12_500]
-                .map(Duration::from_millis)
-                .into_iter();
-            assert!(
-                delays.any(moved_in_time),
-                "it takes a thread too long to start"
-            );
-        });
+        limit(HEAVY, || before_a_delay(moved_in_time));
     }
 
     #[test]
     fn a_sleep_moved_from_a_task_wakes_the_new_owner() {
         quick(|| {
-            let mut sleep = Some(unsync::sleep(Duration::from_millis(100)));
-            let task = unsync::spawn(poll_fn(move |cx| {
-                let mut sleep = sleep.take().unwrap();
-                let pending = Pin::new(&mut sleep).poll(cx).is_pending();
-                Poll::Ready((sleep, pending))
-            }));
-            let (mut sleep, pending) = task.result().unwrap();
-            let waker = CountingWaker::new();
-            if pending && waker.poll(&mut sleep).is_pending() {
-                waker.wait_for(1);
-            }
-            assert!(waker.poll(&mut sleep).is_ready());
+            before_a_delay(|delay| {
+                let mut sleep = Some(unsync::sleep(delay));
+                let task = unsync::spawn(poll_fn(move |cx| {
+                    let mut sleep = sleep.take().unwrap();
+                    let pending = Pin::new(&mut sleep).poll(cx).is_pending();
+                    Poll::Ready((sleep, pending))
+                }));
+                let (mut sleep, pending) = task.result().unwrap();
+                let waker = CountingWaker::new();
+                let pending = pending && waker.poll(&mut sleep).is_pending();
+                if pending {
+                    waker.wait_for(1);
+                }
+                assert!(waker.poll(&mut sleep).is_ready());
+                pending
+            });
         });
     }
 

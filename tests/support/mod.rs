@@ -70,6 +70,16 @@ pub(crate) fn eventually<S: Debug>(
     }
 }
 
+/// Tries something that has to be done before a delay is over, with longer and longer delays, until it was
+/// done in time.
+#[track_caller]
+pub(crate) fn before_a_delay(in_time: impl FnMut(Duration) -> bool) {
+    let mut delays = [30, 300, 3_000, 15_000]
+        .map(Duration::from_millis)
+        .into_iter();
+    assert!(delays.any(in_time), "too slow a machine");
+}
+
 /// Returns when the ambient thread has done everything that this thread asked of it before this call,
 /// and has then looked at its own queue twice.
 pub(crate) fn fence() {
