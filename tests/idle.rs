@@ -326,8 +326,9 @@ fn workers_wake_nobody() {
                 .filter(|task| task.state == unsync::WorkState::Running);
             (running.clone().count() == 4, running.count())
         });
+        let began = Instant::now();
         let busy = in_five_seconds();
-        assert!(busy <= 8, "{busy}");
+        assert!(busy <= 3 + began.elapsed().as_secs(), "{busy}");
         assert!(calls.iter().all(unsync::Unfuture::cancel));
     });
 }
