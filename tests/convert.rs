@@ -56,7 +56,9 @@ mod threads {
             let token = drops.token();
             drop(Unfuture::from(thread::spawn(move || token)));
             drops.wait_for(1);
-            drop(Unfuture::from(thread::spawn(|| Bomb("unseen"))));
+            let armed = (Bomb("unseen"), drops.token());
+            drop(Unfuture::from(thread::spawn(move || armed)));
+            drops.wait_for(2);
         });
     }
 

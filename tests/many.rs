@@ -929,9 +929,11 @@ mod as_completed {
     #[test]
     fn what_panics_in_its_drop_harms_nobody() {
         quick(|| {
-            let completed = unsync::as_completed([Unfuture::ready(Bomb("dropped unseen"))]);
-            drop(completed);
+            let drops = Drops::new();
+            let armed = (Bomb("dropped unseen"), drops.token());
+            drop(unsync::as_completed([Unfuture::ready(armed)]));
             fence();
+            assert_eq!(drops.count(), 1);
         });
     }
 }
