@@ -19,7 +19,7 @@ use unsync::{Config, Error, ErrorKind, Wire, cpu};
 
 #[allow(dead_code, unused_macros)] // what this table does not use
 mod scenario;
-use scenario::{Gate, is_gone, lane_state, until, wait_at};
+use scenario::{Gate, assert_says, is_gone, lane_state, pid, stay, until, wait_at};
 
 unsync::test_worker!();
 
@@ -270,16 +270,6 @@ fn stop_the_door() -> Doorstop {
     Doorstop
 }
 
-/// The sibling.
-fn stay(gate: String) -> u32 {
-    drop(wait_at(&gate));
-    process::id()
-}
-
-fn pid() -> u32 {
-    process::id()
-}
-
 unsync::register!(carry, leave_behind, send_bulk, stop_the_door, stay, pid);
 
 // ---------------------------------------------------------------------------------------- the cell
@@ -483,13 +473,5 @@ impl Death {
             "{error}"
         );
         assert_says(error, self.words);
-    }
-}
-
-#[track_caller]
-fn assert_says(error: &Error, words: &[&str]) {
-    let text = error.to_string();
-    for word in words {
-        assert!(text.contains(word), "{word:?} is missing in: {text}");
     }
 }

@@ -51,7 +51,7 @@ use unsync::{Config, Error, ErrorKind, Unfuture, cpu};
 #[allow(dead_code)] // what these tests do not use
 #[macro_use]
 mod scenario;
-use scenario::{Gate, Guest, SOON, note, notes, wait_at};
+use scenario::{Gate, Guest, SOON, assert_says, note, notes, pid, stay};
 
 mod bulk;
 mod death;
@@ -65,17 +65,6 @@ mod stop;
 unsync::test_worker!();
 
 // ------------------------------------------------------------------------- calls of several modules
-
-/// The worker that runs the call.
-fn pid() -> u32 {
-    process::id()
-}
-
-/// The same, once the scenario lets it go.
-fn stay(gate: String) -> u32 {
-    drop(wait_at(&gate));
-    process::id()
-}
 
 fn spin() {
     loop {
@@ -172,14 +161,6 @@ fn assert_kind<T: std::fmt::Debug>(outcome: Result<T, Error>, kind: ErrorKind) -
     let error = outcome.expect_err("a call that fails");
     assert_eq!(error.kind(), kind, "{error}");
     error
-}
-
-#[track_caller]
-fn assert_says(error: &Error, words: &[&str]) {
-    let text = error.to_string();
-    for word in words {
-        assert!(text.contains(word), "{word:?} is missing in: {text}");
-    }
 }
 
 /// The same program in a group of its own, started by another program, `starter`, which it replaces.

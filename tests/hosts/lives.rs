@@ -35,12 +35,6 @@ plays! {
     nothing_survives_the_program;
 }
 
-/// In a call: stays until the scenario lets it go.
-pub(crate) fn stay(gate: String) -> u32 {
-    drop(wait_at(&gate));
-    process::id()
-}
-
 /// In a call: starts a process that outlives it, and returns its number.
 fn leave_a_child() -> u32 {
     let mut sleep = Command::new("sleep");

@@ -25,6 +25,7 @@ use unsync::{Config, Error, ErrorKind, cpu};
 #[allow(dead_code)] // what these tests do not use
 #[macro_use]
 mod scenario;
+use scenario::{pid, stay};
 
 mod lives;
 mod real;
@@ -74,10 +75,6 @@ fn install(config: Config) {
 }
 
 // ---------------------------------------------------------------------------------------- the functions
-
-fn pid() -> u32 {
-    process::id()
-}
 
 fn add(one: u64, other: u64) -> u64 {
     one + other
@@ -139,22 +136,13 @@ fn assert_lost(outcome: Result<impl std::fmt::Debug, Error>, words: &[&str]) -> 
     let error = outcome.expect_err("a call that fails");
     println!("{error}");
     assert_eq!(error.kind(), ErrorKind::WorkerLost, "{error}");
-    let text = error.to_string();
-    for word in words {
-        assert!(text.contains(word), "{word:?} is missing in: {text}");
-    }
+    scenario::assert_says(&error, words);
     error
 }
 
 /// The parent of a worker is its relay, whose parent is the launcher or this process.
 fn parent_of(process: u32) -> u32 {
-    try_parent_of(process).unwrap()
-}
-
-fn try_parent_of(process: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    parent?.trim().parse().ok()
+    scenario::parent_of(process).unwrap()
 }
 
 /// What the scenario and its workers have printed so far.

@@ -1,6 +1,5 @@
 //! What a launcher prints, delays or refuses before there is a worker.
 
-use crate::lives::stay;
 use crate::scenario::{Gate, file, until};
 use crate::*;
 

@@ -25,7 +25,7 @@ fn below(process: u32) -> Vec<u32> {
     let numbers = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for process in numbers {
-        if let Some(parent) = try_parent_of(process) {
+        if let Some(parent) = scenario::parent_of(process) {
             children.entry(parent).or_default().push(process);
         }
     }

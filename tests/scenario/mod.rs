@@ -28,6 +28,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use unsync::Error;
+
 /// Makes tests of functions: each runs as a scenario over each kind of link, as `unix::name`, `tcp::name` and
 /// `relay::name`. The text after `in` is what a shell does before it becomes the scenario. The programs are
 /// other functions, for [`program`]. Use it once per module. With `without_relay` first, there are no `relay`
@@ -465,6 +467,17 @@ pub(crate) fn wait_at(gate: &str) -> UnixStream {
     stream
 }
 
+/// As a call: returns its worker.
+pub(crate) fn pid() -> u32 {
+    process::id()
+}
+
+/// The same, once the scenario lets it go.
+pub(crate) fn stay(gate: String) -> u32 {
+    drop(wait_at(&gate));
+    process::id()
+}
+
 // ------------------------------------------------------------------------------------------ proofs
 
 /// In a call: appends a line to a file, which proves how often and in which order calls ran.
@@ -476,6 +489,14 @@ pub(crate) fn note(file: String, line: u32) -> u32 {
         .unwrap();
     file.write_all(format!("{line}\n").as_bytes()).unwrap();
     process::id()
+}
+
+#[track_caller]
+pub(crate) fn assert_says(error: &Error, words: &[&str]) {
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "{word:?} is missing in: {text}");
+    }
 }
 
 pub(crate) fn notes(file: &str) -> Vec<u32> {
@@ -548,6 +569,11 @@ pub(crate) fn state_of(process: u32) -> Option<char> {
     stat(process).first()?.chars().next()
 }
 
+/// The parent process.
+pub(crate) fn parent_of(process: u32) -> Option<u32> {
+    stat(process).get(1)?.parse().ok()
+}
+
 /// The process group.
 pub(crate) fn group_of(process: u32) -> Option<u32> {
     stat(process).get(2)?.parse().ok()
@@ -589,9 +615,8 @@ pub(crate) fn is_gone(process: u32) -> bool {
 
 /// The children of this process, including dead ones that are not reaped yet.
 pub(crate) fn children() -> BTreeSet<u32> {
-    let me = process::id().to_string();
     processes()
-        .filter(|process| stat(*process).get(1) == Some(&me))
+        .filter(|process| parent_of(*process) == Some(process::id()))
         .collect()
 }
 
@@ -601,10 +626,8 @@ pub(crate) fn workers() -> BTreeSet<u32> {
     if link() != Link::Relay {
         return children;
     }
-    let is_below = |process: &u32| {
-        let parent = stat(*process).get(1).and_then(|parent| parent.parse().ok());
-        parent.is_some_and(|parent| children.contains(&parent))
-    };
+    let is_below =
+        |process: &u32| parent_of(*process).is_some_and(|parent| children.contains(&parent));
     processes().filter(is_below).collect()
 }
 
