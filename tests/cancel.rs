@@ -18,8 +18,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, eventually,
-    fence, hold_ambient, in_child, limit, quick, race,
+    Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token,
+    assert_kind, blocked, eventually, fence, hold_ambient, in_child, limit, quick, race,
 };
 use unsync::{Error, ErrorKind, Unfuture};
 
@@ -144,13 +144,6 @@ fn unobserved() -> Receiver<Error> {
     let hook = move |error: &Error| sender.send(error.clone()).unwrap();
     unsync::Config::new().on_unobserved(hook).install().unwrap();
     receiver
-}
-
-fn assert_kind<T>(outcome: Result<T, Error>, kind: ErrorKind, what: &str) {
-    match outcome {
-        Ok(_) => panic!("{what}: a value instead of {kind:?}"),
-        Err(error) => assert_eq!(error.kind(), kind, "{what}: {error}"),
-    }
 }
 
 fn panics(text: &str) {
@@ -916,24 +909,16 @@ mod continuations {
     #[test]
     fn inner_work_that_nobody_has_looked_at_is_cancelled_too() {
         quick(|| {
-            let (held, release, inner) = (Gate::new(), Gate::new(), Traces::default());
+            let inner = Traces::default();
             let started = unsync::spawn(inner.future());
             inner.begun.wait();
             let (promise, outer) = unsync::promise::<Unfuture<support::Token>>();
             let flat = outer.flatten();
             fence();
-            let holder = unsync::spawn({
-                let (held, release) = (held.clone(), release.clone());
-                async move {
-                    held.open();
-                    release.wait();
-                }
-            });
-            held.wait();
+            let held = hold_ambient();
             assert!(promise.set(started));
             assert!(flat.cancel());
-            release.open();
-            holder.result().unwrap();
+            drop(held);
             assert_kind(flat.result(), ErrorKind::Cancelled, "the flat one");
             inner.body.wait_for(1);
             assert_eq!(inner.value.count(), 0);
@@ -1071,15 +1056,7 @@ mod answers {
             assert_answers(limit.spawn(async {}), true, "a task in line");
             assert_answers(limit.thread(|| ()), true, "a job in line");
             let pinned = Pinned::new(|| ());
-            let (begun, gate) = (Gate::new(), Gate::new());
-            let first = pinned.call({
-                let (begun, gate) = (begun.clone(), gate.clone());
-                move |()| {
-                    begun.open();
-                    gate.wait();
-                }
-            });
-            begun.wait();
+            let (gate, first) = blocked(|block| pinned.call(|()| block()));
             assert_answers(
                 pinned.call(|()| ()),
                 true,
@@ -1749,11 +1726,7 @@ mod deadlines {
     fn queueing_counts_or_does_not() {
         const NAME: &str = "deadlines::queueing_counts_or_does_not";
         in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
-            let vacate = Gate::new();
-            let first = unsync::thread({
-                let vacate = vacate.clone();
-                move || vacate.wait()
-            });
+            let (vacate, first) = blocked(unsync::thread);
             let ran = Counter::new();
             let job = || {
                 let ran = ran.clone();
@@ -1969,16 +1942,8 @@ fn errors_name_their_culprit_and_its_line() {
         let late = late.timeout(SHORT);
         assert_text(late, line, "async task took longer than its limit of 20ms");
 
-        let (vacate, runs) = (Gate::new(), Gate::new());
         let line = line!() + 1;
-        let running = unsync::thread({
-            let (vacate, runs) = (vacate.clone(), runs.clone());
-            move || {
-                runs.open();
-                vacate.wait();
-            }
-        });
-        runs.wait();
+        let (vacate, running) = blocked(|block| unsync::thread(block));
         assert_text(
             running.timeout(SHORT),
             line,

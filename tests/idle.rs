@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use unsync::{Error, Wire};
 
-use support::{CountingWaker, Gate, HEAVY, QUICK, eventually, fence, in_child, poll, used, waits};
+use support::{
+    CountingWaker, Gate, HEAVY, QUICK, children, eventually, fence, in_child, poll, used, waits,
+};
 
 /// The processor time that one second of idling may use.
 const NEXT_TO_NOTHING: Duration = Duration::from_millis(10);
@@ -27,21 +29,6 @@ fn square(n: u64) -> u64 {
     n * n
 }
 unsync::register!(square, std::process::id);
-
-/// The worker processes of this one.
-fn workers() -> Vec<u32> {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let numbers = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
-    numbers
-        .filter(|number| parent_of(*number) == Some(std::process::id()))
-        .collect()
-}
-
-fn parent_of(process: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let after_name = stat.rsplit_once(')')?.1;
-    after_name.split_whitespace().nth(1)?.parse().ok()
-}
 
 /// The threads of these processes that use processor time within a period, and how much. One that ends
 /// meanwhile takes its time with it.
@@ -58,7 +45,7 @@ fn used_within(period: Duration, processes: &[u32]) -> BTreeMap<u32, Duration> {
 /// Observes a second in which nobody asks for anything.
 #[track_caller]
 fn assert_idle(when: &str) {
-    let processes = [workers(), vec![std::process::id()]].concat();
+    let processes = [children(), vec![std::process::id()]].concat();
     let busy = used_within(Duration::from_secs(1), &processes);
     let sum: Duration = busy.values().sum();
     assert!(
@@ -95,7 +82,7 @@ fn burst() {
 fn after_a_burst() {
     in_child("after_a_burst", HEAVY, &[], || {
         burst();
-        assert!(!workers().is_empty());
+        assert!(!children().is_empty());
         assert_idle("after a burst");
         burst();
         assert_idle("after the second");
@@ -162,7 +149,7 @@ fn while_pool_threads_and_workers_retire() {
         quick_to_go.install().unwrap();
         burst();
         eventually(QUICK, "all have gone", || {
-            let left = (support::thread_names(), workers());
+            let left = (support::thread_names(), children());
             let pool = left
                 .0
                 .iter()
@@ -190,7 +177,7 @@ fn large_buffers_are_given_back() {
             let back = unsync::cpu(echo, (vec![1; LARGE],)).result().unwrap();
             assert_eq!(back.len(), LARGE);
         }
-        for process in [workers(), vec![std::process::id()]].concat() {
+        for process in [children(), vec![std::process::id()]].concat() {
             eventually(QUICK, "the memory of a large call is given back", || {
                 let resident = resident_bytes(process);
                 (resident < LARGE / 2, resident)
@@ -305,7 +292,7 @@ fn workers_wake_nobody() {
         four.install().unwrap();
         let run = |millis| Vec::from_iter((0..4).map(|_| unsync::cpu(stay, (millis,))));
         unsync::join_all(run(300)).result().unwrap();
-        assert_eq!(workers().len(), 4);
+        assert_eq!(children().len(), 4);
         eventually(QUICK, "what the calls left behind is done", || {
             let before = waits();
             thread::sleep(Duration::from_millis(1500));
@@ -339,7 +326,7 @@ fn a_worker_whose_results_nobody_takes() {
     in_child("a_worker_whose_results_nobody_takes", HEAVY, &[], || {
         unsync::Config::new().processes(1).install().unwrap();
         let _ = unsync::cpu(blob, (false, 1)).result().unwrap();
-        let processes = workers();
+        let processes = children();
         let (mut rounds, mut tries) = (4..=8, 0);
         let mut next = rounds.next();
         while let Some(count) = next {

@@ -25,8 +25,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, blocked, blocked_task,
-    eventually, fence, in_child, shut_down,
+    Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, assert_kind, blocked,
+    blocked_task, children, eventually, fence, in_child, shut_down,
 };
 use unsync::{Config, Error, ErrorKind, Limit, Stats, Unfuture, WorkKind, WorkState};
 
@@ -57,14 +57,6 @@ fn sleep_for(millis: u64) {
 }
 
 unsync::register!(double, sleep_for);
-
-#[track_caller]
-fn assert_kind<T>(outcome: Result<T, Error>, kind: ErrorKind, what: &str) {
-    match outcome {
-        Ok(_) => panic!("{what}: a value instead of {kind:?}"),
-        Err(error) => assert_eq!(error.kind(), kind, "{what}: {error}"),
-    }
-}
 
 /// The names of the library's own threads, where the system lists them.
 fn threads(prefix: &str) -> Vec<String> {
@@ -517,17 +509,13 @@ mod hooks {
             expect("fourth");
             drop(unsync::spawn(pending::<()>()).timeout(Duration::from_millis(1)));
             expect("longer than its limit");
-            let (running, release) = (Gate::new(), Gate::new());
-            let job = unsync::thread({
-                let (running, release) = (running.clone(), release.clone());
-                move || {
-                    running.open();
-                    release.wait();
-                    fail("after its deadline");
-                }
-            });
             // Before it runs, the job would be taken out of the queue.
-            running.wait();
+            let (release, job) = blocked(|block| {
+                unsync::thread(move || {
+                    block();
+                    fail("after its deadline");
+                })
+            });
             let error = job.timeout(Duration::from_millis(1)).result().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TimedOut);
             release.open();
@@ -1287,22 +1275,6 @@ mod draining {
 mod shutdown {
     use super::*;
 
-    /// The children of this process, where the system lists them.
-    fn children() -> Vec<String> {
-        let Ok(processes) = std::fs::read_dir("/proc") else {
-            return Vec::new();
-        };
-        let stats = processes.filter_map(|entry| {
-            std::fs::read_to_string(entry.ok()?.path().join("stat")).ok() //
-        });
-        let own = std::process::id().to_string();
-        let child = |stat: &String| {
-            let mut fields = stat.rsplit(')').next()?.split_whitespace();
-            (fields.nth(1)? == own).then_some(())
-        };
-        stats.filter(|stat| child(stat).is_some()).collect()
-    }
-
     /// Starts one of each kind of work, and checks that all are refused.
     #[track_caller]
     fn assert_all_refused() {
@@ -1658,7 +1630,7 @@ mod shutdown {
             for call in calls {
                 assert_kind(call.result(), ErrorKind::ShutDown, "a call");
             }
-            assert_eq!(children(), Vec::<String>::new());
+            assert_eq!(children(), []);
         });
     }
 
@@ -1680,7 +1652,7 @@ mod shutdown {
                 assert!(!threads("unsync").is_empty() && !children().is_empty());
             }
             unsync::shutdown(QUICK).unwrap();
-            assert_eq!(children(), Vec::<String>::new());
+            assert_eq!(children(), []);
             // The threads have reported their end, and are about to end.
             eventually(SLACK, "no thread is left", || {
                 let left = threads("unsync");

@@ -13,8 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use support::{
-    Bomb, Counter, Drops, Gate, HEAVY, Log, QUICK, boom, die, eventually, fence, hang, in_child,
-    limit, on_ambient, poll, quick, same, waker_with,
+    Bomb, Counter, Drops, Gate, HEAVY, Log, QUICK, blocked, boom, die, eventually, fence, hang,
+    in_child, limit, on_ambient, poll, quick, same, waker_with,
 };
 use unsync::{ErrorKind, Limit, Unfuture};
 
@@ -40,15 +40,7 @@ unsync::register!(same, boom, die, hang, tell, limited_there);
 
 /// Occupies a place until the gate is opened.
 fn occupied(limit: &Limit) -> (Gate, Unfuture<()>) {
-    let gate = Gate::new();
-    let opened = gate.clone();
-    let (started, running) = mpsc::channel();
-    let holder = limit.thread(move || {
-        started.send(()).unwrap();
-        opened.wait();
-    });
-    running.recv().unwrap();
-    (gate, holder)
+    blocked(|block| limit.thread(block))
 }
 
 /// Fails if the limit has no place left.

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use support::{
     Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, boom, die,
-    eventually, fence, hang, in_child, limit, poll, quick, same, waker_with,
+    eventually, fence, hang, in_child, limit, panic_text, poll, quick, same, waker_with,
 };
 use unsync::{AsCompleted, Config, Error, ErrorKind, Promise, Shared, Unfuture};
 
@@ -118,13 +118,6 @@ type Pairs<T> = (Vec<Promise<T>>, Vec<Unfuture<T>>);
 
 fn promises<T: Send + 'static>(number: usize) -> Pairs<T> {
     (0..number).map(|_| unsync::promise()).unzip()
-}
-
-fn panic_text<R>(step: impl FnOnce() -> R) -> String {
-    let Err(payload) = catch_unwind(AssertUnwindSafe(step)) else {
-        panic!("it should have panicked");
-    };
-    *payload.downcast::<String>().unwrap()
 }
 
 mod join_all {

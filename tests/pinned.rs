@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use support::{
-    Bomb, Counter, Drops, Gate, HEAVY, Log, Place, QUICK, Token, in_child, limit, quick,
+    Bomb, Counter, Drops, Gate, HEAVY, Log, Place, QUICK, Token, blocked, in_child, limit, quick,
 };
 use unsync::{Config, ErrorKind, Pinned, Unfuture};
 
@@ -32,15 +32,7 @@ fn rooted(drops: &Drops) -> Pinned<Rooted> {
 
 /// A call that runs until the gate is opened.
 fn occupied<V: 'static>(pinned: &Pinned<V>) -> (Gate, Unfuture<()>) {
-    let gate = Gate::new();
-    let opened = gate.clone();
-    let (started, running) = mpsc::channel();
-    let call = pinned.call(move |_| {
-        started.send(()).unwrap();
-        opened.wait();
-    });
-    running.recv().unwrap();
-    (gate, call)
+    blocked(|block| pinned.call(|_| block()))
 }
 
 #[test]

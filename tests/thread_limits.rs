@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
-use support::{Counter, Drops, Gate, HEAVY, Log, QUICK, blocked, in_child};
+use support::{Counter, Drops, Gate, HEAVY, Log, QUICK, blocked, in_child, is_pool, panic_text};
 use unsync::{Error, ErrorKind, Unfuture};
 
 unsync::unsync! {
@@ -291,12 +291,6 @@ fn pool_threads() -> usize {
 }
 
 #[cfg(target_os = "linux")]
-fn is_pool(name: &str) -> bool {
-    let number = name.strip_prefix("unsync-");
-    number.is_some_and(|number| number.parse::<usize>().is_ok())
-}
-
-#[cfg(target_os = "linux")]
 #[test]
 fn idle_threads_retire() {
     in_child("idle_threads_retire", HEAVY, &[], || {
@@ -559,12 +553,8 @@ fn work_that_no_thread_can_be_had_for_fails_and_later_work_runs() {
             // Work that has ended needs no thread.
             let joined = unsync::join_all([Unfuture::ready(1)]).timeout(HEAVY);
             assert_eq!(unsync::race([joined]).result().unwrap(), [1]);
-            let napped = std::panic::catch_unwind(|| {
-                unsync::block_on(unsync::sleep(Duration::from_secs(1)));
-            });
-            let line = line!() - 2;
-            let payload = napped.unwrap_err();
-            let text = payload.downcast_ref::<String>().unwrap();
+            let line = line!() + 1;
+            let text = panic_text(|| unsync::block_on(unsync::sleep(Duration::from_secs(1))));
             assert!(
                 text.starts_with("`sleep` without the ambient thread"),
                 "{text}"
@@ -588,15 +578,7 @@ fn cancelled_jobs_leave_the_queue() {
         HEAVY,
         &[("UNSYNC_THREADS", "1")],
         || {
-            let (running, gate) = (Gate::new(), Gate::new());
-            let held = unsync::thread({
-                let (running, gate) = (running.clone(), gate.clone());
-                move || {
-                    running.open();
-                    gate.wait();
-                }
-            });
-            running.wait();
+            let (gate, held) = blocked(unsync::thread);
             let mut queued = Vec::from_iter((0..1000).map(|number| unsync::thread(move || number)));
             assert_eq!(unsync::stats().jobs_queued, 1000);
             let kept = Vec::from_iter((0..10).map(|at| queued.remove(at * 90)));
@@ -621,15 +603,7 @@ fn cancelled_jobs_leave_the_queue() {
 #[test]
 fn jobs_wait_for_the_threads_that_live() {
     in_child("jobs_wait_for_the_threads_that_live", HEAVY, &[], || {
-        let (running, gate) = (Counter::new(), Gate::new());
-        let held = unsync::thread({
-            let (running, gate) = (running.clone(), gate.clone());
-            move || {
-                running.add();
-                gate.wait();
-            }
-        });
-        running.wait_for(1);
+        let (gate, held) = blocked(unsync::thread);
         let Some(refusal) = NoMoreThreads::set() else {
             return;
         };

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use support::{
     Counter, CountingWaker, Drops, Gate, HEAVY, QUICK, before_a_delay, fence, in_child, limit,
-    poll, quick,
+    panic_text, poll, quick,
 };
 use unsync::{ErrorKind, Interval, MissedTicks, Sleep, timeout};
 
@@ -760,9 +760,7 @@ mod ends {
 
     /// The panic message of a wait that cannot be woken.
     fn refusal<F: Future>(wait: F) -> String {
-        let waited = catch_unwind(AssertUnwindSafe(|| drop(unsync::block_on(wait))));
-        let text = waited.unwrap_err().downcast::<String>().unwrap();
-        *text
+        panic_text(|| unsync::block_on(wait))
     }
 
     /// The panic of a wait names the call, and where it was made.
@@ -807,8 +805,7 @@ mod ends {
             let place = format!("{}:{}:", file!(), line!() - 1);
             unsync::shutdown(QUICK).unwrap();
             assert!(poll(&mut sleep, Waker::noop()).is_pending());
-            let reset = catch_unwind(AssertUnwindSafe(|| sleep.reset(LONG)));
-            let text = reset.unwrap_err().downcast::<String>().unwrap();
+            let text = panic_text(|| sleep.reset(LONG));
             assert!(text.contains("`sleep` after `unsync::shutdown`"), "{text}");
             assert!(text.contains(&place), "{text}");
         });

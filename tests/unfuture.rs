@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use support::{
     Bomb, Counter, CountingWaker, Drops, Gate, HEAVY, Log, OnDrop, Place, QUICK, Token, eventually,
-    fence, in_child, limit, panicking_waker, poll, quick, race, waker_with,
+    fence, in_child, limit, panic_text, panicking_waker, poll, quick, race, waker_with,
 };
 use unsync::{Canceller, Error, ErrorKind, Interval, Promise, Sleep, Timeout, Unfuture, YieldNow};
 
@@ -91,17 +91,6 @@ fn check(state: State, outcome: Result<Token, Error>, drops: &Drops) {
     }
     let dropped = usize::from(matches!(state, Pending | Done | Taken));
     assert_eq!(drops.count(), dropped, "{state:?}: dropped exactly once");
-}
-
-/// The text of a panic.
-#[track_caller]
-fn panic_text<R>(step: impl FnOnce() -> R) -> String {
-    let Err(payload) = catch_unwind(AssertUnwindSafe(step)) else {
-        panic!("it did not panic");
-    };
-    let text = payload.downcast_ref::<String>().cloned();
-    text.or_else(|| payload.downcast_ref::<&str>().map(|&text| text.into()))
-        .expect("a panic with a text")
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 use std::{env, iter};
 
-use unsync::{ErrorKind, Unfuture};
+use unsync::{Error, ErrorKind, Unfuture};
 
 /// The limit of a test that takes hardly any time.
 pub(crate) const QUICK: Duration = Duration::from_secs(30);
@@ -127,6 +127,14 @@ impl Drop for Held {
     }
 }
 
+#[track_caller]
+pub(crate) fn assert_kind<T>(outcome: Result<T, Error>, kind: ErrorKind, what: &str) {
+    match outcome {
+        Ok(_) => panic!("{what}: a value instead of {kind:?}"),
+        Err(error) => assert_eq!(error.kind(), kind, "{what}: {error}"),
+    }
+}
+
 /// Shuts down while work is pending. A tenth of the limit is left for the ends, which is not always
 /// enough on a busy machine: the second call only waits for them.
 #[track_caller]
@@ -135,6 +143,17 @@ pub(crate) fn shut_down(limit: Duration) {
         assert_eq!(late.kind(), ErrorKind::TimedOut, "{late}");
         unsync::shutdown(QUICK).unwrap();
     }
+}
+
+/// The text of a panic.
+#[track_caller]
+pub(crate) fn panic_text<R>(step: impl FnOnce() -> R) -> String {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(step)) else {
+        panic!("it did not panic");
+    };
+    let text = payload.downcast_ref::<String>().cloned();
+    text.or_else(|| payload.downcast_ref::<&str>().map(|&text| text.into()))
+        .expect("a panic with a text")
 }
 
 /// Whether the calling thread is the ambient one, by its name.
@@ -256,11 +275,15 @@ impl Place {
         self.name.as_deref() == Some("unsync-ambient")
     }
 
-    /// `unsync-1`, `unsync-2` and so on.
     pub(crate) fn is_pool(&self) -> bool {
-        let number = self.name.as_deref().and_then(|n| n.strip_prefix("unsync-"));
-        number.is_some_and(|number| number.parse::<usize>().is_ok())
+        self.name.as_deref().is_some_and(is_pool)
     }
+}
+
+/// Whether it is `unsync-1`, `unsync-2` and so on.
+pub(crate) fn is_pool(name: &str) -> bool {
+    let number = name.strip_prefix("unsync-");
+    number.is_some_and(|number| number.parse::<usize>().is_ok())
 }
 
 /// A value whose drop is counted.
@@ -466,7 +489,7 @@ pub(crate) fn panicking_waker() -> Waker {
     waker_with(|| panic!("this waker must not be woken"), || ())
 }
 
-// ------------------------------------------------------------------------------ threads by counting
+// ---------------------------------------------------------------- threads and processes by counting
 
 /// The names of the threads of this process, where the system lists them.
 #[cfg(target_os = "linux")]
@@ -477,6 +500,21 @@ pub(crate) fn thread_names() -> Vec<String> {
         std::fs::read_to_string(task.ok()?.path().join("comm")).ok() //
     });
     names.map(|name| name.trim().to_owned()).collect()
+}
+
+/// The child processes of this one, where the system lists them.
+pub(crate) fn children() -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|number| parent_of(*number) == Some(std::process::id()))
+        .collect()
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let after_name = stat.rsplit_once(')')?.1;
+    after_name.split_whitespace().nth(1)?.parse().ok()
 }
 
 // --------------------------------------------------------------------------------- processor time
