@@ -1,5 +1,5 @@
 //! What the library says when something goes wrong: a task that blocks the ambient thread, a failure that
-//! nobody looked at, a crash, a wait that would deadlock, a worker that was stopped, and what is still
+//! was never observed, a crash, a wait that would deadlock, a worker that was stopped, and what is still
 //! running.
 //!
 //! Run with `cargo run --release --example diagnose`. `UNSYNC_DEBUG=1` turns on the same reports in any
@@ -54,7 +54,7 @@ fn diagnose() -> Result<(), Error> {
     eprintln!("\n# A task that blocks the ambient thread");
     unsync::spawn(async { thread::sleep(Duration::from_millis(250)) }).result()?;
 
-    eprintln!("\n# A failure that nobody looked at");
+    eprintln!("\n# A failure that was never observed");
     drop(unsync::spawn(async { "12 eggs".parse::<u32>().unwrap() }));
     unsync::drain(Duration::from_secs(10));
 

@@ -20,8 +20,8 @@ use crate::sync::thread::{self, Thread};
 ///
 /// # Panics
 ///
-/// Panics if the future panics, and on the ambient thread and wherever else
-/// [`result`](crate::Unfuture::result) does not block.
+/// Panics if the future panics, and on a thread where [`result`](crate::Unfuture::result) never blocks, such as
+/// the ambient thread.
 ///
 /// # Examples
 ///

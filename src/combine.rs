@@ -24,8 +24,8 @@ use crate::unfuture::Unfuture;
 
 // -------------------------------------------------------------------------------------- all of them
 
-/// Waits for all and gives the values in the order of the input, or the first error. Called `try_join_all` in
-/// futures.
+/// Waits for all and resolves to the values in the order of the input, or to the first error. Called
+/// `try_join_all` in futures.
 ///
 /// The first error resolves the returned `Unfuture` at once. The others run on, unless they are tied by
 /// [`cancel_on_drop`](Unfuture::cancel_on_drop). Cancelling it cancels all of them. If any of them is tied,
@@ -78,7 +78,7 @@ where
     })
 }
 
-/// Waits for all and gives the outcome of each, in the order of the input. Called `join_all` in futures.
+/// Waits for all and resolves to the outcome of each, in the order of the input. Called `join_all` in futures.
 ///
 /// The returned `Unfuture` never fails. A cancellation, a deadline or a shutdown ends it at once with the
 /// outcomes so far: work that has not ended is stopped and appears as such among them, and
@@ -192,8 +192,8 @@ impl<T: Send + 'static> Drop for Settling<T> {
 
 // ------------------------------------------------------------------------------------ one of them
 
-/// Gives the outcome of the first to finish, a value or an error, and cancels the others. Like `select_all` in
-/// futures, which leaves the others to the caller.
+/// Resolves to the outcome of the first to finish, a value or an error, and cancels the others. Like
+/// `select_all` in futures, which leaves the others to the caller.
 ///
 /// A losing call in a worker process is killed. A losing thread job that already runs cannot be stopped: it
 /// keeps running, and its value is discarded. Cancelling the race cancels all of them. If any of them is tied
@@ -246,7 +246,8 @@ where
 
 // --------------------------------------------------------------------------- one after the other
 
-/// Gives the outcomes as they come, each with its index in the input. Called `FuturesUnordered` in futures.
+/// Returns an iterator over the outcomes in order of completion, each with its index in the input. Called
+/// `FuturesUnordered` in futures.
 ///
 /// Synchronous code uses it as an [`Iterator`], and [`next_timeout`](AsCompleted::next_timeout) bounds the wait.
 /// Async code awaits [`next_done`](AsCompleted::next_done), under any executor.
@@ -321,8 +322,8 @@ impl<T> AsCompleted<T> {
     ///
     /// # Panics
     ///
-    /// Panics if no outcome is there, whatever the limit, on the ambient thread and wherever else
-    /// [`result`](Unfuture::result) does not block.
+    /// Panics if no outcome is there, whatever the limit, on a thread where [`result`](Unfuture::result) never
+    /// blocks, such as the ambient thread.
     ///
     /// # Examples
     ///
@@ -384,8 +385,8 @@ impl<T> Iterator for AsCompleted<T> {
     ///
     /// # Panics
     ///
-    /// Panics if none is there, on the ambient thread and wherever else [`result`](Unfuture::result) does not
-    /// block.
+    /// Panics if none is there, on a thread where [`result`](Unfuture::result) never blocks, such as the
+    /// ambient thread.
     #[track_caller]
     fn next(&mut self) -> Option<(usize, Result<T, Error>)> {
         self.next_until(None)

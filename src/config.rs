@@ -318,8 +318,8 @@ settings! {
         |make: impl Fn(&Path) -> Command + Send + Sync + 'static| Some(Box::new(make));
 
     /// Sets how long a [`host`](Config::host) may be silent before its worker counts as lost, and how long
-    /// the program may be silent before the worker ends. Default: 60 s. Each side sends something six times
-    /// within this time; the program is silent while it decodes a result of that worker.
+    /// the program may be silent before the worker ends. Default: 60 s. Each side sends a heartbeat six times
+    /// in that period. The program sends none while it decodes a result of that worker.
     ///
     /// # Examples
     ///
@@ -359,9 +359,9 @@ settings! {
     around_poll: Option<AroundPoll> = None,
         |hook: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static| Some(Box::new(hook));
 
-    /// Sets a hook that is called with every failure that nobody looked at because the `Unfuture` was
-    /// dropped. Work that was cancelled, or stopped by a shutdown, is not a failure. Default: nothing, or a
-    /// line on standard error if the environment variable `UNSYNC_DEBUG` is `1`.
+    /// Sets a hook that is called with every failure that was never observed because the `Unfuture` was
+    /// dropped. Cancelled work and work stopped by a shutdown do not count as failures. Default: nothing, or
+    /// a line on standard error if the environment variable `UNSYNC_DEBUG` is `1`.
     ///
     /// The hook may be called on a thread that must not wait for other work: see
     /// [`Unfuture::result`](crate::Unfuture::result).
@@ -398,7 +398,7 @@ impl Config {
     /// function prints there, on either stream, appears on standard error here. The environment and the
     /// working directory are those that the launcher sets.
     ///
-    /// Calls run here first, then on the host with the least to do. A host that cannot be reached is left
+    /// Calls go to local workers first, then to the least loaded host. A host that cannot be reached is left
     /// alone for a while. When a machine or the connection to it is lost, its calls fail as
     /// [`ErrorKind::WorkerLost`], even those that may not have begun: no call runs twice.
     ///

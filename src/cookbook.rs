@@ -284,7 +284,7 @@
 //! # A task that blocks the ambient thread
 //! unsync: the async task started at examples/diagnose.rs:55:5 has been blocking the ambient thread for 100 ms; blocking work belongs on unsync::thread
 //!
-//! # A failure that nobody looked at
+//! # A failure that was never observed
 //! unsync: unobserved failure: async task panicked: called `Result::unwrap()` on an `Err` value: ParseIntError { kind: InvalidDigit } (started at examples/diagnose.rs:58:10)
 //!
 //! # A worker process that crashes

@@ -120,7 +120,7 @@ pub struct TaskInfo {
     pub name: Option<&'static str>,
 }
 
-/// Counts of tasks, jobs, calls, threads and workers, as [`stats`](crate::stats) gives them.
+/// Counts of tasks, jobs, calls, threads and workers, as [`stats`](crate::stats) returns them.
 ///
 /// # Examples
 ///

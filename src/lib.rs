@@ -1,8 +1,8 @@
 //! Async, blocking and CPU-bound work from ordinary programs, and one kind of future for all three.
 //!
-//! There is no runtime to set up: [`spawn`] runs a future on an ambient thread, [`thread`] a closure on an
-//! elastic pool, [`cpu`](cpu()) a function in a worker process that may crash and can be killed. Each starts
-//! its work at once and returns an [`Unfuture`]: await it on any executor, or block for it with
+//! There is no runtime to set up: [`spawn`] runs a future on an ambient thread, [`thread`] runs a closure on
+//! an elastic pool, and [`cpu`](cpu()) runs a function in a worker process that may crash and can be killed.
+//! Each starts its work at once and returns an [`Unfuture`]: await it on any executor, or block for it with
 //! [`result`](Unfuture::result).
 //!
 //! ```
@@ -63,7 +63,7 @@
 //!
 //! # What may go wrong
 //!
-//! Every `Unfuture` resolves exactly once, whatever dies: to a value, or to an [`Error`] that says what
+//! Whatever dies, every `Unfuture` resolves exactly once, to a value or to an [`Error`] that says what
 //! happened to which work, and where the work was started. A panic ends the work that panicked and nothing
 //! else. [`ErrorKind`] lists the kinds.
 //!
@@ -75,7 +75,7 @@
 //! # Worker processes
 //!
 //! A worker is another process that runs the same executable; [`init`] makes the process a worker, as
-//! [`test_worker!`] does in a test binary. [`register!`] makes functions known to it. Arguments and results
+//! [`test_worker!`] does in a test binary. [`register!`] makes functions callable there. Arguments and results
 //! travel as [`Wire`]. If a worker dies, only the call that it ran fails; calls that it had not started go to
 //! another worker. Workers end with the program, however the program ends.
 //!
@@ -94,7 +94,7 @@
 //! | variable | meaning |
 //! | --- | --- |
 //! | `UNSYNC_THREADS`, `UNSYNC_PROCESSES` | how many pool threads may run jobs, and how many worker processes may live |
-//! | `UNSYNC_DEBUG=1` | reports on standard error: tasks that block the ambient thread, failures that nobody looked at, workers that a signal has stopped |
+//! | `UNSYNC_DEBUG=1` | reports on standard error: tasks that block the ambient thread, failures that were never observed, workers that a signal has stopped |
 //! | `UNSYNC_LINK=tcp`, `relay` | for tests: workers connect over loopback TCP instead of a Unix socket, or through a relay, as on another machine |
 //!
 //! An empty variable counts as unset. Invalid values are refused: thread jobs, pinned values and worker calls
@@ -106,10 +106,10 @@
 //! | | what it does better | what this library does instead |
 //! | --- | --- | --- |
 //! | tokio | sockets, files and signals on a reactor; tasks on all cores; a large ecosystem | nothing to set up, no dependencies, `result()` from anywhere; CPU-bound work can be killed |
-//! | smol | the same in smaller parts; the executor can be one's own | one call each for the three kinds of work |
+//! | smol | the same in smaller parts; you can bring your own executor | one call each for the three kinds of work |
 //! | rayon | parallel iterators over borrowed data, at nanoseconds for each item | work that blocks, fails, crashes, or must be stopped |
 //! | procspawn | anything that serde can encode; standard streams of a worker as pipes | calls are batched; a worker that dies fails one call; no dependencies |
-//! | `concurrent.futures` (Python) | any picklable function, without registering it | a worker that dies fails one call, not the pool; running calls can be cancelled |
+//! | `concurrent.futures` (Python) | any picklable function, without registration | a worker that dies fails one call, not the pool; running calls can be cancelled |
 //! | `unsync` (Python) | a decorator for any function of the language | types, real kills, no deadlock of nested waits |
 //!
 //! `benches/peers/RESULTS.md` in the repository has measurements against them.
@@ -120,7 +120,7 @@
 //! version may add error kinds. The texts of errors and reports, and what crosses between a program and its
 //! workers, are not part of the interface.
 //!
-//! # What it is made of
+//! # Dependencies and unsafe code
 //!
 //! No dependencies, no unsafe code, std only. [`register!`] writes the one attribute that is outside
 //! safe Rust, `#[unsafe(link_section)]`, and says so.

@@ -17,8 +17,8 @@ use crate::unfuture::promise;
 ///
 /// # Panics
 ///
-/// Panics on the ambient thread, which would wait for itself, and wherever else
-/// [`result`](crate::Unfuture::result) does not block.
+/// Panics on a thread where [`result`](crate::Unfuture::result) never blocks, such as the ambient thread, which
+/// would wait for itself.
 ///
 /// # Examples
 ///
@@ -57,8 +57,8 @@ pub fn drain(limit: Duration) -> bool {
 /// # Errors
 ///
 /// [`ErrorKind::TimedOut`] if something still runs at the limit, which the error names, and
-/// [`ErrorKind::WouldBlock`] on the ambient thread and wherever else [`result`](crate::Unfuture::result) does
-/// not block.
+/// [`ErrorKind::WouldBlock`] on a thread where [`result`](crate::Unfuture::result) never blocks, such as the
+/// ambient thread.
 ///
 /// # Examples
 ///
@@ -145,8 +145,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Lists all live work, with the line that started it: to find out what a program waits for.
 ///
 /// The ambient thread lists its own tasks. If a poll blocks it for a second, its tasks are left out. They are
-/// also left out if this is called on the ambient thread, or wherever else
-/// [`result`](crate::Unfuture::result) does not block.
+/// also left out if this is called on a thread where [`result`](crate::Unfuture::result) never blocks, such as
+/// the ambient thread.
 ///
 /// # Examples
 ///

@@ -25,17 +25,17 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::threads::{self, Queued};
 use crate::unfuture::Unfuture;
 
-/// Bounds how many of its tasks, jobs and calls run at once; the others wait in order. Called `Semaphore` in
-/// tokio.
+/// Bounds how many tasks, jobs and calls started through it run at once; the others wait in order. Called
+/// `Semaphore` in tokio.
 ///
 /// Each method returns an ordinary [`Unfuture`]. Cancelling work that waits takes it out of the queue. Once
 /// the work runs, it is cancelled like any work of its kind, and [`run_timeout`](Unfuture::run_timeout)
 /// counts from there. A place is free again when the work has really ended: a thread job that runs on after
 /// its deadline keeps its place.
 ///
-/// Clones share the limit. Work that waits for other work of the same limit keeps its place meanwhile, so
-/// enough such work deadlocks: give the inner work a limit of its own. A shutdown refuses waiting jobs and calls
-/// when it is their turn, so those behind a job that never ends do not resolve.
+/// Clones share the limit. Work that waits for other work under the same limit keeps its place while it
+/// waits, so nesting can deadlock: give the inner work a limit of its own. A shutdown refuses waiting jobs and
+/// calls when it is their turn, so those behind a job that never ends do not resolve.
 ///
 /// # Examples
 ///
@@ -48,7 +48,7 @@ use crate::unfuture::Unfuture;
 pub struct Limit(Arc<Semaphore>);
 
 impl Limit {
-    /// Creates a limit of `at_once`.
+    /// Creates a limit that lets `at_once` tasks, jobs and calls run at the same time.
     ///
     /// # Panics
     ///

@@ -26,7 +26,7 @@ use crate::unfuture::Unfuture;
 /// thread, and so do all calls, one after the other. Dropping the `Pinned` drops the value and ends the thread
 /// once the queued calls have run.
 ///
-/// [`drain`](crate::drain) and [`shutdown`](crate::shutdown) leave it alone, since it has an owner: they do
+/// [`drain`](crate::drain) and [`shutdown`](crate::shutdown) do not affect it, because it has an owner: they do
 /// not wait for its calls, and later calls still run. Work that a call starts elsewhere after a shutdown is
 /// refused. Like any thread that nobody joins, its thread ends silently with the process.
 ///
@@ -90,8 +90,8 @@ impl<V: 'static> Pinned<V> {
     /// Runs a closure on the value, after the calls that were queued before.
     ///
     /// [`cancel`](Unfuture::cancel) skips a queued call, and drops its closure. A running call cannot be
-    /// stopped; it sees [`is_cancelled`](crate::is_cancelled) and gives its value. A call may wait for any
-    /// other work.
+    /// stopped; [`is_cancelled`](crate::is_cancelled) returns `true` in it, and its value is still delivered. A
+    /// call may wait for any other work.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! An `Unfuture` with many waiters.
 //!
-//! The outcome is kept for all; each clone gives a copy of it, made outside of every lock. The clones share
+//! The outcome is kept for all; each clone returns a copy of it, made outside of every lock. The clones share
 //! the `Unfuture`: it cancels the work, and threads wait for it. Only the wakers of tasks are kept here,
 //! because a slot has room for only one.
 
@@ -18,7 +18,7 @@ use crate::sync::{Mutex, OnceLock};
 use crate::unfuture::{Canceller, Unfuture};
 
 impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
-    /// Lets many wait for the same work: each clone of the [`Shared`] gives a clone of the outcome.
+    /// Lets many wait for the same work: each clone of the [`Shared`] returns a clone of the outcome.
     ///
     /// # Examples
     ///
@@ -45,7 +45,7 @@ impl<T: Clone + Send + Sync + 'static> Unfuture<T> {
 
 /// An [`Unfuture`] with many owners, made by [`Unfuture::shared`]. Called `Shared` in futures too.
 ///
-/// Each clone waits on its own and gives a clone of the outcome, as often as it is asked. Put an outcome that
+/// Each clone waits on its own and returns a clone of the outcome, as often as it is asked. Put an outcome that
 /// is costly to clone into an [`Arc`], or look at it with [`peek`](Shared::peek).
 ///
 /// [`cancel`](Shared::cancel) on any clone stops the work, and all clones give
@@ -90,7 +90,7 @@ impl Wake for Waiting {
 }
 
 impl<T: Clone> Shared<T> {
-    /// Waits for the outcome and gives a clone of it. See [`Unfuture::result`].
+    /// Waits for the outcome and returns a clone of it. See [`Unfuture::result`].
     ///
     /// # Errors
     ///
@@ -130,8 +130,8 @@ impl<T> Shared<T> {
     ///
     /// # Panics
     ///
-    /// Panics if the work has not ended, on the ambient thread and wherever else
-    /// [`result`](Unfuture::result) does not block.
+    /// Panics if the work has not ended, on a thread where [`result`](Unfuture::result) never blocks, such as
+    /// the ambient thread.
     ///
     /// # Examples
     ///
@@ -149,8 +149,8 @@ impl<T> Shared<T> {
     ///
     /// # Panics
     ///
-    /// Panics if the work has not ended, on the ambient thread and wherever else
-    /// [`result`](Unfuture::result) does not block.
+    /// Panics if the work has not ended, on a thread where [`result`](Unfuture::result) never blocks, such as
+    /// the ambient thread.
     ///
     /// # Examples
     ///
@@ -168,7 +168,7 @@ impl<T> Shared<T> {
         self.inner.source.wait_timeout(limit)
     }
 
-    /// Returns whether the work has ended, so that [`result`](Shared::result) gives its outcome at once.
+    /// Returns whether the work has ended, so that [`result`](Shared::result) returns its outcome at once.
     ///
     /// # Examples
     ///

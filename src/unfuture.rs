@@ -87,8 +87,8 @@ impl<T> Unfuture<T> {
     ///
     /// # Panics
     ///
-    /// Panics if the work has not ended, on the ambient thread and wherever else [`result`](Unfuture::result)
-    /// does not block.
+    /// Panics if the work has not ended, on a thread where [`result`](Unfuture::result) never blocks, such as
+    /// the ambient thread.
     ///
     /// # Examples
     ///
@@ -109,8 +109,8 @@ impl<T> Unfuture<T> {
     ///
     /// # Panics
     ///
-    /// Panics if the work has not ended, on the ambient thread and wherever else [`result`](Unfuture::result)
-    /// does not block.
+    /// Panics if the work has not ended, on a thread where [`result`](Unfuture::result) never blocks, such as
+    /// the ambient thread.
     ///
     /// # Examples
     ///
@@ -142,8 +142,8 @@ impl<T> Unfuture<T> {
     ///
     /// - An async task: its future is dropped on the ambient thread. A poll in progress finishes first,
     ///   and what it returns is discarded.
-    /// - A thread job: it is taken out of the queue. A running job cannot be stopped; it sees
-    ///   [`is_cancelled`](crate::is_cancelled) and gives its value.
+    /// - A thread job: it is taken out of the queue. A running job cannot be stopped;
+    ///   [`is_cancelled`](crate::is_cancelled) returns `true` in it, and its value is still delivered.
     /// - A call in a worker process: it is taken out of the queue, or its worker is killed.
     /// - A continuation: the continuation stops, but not its source.
     /// - [`join_all`](crate::join_all), [`race`](crate::race), [`timeout`](Unfuture::timeout),

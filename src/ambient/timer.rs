@@ -485,7 +485,7 @@ pub enum MissedTicks {
     /// tick that is late by less than 5 ms, and by less than a period, shifts nothing. So two ticks are closer
     /// than a period by less than that.
     Delay,
-    /// The missed ticks are left out. All ticks stay at multiples of the period.
+    /// Missed ticks are skipped. All ticks stay at multiples of the period.
     Skip,
 }
 
