@@ -9,13 +9,16 @@ mod support;
 
 unsync::test_worker!();
 
+use std::cell::Cell;
 #[cfg(target_os = "linux")]
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
-use support::{Counter, Drops, Gate, HEAVY, Log, QUICK, blocked, in_child, is_pool, panic_text};
+use support::{Counter, Drops, Gate, HEAVY, Log, QUICK, blocked, in_child};
+#[cfg(target_os = "linux")]
+use support::{is_pool, panic_text};
 use unsync::{Error, ErrorKind, Unfuture};
 
 unsync::unsync! {
@@ -200,6 +203,34 @@ fn a_thread_too_many_leaves_a_long_queue_alone() {
             assert!(job.wait_timeout(QUICK), "job {n} was lost");
             assert_eq!(job.result().unwrap(), n);
         }
+    });
+}
+
+/// A shutdown refuses what is queued: no more of it begins.
+#[test]
+fn a_shutdown_lets_no_queued_job_begin() {
+    const NAME: &str = "a_shutdown_lets_no_queued_job_begin";
+    in_child(NAME, HEAVY, &[], || {
+        thread_local! {
+            static LATE: Cell<usize> = const { Cell::new(0) };
+        }
+        static MOST: AtomicUsize = AtomicUsize::new(0);
+        let job = || {
+            let late = LATE.get() + usize::from(unsync::is_cancelled());
+            LATE.set(late);
+            MOST.fetch_max(late, Ordering::Relaxed);
+            while !unsync::is_cancelled() {
+                std::thread::yield_now();
+            }
+        };
+        // More than there can be threads.
+        let jobs = Vec::from_iter((0..5_000).map(|_| unsync::thread(job)));
+        let _ = unsync::shutdown(Duration::ZERO);
+        let refused = jobs.into_iter().filter_map(|job| job.result().err());
+        assert!(refused.count() > 4_000);
+        // A thread may just have taken a job.
+        let most = MOST.load(Ordering::Relaxed);
+        assert!(most <= 1, "a thread began {most} jobs in the shutdown");
     });
 }
 

@@ -267,6 +267,11 @@ fn refused(error: &io::Error) {
             let source = code.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
             Error::os("no thread could be started for a thread job", source)
         });
+    } else if state.counts.idle > 0 {
+        // One may have parked because this thread would have been one too many.
+        let action = state.assign();
+        drop(state);
+        carry_out(action);
     }
 }
 
@@ -343,10 +348,10 @@ fn serve(mut state: Guard, place: usize) -> Guard {
     }
 }
 
-/// Runs jobs until the queue is empty, or enough other threads run its jobs.
+/// Runs jobs until the queue is empty, the pool is closed, or enough other threads run its jobs.
 fn run_jobs(mut state: Guard, place: usize) -> Guard {
     let mut now = Instant::now();
-    while !state.counts.is_exceeded() {
+    while !is_closed() && !state.counts.is_exceeded() {
         let Some(Queued { job, origin }) = state.queue.pop_front() else {
             break;
         };
