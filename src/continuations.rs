@@ -533,11 +533,14 @@ impl<T: Send + 'static> Unfuture<T> {
         let work = self.cancel_on_drop();
         let whole = try_spawn(origin, true, |itself| {
             work.slot().observed_by(itself.clone());
+            // Before the task runs, which may know a later source.
+            if let Some(whole) = itself.upgrade() {
+                whole.slot().link(|links| {
+                    links.source = Some(source);
+                    links.progress = progress;
+                });
+            }
             make(work, itself)
-        });
-        whole.slot().link(|links| {
-            links.source = Some(source);
-            links.progress = progress;
         });
         whole.tied(is_tied)
     }
