@@ -349,6 +349,8 @@ impl<C: Clone, W: Clone> State<C, W> {
         }
         for worker in &mut self.workers {
             if decodes(&worker.handle) {
+                // Its reader has not heard what it said since. That counts from the end of the decoding.
+                worker.last_active = now;
                 continue;
             }
             if worker.is_frozen(now) {
@@ -1398,6 +1400,25 @@ mod tests {
         assert_eq!(kills(&pool.wait(SECOND)), []);
         let _ = pool.exit(1, true);
         assert_eq!(pool.queued(), [1]);
+    }
+
+    /// The flag falls before the reader hears what the worker has said meanwhile.
+    #[test]
+    fn worker_is_not_judged_by_the_time_of_a_decoding_that_has_just_ended() {
+        let mut pool = Pool::with(limits(1));
+        let _ = pool.submit(1, 10);
+        pool.start(1, 1);
+        let _ = pool.submit(2, 10);
+        let _ = pool.act(|state, now| {
+            state.heard(1, Heard::Done(1), now);
+            state.heard(1, Heard::Decoding, now);
+        });
+        assert_eq!(pool.in_flight(1), [2]);
+        for second in 1..=5 {
+            pool.now += SECOND;
+            let fx = pool.act(|state, now| state.check(now, |_| second < 5));
+            assert_eq!(kills(&[fx]), [], "after {second} s");
+        }
     }
 
     #[test]

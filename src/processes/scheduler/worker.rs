@@ -42,7 +42,8 @@ pub(super) struct Worker<C, W> {
     pub(super) proven: bool,
     /// Whether its reader is decoding a large result, and hears nothing meanwhile.
     pub(super) decoding: bool,
-    /// When something was last heard from it, or given to it while it was idle.
+    /// When something was last heard from it, or given to it while it was idle, or when its reader was last seen
+    /// to decode.
     pub(super) last_active: Instant,
 }
 
