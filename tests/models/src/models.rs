@@ -80,7 +80,7 @@ fn end() {
 fn close() -> Vec<Unfuture<u64>> {
     let closing = engine::entered().into_iter().map(|engine| {
         let (promise, closed) = promise();
-        (engine.close)(Box::new(move |begun| promise.finish(Ok(begun))));
+        (engine.close)(Box::new(move |begun| _ = promise.set(begun)));
         closed
     });
     closing.collect()

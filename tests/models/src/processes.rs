@@ -37,7 +37,11 @@ pub(crate) fn is_worker() -> bool {
 
 type Nested<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
 
-pub(crate) fn nested<F: Entrypoint<A>, A>(_: F, _: A) -> Result<Nested<F::Output>, Error> {
+pub(crate) fn nested<F: Entrypoint<A>, A>(
+    _: crate::error::Origin,
+    _: F,
+    _: A,
+) -> Result<Nested<F::Output>, Error> {
     unreachable!("the models have no process pool")
 }
 

@@ -198,7 +198,8 @@ impl Condvar {
         mut guard: MutexGuard<'a, T>,
         time: Option<Duration>,
     ) -> (MutexGuard<'a, T>, bool) {
-        let alarm = time.map(|time| {
+        // std takes the longest time for no limit.
+        let alarm = time.filter(|time| *time < Duration::MAX).map(|time| {
             let (lock, condvar) = (Arc::clone(guard.lock), Arc::clone(self.get()));
             // Under the lock, which every notifier has held, so that the alarm is not missed.
             clock::set_alarm(time, move || {
