@@ -80,7 +80,8 @@ pub(crate) trait Job: Send + Sync {
     fn is_cancelled(&self) -> bool;
 }
 
-/// Runs a step of a job, which drops the job last of all. The step may be part of another job.
+/// Runs a step of a job, which drops the job last of all if the thread-locals are there. The step may be part of
+/// another job.
 pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
     let outer = JOB.try_with(|current| current.replace(Some(job)));
     step();

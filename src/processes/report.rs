@@ -429,6 +429,8 @@ mod tests {
     /// The system is not to blame for what the pool does.
     #[test]
     fn a_worker_that_was_killed_for_its_silence_did_not_run_out_of_memory() {
+        let output = Output::default();
+        drop(Opener(Arc::clone(&output.drained)));
         let error = |was_killed| {
             let report = ExitReport {
                 process: "1".into(),
@@ -438,7 +440,7 @@ mod tests {
                 launcher: None,
                 cause: None,
                 refusal: None,
-                output: &Output::default(),
+                output: &output,
             };
             let outcome = Outcome::Lost {
                 ran: None,

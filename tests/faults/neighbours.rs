@@ -161,7 +161,7 @@ fn a_stopped_call_ends_though_its_wrapped_worker_is_frozen() {
 
 /// The system reaps the wrapper, and nobody can wait for it.
 fn a_stopped_call_ends_though_the_program_ignores_the_end_of_its_children() {
-    let config = workers(1).host_timeout(Duration::from_secs(5));
+    let config = workers(1).host_timeout(Duration::from_secs(10));
     install(config.worker_command(|executable| {
         // In a session of its own, since the end of the shell would wake it in this one.
         let mut shell = Command::new("sh");

@@ -307,13 +307,13 @@ fn silent_launcher_is_lost() {
 }
 
 fn silent_parent_is_lost() {
-    install(only(1, PLAIN).host_timeout(Duration::from_secs(3)));
+    install(only(1, PLAIN).host_timeout(Duration::from_secs(8)));
     let worker = cpu(pid, ()).result().unwrap();
     let call = cpu(spin, ());
     until_one_runs();
     // This process stops, and a shell lets it go on.
     let me = process::id();
-    let wake = format!("kill -STOP {me}; sleep 6; kill -CONT {me}");
+    let wake = format!("kill -STOP {me}; sleep 12; kill -CONT {me}");
     Command::new("sh").arg("-c").arg(wake).status().unwrap();
     until("the worker has ended by itself", || is_dead(worker));
     assert!(call.result().is_err());
