@@ -35,7 +35,7 @@ pub(crate) struct Report {
     /// Greater for a newer value. A value may be overtaken while its part joins a whole.
     pub(crate) order: u64,
     pub(crate) bytes: Arc<[u8]>,
-    /// Whether somebody listens to this type. Later listeners begin with the next value.
+    /// Whether somebody listens to this type. Later listeners to the same `Progress` begin with the next value.
     is_heard: bool,
 }
 

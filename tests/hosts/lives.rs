@@ -206,10 +206,12 @@ fn noise_among_the_frames() {
     install(only(1, &format!("{noise} exec \"$@\"")));
     let call = cpu(stay, (gate.path(),));
     let _guest = gate.guest();
-    fs::remove_dir(first).unwrap();
+    until("the shell behind the launcher has begun", || {
+        fs::remove_dir(&first).is_ok()
+    });
     let words = ["bytes that are not a frame arrived", "host `far`"];
     assert_lost(call.result(), &words);
-    fs::create_dir(file("first")).unwrap();
+    fs::create_dir(first).unwrap();
     assert_works(100);
 }
 
