@@ -43,7 +43,9 @@ fn stat(process: u32) -> Option<(String, u32)> {
 
 /// The resident memory of a process.
 pub(super) fn resident_bytes(process: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let status = fs::read(format!("/proc/{process}/status")).ok()?;
+    // The name may end within a character.
+    let status = String::from_utf8_lossy(&status);
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))?;
