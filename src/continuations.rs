@@ -444,16 +444,18 @@ impl<T: Send + 'static> Unfuture<Unfuture<T>> {
     /// ```
     pub fn flatten(self) -> Unfuture<T> {
         let (origin, is_tied) = (self.slot().origin, self.slot().is_tied());
+        let speaker = Speaker::new();
+        speaker.passes_on(self.progress());
+        let progress = Arc::clone(&speaker.0);
         if self.is_done() {
-            return match self.take() {
+            let flat = match self.take() {
                 Ok(inner) if inner.is_done() => inner.tied(is_tied),
                 Ok(inner) => inner.tied(is_tied).within(|inner, _| inner),
                 Err(error) => Unfuture::settled_at(origin, Err(error)),
             };
+            speaker.passes_on(flat.progress());
+            return flat.heard_as(Some(progress));
         }
-        let speaker = Speaker::new();
-        speaker.passes_on(self.progress());
-        let progress = Arc::clone(&speaker.0);
         let flat = self.within(|outer, itself| {
             let outer = Outer(outer);
             async move {

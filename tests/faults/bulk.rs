@@ -689,6 +689,11 @@ fn progress_said_before_anybody_listens() {
     nested.wait();
     nested.flatten().on_progress(late).result().unwrap();
     assert_eq!(values.iter().collect::<Vec<_>>(), [2]);
+    let (late, values) = ear::<u32>();
+    let nested = cpu(report, (3,)).map(Unfuture::ready);
+    nested.wait();
+    nested.flatten().on_progress(late).result().unwrap();
+    assert_eq!(values.iter().collect::<Vec<_>>(), [2]);
 }
 
 const FLOOD: u32 = 1_000_000;
