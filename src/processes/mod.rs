@@ -138,6 +138,9 @@ thread_local! {
     static SCRATCH: Cell<(PoolEffects, Vec<u8>)> = Cell::default();
 }
 
+/// More than an event resolves, but for the end of the pool, which resolves all that waits.
+const RESOLUTIONS_KEPT: usize = 4096;
+
 fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
     // An event that this one causes on the same thread gets new ones, and so does a thread that is ending.
     let (mut effects, mut frames) = SCRATCH.try_with(Cell::take).unwrap_or_default();
@@ -180,6 +183,7 @@ fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {
             outcome => resolve(request, outcome),
         });
     }
+    effects.resolutions.shrink_to(RESOLUTIONS_KEPT);
     if resolutions > 0 {
         RESOLVED.fetch_add(resolutions, Ordering::SeqCst);
         tell_idle();
@@ -578,5 +582,12 @@ mod tests {
             .hold(Box::new(Watch(Arc::clone(&call), &WAS_FREE)));
         call.resolve(Err(Reason::Cancelled.error("it")));
         assert!(WAS_FREE.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_thread_that_ends_the_pool_keeps_little_of_its_queue() {
+        update(|pool, _| pool.state.fx.resolutions.reserve(100_000));
+        let (effects, _) = SCRATCH.take();
+        assert!(effects.resolutions.capacity() <= 2 * RESOLUTIONS_KEPT);
     }
 }
