@@ -240,7 +240,7 @@ impl ExitReport<'_> {
             how += match self.was_killed {
                 true => ", because it did not answer",
                 // A system that runs out of memory kills this way, but so may others.
-                false => ", perhaps because memory ran out",
+                false => ", perhaps because memory ran out or its connection was closed",
             };
         }
         if let Some(why) = self.abort_without_panic() {

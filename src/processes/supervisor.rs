@@ -183,7 +183,7 @@ impl Process {
         let was_killed = self.was_killed.swap(true, Ordering::Relaxed);
         // At the end of the link, a relay kills its worker and says how the worker ended. A launcher that was
         // killed could not pass that on. The child may be a shell that waits for the launcher it started.
-        if self.far.is_some() && was_killed {
+        if self.far.is_some() && was_killed && !self.was_reaped.load(Ordering::Relaxed) {
             transport::kill_children(self.pid);
         }
         if self.far.is_none() || was_killed {
