@@ -265,7 +265,8 @@ impl<C: Clone, W: Clone> State<C, W> {
         self.reaping += 1;
         // Nothing of a large call is written before the worker is clear for it.
         let certain = exit != Exit::Uncertain || worker.phase == Phase::Rendezvous;
-        if self.workers.is_empty() {
+        // If a worker may be started at its place, the next one lives there soon.
+        if self.workers.is_empty() && !self.places[worker.place].may_start(now) {
             self.places.iter_mut().for_each(|place| place.hurry(now));
             if worker.proven {
                 self.places.iter_mut().for_each(Place::forgive);
@@ -405,6 +406,7 @@ impl<C: Clone, W: Clone> State<C, W> {
     /// The calls that are not over, and when they started.
     pub(super) fn calls(&self) -> impl Iterator<Item = (&C, Option<Instant>)> {
         let in_flight = self.workers.iter().flat_map(|worker| &worker.in_flight);
+        let in_flight = in_flight.filter(|entry| !entry.resolved);
         let in_flight = in_flight.map(|entry| (&entry.call, entry.started));
         in_flight.chain(self.queue.iter().map(|entry| (&entry.call, None)))
     }
@@ -1280,6 +1282,33 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_host_is_left_alone_while_the_only_worker_is_replaced_again_and_again() {
+        let mut limits = limits(1);
+        limits.places.push(1);
+        limits.calls_per_worker = Some(1);
+        let mut pool = Pool::new(limits);
+        let mut spawns = (1..=100)
+            .flat_map(|id| pool.submit(id, 10).spawns)
+            .collect::<Vec<_>>();
+        let mut tries = 0;
+        for id in 1..=50 {
+            let (number, _) = *spawns.iter().find(|(_, place)| *place == HERE).unwrap();
+            for _ in spawns.drain(..).filter(|(_, place)| *place != HERE) {
+                tries += 1;
+                let died = SpawnFailure::Died;
+                let failed = pool.act(|state, now| state.spawn_failed(1, died, now));
+                assert!(failed.spawns.is_empty());
+            }
+            pool.connect(number);
+            pool.start(number, id);
+            let mut effects = vec![pool.hear(number, Heard::Done(id)), pool.exit(number, true)];
+            effects.extend(pool.wait(100 * MILLI));
+            spawns.extend(effects.into_iter().flat_map(|fx| fx.spawns));
+        }
+        assert!((1..=5).contains(&tries), "{tries}");
+    }
+
+    #[test]
     fn a_dead_host_is_not_left_alone_for_long_once_no_other_starts() {
         let mut pool = at_hosts(&[1, 1]);
         assert_eq!(pool.submit(1, 10).spawns, [(1, 1)]);
@@ -1366,6 +1395,7 @@ mod tests {
         assert_eq!(kills(&effects), []);
         assert!(workers!(effects, Action::Probe(1)).contains(&1));
         assert_resolved!(pool, 2 as Outcome::Stopped { ran: None, .. });
+        assert!(pool.state.calls().all(|(id, _)| *id != 2), "it is over");
         // The worker thaws, and begins a call that is over.
         let _ = pool.hear(1, Heard::Done(1));
         pool.start(1, 2);
@@ -1400,6 +1430,14 @@ mod tests {
         assert_eq!(kills(&pool.wait(SECOND)), []);
         let _ = pool.exit(1, true);
         assert_eq!(pool.queued(), [1]);
+
+        // Nothing depends on it once the call is stopped.
+        let mut pool = at_hosts(&[1]);
+        let _ = pool.submit(1, 2 * EAGER);
+        let _ = pool.act(|state, now| state.ready((1, 1), 1, Duration::ZERO, now));
+        let _ = pool.hear(1, Heard::ClearToSend);
+        assert_eq!(kills(&[pool.act(State::close)]), [1]);
+        assert_eq!(kills(&pool.wait(CHECK)), [1]);
     }
 
     /// The flag falls before the reader hears what the worker has said meanwhile.

@@ -268,9 +268,10 @@ impl<C: Clone, W: Clone> Worker<C, W> {
 
     pub(super) fn kill(&mut self, now: Instant) {
         // A relay whose write to a frozen worker blocks learns nothing from here, and kills the worker when it
-        // finds out by itself. Only then is it certain that the call has not begun.
+        // finds out by itself. Only then is it certain that the call has not begun, and may begin elsewhere.
+        let wanted = self.in_flight.iter().any(|entry| entry.stop.is_none());
         let again = match (self.phase, self.place) {
-            (Phase::Loading, 1..) => now + FROZEN,
+            (Phase::Loading, 1..) if wanted => now + FROZEN,
             _ => now + CHECK,
         };
         self.phase = match self.phase {
