@@ -18,9 +18,10 @@ use crate::{log, spin};
 /// environment variables `UNSYNC_THREADS` and `UNSYNC_PROCESSES`, and those over the defaults. An empty
 /// variable counts as unset. [`install`](Config::install) refuses invalid values.
 ///
-/// The settings apply to the program itself. Worker processes never return from [`init`](crate::init), so
-/// they use the environment variables and the defaults; only `frame_bytes_max`, `stack_size` and `spin` reach
-/// them.
+/// The settings apply to the program itself: install them after [`init`](crate::init), from which worker
+/// processes never return. Workers use the environment variables and the defaults; of the program's settings,
+/// only `frame_bytes_max`, `stack_size` and `spin` reach them. A `Config` that is installed before `init` is
+/// installed in every worker too.
 ///
 /// # Examples
 ///
@@ -31,7 +32,7 @@ use crate::{log, spin};
 /// unsync::init();
 /// unsync::Config::new().threads(64).keep_alive(Duration::from_secs(1)).install()?;
 /// assert_eq!(unsync::thread(|| 1).result()?, 1);
-/// assert!(unsync::Config::new().install().is_err(), "too late: in use");
+/// assert!(unsync::Config::new().install().is_err(), "already in force");
 /// # Ok(())
 /// # }
 /// ```
@@ -100,8 +101,8 @@ macro_rules! settings {
 
 settings! {
     /// Sets how many pool threads may run jobs at once. Threads that block in a wait of this library do not
-    /// count: after the wait, a thread runs beside the one that stood in for it until that one's job ends.
-    /// Default: 512.
+    /// count. When the wait ends, the thread resumes immediately, so the limit may be exceeded until the thread
+    /// that replaced it finishes its job. Default: 512.
     ///
     /// # Examples
     ///
@@ -441,8 +442,14 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotInitialised`] if a value is invalid, or if the library is already in use: then nothing
-    /// changes.
+    /// [`ErrorKind::NotInitialised`] if settings are already in force, because they were installed or the
+    /// library was used before, or if a value is invalid; then nothing changes. Invalid are
+    /// - `threads`, `processes` and the slots of a host below 1 or above 1,048,576, except 0 `processes` with a
+    ///   host,
+    /// - 0 for `calls_per_worker`, `memory_per_worker`, `frame_bytes_max`, `stack_size`, `start_timeout`,
+    ///   `host_timeout` and `stall`,
+    /// - a `stack_size` above `isize::MAX`, a `spin` above 1 ms, and a `thread_name` with a NUL character,
+    /// - an environment variable with a value that it cannot have.
     ///
     /// # Examples
     ///
@@ -465,7 +472,8 @@ impl Config {
         if is_first {
             return Ok(());
         }
-        let text = "the library is in use already: install settings before its first use";
+        let text =
+            "others are in force already: install settings once, before the library's first use";
         Err(refused(text))
     }
 }

@@ -89,7 +89,10 @@ mod settings {
             }
             let refused = Config::new().threads(3).install().unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::NotInitialised);
-            assert!(refused.to_string().contains("in use already"), "{refused}");
+            assert!(
+                refused.to_string().contains("in force already"),
+                "{refused}"
+            );
             // And the refusal does no harm.
             assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
         });
@@ -249,7 +252,7 @@ mod settings {
                 assert_eq!(unsync::thread(|| 1).result().unwrap(), 1);
                 assert_eq!(unsync::cpu(double, (1,)).result().unwrap(), 2);
                 let late = Config::new().install().unwrap_err();
-                assert!(late.to_string().contains("in use already"), "{late}");
+                assert!(late.to_string().contains("in force already"), "{late}");
             });
         }
     }
