@@ -95,7 +95,9 @@ pub(crate) fn run(job: Arc<dyn Job>, step: impl FnOnce()) {
 ///
 /// Call it in the closure of a [`thread`](crate::thread()) job or of a call of a [`Pinned`](crate::Pinned)
 /// value, or in the function of a [`cpu`](crate::cpu()) call, on the thread that runs them. Elsewhere it
-/// returns `false`: an async task that is cancelled is not polled again.
+/// returns `false`: an async task that is cancelled is not polled again. A `cpu` function sees a
+/// cancellation only with [`cancel_grace`](crate::Config::cancel_grace); by default its worker is killed
+/// immediately.
 ///
 /// # Examples
 ///

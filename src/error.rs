@@ -162,7 +162,7 @@ pub enum ErrorKind {
     NotInitialised,
     /// Arguments or a result could not be decoded.
     Codec,
-    /// Arguments or a result exceed the limit of one frame.
+    /// Arguments or a result exceed [`frame_bytes_max`](crate::Config::frame_bytes_max).
     TooLarge,
     /// The operating system refused a thread, a process or a connection, or an [`io::Error`] was converted.
     /// [`source`](std::error::Error::source) is that error.
@@ -334,8 +334,8 @@ impl Error {
         Ok(payload.unwrap_or_else(|| Box::new(self.0.message.clone())))
     }
 
-    /// Returns how the worker process ended, for [`ErrorKind::WorkerLost`] and for a panic or a deadline that
-    /// ended it.
+    /// Returns how the worker process ended, if its end ended the call: for [`ErrorKind::WorkerLost`], and for
+    /// a panic, a deadline, a cancellation or a shutdown that ended the process.
     ///
     /// # Examples
     ///

@@ -30,9 +30,6 @@ use crate::unfuture::Unfuture;
 /// not wait for its calls, and later calls still run. Work that a call starts elsewhere after a shutdown is
 /// refused. Like any thread that nobody joins, its thread ends silently with the process.
 ///
-/// If making the value panics, every call fails as that panic. If the operating system refuses the
-/// thread, every call fails as [`ErrorKind::Os`](crate::ErrorKind::Os).
-///
 /// # Examples
 ///
 /// ```
@@ -95,9 +92,14 @@ impl<V: 'static> Pinned<V> {
     ///
     /// # Errors
     ///
-    /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if the closure panics.
-    /// The value stays as the panic left it, and later calls get it like that, as with a `Mutex` whose poison
-    /// is ignored.
+    /// The `Unfuture` resolves as [`ErrorKind::Panicked`](crate::ErrorKind) if the closure panics or making the
+    /// value did, as [`ErrorKind::Os`](crate::ErrorKind) if the operating system refused the thread, as
+    /// [`ErrorKind::NotInitialised`](crate::ErrorKind) if the settings are invalid, and as
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind) or [`ErrorKind::TimedOut`](crate::ErrorKind) if it was
+    /// stopped in time.
+    ///
+    /// When a closure panics, the value stays as the panic left it, and later calls get it like that, as with a
+    /// `Mutex` whose poison is ignored.
     ///
     /// # Examples
     ///

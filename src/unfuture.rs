@@ -144,7 +144,8 @@ impl<T> Unfuture<T> {
     ///   and what it returns is discarded.
     /// - A thread job: it is taken out of the queue. A running job cannot be stopped;
     ///   [`is_cancelled`](crate::is_cancelled) returns `true` in it, and its value is still delivered.
-    /// - A call in a worker process: it is taken out of the queue, or its worker is killed.
+    /// - A call in a worker process: it is taken out of the queue, or its worker is killed, after
+    ///   [`cancel_grace`](crate::Config::cancel_grace) if that is set.
     /// - A continuation: the continuation stops, but not its source.
     /// - [`join_all`](crate::join_all), [`race`](crate::race), [`timeout`](Unfuture::timeout),
     ///   [`flatten`](Unfuture::flatten): everything it waits for stops. If none of that can be stopped, such
