@@ -83,7 +83,7 @@ pub enum WorkKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WorkState {
-    /// Waiting for a thread or a worker process.
+    /// Waiting for a thread, or for a worker process to start it.
     Queued,
     /// Running; an async task may be waiting for something.
     Running,
@@ -112,7 +112,8 @@ pub struct TaskInfo {
     /// Whether it runs.
     pub state: WorkState,
     /// How long it has been running, or for a queued call how long it has been queued. `None` for a
-    /// queued thread job. The age of an async task may be too high by the time of some polls of all tasks.
+    /// queued thread job. The age of an async task may be overstated by the time that some rounds of
+    /// the run queue take.
     pub age: Option<Duration>,
     /// Where it was started.
     pub started_at: Origin,
@@ -143,7 +144,8 @@ pub struct Stats {
     pub threads: usize,
     /// Calls waiting for a worker process.
     pub calls_queued: usize,
-    /// Calls sent to a worker process.
+    /// Calls sent to a worker process, including those that it has not started, which
+    /// [`tasks`](crate::tasks) lists as queued.
     pub calls_running: usize,
     /// Worker processes.
     pub workers: usize,

@@ -9,8 +9,8 @@ use crate::unfuture::promise;
 
 /// Waits until all work has ended, or until the limit; returns whether all work has ended.
 ///
-/// Work that is started in the meantime counts too. Without this call, unfinished work ends silently with the
-/// process, as with a daemon thread.
+/// Work that is started in the meantime counts too; calls on a [`Pinned`](crate::Pinned) value do not. Without
+/// this call, unfinished work ends silently with the process, as with a daemon thread.
 ///
 /// A thread job that calls this waits for itself too, so it waits until the limit. Every engine is asked, so
 /// with a limit below some milliseconds the answer may be `false` although nothing runs.
@@ -143,6 +143,9 @@ pub fn stats() -> Stats {
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Lists all live work, with the line that started it: to find out what a program waits for.
+///
+/// Not listed are jobs and calls that wait for a place in a [`Limit`](crate::Limit), calls on a
+/// [`Pinned`](crate::Pinned) value, and promises.
 ///
 /// The ambient thread lists its own tasks. If a poll blocks it for a second, its tasks are left out. They are
 /// also left out if this is called on a thread where [`result`](crate::Unfuture::result) never blocks, such as
