@@ -32,9 +32,9 @@
 //! # }
 //! ```
 //!
-//! CPU-bound calls need no limit: no more of them run at once than there are processors. A call costs about
-//! ten microseconds, or two if thousands are made at once, so give each call more work than that. The
-//! arguments of every call stay in memory until the call starts.
+//! CPU-bound calls need no limit: by default no more of them run at the same time than there are processors. A
+//! call costs about ten microseconds, or two if thousands are made at once, so give each call more work than
+//! that. The arguments of every call stay in memory until the call starts.
 //!
 //! # A time limit, and a retry with back-off
 //!

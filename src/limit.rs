@@ -120,8 +120,8 @@ impl Limit {
         self.job(Location::caller(), || Ok(closure()))
     }
 
-    /// Calls a function as [`cpu`](crate::cpu()) does, once a place is free. The arguments are encoded at
-    /// once.
+    /// Calls a function as [`cpu`](crate::cpu()) does, once a place is free. The arguments are encoded
+    /// immediately, before a place is free.
     ///
     /// # Examples
     ///
