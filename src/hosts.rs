@@ -105,7 +105,8 @@
 //! Measured once, in November 2026, on two virtual processors, with one worker behind an `sshd` and behind a
 //! Slurm cluster on the same machine; a network adds its own delay. Calls are batched as on one machine, and
 //! enough of them are in flight to fill the round trip. `cargo bench --bench processes` in the repository
-//! measures calls to a local worker and over a relay.
+//! measures calls to a local worker and over a relay; the figures for `ssh` and `srun`, and those below the
+//! table, were measured by hand.
 //!
 //! | | local worker | relay | ssh | srun |
 //! | --- | --- | --- | --- | --- |
@@ -129,7 +130,7 @@
 //! - **MPI** is for programs whose processes exchange data all the time, over networks made for that.
 //!
 //! Use this for independent calls that take milliseconds or more and come from one program: parameter sweeps,
-//! rendering, simulations, conversions. If all you need is one more machine, it takes four lines.
+//! rendering, simulations, conversions. If all you need is one more machine, it takes a few lines.
 //!
 //! # On Windows
 //!

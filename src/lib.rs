@@ -29,7 +29,7 @@
 //!
 //! | call | runs | cancelling it |
 //! | --- | --- | --- |
-//! | [`spawn`], [`spawn_local`], [`spawn_now`] | on the ambient thread, one for the process | drops the future, there |
+//! | [`spawn`], [`spawn_local`], [`spawn_now`] | on the ambient thread, one for the process; `spawn_now` polls once on the calling thread first | drops the future, there |
 //! | [`thread`] | on a pool thread; the pool grows as jobs block | while queued; a running job sees [`is_cancelled`] |
 //! | [`cpu`](cpu()), [`cpu!`] | in a worker process, up to one for each processor | while queued; a running call is killed |
 //! | [`unsync!`] | by the kind of function | as above |
@@ -145,7 +145,7 @@
 //! | --- | --- |
 //! | no dependencies | `.ci/run`: "manifest" |
 //! | no unsafe code | `unsafe_code = "forbid"` in `Cargo.toml` |
-//! | each file uses only what lies below it; `cfg` in one file | `tests/floors.rs` |
+//! | each file uses only what lies below it, but for a few listed exceptions; `cfg` in one file | `tests/floors.rs` |
 //! | every `Unfuture` resolves exactly once, whatever dies | `tests/combinations.rs`, `tests/beneath.rs`, `tests/crash_table.rs`, `tests/soak.rs`, the simulation of the scheduler in `tests/simulation` |
 //! | no wake-up is lost and every race has one winner, in every schedule with two preemptions | `tests/models`: `slot`, `fate`, `promise`, `block_on`, `ambient`, `timer`, `pool`, `ready-set`, `limit` |
 //! | no lock is held while foreign code runs | tests named `…_may_call_back`, and `foreign_code_may_wait_while_an_outcome_is_handed_on` |
@@ -157,9 +157,9 @@
 //! | no worker outlives the program | `tests/faults/orphans.rs`, `tests/hosts/lives.rs` |
 //! | idle costs nothing, and nothing grows | `tests/idle.rs`, `tests/soak.rs` |
 
-// The modules are in the order of the floors, from the ground up: `tests/floors.rs` has the list, and checks
-// that every file uses only what lies below it. Writing to standard error without its lock differs by
-// platform, so `log` is handed down from the platform file.
+// The modules are in groups, roughly from the ground up. `tests/floors.rs` has the exact order, and checks that
+// every file uses only what lies below it. Writing to standard error without its lock differs by platform, so
+// `log` is handed down from the platform file.
 use processes::log;
 
 mod current;

@@ -217,8 +217,8 @@ fn tell_idle() {
     }
 }
 
-/// Starts worker processes up to the limit, at a host eight at most, so that the first calls need not wait for
-/// them.
+/// Starts worker processes up to the limit, and at most eight at each host, so that the first calls need not
+/// wait for them.
 ///
 /// Returns at once. Does nothing in a worker, or in a program that cannot have workers.
 ///

@@ -28,7 +28,7 @@ mod impls;
 ///   `Option` is a `bool`, then the value if there is one.
 /// - A collection is its length as a `u64`, then its elements. Where these take less than a byte
 ///   each (as `()` does), zeros follow until there are as many bytes as elements.
-/// - Text is a collection of bytes: UTF-8, or what the platform keeps in an `OsString`.
+/// - Text is a collection: of the bytes of its UTF-8, or of the units that the platform keeps in an `OsString`.
 ///
 /// The format is an agreement among processes of one executable. It is not self-describing and may change
 /// with any version, so it does not belong in files or between programs.
