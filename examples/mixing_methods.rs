@@ -17,8 +17,8 @@ unsync::unsync! {
         std::thread::sleep(TENTH);
         (number, number + 1)
     }
-    async fn gather(works: Vec<Unfuture<(u64, u64)>>) -> Result<BTreeMap<u64, u64>, Error> {
-        Ok(unsync::join_all(works).await?.into_iter().collect())
+    async fn gather(requests: Vec<Unfuture<(u64, u64)>>) -> Result<BTreeMap<u64, u64>, Error> {
+        Ok(unsync::join_all(requests).await?.into_iter().collect())
     }
 }
 
@@ -30,10 +30,10 @@ async fn process((number, fetched): (u64, u64)) -> (u64, u64) {
 fn main() -> Result<(), Error> {
     support::arguments("mixing_methods", 0);
     let start = Instant::now();
-    let works = (0..10)
+    let requests = (0..10)
         .map(|number| download(number).and_then(process))
         .collect();
-    let answers = gather(works).flatten().result()?;
+    let answers = gather(requests).flatten().result()?;
     println!("{answers:?} after {:.3} s", start.elapsed().as_secs_f64());
     Ok(())
 }

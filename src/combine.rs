@@ -283,9 +283,9 @@ where
 /// # Examples
 ///
 /// ```
-/// let works = unsync::as_completed((0..3).map(|n| unsync::thread(move || n)));
-/// assert_eq!(works.len(), 3);
-/// let sum: u32 = works.map(|(_, outcome)| outcome.unwrap()).sum();
+/// let jobs = unsync::as_completed((0..3).map(|n| unsync::thread(move || n)));
+/// assert_eq!(jobs.len(), 3);
+/// let sum: u32 = jobs.map(|(_, outcome)| outcome.unwrap()).sum();
 /// assert_eq!(sum, 3);
 /// ```
 pub struct AsCompleted<T> {
