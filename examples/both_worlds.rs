@@ -73,6 +73,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(unsync::block_on(asynchronous(&counts))?, lines);
     println!("{lines} lines, in both worlds");
     let missing = counts.lines("no such file").result()?;
-    println!("and: {}", missing.unwrap_err());
+    println!("a missing file: {}", missing.unwrap_err());
     Ok(())
 }

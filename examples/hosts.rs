@@ -3,6 +3,7 @@
 //! Run with `cargo run --release --example hosts [HOST...]`. A HOST is `ssh:NAME:WORKERS`, where `ssh NAME`
 //! asks no questions and the executable is at the same path; or `srun:WORKERS`, for a cluster under Slurm; or
 //! `here:WORKERS`, for a relay on this machine. Without arguments it uses two `here` hosts.
+//! The picture goes to `hosts.png` in the directory for temporary files.
 
 mod support;
 
@@ -40,7 +41,8 @@ fn hosts_render(hosts: &[String]) -> Result<(), Box<dyn Error>> {
     // This machine only puts the tiles together.
     let mut config = Config::new().processes(0);
     for host in hosts {
-        config = with_host(config, host).ok_or_else(|| format!("{host:?} is no host: {USAGE}"))?;
+        config =
+            with_host(config, host).ok_or_else(|| format!("{host:?} is not a host: {USAGE}"))?;
     }
     config.install()?;
 
@@ -66,7 +68,7 @@ fn hosts_render(hosts: &[String]) -> Result<(), Box<dyn Error>> {
 
     for (host, count) in done {
         match count {
-            0 => println!("{host}: no tiles, it could not be reached in time"),
+            0 => println!("{host}: no tiles: unreachable, or the other hosts were faster"),
             count => println!("{host}: {count} tiles"),
         }
     }
@@ -78,9 +80,10 @@ fn hosts_render(hosts: &[String]) -> Result<(), Box<dyn Error>> {
 fn with_host(config: Config, host: &str) -> Option<Config> {
     let (launcher, rest) = host.split_once(':')?;
     let (name, workers) = rest.rsplit_once(':').unwrap_or(("", rest));
-    let (launcher, name, workers) = (launcher.to_owned(), name.to_owned(), workers.parse().ok()?);
-    let words: Vec<String> = match (launcher.as_str(), name.as_str()) {
-        ("ssh", name) if !name.is_empty() => {
+    let workers = workers.parse().ok()?;
+    let mut words: Vec<String> = match (launcher, name) {
+        // `ssh` would take a name that begins with `-` for an option.
+        ("ssh", name) if !name.is_empty() && !name.starts_with('-') => {
             ["ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", name]
                 .map(String::from)
                 .to_vec()
@@ -90,14 +93,10 @@ fn with_host(config: Config, host: &str) -> Option<Config> {
         _ => return None,
     };
     // This lets each tile say where it was rendered.
-    let mark = format!("TILES_BY={host}");
+    words.extend(["env".into(), format!("TILES_BY={host}")]);
     Some(config.host(host, workers, move |program: &Path| {
-        let mut words = words
-            .iter()
-            .map(String::as_str)
-            .chain(["env", mark.as_str()]);
-        let mut command = Command::new(words.next().unwrap_or("env"));
-        command.args(words).arg(program);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg(program);
         command
     }))
 }
