@@ -12,8 +12,7 @@ mod picture;
 use std::collections::HashSet;
 use std::env;
 use std::error::Error;
-use std::fs::File;
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -29,9 +28,6 @@ fn main() -> ExitCode {
 
 fn mandelbrot(path: &Path) -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
-    let at_path = |error| format!("{path:?}: {error}");
-    // Before the work starts, since this may fail.
-    let mut file = File::create(path).map_err(at_path)?;
     let tiles: Vec<_> = (0..TILES).map(|n| unsync::cpu(render, (n,))).collect();
     let mut picture = vec![0; 3 * WIDTH * HEIGHT];
     let mut workers = HashSet::new();
@@ -42,7 +38,7 @@ fn mandelbrot(path: &Path) -> Result<(), Box<dyn Error>> {
         put(&mut picture, n, &tile);
     }
     show_progress("");
-    file.write_all(&png(&picture)).map_err(at_path)?;
+    fs::write(path, png(&picture)).map_err(|error| format!("{path:?}: {error}"))?;
 
     let (workers, seconds) = (workers.len(), began.elapsed().as_secs_f64());
     let size = format!("{WIDTH} x {HEIGHT} pixels in {TILES} tiles");
