@@ -52,13 +52,16 @@ pub(crate) fn run() {
     say(&format!("\nwritten to {RESULTS}"));
 }
 
-/// The versions of the compiler, the peers and Python, as far as each is available.
+/// The commit, and the versions of the compiler, the peers and Python, as far as each is available.
 fn versions() -> Vec<String> {
     let says = |mut command: Command| {
         let output = command.stderr(Stdio::null()).output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     };
+    let mut git = Command::new("git");
+    git.current_dir(env!("CARGO_MANIFEST_DIR"));
+    git.args(["describe", "--always", "--dirty", "--exclude=*"]);
     let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     rustc.arg("--version");
     let mut python = raw::own_program();
@@ -82,8 +85,9 @@ fn versions() -> Vec<String> {
         Some(format!("{name} {}", entry.split('"').next()?))
     };
     let peers: Vec<String> = peers.into_iter().filter_map(version).collect();
-    let lines = [says(rustc), Some(peers.join(", ")), says(python)];
-    let titled = ["rust", "peers", "python"].into_iter().zip(lines);
+    let peers = peers.join(", ");
+    let lines = [says(git), says(rustc), Some(peers), says(python)];
+    let titled = ["commit", "rust", "peers", "python"].into_iter().zip(lines);
     titled
         .filter_map(|(title, line)| Some(format!("{title:<7} {}", line?)))
         .collect()
