@@ -449,7 +449,7 @@ impl Config {
     /// - 0 for `calls_per_worker`, `memory_per_worker`, `frame_bytes_max`, `stack_size`, `start_timeout`,
     ///   `host_timeout` and `stall`,
     /// - a `stack_size` above `isize::MAX`, a `spin` above 1 ms, and a `thread_name` with a NUL character,
-    /// - an environment variable with a value that it cannot have.
+    /// - an environment variable with an invalid value, unless code has set that value.
     ///
     /// # Examples
     ///

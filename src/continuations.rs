@@ -356,7 +356,7 @@ impl<T: Send + 'static> Unfuture<T> {
     /// `f` gets the newest value of type `P` whenever it is free, so it may miss values, but not the last
     /// one. Values of other types are ignored, even if their bytes would decode as a `P`. `f` is dropped
     /// after the call has ended. There may be several listeners, even for one type; a later listener
-    /// for the same type begins with the next value, and may get none.
+    /// for the same type may begin with the next value, and so get none.
     ///
     /// Progress passes through every step made on the call: [`map`](Unfuture::map) and the other
     /// continuations, [`flatten`](Unfuture::flatten), [`timeout`](Unfuture::timeout),

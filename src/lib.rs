@@ -157,8 +157,8 @@
 //! | no worker outlives the program | `tests/faults/orphans.rs`, `tests/hosts/lives.rs` |
 //! | idle costs nothing, and nothing grows | `tests/idle.rs`, `tests/soak.rs` |
 
-// The modules are in groups, roughly from the ground up. `tests/floors.rs` has the exact order, and checks that
-// every file uses only what lies below it. Writing to standard error without its lock differs by platform, so
+// The modules are in groups, roughly from the ground up. `tests/floors.rs` has the exact order with its few
+// exceptions, and checks it. Writing to standard error without its lock differs by platform, so
 // `log` is handed down from the platform file.
 use processes::log;
 

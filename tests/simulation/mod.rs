@@ -862,7 +862,7 @@ impl World {
             .in_flight
             .iter()
             .any(|(call, _)| !is_stopped(call.id));
-        if self.processes.is_empty() && !self.may_try(place) {
+        if self.processes.is_empty() {
             self.hurry();
             if process.proven {
                 self.places.iter_mut().for_each(|place| place.failures = 0);
@@ -966,22 +966,6 @@ impl World {
         self.places[place]
             .not_before
             .is_none_or(|at| at <= self.now)
-    }
-
-    /// The pool does not count on a host that hangs, and starts no more workers there.
-    fn hangs(&self, at: usize) -> bool {
-        let place = &self.places[at];
-        let since = place.starting_since;
-        let since = since.filter(|_| at != HERE && place.starting > 0);
-        since.is_some_and(|since| self.now >= since + SECOND)
-    }
-
-    /// Whether the next worker may be started there, apart from its limit.
-    fn may_try(&self, at: usize) -> bool {
-        let place = &self.places[at];
-        self.may_start(at)
-            && (place.not_before.is_none() || place.starting == 0)
-            && (at == HERE || place.not_before.is_some() || place.starting < 8 && !self.hangs(at))
     }
 
     fn failed(&mut self, place: usize) {
@@ -1274,21 +1258,32 @@ impl World {
                 ));
             }
         }
-        let expected = self.places.iter().enumerate();
-        let expected = expected.filter(|(at, _)| !self.hangs(*at));
-        let expected = expected.map(|(_, place)| place.starting);
+        // The pool does not count on a host that hangs, and starts no more workers there.
+        let hangs = |at: usize, place: &Place| {
+            let since = place.starting_since;
+            let since = since.filter(|_| at != HERE && place.starting > 0);
+            since.is_some_and(|since| self.now >= since + SECOND)
+        };
+        let expected =
+            self.places.iter().enumerate().map(
+                |(at, place)| {
+                    if hangs(at, place) { 0 } else { place.starting }
+                },
+            );
         let is_short = waiting > expected.sum();
         for (at, place) in self.places.iter().enumerate() {
             let room = self.live(Some(at)) + place.starting < place.slots;
-            if is_short && room && self.may_try(at) && !self.closed {
+            let may_start = self.may_start(at)
+                && (place.not_before.is_none() || place.starting == 0)
+                && (at == HERE || place.starting < 8)
+                && !hangs(at, place);
+            if is_short && room && may_start && !self.closed {
                 faults.push(format!("{waiting} calls wait and no worker is started"));
             }
         }
         if self.steps % 64 == 0 {
             // This looks at every call.
             let (queued, in_flight, workers) = self.state.counts();
-            let mut sent = self.state.workers.iter().flat_map(|known| &known.in_flight);
-            let in_flight = in_flight - sent.by_ref().filter(|entry| entry.resolved).count();
             let counted = (self.state.calls().count(), workers, self.state.is_closed());
             if counted != (queued + in_flight, live, self.closed) {
                 faults.push(format!("{counted:?} are not {queued}, {in_flight}, {live}"));
