@@ -138,7 +138,7 @@ thread_local! {
     static SCRATCH: Cell<(PoolEffects, Vec<u8>)> = Cell::default();
 }
 
-/// More than an event resolves, but for the end of the pool, which resolves all that waits.
+/// More than an event resolves, unless it resolves all calls that wait.
 const RESOLUTIONS_KEPT: usize = 4096;
 
 fn carry_out(mut pool: MutexGuard<'static, Pool>, resolve: Resolve<'_, '_>) {

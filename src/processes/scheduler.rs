@@ -265,8 +265,7 @@ impl<C: Clone, W: Clone> State<C, W> {
         self.reaping += 1;
         // Nothing of a large call is written before the worker is clear for it.
         let certain = exit != Exit::Uncertain || worker.phase == Phase::Rendezvous;
-        // If a worker may be started at its place, the next one lives there soon.
-        if self.workers.is_empty() && !self.places[worker.place].may_start(now) {
+        if self.workers.is_empty() {
             self.places.iter_mut().for_each(|place| place.hurry(now));
             if worker.proven {
                 self.places.iter_mut().for_each(Place::forgive);
@@ -413,8 +412,9 @@ impl<C: Clone, W: Clone> State<C, W> {
 
     /// How many calls are queued, how many in flight, and how many workers there are.
     pub(super) fn counts(&self) -> (usize, usize, usize) {
-        let in_flight = self.workers.iter().map(|worker| worker.in_flight.len());
-        (self.queue.len(), in_flight.sum(), self.live())
+        let in_flight = self.workers.iter().flat_map(|worker| &worker.in_flight);
+        let in_flight = in_flight.filter(|entry| !entry.resolved);
+        (self.queue.len(), in_flight.count(), self.live())
     }
 }
 
@@ -1305,7 +1305,8 @@ mod tests {
             effects.extend(pool.wait(100 * MILLI));
             spawns.extend(effects.into_iter().flat_map(|fx| fx.spawns));
         }
-        assert!((1..=5).contains(&tries), "{tries}");
+        // One a second, since at times there is no worker at all.
+        assert!((1..=7).contains(&tries), "{tries}");
     }
 
     #[test]

@@ -865,7 +865,7 @@ impl World {
         if self.processes.is_empty() {
             self.hurry();
             if process.proven {
-                self.places.iter_mut().for_each(|place| place.failures = 0);
+                self.places[HERE].failures = 0;
             }
         }
         let mut expected = self.places[place].failures;
@@ -1284,9 +1284,11 @@ impl World {
         if self.steps % 64 == 0 {
             // This looks at every call.
             let (queued, in_flight, workers) = self.state.counts();
-            let counted = (self.state.calls().count(), workers, self.state.is_closed());
-            if counted != (queued + in_flight, live, self.closed) {
-                faults.push(format!("{counted:?} are not {queued}, {in_flight}, {live}"));
+            let listed = self.state.calls().count();
+            let counted = (queued + in_flight, listed, workers, self.state.is_closed());
+            if counted != (self.open, self.open, live, self.closed) {
+                let open = self.open;
+                faults.push(format!("{counted:?} are not {open}, {open}, {live}"));
             }
         }
         // The next check waits for the supervisor.

@@ -94,13 +94,17 @@ impl Place {
         }
     }
 
-    /// Forgets the failures: calls that wait from now on have seen none of them.
+    /// Calls that wait from now on have seen none of the failures. The pauses at a host stay: the last worker
+    /// elsewhere may be replaced again and again.
     pub(super) fn forgive(&mut self) {
-        (self.failures, self.is_hopeless) = (0, self.slots == 0);
+        self.is_hopeless = self.slots == 0;
+        if !self.is_host {
+            self.failures = 0;
+        }
     }
 
     pub(super) fn succeed(&mut self) {
         self.forgive();
-        self.not_before = None;
+        (self.failures, self.not_before) = (0, None);
     }
 }
