@@ -202,7 +202,7 @@ impl<C: Clone, W: Clone> State<C, W> {
 
     /// A worker has connected, at a place with the round-trip time `trip`.
     pub(super) fn ready(&mut self, spawn: (u64, usize), handle: W, trip: Duration, now: Instant) {
-        self.places[spawn.1].starting -= 1;
+        self.places[spawn.1].connected(now);
         let worker = Worker::new(spawn, handle, &self.limits, trip, now);
         self.workers.push(worker);
     }
@@ -1214,6 +1214,20 @@ mod tests {
         assert_eq!([count(1), count(2)], [8, 2]);
         let _ = pool.act(|state, now| state.ready((1, 1), 1, Duration::ZERO, now));
         assert_eq!(pool.state.starting(), 10, "the next one");
+    }
+
+    /// Eight logins at once may take a second on a small machine.
+    #[test]
+    fn a_host_where_workers_keep_connecting_is_not_hanging() {
+        let mut pool = at_hosts(&[12]);
+        (1..20).for_each(|id| _ = pool.submit(id, 10));
+        for number in 1..=4 {
+            assert!(pool.wait(600 * MILLI).iter().all(|fx| fx.spawns.is_empty()));
+            let ready = |state: &mut State<_, _>, now| {
+                state.ready((number, 1), number, Duration::ZERO, now)
+            };
+            assert_eq!(pool.act(ready).spawns, [(8 + number, 1)]);
+        }
     }
 
     #[test]

@@ -193,7 +193,7 @@ struct World {
 struct Place {
     slots: usize,
     starting: usize,
-    /// Since when workers are being started without a pause.
+    /// When the first of these was started, or a worker has connected since.
     starting_since: Option<Instant>,
     failures: u32,
     not_before: Option<Instant>,
@@ -501,6 +501,7 @@ impl World {
             let delay = self.random.micros(0, 30_000);
             self.after(delay, Event::Die(worker));
         }
+        self.places[place].starting_since = Some(now);
         let trip = self.places[place].trip;
         self.act(Occasion::Other, |state| {
             state.ready((worker, place), worker, trip, now);

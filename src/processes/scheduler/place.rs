@@ -9,8 +9,8 @@ pub(super) struct Place {
     pub(super) slots: usize,
     /// Workers that are being started.
     pub(super) starting: usize,
-    /// At a host: when these are overdue. From then on, nobody counts on them and no more are tried
-    /// meanwhile.
+    /// At a host: when these are overdue, a while after the first was started or one connected. From then on,
+    /// nobody counts on them and no more are tried meanwhile.
     overdue_at: Option<Instant>,
     /// Failures in a row: starts that failed, and workers that died before they started a call. Failures
     /// within one backoff count once. Reset when a worker starts its first call.
@@ -59,6 +59,12 @@ impl Place {
             self.overdue_at = Some(now + OVERDUE);
         }
         self.starting += 1;
+    }
+
+    /// A worker has connected. Where one does, the others are on their way.
+    pub(super) fn connected(&mut self, now: Instant) {
+        self.starting -= 1;
+        self.overdue_at = self.is_host.then(|| now + OVERDUE);
     }
 
     /// How many workers are expected soon.
