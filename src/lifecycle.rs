@@ -82,7 +82,9 @@ pub fn shutdown(limit: Duration) -> Result<(), Error> {
     let reserve = (limit / 10).max(RESERVE).min(limit / 2);
     drain(limit - reserve);
     engine::close();
+    // Twice, because the first round may have moved jobs to an engine that had already answered.
     ask(|engine| engine.close, deadline)
+        .and_then(|_| ask(|engine| engine.close, deadline))
         .map(drop)
         .map_err(|running| {
             let text = format!("the shutdown took longer than {limit:?}: {running} still run");

@@ -13,14 +13,16 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::mem;
 use std::panic::Location;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use crate::ambient::try_spawn;
+use crate::engine::{self, Engine, OnIdle};
 use crate::error::{Error, Origin, discard, lock};
 use crate::processes::registry::assert_captures_nothing;
-use crate::processes::{self, Entrypoint, Wire, is_worker};
+use crate::processes::{self, CallHandle, Entrypoint, Wire, is_worker};
 use crate::slot::trampoline;
+use crate::stop::Reason;
 use crate::sync::{Mutex, MutexGuard};
 use crate::threads::{self, Queued};
 use crate::unfuture::Unfuture;
@@ -34,8 +36,7 @@ use crate::unfuture::Unfuture;
 /// its deadline keeps its place.
 ///
 /// Clones share the limit. Work that waits for other work under the same limit keeps its place while it
-/// waits, so nesting can deadlock: give the inner work a limit of its own. A shutdown refuses waiting jobs and
-/// calls when it is their turn, so those behind a job that never ends do not resolve.
+/// waits, so nesting can deadlock: give the inner work a limit of its own.
 ///
 /// # Examples
 ///
@@ -63,7 +64,7 @@ impl Limit {
     #[track_caller]
     pub fn new(at_once: usize) -> Limit {
         assert!(at_once > 0, "under a limit of 0 nothing would ever run");
-        Limit(Arc::new(Semaphore {
+        let semaphore = Arc::new(Semaphore {
             at_once,
             state: Mutex::new(State {
                 free: at_once,
@@ -71,7 +72,15 @@ impl Limit {
                 waiting: VecDeque::new(),
                 empty: 0,
             }),
-        }))
+        });
+        engine::enter(&ENGINE);
+        let mut all = lock(&SEMAPHORES);
+        if all.len() == all.capacity() {
+            all.retain(|semaphore| semaphore.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(&semaphore));
+        drop(all);
+        Limit(semaphore)
     }
 
     /// Starts a future as [`spawn`](crate::spawn) does, once a place is free.
@@ -150,7 +159,7 @@ impl Limit {
             processes::prepare(origin, entrypoint, args).map(|(unfuture, call)| {
                 self.0.permit(|permit| {
                     call.request().hold(Box::new(permit));
-                    (unfuture, Start::Call(Box::new(|| processes::submit(call))))
+                    (unfuture, Start::Call(call, processes::submit))
                 })
             })
         };
@@ -187,6 +196,41 @@ impl fmt::Debug for Limit {
     }
 }
 
+/// All limits, and some that are gone.
+static SEMAPHORES: Mutex<Vec<Weak<Semaphore>>> = Mutex::new(Vec::new());
+/// Work that waits, as far as a shutdown has to know of it: an engine sees the work only when it is started.
+const ENGINE: Engine = Engine {
+    name: "waiting jobs and calls",
+    count: |_| (),
+    list: |call| call(Vec::new()),
+    when_idle: |call| call(0),
+    close,
+};
+
+/// Refuses the jobs and calls that wait, maybe behind a job that never ends. Tasks end with the ambient thread.
+fn close(call: OnIdle) {
+    // First, so that none waits from now on.
+    threads::refuse(Vec::new(), None);
+    let all = lock(&SEMAPHORES).clone();
+    let mut jobs = Vec::new();
+    for semaphore in all.iter().filter_map(Weak::upgrade) {
+        let mut state = semaphore.lock();
+        let waiting = state.waiting.iter_mut().flat_map(|(_, start)| start);
+        let starts: Vec<_> = waiting
+            .map(|start| mem::replace(start, Start::Unasked))
+            .collect();
+        drop(state);
+        for start in starts {
+            match start {
+                Start::Job(job) => jobs.push(job),
+                start => start.run(),
+            }
+        }
+    }
+    threads::refuse(jobs, None);
+    call(0);
+}
+
 struct Semaphore {
     at_once: usize,
     state: Mutex<State>,
@@ -207,7 +251,8 @@ struct State {
 /// How to start work that has its permit.
 enum Start {
     Job(Queued),
-    Call(Box<dyn FnOnce() + Send>),
+    /// With the function that submits it, so that a limit on jobs links no process pool.
+    Call(CallHandle, fn(CallHandle)),
     Task(Waker),
     /// Work that is still being prepared, or a task that has not been polled yet: it will see the permit.
     Unasked,
@@ -217,7 +262,8 @@ impl Start {
     fn run(self) {
         match self {
             Start::Job(job) => threads::submit(job),
-            Start::Call(submit) => submit(),
+            Start::Call(call, _) if threads::is_closed() => _ = call.stop(Reason::ShutDown),
+            Start::Call(call, submit) => submit(call),
             Start::Task(waker) => waker.wake(),
             Start::Unasked => {}
         }
@@ -236,7 +282,12 @@ impl Semaphore {
         let place = self.lock().enqueue();
         let semaphore = Arc::clone(self);
         let (held, start) = hold(Permit { semaphore, place });
-        let set = self.lock().set(place, start);
+        let mut state = self.lock();
+        let set = match threads::is_closed() {
+            true => Err(start),
+            false => state.set(place, start),
+        };
+        drop(state);
         if let Err(start) = set {
             start.run();
         }

@@ -338,6 +338,99 @@ mod ends {
     }
 }
 
+mod shutdown {
+    use super::*;
+
+    fn assert_shut_down<T: std::fmt::Debug>(work: Unfuture<T>, what: &str) {
+        assert!(work.wait_timeout(QUICK), "{what} does not resolve");
+        let error = work.result().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ShutDown, "{what}: {error}");
+    }
+
+    /// What waits is started by whoever ends before it, so here nobody would ever start it.
+    #[test]
+    fn resolves_what_waits_behind_a_job_that_does_not_end() {
+        const NAME: &str = "shutdown::resolves_what_waits_behind_a_job_that_does_not_end";
+        in_child(NAME, HEAVY, &[], || {
+            let gone: Vec<_> = (0..100).map(|_| Limit::new(1)).collect();
+            drop(gone);
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            let closures = Drops::new();
+            let token = closures.token();
+            let job = limit.thread(move || drop(token));
+            let (call, task) = (limit.cpu(same, (1,)), limit.spawn(async {}));
+            let continued = limit.thread(|| 1).map(|n| n + 1);
+            let late = unsync::shutdown(Duration::from_millis(500)).unwrap_err();
+            assert_eq!(late.kind(), ErrorKind::TimedOut);
+            assert_shut_down(job, "the job");
+            assert_eq!(closures.count(), 1);
+            assert_shut_down(call, "the call");
+            assert_shut_down(task, "the task");
+            assert_shut_down(continued, "the continuation");
+            assert_shut_down(limit.thread(|| 1), "a later job");
+            assert_shut_down(limit.cpu(same, (1,)), "a later call");
+            assert_shut_down(limit.spawn(async {}), "a later task");
+            assert_eq!(format!("{limit:?}"), "Limit(1 of 1 running, 0 waiting)");
+            gate.open();
+        });
+    }
+
+    /// The limit is the only one of the library's parts that knows of the job.
+    #[test]
+    fn resolves_a_job_of_a_pool_that_was_never_used() {
+        const NAME: &str = "shutdown::resolves_a_job_of_a_pool_that_was_never_used";
+        in_child(NAME, HEAVY, &[], || {
+            let limit = Limit::new(1);
+            let (started, running) = mpsc::channel();
+            let (release, gate) = mpsc::channel();
+            let holder = limit.spawn(async move {
+                started.send(()).unwrap();
+                gate.recv().unwrap();
+            });
+            running.recv().unwrap();
+            let job = limit.thread(|| 1);
+            let late = unsync::shutdown(Duration::from_millis(500)).unwrap_err();
+            assert_eq!(late.kind(), ErrorKind::TimedOut);
+            assert_shut_down(job, "the job");
+            release.send(()).unwrap();
+            holder.wait();
+        });
+    }
+
+    /// A destructor may wait for longer than the shutdown is to take.
+    #[test]
+    fn does_not_wait_for_what_waiting_work_drops() {
+        const NAME: &str = "shutdown::does_not_wait_for_what_waiting_work_drops";
+        in_child(NAME, HEAVY, &[], || {
+            struct Stuck(mpsc::Receiver<()>);
+            impl Drop for Stuck {
+                fn drop(&mut self) {
+                    self.0.recv().unwrap();
+                }
+            }
+            let limit = Limit::new(1);
+            let (gate, holder) = occupied(&limit);
+            let (release, stuck) = mpsc::channel();
+            let stuck = Stuck(stuck);
+            let job = limit.thread(move || drop(stuck));
+            let late = unsync::shutdown(Duration::from_millis(500)).unwrap_err();
+            assert_eq!(late.kind(), ErrorKind::TimedOut);
+            gate.open();
+            holder.result().unwrap();
+            let late = unsync::shutdown(Duration::from_millis(500)).unwrap_err();
+            assert_eq!(
+                late.kind(),
+                ErrorKind::TimedOut,
+                "the destructor still runs"
+            );
+            release.send(()).unwrap();
+            assert_shut_down(job, "the job");
+            unsync::shutdown(QUICK).unwrap();
+        });
+    }
+}
+
 mod waiting {
     use super::*;
 

@@ -196,7 +196,7 @@ fn enter() -> Result<(), Error> {
     Ok(())
 }
 
-fn is_closed() -> bool {
+pub(crate) fn is_closed() -> bool {
     CLOSED.load(Ordering::Relaxed)
 }
 
@@ -453,11 +453,16 @@ fn when_idle(call: OnIdle) {
     drop(report_idle(state));
 }
 
-/// Refuses queued jobs and later ones; calls `call` once the last thread has ended.
 fn close(call: OnIdle) {
+    refuse(Vec::new(), Some(call));
+}
+
+/// Closes the pool: refuses queued jobs, these ones, and later ones. Calls `call` once the last thread has ended.
+pub(crate) fn refuse(jobs: Vec<Queued>, call: Option<OnIdle>) {
     let mut state = lock(&STATE);
     CLOSED.store(true, Ordering::Relaxed);
-    state.when_idle.push(call);
+    state.queue.extend(jobs);
+    state.when_idle.extend(call);
     CLAIMED.notify_all();
     if state.queue.is_empty() {
         return drop(report_idle(state));

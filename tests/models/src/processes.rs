@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::stop::{Reason, Stopping};
 use crate::unfuture::Unfuture;
 
 pub(crate) mod registry {
@@ -19,6 +20,8 @@ pub(crate) struct Request;
 
 pub(crate) struct Call;
 
+pub(crate) type CallHandle = Arc<Call>;
+
 impl Request {
     pub(crate) fn hold(&self, _: Box<dyn std::any::Any + Send>) {}
 }
@@ -26,6 +29,10 @@ impl Request {
 impl Call {
     pub(crate) fn request(&self) -> &Request {
         &Request
+    }
+
+    pub(crate) fn stop(self: Arc<Self>, _: Reason) -> Stopping {
+        unreachable!("the models have no process pool")
     }
 }
 
