@@ -253,7 +253,6 @@ fn errors_of_the_system_arrive() {
         Error::other(String::new()),
         Error::other("no kind"),
         Error::new(ErrorKind::ArgumentListTooLong, "in the middle of the list"),
-        Error::new(ErrorKind::InvalidFilename, "a kind that came late"),
         Error::new(ErrorKind::OutOfMemory, "the last of the list"),
     ];
     for error in errors {

@@ -405,7 +405,7 @@ const IO_KINDS: &[io::ErrorKind] = io_kinds! {
     WouldBlock NotADirectory IsADirectory DirectoryNotEmpty ReadOnlyFilesystem StaleNetworkFileHandle
     InvalidInput InvalidData TimedOut WriteZero StorageFull NotSeekable QuotaExceeded FileTooLarge
     ResourceBusy ExecutableFileBusy Deadlock CrossesDevices TooManyLinks ArgumentListTooLong Interrupted
-    InvalidFilename Unsupported UnexpectedEof OutOfMemory
+    Unsupported UnexpectedEof OutOfMemory
 };
 
 impl<T: Wire> Wire for Option<T> {
