@@ -1234,6 +1234,41 @@ mod draining {
         });
     }
 
+    /// A job that is cancelled ends on the thread that cancels it, and may have left the queue before.
+    #[test]
+    fn waits_for_what_a_cancelled_job_drops() {
+        const NAME: &str = "draining::waits_for_what_a_cancelled_job_drops";
+        in_child(NAME, HEAVY, &[("UNSYNC_THREADS", "1")], || {
+            let busy = Gate::new();
+            let holder = unsync::thread({
+                let busy = busy.clone();
+                move || busy.wait()
+            });
+            let (dropping, begun) = mpsc::channel();
+            let gate = Gate::new();
+            let slow = OnDrop({
+                let gate = gate.clone();
+                move || {
+                    dropping.send(()).unwrap();
+                    gate.wait();
+                }
+            });
+            let job = unsync::thread(move || drop(slow));
+            let canceller = job.canceller();
+            let cancelling = thread::spawn(move || assert!(canceller.cancel()));
+            begun.recv().unwrap();
+            busy.open();
+            holder.result().unwrap();
+            unsync::thread(|| ()).result().unwrap();
+            assert!(!unsync::drain(WHILE));
+            assert!(!job.is_done());
+            gate.open();
+            assert!(unsync::drain(QUICK));
+            assert!(job.is_done());
+            cancelling.join().unwrap();
+        });
+    }
+
     #[test]
     fn of_nothing_is_over_at_once() {
         const NAME: &str = "draining::of_nothing_is_over_at_once";

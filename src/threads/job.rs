@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{clear_cancelled, is_closed};
+use super::{begin_stop, end_stop, is_closed};
 use crate::current;
 use crate::error::{Error, Origin, lock, wall};
 use crate::slot::{Output, Slot, Work};
@@ -113,15 +113,12 @@ impl<F: Send + 'static, T: Send + 'static> Work for Closure<F, T> {
 
     /// Only a queued job can be stopped: a running thread cannot be killed.
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
+        begin_stop();
         self.cancelled.store(true, Ordering::Relaxed);
         let error = reason.error(self.culprit.name());
-        match self.stop_for(reason, error) {
-            Ok(()) => {
-                clear_cancelled();
-                Stopping::Yes
-            }
-            Err(decided) => decided,
-        }
+        let stopped = self.stop_for(reason, error);
+        end_stop(stopped.is_ok());
+        stopped.err().unwrap_or(Stopping::Yes)
     }
 
     fn running(&self) -> Option<(&'static str, Origin)> {

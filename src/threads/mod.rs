@@ -108,6 +108,7 @@ where
 static STATE: Mutex<State> = Mutex::new(State {
     queue: VecDeque::new(),
     cancelled: 0,
+    stopping: 0,
     counts: Counts::new(),
     finished: 0,
     running: Vec::new(),
@@ -126,6 +127,8 @@ struct State {
     /// Jobs cancelled since the queue was last cleared of them. Some may have left the queue meanwhile, or were
     /// never in it.
     cancelled: usize,
+    /// Jobs that are being stopped. They may have left the queue, and their closures are being dropped.
+    stopping: usize,
     counts: Counts,
     /// Jobs done; from this the monitor sees whether the queue moves.
     finished: u64,
@@ -150,10 +153,11 @@ type Guard = MutexGuard<'static, State>;
 const QUEUE_KEPT: usize = 4096;
 
 impl State {
-    /// Whether no job is queued or running; after a shutdown, whether no thread is left.
+    /// Whether no job is queued, running or being stopped; after a shutdown, whether no thread is left.
     fn is_idle(&self) -> bool {
         match is_closed() {
             true => self.counts.threads == 0,
+            false if self.stopping > 0 => false,
             false => self.queue.is_empty() && self.running.iter().all(Option::is_none),
         }
     }
@@ -204,14 +208,20 @@ fn shut_down() -> Error {
     Reason::ShutDown.error(Culprit::Job.name())
 }
 
-/// Called when a job was cancelled before it ran, and is now empty. Once more than half of the queue may be such
-/// jobs, they are removed. So they take no more memory than the others, and each costs no more than a look.
-fn clear_cancelled() {
+/// Called before a job is stopped, which drops its closure.
+fn begin_stop() {
+    lock(&STATE).stopping += 1;
+}
+
+/// Called after that. A job that was stopped before it ran is now empty. Once more than half of the queue may be
+/// such jobs, they are removed. So they take no more memory than the others, and each costs no more than a look.
+fn end_stop(is_empty: bool) {
     let mut state = lock(&STATE);
-    state.cancelled += 1;
+    state.stopping -= 1;
+    state.cancelled += usize::from(is_empty);
     // A shutdown takes the whole queue and resolves its jobs, which all count as cancelled by then.
     if is_closed() || state.cancelled * 2 <= state.queue.len() {
-        return;
+        return drop(report_idle(state));
     }
     state.cancelled = 0;
     let mut cancelled = Vec::new();
