@@ -12,7 +12,8 @@ use crate::unfuture::promise;
 /// Work that is started in the meantime counts too; calls on a [`Pinned`](crate::Pinned) value do not. Without
 /// this call, unfinished work ends silently with the process, as with a daemon thread.
 ///
-/// A thread job that calls this waits for itself too, so it waits until the limit. Every engine is asked, so
+/// A thread job that calls this waits for itself too, so it waits until the limit, and so does the destructor of
+/// one that is cancelled. Every engine is asked, so
 /// with a limit below some milliseconds the answer may be `false` although nothing runs.
 ///
 /// # Panics
@@ -82,9 +83,7 @@ pub fn shutdown(limit: Duration) -> Result<(), Error> {
     let reserve = (limit / 10).max(RESERVE).min(limit / 2);
     drain(limit - reserve);
     engine::close();
-    // Twice, because the first round may have moved jobs to an engine that had already answered.
     ask(|engine| engine.close, deadline)
-        .and_then(|_| ask(|engine| engine.close, deadline))
         .map(drop)
         .map_err(|running| {
             let text = format!("the shutdown took longer than {limit:?}: {running} still run");

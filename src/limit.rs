@@ -8,16 +8,16 @@
 //! A permit is released when the future, the closure or the call is gone, however it ended. It goes straight
 //! to the work that has waited longest. The queue has no limit, as for every way to start work.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::mem;
 use std::panic::Location;
+use std::ptr;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use crate::ambient::try_spawn;
-use crate::engine::{self, Engine, OnIdle};
 use crate::error::{Error, Origin, discard, lock};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, CallHandle, Entrypoint, Wire, is_worker};
@@ -73,13 +73,9 @@ impl Limit {
                 empty: 0,
             }),
         });
-        engine::enter(&ENGINE);
-        let mut all = lock(&SEMAPHORES);
-        if all.len() == all.capacity() {
-            all.retain(|semaphore| semaphore.strong_count() > 0);
-        }
-        all.push(Arc::downgrade(&semaphore));
-        drop(all);
+        threads::also_refuse(take_waiting);
+        let address = Arc::as_ptr(&semaphore).addr();
+        lock(&SEMAPHORES).insert(address, Arc::downgrade(&semaphore));
         Limit(semaphore)
     }
 
@@ -196,24 +192,15 @@ impl fmt::Debug for Limit {
     }
 }
 
-/// All limits, and some that are gone.
-static SEMAPHORES: Mutex<Vec<Weak<Semaphore>>> = Mutex::new(Vec::new());
-/// Work that waits, as far as a shutdown has to know of it: an engine sees the work only when it is started.
-const ENGINE: Engine = Engine {
-    name: "waiting jobs and calls",
-    count: |_| (),
-    list: |call| call(Vec::new()),
-    when_idle: |call| call(0),
-    close,
-};
+/// All limits, by their addresses.
+static SEMAPHORES: Mutex<BTreeMap<usize, Weak<Semaphore>>> = Mutex::new(BTreeMap::new());
 
-/// Refuses the jobs and calls that wait, maybe behind a job that never ends. Tasks end with the ambient thread.
-fn close(call: OnIdle) {
-    // First, so that none waits from now on.
-    threads::refuse(Vec::new(), None);
-    let all = lock(&SEMAPHORES).clone();
+/// Called in a shutdown, once the pool of threads takes no more jobs. Refuses the calls that wait, and returns the
+/// jobs: whoever ought to start them may never end. Tasks end with the ambient thread.
+fn take_waiting() -> Vec<Queued> {
+    let semaphores: Vec<_> = lock(&SEMAPHORES).values().cloned().collect();
     let mut jobs = Vec::new();
-    for semaphore in all.iter().filter_map(Weak::upgrade) {
+    for semaphore in semaphores.iter().filter_map(Weak::upgrade) {
         let mut state = semaphore.lock();
         let waiting = state.waiting.iter_mut().flat_map(|(_, start)| start);
         let starts: Vec<_> = waiting
@@ -227,8 +214,7 @@ fn close(call: OnIdle) {
             }
         }
     }
-    threads::refuse(jobs, None);
-    call(0);
+    jobs
 }
 
 struct Semaphore {
@@ -267,6 +253,12 @@ impl Start {
             Start::Task(waker) => waker.wake(),
             Start::Unasked => {}
         }
+    }
+}
+
+impl Drop for Semaphore {
+    fn drop(&mut self) {
+        lock(&SEMAPHORES).remove(&ptr::from_ref(self).addr());
     }
 }
 

@@ -1261,10 +1261,36 @@ mod draining {
             holder.result().unwrap();
             unsync::thread(|| ()).result().unwrap();
             assert!(!unsync::drain(WHILE));
+            let late = unsync::shutdown(WHILE).unwrap_err();
+            assert!(late.to_string().contains("thread jobs"), "{late}");
             assert!(!job.is_done());
             gate.open();
-            assert!(unsync::drain(QUICK));
+            unsync::shutdown(QUICK).unwrap();
             assert!(job.is_done());
+            cancelling.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn does_not_wait_for_calls_on_a_pinned_value() {
+        const NAME: &str = "draining::does_not_wait_for_calls_on_a_pinned_value";
+        in_child(NAME, HEAVY, &[], || {
+            unsync::thread(|| ()).result().unwrap();
+            let pinned = unsync::Pinned::new(|| ());
+            let (gate, _running) = blocked(|block| pinned.call(move |()| block()));
+            let (dropping, begun) = mpsc::channel();
+            let slow = OnDrop({
+                let gate = gate.clone();
+                move || {
+                    dropping.send(()).unwrap();
+                    gate.wait();
+                }
+            });
+            let call = pinned.call(move |()| drop(slow));
+            let cancelling = thread::spawn(move || assert!(call.cancel()));
+            begun.recv().unwrap();
+            assert!(unsync::drain(QUICK));
+            gate.open();
             cancelling.join().unwrap();
         });
     }

@@ -13,8 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use support::{
-    Bomb, Counter, Drops, Gate, HEAVY, Log, QUICK, blocked, boom, die, eventually, fence, hang,
-    in_child, limit, on_ambient, poll, quick, same, waker_with,
+    Bomb, Counter, Drops, Gate, HEAVY, Log, OnDrop, QUICK, blocked, boom, die, eventually, fence,
+    hang, in_child, limit, on_ambient, poll, quick, same, waker_with,
 };
 use unsync::{ErrorKind, Limit, Unfuture};
 
@@ -398,35 +398,45 @@ mod shutdown {
         });
     }
 
-    /// A destructor may wait for longer than the shutdown is to take.
-    #[test]
-    fn does_not_wait_for_what_waiting_work_drops() {
-        const NAME: &str = "shutdown::does_not_wait_for_what_waiting_work_drops";
-        in_child(NAME, HEAVY, &[], || {
-            struct Stuck(mpsc::Receiver<()>);
-            impl Drop for Stuck {
-                fn drop(&mut self) {
-                    self.0.recv().unwrap();
-                }
-            }
-            let limit = Limit::new(1);
-            let (gate, holder) = occupied(&limit);
-            let (release, stuck) = mpsc::channel();
-            let stuck = Stuck(stuck);
-            let job = limit.thread(move || drop(stuck));
+    /// A destructor may wait for longer than the shutdown is to take. It counts as running.
+    fn has_its_limit_though_a_destructor_waits(limit: &Limit, busy: &Gate) {
+        let gate = Gate::new();
+        let slow = OnDrop({
+            let gate = gate.clone();
+            move || gate.wait()
+        });
+        let job = limit.thread(move || drop(slow));
+        for _ in 0..2 {
             let late = unsync::shutdown(Duration::from_millis(500)).unwrap_err();
             assert_eq!(late.kind(), ErrorKind::TimedOut);
-            gate.open();
-            holder.result().unwrap();
-            let late = unsync::shutdown(Duration::from_millis(500)).unwrap_err();
-            assert_eq!(
-                late.kind(),
-                ErrorKind::TimedOut,
-                "the destructor still runs"
-            );
-            release.send(()).unwrap();
-            assert_shut_down(job, "the job");
-            unsync::shutdown(QUICK).unwrap();
+            assert!(late.to_string().contains("thread jobs"), "{late}");
+            assert!(!job.is_done());
+            busy.open();
+        }
+        gate.open();
+        unsync::shutdown(QUICK).unwrap();
+        assert!(job.is_done());
+        assert_shut_down(job, "the job");
+    }
+
+    #[test]
+    fn has_its_limit_though_a_destructor_waits_behind_a_job() {
+        const NAME: &str = "shutdown::has_its_limit_though_a_destructor_waits_behind_a_job";
+        in_child(NAME, HEAVY, &[], || {
+            let limit = Limit::new(1);
+            let (gate, _holder) = occupied(&limit);
+            has_its_limit_though_a_destructor_waits(&limit, &gate);
+        });
+    }
+
+    /// The pool has no thread then.
+    #[test]
+    fn has_its_limit_though_a_destructor_waits_behind_a_task() {
+        const NAME: &str = "shutdown::has_its_limit_though_a_destructor_waits_behind_a_task";
+        in_child(NAME, HEAVY, &[], || {
+            let limit = Limit::new(1);
+            let _holder = limit.spawn(unsync::sleep(Duration::MAX));
+            has_its_limit_though_a_destructor_waits(&limit, &Gate::new());
         });
     }
 }

@@ -53,6 +53,11 @@ impl<F, T: Send + 'static> Closure<F, T> {
         lock(&self.closure).take()
     }
 
+    /// Whether the pool counts it.
+    fn is_job(&self) -> bool {
+        matches!(self.culprit, Culprit::Job)
+    }
+
     /// Calls the closure, unless the job was stopped.
     pub(crate) fn run_with(&self, call: impl FnOnce(F) -> Result<T, Error>) {
         let closure = self.fate.end().then(|| self.take()).flatten();
@@ -78,10 +83,9 @@ impl<F, T: Send + 'static> Closure<F, T> {
     }
 }
 
-impl<F: Send, T: Send> current::Job for Closure<F, T> {
+impl<F: Send, T: Send + 'static> current::Job for Closure<F, T> {
     fn is_cancelled(&self) -> bool {
-        let is_job = matches!(self.culprit, Culprit::Job);
-        self.cancelled.load(Ordering::Relaxed) || (is_job && is_closed())
+        self.cancelled.load(Ordering::Relaxed) || (self.is_job() && is_closed())
     }
 }
 
@@ -113,11 +117,15 @@ impl<F: Send + 'static, T: Send + 'static> Work for Closure<F, T> {
 
     /// Only a queued job can be stopped: a running thread cannot be killed.
     fn stop(self: Arc<Self>, reason: Reason) -> Stopping {
-        begin_stop();
+        if self.is_job() {
+            begin_stop();
+        }
         self.cancelled.store(true, Ordering::Relaxed);
         let error = reason.error(self.culprit.name());
         let stopped = self.stop_for(reason, error);
-        end_stop(stopped.is_ok());
+        if self.is_job() {
+            end_stop(stopped.is_ok());
+        }
         stopped.err().unwrap_or(Stopping::Yes)
     }
 

@@ -35,7 +35,7 @@ use crate::spin::Spin;
 use crate::stop::Reason;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::thread::sleep;
-use crate::sync::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::unfuture::Unfuture;
 
 use job::Job;
@@ -117,7 +117,7 @@ static STATE: Mutex<State> = Mutex::new(State {
 });
 /// Notified once for each idle thread that was claimed.
 static CLAIMED: Condvar = Condvar::new();
-/// Set under the lock by a shutdown, for good.
+/// Set by a shutdown, for good.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 /// The length of the queue, to be read without the lock.
 static QUEUED: AtomicUsize = AtomicUsize::new(0);
@@ -127,7 +127,7 @@ struct State {
     /// Jobs cancelled since the queue was last cleared of them. Some may have left the queue meanwhile, or were
     /// never in it.
     cancelled: usize,
-    /// Jobs that are being stopped. They may have left the queue, and their closures are being dropped.
+    /// Threads that stop jobs. The jobs may have left the queue, and their closures are being dropped.
     stopping: usize,
     counts: Counts,
     /// Jobs done; from this the monitor sees whether the queue moves.
@@ -153,13 +153,13 @@ type Guard = MutexGuard<'static, State>;
 const QUEUE_KEPT: usize = 4096;
 
 impl State {
-    /// Whether no job is queued, running or being stopped; after a shutdown, whether no thread is left.
+    /// Whether no job is queued, running or being stopped; after a shutdown, whether no thread is left either.
     fn is_idle(&self) -> bool {
-        match is_closed() {
+        let none_runs = match is_closed() {
             true => self.counts.threads == 0,
-            false if self.stopping > 0 => false,
-            false => self.queue.is_empty() && self.running.iter().all(Option::is_none),
-        }
+            false => self.running.iter().all(Option::is_none),
+        };
+        none_runs && self.queue.is_empty() && self.stopping == 0
     }
 
     /// Decides who takes the front of the queue.
@@ -289,13 +289,16 @@ fn refused(error: &io::Error) {
 fn refuse_all(mut state: Guard, error: &dyn Fn() -> Error) {
     let queue = mem::take(&mut state.queue);
     QUEUED.store(0, Ordering::Relaxed);
+    state.stopping += 1;
     drop(state);
     for Queued { job, .. } in queue {
         job.refuse(error());
         discard(job);
     }
+    let mut state = lock(&STATE);
+    state.stopping -= 1;
     // There may be no thread left to report it.
-    drop(report_idle(lock(&STATE)));
+    drop(report_idle(state));
 }
 
 fn blocks() {
@@ -463,29 +466,31 @@ fn when_idle(call: OnIdle) {
     drop(report_idle(state));
 }
 
-fn close(call: OnIdle) {
-    refuse(Vec::new(), Some(call));
+/// What takes the jobs that wait elsewhere, to be refused in a shutdown.
+static ELSEWHERE: OnceLock<fn() -> Vec<Queued>> = OnceLock::new();
+
+/// A shutdown also refuses the jobs that this gives then.
+pub(crate) fn also_refuse(take: fn() -> Vec<Queued>) {
+    discard(ELSEWHERE.set(take));
+    if !engine::enter(&ENGINE) {
+        CLOSED.store(true, Ordering::Relaxed);
+    }
 }
 
-/// Closes the pool: refuses queued jobs, these ones, and later ones. Calls `call` once the last thread has ended.
-pub(crate) fn refuse(jobs: Vec<Queued>, call: Option<OnIdle>) {
-    let mut state = lock(&STATE);
+/// Refuses queued jobs and later ones; calls `call` once the last thread has ended.
+fn close(call: OnIdle) {
     CLOSED.store(true, Ordering::Relaxed);
-    state.queue.extend(jobs);
-    state.when_idle.extend(call);
+    let elsewhere = ELSEWHERE.get().map_or_else(Vec::new, |take| take());
+    let mut state = lock(&STATE);
+    state.queue.extend(elsewhere);
+    state.when_idle.push(call);
     CLAIMED.notify_all();
     if state.queue.is_empty() {
         return drop(report_idle(state));
     }
-    // The destructors of the jobs may wait for what is closed next, or forever.
-    state.counts.threads += 1;
     drop(state);
-    let refuse = || {
-        refuse_all(lock(&STATE), &shut_down);
-        let mut state = lock(&STATE);
-        state.counts.threads -= 1;
-        drop(report_idle(state));
-    };
+    // The destructors of the jobs may wait for what is closed next, or forever.
+    let refuse = || refuse_all(lock(&STATE), &shut_down);
     if start_thread("end", Box::new(refuse)).is_err() {
         refuse();
     }

@@ -286,4 +286,16 @@ mutation "limit: the cancelled keep their place" limit.rs "limit: release, cance
             return first;
 END
 
+mutation "limit: work that comes during a shutdown waits" limit.rs "limit: submit, close" <<'END'
+        let set = match threads::is_closed() {
+---
+        let set = match false {
+END
+
+mutation "limit: what waits is forgotten in a shutdown" threads/mod.rs "limit: submit, close" <<'END'
+    state.queue.extend(elsewhere);
+---
+    drop(elsewhere);
+END
+
 echo "all $found found"

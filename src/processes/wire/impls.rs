@@ -398,7 +398,7 @@ macro_rules! io_kinds {
     };
 }
 
-/// The kinds that have a name. Any other arrives as [`io::ErrorKind::Other`].
+/// The kinds that have a name in Rust 1.85. Any other arrives as [`io::ErrorKind::Other`].
 const IO_KINDS: &[io::ErrorKind] = io_kinds! {
     NotFound PermissionDenied ConnectionRefused ConnectionReset HostUnreachable NetworkUnreachable
     ConnectionAborted NotConnected AddrInUse AddrNotAvailable NetworkDown BrokenPipe AlreadyExists

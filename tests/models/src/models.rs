@@ -68,6 +68,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("limit: release, acquire", release_acquire),
     ("limit: release, cancel", release_cancel),
     ("limit: submit, submit", submit_submit),
+    ("limit: submit, close", limited_close),
 ];
 
 /// Ends the model: what the engines do from here on is not explored.
@@ -644,4 +645,17 @@ fn submit_submit() {
     assert_eq!(first.result().unwrap(), 1);
     assert_eq!(format!("{limit:?}"), "Limit(0 of 1 running, 0 waiting)");
     end();
+}
+
+/// Nothing is left waiting for a place, whether it came before the end was announced or after.
+fn limited_close() {
+    unexplored(|| threads::thread(|| ()).result().unwrap());
+    let limit = Limit::new(1);
+    let _running = limit.spawn(std::future::pending::<()>());
+    let late = sync::thread::spawn(move || limit.thread(|| 1).result());
+    for closed in close() {
+        closed.result().unwrap();
+    }
+    let outcome = late.join().unwrap();
+    assert_eq!(kind(&outcome), Some(ErrorKind::ShutDown));
 }
