@@ -13,8 +13,8 @@ use crate::unfuture::promise;
 /// this call, unfinished work ends silently with the process, as with a daemon thread.
 ///
 /// A thread job that calls this waits for itself too, so it waits until the limit, and so does the destructor of
-/// one that is cancelled. Every engine is asked, so
-/// with a limit below some milliseconds the answer may be `false` although nothing runs.
+/// one that is cancelled. Every engine is asked, so with a limit below some milliseconds the answer may be
+/// `false` although nothing runs.
 ///
 /// # Panics
 ///

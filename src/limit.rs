@@ -275,6 +275,7 @@ impl Semaphore {
         let semaphore = Arc::clone(self);
         let (held, start) = hold(Permit { semaphore, place });
         let mut state = self.lock();
+        // In a shutdown nothing is to wait: those whose turn it is may never end.
         let set = match threads::is_closed() {
             true => Err(start),
             false => state.set(place, start),

@@ -192,12 +192,17 @@ pub(crate) fn submit(queued: Queued) {
 /// Prepares the pool for its first job.
 #[cold]
 fn enter() -> Result<(), Error> {
-    let limit = settings()?.threads();
-    let (cores, open) = (cores(), engine::enter(&ENGINE));
+    let (limit, cores) = (settings()?.threads(), cores());
+    enter_engine();
     let mut state = lock(&STATE);
     (state.counts.limit, state.counts.cores) = (limit, cores);
-    CLOSED.store(!open || is_closed(), Ordering::Relaxed);
     Ok(())
+}
+
+fn enter_engine() {
+    if !engine::enter(&ENGINE) {
+        CLOSED.store(true, Ordering::Relaxed);
+    }
 }
 
 pub(crate) fn is_closed() -> bool {
@@ -466,15 +471,13 @@ fn when_idle(call: OnIdle) {
     drop(report_idle(state));
 }
 
-/// What takes the jobs that wait elsewhere, to be refused in a shutdown.
+/// Takes the jobs that wait elsewhere to be submitted.
 static ELSEWHERE: OnceLock<fn() -> Vec<Queued>> = OnceLock::new();
 
-/// A shutdown also refuses the jobs that this gives then.
+/// A shutdown also refuses the jobs that `take` returns then.
 pub(crate) fn also_refuse(take: fn() -> Vec<Queued>) {
     discard(ELSEWHERE.set(take));
-    if !engine::enter(&ENGINE) {
-        CLOSED.store(true, Ordering::Relaxed);
-    }
+    enter_engine();
 }
 
 /// Refuses queued jobs and later ones; calls `call` once the last thread has ended.
