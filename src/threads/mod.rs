@@ -117,7 +117,7 @@ static STATE: Mutex<State> = Mutex::new(State {
 });
 /// Notified once for each idle thread that was claimed.
 static CLAIMED: Condvar = Condvar::new();
-/// Set by a shutdown, for good.
+/// Set under the lock by a shutdown, for good: all jobs count as cancelled then.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 /// The length of the queue, to be read without the lock.
 static QUEUED: AtomicUsize = AtomicUsize::new(0);
@@ -201,8 +201,14 @@ fn enter() -> Result<(), Error> {
 
 fn enter_engine() {
     if !engine::enter(&ENGINE) {
-        CLOSED.store(true, Ordering::Relaxed);
+        take_no_more();
     }
+}
+
+fn take_no_more() {
+    let state = lock(&STATE);
+    CLOSED.store(true, Ordering::Relaxed);
+    drop(state);
 }
 
 pub(crate) fn is_closed() -> bool {
@@ -408,7 +414,7 @@ fn report_idle(mut state: Guard) -> Guard {
 fn watch(mut state: Guard) -> Guard {
     state.counts.monitor = Monitor::Watching;
     let (mut pace, mut is_allowed) = (Pace::new(), true);
-    while is_allowed && !state.queue.is_empty() && state.counts.room() > 0 {
+    while is_allowed && !is_closed() && !state.queue.is_empty() && state.counts.room() > 0 {
         let (finished, active, looked) = (state.finished, state.counts.active(), Instant::now());
         drop(state);
         sleep(pace.pause);
@@ -482,7 +488,7 @@ pub(crate) fn also_refuse(take: fn() -> Vec<Queued>) {
 
 /// Refuses queued jobs and later ones; calls `call` once the last thread has ended.
 fn close(call: OnIdle) {
-    CLOSED.store(true, Ordering::Relaxed);
+    take_no_more();
     let elsewhere = ELSEWHERE.get().map_or_else(Vec::new, |take| take());
     let mut state = lock(&STATE);
     state.queue.extend(elsewhere);

@@ -266,6 +266,14 @@ mutation "ready-set: looked at outside the lock" combine.rs "ready-set" <<'END'
             if !is_empty {
 END
 
+mutation "pool: a shutdown does not wait for a sweep" threads/mod.rs "pool: cancel, close" <<'END'
+    let state = lock(&STATE);
+    CLOSED.store(true, Ordering::Relaxed);
+    drop(state);
+---
+    CLOSED.store(true, Ordering::Relaxed);
+END
+
 mutation "limit: work that is being prepared does not wait" limit.rs "limit: submit, submit" <<'END'
             self.waiting.push_back((place, Some(Start::Unasked)));
 ---

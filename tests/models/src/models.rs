@@ -60,6 +60,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("pool: two submits", two_submits),
     ("pool: submit, retire", submit_retire),
     ("pool: submit, close", submit_close),
+    ("pool: cancel, close", cancel_close),
     ("pool: run, cancel", run_cancel),
     ("pool: nested wait under a limit of 1", nested_wait),
     ("ready-set: two ends, poll", two_ends),
@@ -524,6 +525,30 @@ fn submit_close() {
     is_closed.store(true, Relaxed);
     let outcome = late.join().unwrap();
     assert!(outcome.is_ok() || kind(&outcome) == Some(ErrorKind::ShutDown));
+}
+
+/// The second job that is cancelled takes both out of the queue, and no other.
+fn cancel_close() {
+    LIMIT.set(1);
+    let (release, gate) = sync::mpsc::channel::<()>();
+    let [first, second, third] = unexplored(|| {
+        let (started, running) = sync::mpsc::channel();
+        drop(threads::thread(move || {
+            started.send(()).unwrap();
+            gate.recv().unwrap();
+        }));
+        running.recv().unwrap();
+        [(); 3].map(|()| threads::thread(|| ()))
+    });
+    unexplored(|| first.cancel());
+    let canceller = thread::spawn(move || second.cancel());
+    let closing = close();
+    canceller.join().unwrap();
+    release.send(()).unwrap();
+    for closed in closing {
+        closed.result().unwrap();
+    }
+    assert_eq!(kind(&third.result()), Some(ErrorKind::ShutDown));
 }
 
 fn run_cancel() {
