@@ -52,8 +52,9 @@ pub fn drain(limit: Duration) -> bool {
 ///
 /// Of what is left, futures are dropped, on the ambient thread; queued jobs and calls are not run; worker
 /// processes are killed. All of that work resolves as [`ErrorKind::ShutDown`], and so does all work that is
-/// started later. A running thread job cannot be stopped, but sees [`is_cancelled`](crate::is_cancelled). The
-/// shutdown is final; a second call does no harm.
+/// started later. A running thread job cannot be stopped, but sees [`is_cancelled`](crate::is_cancelled). A
+/// thread job that calls this waits for itself until the limit, as in [`drain`]. The shutdown is final; a second
+/// call does no harm.
 ///
 /// # Errors
 ///

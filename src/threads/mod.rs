@@ -199,6 +199,7 @@ fn enter() -> Result<(), Error> {
     Ok(())
 }
 
+/// After a shutdown nobody would close the pool, so it is closed from the start.
 fn enter_engine() {
     if !engine::enter(&ENGINE) {
         take_no_more();
