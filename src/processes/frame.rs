@@ -107,7 +107,7 @@ fn broken(what: &str) -> io::Error {
 
 /// How many bytes are read at once. Most frames are small: many come with one read.
 const CHUNK: usize = buffers::LARGE;
-/// How far the length of a frame is trusted: the memory for its payload grows in steps of this size.
+/// How far the length of a frame is trusted. Beyond that, there is room for as many bytes again as have arrived.
 const RESERVE: usize = 1 << 20;
 
 /// Where frames come from.
@@ -156,13 +156,18 @@ impl FrameReader {
     pub(crate) fn fill(&mut self, source: &mut impl Source) -> io::Result<bool> {
         loop {
             if let Some((header, payload)) = self.large.get_mut() {
-                let missing = header.length - payload.len();
-                payload.reserve(missing.min(RESERVE));
-                source.read_many(missing, payload)?;
-                return match payload.len() == header.length {
-                    true => Ok(true),
-                    false => Err(io::ErrorKind::UnexpectedEof.into()),
-                };
+                while payload.len() < header.length {
+                    let missing = header.length - payload.len();
+                    if payload.len() == payload.capacity() {
+                        payload.try_reserve_exact(missing.min(payload.len().max(RESERVE)))?;
+                    }
+                    let end = header.length.min(payload.capacity());
+                    source.read_many(end - payload.len(), payload)?;
+                    if payload.len() < end {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                return Ok(true);
             }
             let unread = &self.chunk[self.start.get()..self.end];
             match header(unread, self.limit)? {

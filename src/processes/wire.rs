@@ -5,6 +5,7 @@
 
 use std::any::type_name;
 use std::cell::Cell;
+use std::collections::TryReserveError;
 use std::fmt::Display;
 use std::ptr;
 use std::thread;
@@ -107,8 +108,9 @@ pub trait Wire: Sized {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Codec`] if there are too few bytes, or they are not a value of this type. How much of
-    /// `input` is then left is unspecified.
+    /// [`ErrorKind::Codec`] if there are too few bytes, if they are not a value of this type, or if the system
+    /// refuses the memory for a `Vec` or a `String`; for other types it aborts the process, as usual. How much
+    /// of `input` is left after an error is unspecified.
     fn decode(input: &mut &[u8]) -> Result<Self, Error>;
 
     /// The least number of bytes that a value of the type takes, as far as that is known.
@@ -126,8 +128,12 @@ pub trait Wire: Sized {
     /// Decodes `count` items. Numbers are decoded at the speed of memory.
     #[doc(hidden)]
     fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<Self>, Error> {
-        let mut items = Vec::with_capacity(count.min(RESERVE_BYTES_MAX / size_of::<Self>().max(1)));
+        let trusted = RESERVE_BYTES_MAX / size_of::<Self>().max(1);
+        let mut items = room_for(count.min(trusted))?;
         for _ in 0..count {
+            if items.len() == items.capacity() {
+                items.try_reserve(1).map_err(no_memory)?;
+            }
             items.push(Self::decode(input)?);
         }
         Ok(items)
@@ -170,6 +176,21 @@ fn take<'a, T: Wire>(count: usize, input: &mut &'a [u8]) -> Result<&'a [u8], Err
     };
     *input = rest;
     Ok(taken)
+}
+
+/// An empty `Vec` for this many elements.
+#[inline]
+fn room_for<T>(count: usize) -> Result<Vec<T>, Error> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(count).map_err(no_memory)?;
+    Ok(room)
+}
+
+/// Where there is memory for the encoded elements, there may be none for the elements. That must not abort the
+/// process.
+#[cold]
+fn no_memory(_: TryReserveError) -> Error {
+    Error::new(ErrorKind::Codec, "no memory for the decoded elements")
 }
 
 /// Panics unless these are `N` bytes.

@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{self, resume_unwind};
-use std::path::Path;
 use std::process::{self, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,7 +32,8 @@ scenarios! {
     n05_started_call_is_never_rerun_though_its_start_was_not_heard;
     n04_out_of_memory;
     n04_out_of_memory_before_the_start;
-    n04_out_of_memory_for_the_result in "export MALLOC_ARENA_MAX=1; ulimit -S -v 300000";
+    n04_out_of_memory_for_the_result in "export MALLOC_ARENA_MAX=1; ulimit -S -v 200000";
+    n04_out_of_memory_for_the_decoded_result in "export MALLOC_ARENA_MAX=1; ulimit -S -v 450000";
     n27_panic_hook_of_the_function;
     n28_panic_that_no_hook_sees;
     n31_grandchild_does_not_hide_death;
@@ -321,16 +321,41 @@ fn fill(bytes: usize) -> Vec<u8> {
     vec![1; bytes]
 }
 
-/// The worker has enough memory for the result, but the program does not.
+fn fill_with_numbers(bytes: usize) -> Vec<u64> {
+    vec![1; bytes / 8]
+}
+
+fn fill_with_blocks(bytes: usize) -> Vec<[u8; 1 << 16]> {
+    vec![[1; 1 << 16]; bytes >> 16]
+}
+
+/// The workers have enough memory, whatever the program has.
+fn rich_workers() -> Config {
+    workers(1).worker_command(|executable| worker_after("ulimit -S -v unlimited", executable))
+}
+
 fn n04_out_of_memory_for_the_result() {
-    let rich = |executable: &Path| worker_after("ulimit -S -v unlimited", executable);
-    install(workers(1).worker_command(rich));
-    let error = assert_kind(
-        cpu(fill, (256 << 20,)).result().map(drop),
-        ErrorKind::WorkerLost,
-    );
+    install(rich_workers());
+    let result = cpu(fill, (256 << 20,)).result().map(drop);
+    let error = assert_kind(result, ErrorKind::WorkerLost);
     assert_says(&error, &["`fill`", "memory"]);
     assert_eq!(cpu(fill, (1 << 20,)).result().unwrap().len(), 1 << 20);
+}
+
+/// The program has enough memory for the bytes of the result, but not for the value as well.
+fn n04_out_of_memory_for_the_decoded_result() {
+    install(rich_workers());
+    let worker = cpu(pid, ()).result().unwrap();
+    for result in [
+        cpu(fill, (256 << 20,)).result().map(drop),
+        cpu(fill_with_numbers, (256 << 20,)).result().map(drop),
+        cpu(fill_with_blocks, (256 << 20,)).result().map(drop),
+    ] {
+        let error = assert_kind(result, ErrorKind::Codec);
+        assert_says(&error, &["`fill", "memory"]);
+    }
+    assert_eq!(cpu(fill, (1 << 20,)).result().unwrap().len(), 1 << 20);
+    assert_eq!(cpu(pid, ()).result().unwrap(), worker);
 }
 
 fn panic_without_hook() {
@@ -661,6 +686,8 @@ unsync::register!(
     allocate,
     measure,
     fill,
+    fill_with_blocks,
+    fill_with_numbers,
     panic_without_hook,
     unwind_by_hand,
     leave_a_child_and_die,

@@ -19,7 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::super::transport;
 use super::{
-    LENGTH, Level, Wire, array, decode_collection, encode_collection, encode_slice, expected, take,
+    LENGTH, Level, Wire, array, decode_collection, encode_collection, encode_slice, expected,
+    room_for, take,
 };
 use crate::error::Error;
 
@@ -44,7 +45,10 @@ impl Wire for u8 {
     }
 
     fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<u8>, Error> {
-        take::<u8>(count, input).map(<[u8]>::to_vec)
+        let bytes = take::<u8>(count, input)?;
+        let mut items = room_for(count)?;
+        items.extend_from_slice(bytes);
+        Ok(items)
     }
 
     #[inline]
@@ -90,7 +94,9 @@ macro_rules! numbers {
 
             fn decode_all(count: usize, input: &mut &[u8]) -> Result<Vec<$number>, Error> {
                 let bytes = take::<Self>(count, input)?.chunks_exact(Self::BYTES_MIN);
-                Ok(bytes.map(|bytes| $number::from_le_bytes(array(bytes))).collect())
+                let mut items = room_for(count)?;
+                items.extend(bytes.map(|bytes| $number::from_le_bytes(array(bytes))));
+                Ok(items)
             }
 
             #[inline]
