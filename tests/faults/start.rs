@@ -426,7 +426,10 @@ fn n43_worker_that_gets_no_thread_waits_for_the_living() {
     for call in queued {
         assert_eq!(call.result().unwrap(), worker);
     }
-    assert_eq!(notes(&proof), [0, 1, 2, 3, 4]);
+    // One more worker may have been tried, and had the first of them until it was refused.
+    let mut proofs = notes(&proof);
+    proofs.sort();
+    assert_eq!(proofs, [0, 1, 2, 3, 4]);
 }
 
 /// Runs as a user other than root, whose workers may have no process but themselves, threads included.
