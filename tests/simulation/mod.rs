@@ -469,7 +469,7 @@ impl World {
             format!("call {id} is not over and cannot be stopped")
         });
         self.after(
-            2 * self.limits.cancel_grace + 8 * SECOND,
+            2 * self.limits.cancel_grace + 10 * SECOND,
             Event::Overdue(id),
         );
     }

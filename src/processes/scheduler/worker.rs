@@ -267,11 +267,12 @@ impl<C: Clone, W: Clone> Worker<C, W> {
     }
 
     pub(super) fn kill(&mut self, now: Instant) {
-        // A relay whose write to a frozen worker blocks learns nothing from here, and kills the worker when it
-        // finds out by itself. Only then is it certain that the call has not begun, and may begin elsewhere.
+        // Only the word of its relay makes it certain that a call has not begun, and may begin elsewhere. The
+        // relay may be slow to learn of this: where its write to a frozen worker blocks, it does by itself.
         let wanted = self.in_flight.iter().any(|entry| entry.stop.is_none());
-        let again = match (self.phase, self.place) {
-            (Phase::Loading, 1..) if wanted => now + FROZEN,
+        let was_killed = matches!(self.phase, Phase::Killed { .. });
+        let again = match self.place {
+            1.. if wanted && !was_killed => now + FROZEN,
             _ => now + CHECK,
         };
         self.phase = match self.phase {
