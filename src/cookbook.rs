@@ -345,7 +345,7 @@
 //!
 //! [`memory_per_worker`](crate::Config::memory_per_worker) replaces a worker after a call that left it too
 //! large. For a limit during the call, start workers under `prlimit`, which is part of util-linux on Linux:
-//! an allocation of the function that fails aborts the worker, and its call fails as
+//! if an allocation in the function fails, the worker aborts, and its call fails as
 //! [`WorkerLost`](crate::ErrorKind::WorkerLost).
 //!
 //! ```standalone_crate

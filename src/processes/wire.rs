@@ -108,9 +108,9 @@ pub trait Wire: Sized {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Codec`] if there are too few bytes, if they are not a value of this type, or if the system
-    /// refuses the memory for a `Vec` or a `String`; for other types it aborts the process, as usual. How much
-    /// of `input` is left after an error is unspecified.
+    /// [`ErrorKind::Codec`] if there are too few bytes, if they are not a value of this type, or if there is no
+    /// memory for a `Vec` or a `String`. Where another type gets no memory, the process aborts, as is usual in
+    /// Rust. How much of `input` is left after an error is unspecified.
     fn decode(input: &mut &[u8]) -> Result<Self, Error>;
 
     /// The least number of bytes that a value of the type takes, as far as that is known.
