@@ -51,6 +51,8 @@ const READY: &str = "\u{1}unsync::ready\u{1}";
 
 /// How long a launcher whose relay has ended may take to end. A relay checks on its worker at least this often.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long a relay may take to report how its worker ended, even on a machine that stands still for seconds.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No host is further away than this. On a busy host, an answer may take longer.
 const TRIP_MAX: Duration = Duration::from_millis(250);
 
@@ -326,7 +328,7 @@ impl Relay {
     /// Ends the worker of a parent that is gone.
     fn kill(&self) {
         // Perhaps nobody reads what is still to be written.
-        worker::abort_soon();
+        worker::abort_after(REPORT_TIMEOUT);
         let _ = lock(&self.child).kill();
     }
 

@@ -1446,6 +1446,10 @@ mod tests {
             assert_eq!(kills(&pool.wait(SECOND)), []);
             assert_eq!(kills(&pool.wait(SECOND)), [1]);
             assert_eq!(kills(&pool.wait(CHECK)), [1], "something holds its link");
+            pool.now += CHECK * 2;
+            let late = pool.act(|state, now| state.check(now, |_| false));
+            assert_eq!(kills(&[late]), [], "this process stood still");
+            assert_eq!(kills(&pool.wait(CHECK)), [1]);
             let _ = pool.exit(1, true);
             assert_eq!(pool.queued(), [1]);
         }

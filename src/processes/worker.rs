@@ -324,15 +324,15 @@ fn prefer_to_be_killed() {
 /// Nothing here may keep the process alive: neither a standard error that nobody reads, nor an exit handler
 /// of the process.
 pub(super) fn leave(why: Option<&str>) -> ! {
-    abort_soon();
+    abort_after(Duration::from_secs(2));
     why.into_iter().for_each(transport::log);
     process::exit(i32::from(why.is_some()))
 }
 
-/// Ends the process in two seconds, unless it ends before.
-pub(super) fn abort_soon() {
-    let watchdog = || {
-        thread::sleep(Duration::from_secs(2));
+/// Ends the process after this long, unless it ends before.
+pub(super) fn abort_after(limit: Duration) {
+    let watchdog = move || {
+        thread::sleep(limit);
         process::abort();
     };
     if start("abort", None, Box::new(watchdog)).is_err() {

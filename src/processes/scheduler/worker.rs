@@ -270,16 +270,22 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         // Only the word of its relay makes it certain that a call has not begun, and may begin elsewhere. The
         // relay may be slow to learn of this: where its write to a frozen worker blocks, it does by itself.
         let wanted = self.in_flight.iter().any(|entry| entry.stop.is_none());
-        let was_killed = matches!(self.phase, Phase::Killed { .. });
+        let due = match self.phase {
+            Phase::Killed { again } => Some(again),
+            _ => None,
+        };
         let again = match self.place {
-            1.. if wanted && !was_killed => now + FROZEN,
+            1.. if wanted && due.is_none() => now + FROZEN,
             _ => now + CHECK,
         };
         self.phase = match self.phase {
             Phase::Leaving { .. } => Phase::Leaving { by: again },
             _ => Phase::Killed { again },
         };
-        self.outbox.push(Action::Kill);
+        // If this process stood still, so did perhaps the relay.
+        if due.is_none_or(|due| now <= due + CHECK / 2) {
+            self.outbox.push(Action::Kill);
+        }
     }
 
     /// Has an idle worker end by itself.
