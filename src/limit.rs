@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use crate::ambient::try_spawn;
-use crate::error::{Error, Origin, discard, lock};
+use crate::error::{Error, Origin, discard, lock, next_number};
 use crate::processes::registry::assert_captures_nothing;
 use crate::processes::{self, CallHandle, Entrypoint, Wire, is_worker};
 use crate::slot::trampoline;
@@ -66,11 +66,10 @@ impl Limit {
         assert!(at_once > 0, "under a limit of 0 nothing would ever run");
         let semaphore = Arc::new(Semaphore {
             at_once,
+            last_place: Mutex::new(0),
             state: Mutex::new(State {
                 free: at_once,
-                next: 0,
-                waiting: VecDeque::new(),
-                empty: 0,
+                ..State::default()
             }),
         });
         threads::also_refuse(take_waiting);
@@ -219,14 +218,14 @@ fn take_waiting() -> Vec<Queued> {
 
 struct Semaphore {
     at_once: usize,
+    last_place: Mutex<u64>,
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
     /// Above zero only while nobody waits.
     free: usize,
-    /// The next place.
-    next: u64,
     /// The places in the queue, in order, and how to start each when it is its turn; `None` for work that is
     /// gone.
     waiting: VecDeque<(u64, Option<Start>)>,
@@ -240,7 +239,7 @@ enum Start {
     /// With the function that submits it, so that a limit on jobs links no process pool.
     Call(CallHandle, fn(CallHandle)),
     Task(Waker),
-    /// Work that is still being prepared, or a task that has not been polled yet: it will see the permit.
+    /// A task that has not been polled yet: it will see the permit.
     Unasked,
 }
 
@@ -269,21 +268,21 @@ impl Semaphore {
 
     /// Gives a permit to `hold`, which puts it into the work. Starts the work now or when it is its turn.
     fn permit<T>(self: &Arc<Semaphore>, hold: impl FnOnce(Permit) -> (T, Start)) -> T {
-        // Two short locks, with the allocation of the work between them: the threads that release permits
-        // want the lock too, and sleep where it is held for long.
-        let place = self.lock().enqueue();
+        let place = next_number(&self.last_place);
         let semaphore = Arc::clone(self);
+        // The work is allocated before the lock: the threads that release permits want the lock too, and
+        // sleep where it is held for long.
         let (held, start) = hold(Permit { semaphore, place });
         let mut state = self.lock();
         // In a shutdown nothing is to wait: those whose turn it is may never end.
-        let set = match threads::is_closed() {
-            true => Err(start),
-            false => state.set(place, start),
+        let start = if threads::is_closed() {
+            state.enqueue(place, Start::Unasked);
+            Some(start)
+        } else {
+            state.enqueue(place, start)
         };
         drop(state);
-        if let Err(start) = set {
-            start.run();
-        }
+        start.into_iter().for_each(Start::run);
         held
     }
 }
@@ -292,16 +291,19 @@ impl Semaphore {
 const KEPT: usize = 4096;
 
 impl State {
-    /// Gives out the next place, with a permit if one is free.
-    fn enqueue(&mut self) -> u64 {
-        let place = self.next;
-        self.next += 1;
+    /// Returns `start` if a permit is free, and otherwise puts it into the queue.
+    fn enqueue(&mut self, place: u64, start: Start) -> Option<Start> {
         if self.free > 0 {
             self.free -= 1;
-        } else {
-            self.waiting.push_back((place, Some(Start::Unasked)));
+            return Some(start);
         }
-        place
+        let at = match self.waiting.back() {
+            // Another thread has overtaken this one since it got its place.
+            Some((last, _)) if place < *last => self.waiting.partition_point(|(at, _)| *at < place),
+            _ => self.waiting.len(),
+        };
+        self.waiting.insert(at, (place, Some(start)));
+        None
     }
 
     /// Says how to start what waits in this place; returns what was said before. Fails with `start` for work
@@ -390,15 +392,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whoever_is_overtaken_still_gets_its_place() {
+        let mut state = State::default();
+        for place in [1, 4, 2, 3] {
+            assert!(state.enqueue(place, Start::Unasked).is_none());
+        }
+        let places = state.waiting.iter().map(|(place, _)| *place);
+        assert!(places.eq(1..=4));
+        assert!((1..=4).all(|place| state.leave(place).is_some()));
+    }
+
+    #[test]
     fn the_places_of_what_is_gone_take_little_memory() {
-        let mut state = State {
-            free: 0,
-            next: 0,
-            waiting: VecDeque::new(),
-            empty: 0,
-        };
+        let mut state = State::default();
         for place in 0..1_000 {
-            assert_eq!(state.enqueue(), place);
+            assert!(state.enqueue(place, Start::Unasked).is_none());
             // The first keeps waiting.
             if place > 0 {
                 assert!(state.leave(place).is_some());
@@ -410,7 +418,7 @@ mod tests {
         assert_eq!((state.free, state.waiting.len(), state.empty), (1, 0, 0));
 
         state.free = 0;
-        (0..100_000).for_each(|_| _ = state.enqueue());
+        (0..100_000).for_each(|place| _ = state.enqueue(place, Start::Unasked));
         while state.release().is_some() {}
         assert!(state.waiting.capacity() <= 2 * KEPT);
     }
