@@ -51,8 +51,6 @@ const READY: &str = "\u{1}unsync::ready\u{1}";
 
 /// How long a launcher whose relay has ended may take to end. A relay checks on its worker at least this often.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long a relay may take to report how its worker ended, even on a machine that stands still for seconds.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No host is further away than this. On a busy host, an answer may take longer.
 const TRIP_MAX: Duration = Duration::from_millis(250);
 
@@ -288,6 +286,7 @@ impl Relay {
         let (mut is_lost, mut is_reaped) = (false, false);
         let (mut heard, mut pinged) = (Instant::now(), Instant::now());
         while !ended.wait(GRACE.min(pulse)) {
+            let was_lost = is_lost;
             if self.heard.swap(false, Ordering::Relaxed) {
                 heard = Instant::now();
             }
@@ -296,7 +295,7 @@ impl Relay {
                 pinged = Instant::now();
                 is_lost |= self.ping().is_err();
             }
-            if is_lost {
+            if is_lost && !was_lost {
                 self.kill();
             }
             let has_ended = procfs::has_ended(pid).unwrap_or_else(|| {
@@ -328,7 +327,7 @@ impl Relay {
     /// Ends the worker of a parent that is gone.
     fn kill(&self) {
         // Perhaps nobody reads what is still to be written.
-        worker::abort_after(REPORT_TIMEOUT);
+        worker::abort_soon();
         let _ = lock(&self.child).kill();
     }
 

@@ -66,6 +66,8 @@ const CHECK: Duration = Duration::from_secs(1);
 /// A worker that owes an answer for this long is frozen. On a busy machine, a healthy worker or the thread
 /// that reads from it may get no processor for a second.
 const FROZEN: Duration = Duration::from_secs(3);
+/// How long a relay may take to report the end of its worker, if calls depend on that.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker that is told to end may take.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The index of this machine among the places.
@@ -1443,13 +1445,9 @@ mod tests {
             let _ = pool.hear(1, Heard::ClearToSend);
             let frozen = pool.wait(61 * SECOND);
             assert_eq!(kills(&frozen), [1]);
-            assert_eq!(kills(&pool.wait(SECOND)), []);
+            assert_eq!(kills(&pool.wait(REPORT_TIMEOUT - 2 * SECOND)), []);
             assert_eq!(kills(&pool.wait(SECOND)), [1]);
             assert_eq!(kills(&pool.wait(CHECK)), [1], "something holds its link");
-            pool.now += CHECK * 2;
-            let late = pool.act(|state, now| state.check(now, |_| false));
-            assert_eq!(kills(&[late]), [], "this process stood still");
-            assert_eq!(kills(&pool.wait(CHECK)), [1]);
             let _ = pool.exit(1, true);
             assert_eq!(pool.queued(), [1]);
         }

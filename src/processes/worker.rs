@@ -324,15 +324,16 @@ fn prefer_to_be_killed() {
 /// Nothing here may keep the process alive: neither a standard error that nobody reads, nor an exit handler
 /// of the process.
 pub(super) fn leave(why: Option<&str>) -> ! {
-    abort_after(Duration::from_secs(2));
+    abort_soon();
     why.into_iter().for_each(transport::log);
     process::exit(i32::from(why.is_some()))
 }
 
-/// Ends the process after this long, unless it ends before.
-pub(super) fn abort_after(limit: Duration) {
-    let watchdog = move || {
-        thread::sleep(limit);
+/// Aborts the process in two seconds, unless it ends before.
+pub(super) fn abort_soon() {
+    let watchdog = || {
+        // In parts: a machine that stands still uses up one of them at most.
+        (0..20).for_each(|_| thread::sleep(Duration::from_millis(100)));
         process::abort();
     };
     if start("abort", None, Box::new(watchdog)).is_err() {

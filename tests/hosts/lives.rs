@@ -147,8 +147,8 @@ fn worker_is_killed_while_the_way_up_is_slow() {
     until("the worker ends", || is_dead(guest.process));
     // This is written to it.
     assert!(call.cancel());
-    // A relay that takes this for the end of its parent waits five seconds, and no longer.
-    thread::sleep(Duration::from_secs(8));
+    // A relay that takes this for the end of its parent waits two seconds, and no longer.
+    thread::sleep(Duration::from_secs(4));
     signal("CONT", pipe);
     let error = call.result().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");

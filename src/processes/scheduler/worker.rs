@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::effects::{Action, Outcome};
-use super::{CHECK, FROZEN, HERE, Limits, RETIRE_TIMEOUT, WINDOW};
+use super::{CHECK, FROZEN, HERE, Limits, REPORT_TIMEOUT, RETIRE_TIMEOUT, WINDOW};
 use crate::stop::Reason;
 
 /// What a frame counts for besides its bytes: a system charges a small write up to five times its bytes, and
@@ -270,22 +270,16 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         // Only the word of its relay makes it certain that a call has not begun, and may begin elsewhere. The
         // relay may be slow to learn of this: where its write to a frozen worker blocks, it does by itself.
         let wanted = self.in_flight.iter().any(|entry| entry.stop.is_none());
-        let due = match self.phase {
-            Phase::Killed { again } => Some(again),
-            _ => None,
-        };
+        let was_killed = matches!(self.phase, Phase::Killed { .. });
         let again = match self.place {
-            1.. if wanted && due.is_none() => now + FROZEN,
+            1.. if wanted && !was_killed => now + REPORT_TIMEOUT,
             _ => now + CHECK,
         };
         self.phase = match self.phase {
             Phase::Leaving { .. } => Phase::Leaving { by: again },
             _ => Phase::Killed { again },
         };
-        // If this process stood still, so did perhaps the relay.
-        if due.is_none_or(|due| now <= due + CHECK / 2) {
-            self.outbox.push(Action::Kill);
-        }
+        self.outbox.push(Action::Kill);
     }
 
     /// Has an idle worker end by itself.
