@@ -218,6 +218,7 @@ fn take_waiting() -> Vec<Queued> {
 
 struct Semaphore {
     at_once: usize,
+    /// The last place that was given out.
     last_place: Mutex<u64>,
     state: Mutex<State>,
 }
@@ -239,7 +240,8 @@ enum Start {
     /// With the function that submits it, so that a limit on jobs links no process pool.
     Call(CallHandle, fn(CallHandle)),
     Task(Waker),
-    /// A task that has not been polled yet: it will see the permit.
+    /// There is nothing to do: a task that has not been polled yet will see the permit, and a shutdown refuses
+    /// what it has taken out.
     Unasked,
 }
 
@@ -266,12 +268,13 @@ impl Semaphore {
         lock(&self.state)
     }
 
-    /// Gives a permit to `hold`, which puts it into the work. Starts the work now or when it is its turn.
+    /// Gives a permit to `hold`, which puts it into the work and must not drop it. Starts the work now or when
+    /// it is its turn.
     fn permit<T>(self: &Arc<Semaphore>, hold: impl FnOnce(Permit) -> (T, Start)) -> T {
         let place = next_number(&self.last_place);
         let semaphore = Arc::clone(self);
         // The work is allocated before the lock: the threads that release permits want the lock too, and
-        // sleep where it is held for long.
+        // sleep if it is held for long.
         let (held, start) = hold(Permit { semaphore, place });
         let mut state = self.lock();
         // In a shutdown nothing is to wait: those whose turn it is may never end.
@@ -297,11 +300,10 @@ impl State {
             self.free -= 1;
             return Some(start);
         }
-        let at = match self.waiting.back() {
-            // Another thread has overtaken this one since it got its place.
-            Some((last, _)) if place < *last => self.waiting.partition_point(|(at, _)| *at < place),
-            _ => self.waiting.len(),
-        };
+        // Threads that got their places later may have come first.
+        let places = self.waiting.iter().rev().map(|(place, _)| *place);
+        let later = places.take_while(|other| *other > place).count();
+        let at = self.waiting.len() - later;
         self.waiting.insert(at, (place, Some(start)));
         None
     }
@@ -316,7 +318,7 @@ impl State {
     }
 
     fn place(&mut self, place: u64) -> Option<&mut Option<Start>> {
-        // What has its permit came before the first in the queue. Most who ask have theirs.
+        // What comes before the first in the queue has its permit. Most who ask have theirs.
         if place < self.waiting.front()?.0 {
             return None;
         }
@@ -399,7 +401,13 @@ mod tests {
         }
         let places = state.waiting.iter().map(|(place, _)| *place);
         assert!(places.eq(1..=4));
-        assert!((1..=4).all(|place| state.leave(place).is_some()));
+        for _ in 0..4 {
+            assert!(state.release().is_some());
+        }
+        // The fourth has its permit, and now comes behind the first in the queue.
+        assert!(state.enqueue(0, Start::Unasked).is_none());
+        assert!(state.leave(4).is_none());
+        assert!(state.leave(0).is_some());
     }
 
     #[test]

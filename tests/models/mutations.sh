@@ -274,15 +274,15 @@ mutation "pool: a shutdown does not wait for a sweep" threads/mod.rs "pool: canc
     CLOSED.store(true, Ordering::Relaxed);
 END
 
-mutation "limit: work that is being prepared does not wait" limit.rs "limit: submit, submit" <<'END'
-            self.waiting.push_back((place, Some(Start::Unasked)));
+mutation "limit: work that waits is forgotten" limit.rs "limit: submit, submit" <<'END'
+        self.waiting.insert(at, (place, Some(start)));
 ---
 END
 
-mutation "limit: work that comes late misses its permit" limit.rs "limit: submit, submit" <<'END'
-            None => Err(start),
+mutation "limit: work with a permit is not started" limit.rs "limit: submit, submit" <<'END'
+            return Some(start);
 ---
-            None => Ok(start),
+            return None;
 END
 
 mutation "limit: the cancelled keep their place" limit.rs "limit: release, cancel" <<'END'
@@ -295,9 +295,9 @@ mutation "limit: the cancelled keep their place" limit.rs "limit: release, cance
 END
 
 mutation "limit: work that comes during a shutdown waits" limit.rs "limit: submit, close" <<'END'
-        let set = match threads::is_closed() {
+        let start = if threads::is_closed() {
 ---
-        let set = match false {
+        let start = if false {
 END
 
 mutation "limit: what waits is forgotten in a shutdown" threads/mod.rs "limit: submit, close" <<'END'
