@@ -60,8 +60,9 @@ impl Wire for u8 {
 }
 
 /// Many numbers are encoded in blocks of this many bytes. A block starts as zeros, which are still in the
-/// cache when the numbers overwrite them.
-const BLOCK: usize = 4096;
+/// cache when the numbers overwrite them. Larger blocks are copied by `rep movsb` in glibc, which is slow on
+/// some processors.
+const BLOCK: usize = 1024;
 
 /// The code for a single number is `#[inline]`, for generic code in the caller's crate that handles one after
 /// another. The code for many is written so that the compiler turns it into a plain copy.
