@@ -119,8 +119,9 @@ static STATE: Mutex<State> = Mutex::new(State {
 static CLAIMED: Condvar = Condvar::new();
 /// Set under the lock by a shutdown, for good: all jobs count as cancelled then.
 static CLOSED: AtomicBool = AtomicBool::new(false);
-/// The length of the queue, to be read without the lock.
-static QUEUED: AtomicUsize = AtomicUsize::new(0);
+/// Whether a job is queued, to be read without the lock. Written when that changes and not for each job, which
+/// would take its cache line from the thread that spins.
+static QUEUED: AtomicBool = AtomicBool::new(false);
 
 struct State {
     queue: VecDeque<Queued>,
@@ -183,7 +184,9 @@ pub(crate) fn submit(queued: Queued) {
         return queued.job.refuse(shut_down());
     }
     state.queue.push_back(queued);
-    QUEUED.store(state.queue.len(), Ordering::Relaxed);
+    if state.queue.len() == 1 {
+        QUEUED.store(true, Ordering::Relaxed);
+    }
     let action = state.assign();
     drop(state);
     carry_out(action);
@@ -246,7 +249,7 @@ fn end_stop(is_empty: bool) {
     }
     state.queue.shrink_to(QUEUE_KEPT);
     state.finished += cancelled.len() as u64;
-    QUEUED.store(state.queue.len(), Ordering::Relaxed);
+    QUEUED.store(!state.queue.is_empty(), Ordering::Relaxed);
     drop(report_idle(state));
     // Each may be the last owner of what its job left.
     cancelled.into_iter().for_each(discard);
@@ -300,7 +303,7 @@ fn refused(error: &io::Error) {
 /// Fails all queued jobs.
 fn refuse_all(mut state: Guard, error: &dyn Fn() -> Error) {
     let queue = mem::take(&mut state.queue);
-    QUEUED.store(0, Ordering::Relaxed);
+    QUEUED.store(false, Ordering::Relaxed);
     state.stopping += 1;
     drop(state);
     for Queued { job, .. } in queue {
@@ -354,7 +357,7 @@ fn serve(mut state: Guard, place: usize) -> Guard {
             state.counts.spinning = true;
             drop(state);
             static SPIN: Spin = Spin::new();
-            SPIN.attempt(|| (QUEUED.load(Ordering::Relaxed) > 0).then_some(()));
+            SPIN.attempt(|| QUEUED.load(Ordering::Relaxed).then_some(()));
             state = lock(&STATE);
             state.counts.spinning = false;
         }
@@ -380,7 +383,9 @@ fn run_jobs(mut state: Guard, place: usize) -> Guard {
         let Some(Queued { job, origin }) = state.queue.pop_front() else {
             break;
         };
-        QUEUED.store(state.queue.len(), Ordering::Relaxed);
+        if state.queue.is_empty() {
+            QUEUED.store(false, Ordering::Relaxed);
+        }
         let action = state.assign();
         state.running[place] = Some((origin, now));
         drop(state);
@@ -391,7 +396,10 @@ fn run_jobs(mut state: Guard, place: usize) -> Guard {
         state = lock(&STATE);
         state.running[place] = None;
         state.finished += 1;
-        state.counts.long &= took >= LONG;
+        // Not written for each job either.
+        if state.counts.long && took < LONG {
+            state.counts.long = false;
+        }
     }
     if state.queue.is_empty() && state.queue.capacity() > QUEUE_KEPT {
         state.queue = VecDeque::new();
