@@ -300,10 +300,11 @@ impl State {
             self.free -= 1;
             return Some(start);
         }
-        // Threads that got their places later may have come first.
-        let places = self.waiting.iter().rev().map(|(place, _)| *place);
-        let later = places.take_while(|other| *other > place).count();
-        let at = self.waiting.len() - later;
+        let at = match self.waiting.back() {
+            // Threads that got their places later have come first.
+            Some((last, _)) if place < *last => self.waiting.partition_point(|(at, _)| *at < place),
+            _ => self.waiting.len(),
+        };
         self.waiting.insert(at, (place, Some(start)));
         None
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::effects::{Action, Outcome};
-use super::{CHECK, FROZEN, HERE, Limits, REPORT_TIMEOUT, RETIRE_TIMEOUT, WINDOW};
+use super::{CHECK, FROZEN, HERE, Limits, RETIRE_TIMEOUT, WINDOW};
 use crate::stop::Reason;
 
 /// What a frame counts for besides its bytes: a system charges a small write up to five times its bytes, and
@@ -272,7 +272,7 @@ impl<C: Clone, W: Clone> Worker<C, W> {
         let wanted = self.in_flight.iter().any(|entry| entry.stop.is_none());
         let was_killed = matches!(self.phase, Phase::Killed { .. });
         let again = match self.place {
-            1.. if wanted && !was_killed => now + REPORT_TIMEOUT,
+            1.. if wanted && !was_killed => now + FROZEN,
             _ => now + CHECK,
         };
         self.phase = match self.phase {
