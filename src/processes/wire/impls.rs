@@ -60,8 +60,8 @@ impl Wire for u8 {
 }
 
 /// Many numbers are encoded in blocks of this many bytes. A block starts as zeros, which are still in the
-/// cache when the numbers overwrite them. Larger blocks are copied by `rep movsb` in glibc, which is slow on
-/// some processors.
+/// cache when the numbers overwrite them. From 2 to 8 KiB, depending on the processor, glibc copies by
+/// `rep movsb`, which some processors do slowly.
 const BLOCK: usize = 1024;
 
 /// The code for a single number is `#[inline]`, for generic code in the caller's crate that handles one after
